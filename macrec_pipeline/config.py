@@ -1,0 +1,279 @@
+"""The settings of every stage: one frozen pydantic tree, its presets, and how overrides are laid over them.
+
+A stage function receives its own section, never the whole tree. Every field has bounds and a description; unknown
+names are refused. Symbols: N items, L levels, K codes a level, D embedding, H latent.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from macrec_pipeline.errors import ConfigError
+
+Route = Literal["text", "image"]
+ROUTES: tuple[Route, Route] = ("text", "image")
+
+Task = Literal[
+    "text_to_text",
+    "image_to_image",
+    "text_to_image",
+    "image_to_text",
+    "text_id_to_image_id",
+    "image_id_to_text_id",
+]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RuntimeConfig(Section):
+    """Where the numbers are computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+
+
+class CleaningConfig(Section):
+    """From raw rows to the interactions that are used (MACRec section 4.1: 5-core, chronological)."""
+
+    k_core: int = Field(5, ge=1, description="a user and an item keep at least this many interactions")
+    min_rating: float | None = Field(None, description="rows rated below this go to quarantine; None keeps all")
+    duplicates: Literal["first", "last", "keep"] = Field(
+        "first", description="which of several rows of one user and one item stays; keep: repeat purchases count"
+    )
+
+
+class TextEncoderConfig(Section):
+    """Item texts -> text embeddings."""
+
+    name: str = Field(
+        "packaged:all-minilm-l6-v2",
+        description="packaged:NAME, or sentence-transformers:HUB_NAME_OR_PATH",
+    )
+    batch_size: int = Field(64, ge=1, description="texts a batch")
+    max_tokens: int = Field(192, ge=8, description="tokens a text; the rest is cut off")
+
+
+class ImageEncoderConfig(Section):
+    """Item pictures -> image embeddings."""
+
+    name: str = Field(
+        "packaged:efficientnet-lite0",
+        description="packaged:NAME, timm:MODEL[@WEIGHTS_FILE] or open_clip:MODEL/PRETRAINED_TAG_OR_FILE",
+    )
+    batch_size: int = Field(32, ge=1, description="pictures a batch")
+    max_pixels: int = Field(50_000_000, ge=1, description="a picture with more pixels is refused before decoding")
+
+
+class PseudoLabelConfig(Section):
+    """k-means clusters of the raw embeddings, which give the cross-modal positives."""
+
+    num_clusters: int = Field(512, ge=2, description="clusters a modality; at most half the items are used")
+    num_iterations: int = Field(25, ge=1, description="k-means iterations")
+
+
+class QuantizerConfig(Section):
+    """The cross-modal residual quantizer (MACRec section 3.2)."""
+
+    num_levels: int = Field(4, ge=1, le=8, description="L, codes in a semantic ID")
+    codebook_size: int = Field(256, ge=2, le=65536, description="K, codes a level")
+    latent_dim: int = Field(32, ge=1, description="H, size of a code vector")
+    projection_dim: int = Field(768, ge=1, description="size that each modality is projected to first")
+    hidden_dims: tuple[int, ...] = Field((2048, 1024, 512, 256, 128, 64), description="encoder MLP; mirrored decoder")
+    commitment_weight: float = Field(0.25, ge=0, description="weight of mse(sg(z_q), r)")
+    contrast_from_level: int = Field(3, ge=1, description="first level (1-based) with the cross-modal contrast")
+    contrast_weight: float = Field(0.1, ge=0, description="weight of the layer contrast, a modality")
+    alignment_weight: float = Field(0.001, ge=0, description="weight of the reconstruction alignment")
+    temperature: float = Field(0.1, gt=0, description="InfoNCE temperature of both")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW")
+    batch_size: int = Field(2048, ge=2, description="items a step")
+    num_epochs: int = Field(1000, ge=1, description="passes over the catalogue")
+    evaluate_every: int = Field(10, ge=1, description="epochs between two measurements of the collision rate")
+
+
+class RecommenderConfig(Section):
+    """The generative recommender and its training (MACRec section 3.3)."""
+
+    d_model: int = Field(128, ge=8)
+    d_ff: int = Field(1024, ge=8)
+    d_kv: int = Field(64, ge=4, description="size of an attention head")
+    num_heads: int = Field(6, ge=1)
+    num_encoder_layers: int = Field(4, ge=1)
+    num_decoder_layers: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    history_length: int = Field(20, ge=1, description="most recent items that a history token may look at")
+    encoding: Literal["exact", "item_causal"] = Field(
+        "exact",
+        description="exact: one encoder pass a sample, as published; item_causal: one pass serves all prefixes",
+    )
+    num_prompt_tokens: int = Field(4, ge=0, description="prompt tokens of each cross-modal task")
+    tasks: tuple[Task, ...] = Field(
+        (
+            "text_to_text",
+            "image_to_image",
+            "text_to_image",
+            "image_to_text",
+            "text_id_to_image_id",
+            "image_id_to_text_id",
+        ),
+        min_length=1,
+        description="the two routes, the two crossed ones and the two explicit alignments",
+    )
+    implicit_weight: float = Field(0.01, ge=0, description="weight of the implicit alignment on the ID -> ID tasks")
+    implicit_temperature: float = Field(0.1, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, peak")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    warmup_share: float = Field(0.01, ge=0, lt=1, description="share of the steps that warm up")
+    batch_size: int = Field(4096, ge=1, description="targets a step")
+    num_epochs: int = Field(200, ge=1)
+    max_minutes: float | None = Field(
+        None, gt=0, description="plan the schedule to this wall-clock budget; not reproducible, so off by default"
+    )
+    patience: int = Field(10, ge=1, description="evaluations without a better validation loss before training stops")
+
+    @model_validator(mode="after")
+    def _routes_are_trained(self) -> "RecommenderConfig":
+        if not {"text_to_text", "image_to_image"} & set(self.tasks):
+            raise ValueError("tasks must hold text_to_text, image_to_image or both: they are the retrieval routes")
+        return self
+
+
+class DecodingConfig(Section):
+    """Beam search and route fusion (MACRec section 3.4)."""
+
+    beam_width: int = Field(20, ge=1, le=1000, description="W, beams a route")
+    top_k: int = Field(20, ge=1, le=1000, description="items returned")
+    batch_size: int = Field(256, ge=1, description="users decoded at once")
+
+
+class EvaluationConfig(Section):
+    """The protocol: leave-one-out, full catalogue, every test user."""
+
+    cutoffs: tuple[int, ...] = Field((1, 5, 10, 20), description="k of HR@k and NDCG@k")
+    bootstrap_samples: int = Field(1000, ge=10, description="resamples of the users for the confidence intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    item_knn_history: int = Field(10, ge=1, description="most recent items that item-kNN looks at")
+    num_sample_users: int = Field(12, ge=0, description="users shown with pictures in the report")
+
+
+class PipelineConfig(Section):
+    """Everything that a run of the pipeline may be told."""
+
+    preset: str = Field("default", description="the preset that this was made from")
+    seed: int = Field(20260, ge=0, lt=2**32, description="the one root seed")
+    runtime: RuntimeConfig = RuntimeConfig()
+    cleaning: CleaningConfig = CleaningConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    recommender: RecommenderConfig = RecommenderConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON of the tree, in hexadecimal."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+# What a preset changes in the published settings, section by section.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"recommender": {"encoding": "item_causal"}},
+    "paper": {
+        "text_encoder": {"name": "sentence-transformers:huggyllama/llama-7b"},
+        "image_encoder": {"name": "open_clip:ViT-L-14/openai"},
+    },
+    "demo": {
+        "pseudo_labels": {"num_clusters": 64},
+        "quantizer": {
+            "num_levels": 3,
+            "codebook_size": 32,
+            "projection_dim": 256,
+            "hidden_dims": (512, 256, 128, 64),
+            "batch_size": 512,
+            "num_epochs": 150,
+        },
+        "recommender": {
+            "d_model": 64,
+            "d_ff": 256,
+            "d_kv": 16,
+            "num_heads": 4,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "encoding": "item_causal",
+            "learning_rate": 3e-3,
+            "batch_size": 1024,
+            "num_epochs": 30,
+        },
+    },
+}
+
+
+def resolve_config(preset: str, *layers: Mapping[str, Any]) -> PipelineConfig:
+    """Lay override layers, later ones winning, over a preset.
+
+    Args:
+        preset: a key of `PRESETS`.
+        layers: nested mappings `{section: {field: value}}`; `{"seed": 1}` for a top-level field.
+
+    Raises:
+        ConfigError: an unknown preset, section or field, or a value out of bounds; names each one.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}. Use one of: {', '.join(sorted(PRESETS))}.")
+    merged: dict[str, Any] = {"preset": preset}
+    for layer in (PRESETS[preset], *layers):
+        merged = _merge(merged, layer)
+    try:
+        return PipelineConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"The settings are wrong. {describe_validation_error(error)}") from None
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """Turn `["recommender.num_epochs=3", "seed=1"]` into `{"recommender": {"num_epochs": 3}, "seed": 1}`.
+
+    Values are read as YAML scalars or flow lists. Raises `ConfigError` for anything that is not `path=value`.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set got {assignment!r}; it needs section.field=value, as in seed=7.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {path}: the value {text!r} is not readable as YAML.") from None
+        nested: Any = value
+        for key in reversed(keys):
+            nested = {key: nested}
+        overrides = _merge(overrides, nested)
+    return overrides
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """One line for a person: each wrong field, what was got and why it is refused."""
+    parts = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+        got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+        parts.append(f"{path}: {problem['msg']}{got}")
+    return "; ".join(parts)
+
+
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

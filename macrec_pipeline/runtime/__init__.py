@@ -1,0 +1,1 @@
+"""What every stage may use: seeds, devices, progress, the training loop's common part."""

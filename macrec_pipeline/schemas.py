@@ -1,0 +1,200 @@
+"""Every parquet table of the pipeline: columns, dtypes, invariants. Checked at each write and each read.
+
+Conventions: `item_index` is a row of `items` (0..N-1), `item_id` the shop's own key; times are milliseconds since the
+epoch, UTC. polars is imported by nothing below the stages but this module.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from macrec_pipeline.errors import SchemaError
+
+ANY_WIDTH_VECTOR = "list[float32], all of one length"
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """What a table must look like.
+
+    Attributes:
+        columns: name -> polars dtype, in order; `ANY_WIDTH_VECTOR` for a fixed-width float32 array column.
+        nullable: columns that may hold nulls.
+        unique: column groups whose rows must be distinct.
+        sorted_by: columns by which the rows must be in ascending order.
+    """
+
+    name: str
+    columns: dict[str, Any]
+    nullable: frozenset[str] = frozenset()
+    unique: tuple[tuple[str, ...], ...] = ()
+    sorted_by: tuple[str, ...] = ()
+    description: str = field(default="", compare=False)
+
+    def check(self, table: pl.DataFrame, where: str = "") -> pl.DataFrame:
+        """Return the table unchanged, or raise `SchemaError` that says what is wrong, where, and in which row."""
+        place = f"{self.name}{f' ({where})' if where else ''}"
+        if table.columns != list(self.columns):
+            raise SchemaError(f"{place}: columns are {table.columns}, expected {list(self.columns)}.")
+        for column, expected in self.columns.items():
+            self._check_column(table[column], expected, place)
+        for group in self.unique:
+            repeated = table.select(pl.struct(group).is_duplicated().arg_true().first()).item()
+            if repeated is not None:
+                row = table.row(repeated, named=True)
+                raise SchemaError(f"{place}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
+        if self.sorted_by and not table.select(self.sorted_by).equals(
+            table.select(self.sorted_by).sort(self.sorted_by)
+        ):
+            raise SchemaError(f"{place}: rows must be sorted by {', '.join(self.sorted_by)}.")
+        return table
+
+    def empty(self) -> pl.DataFrame:
+        """A table of this schema without rows."""
+        dtypes = {
+            name: pl.Array(pl.Float32, 1) if dtype is ANY_WIDTH_VECTOR else dtype
+            for name, dtype in self.columns.items()
+        }
+        return pl.DataFrame(schema=dtypes)
+
+    def _check_column(self, column: pl.Series, expected: Any, place: str) -> None:
+        if expected is ANY_WIDTH_VECTOR:
+            if not (isinstance(column.dtype, pl.Array) and column.dtype.inner == pl.Float32):
+                raise SchemaError(f"{place}: column {column.name!r} is {column.dtype}, expected array[float32, D].")
+        elif column.dtype != expected:
+            raise SchemaError(f"{place}: column {column.name!r} is {column.dtype}, expected {expected}.")
+        if column.name not in self.nullable and column.null_count():
+            row = column.is_null().arg_true()[0]
+            raise SchemaError(
+                f"{place}: column {column.name!r} is empty in {column.null_count()} rows, first row {row}."
+            )
+
+
+_STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
+_INTS = pl.List(pl.Int64())
+
+RAW_INTERACTIONS = TableSchema(
+    "raw_interactions",
+    {
+        "user_id": _STRING,
+        "item_id": _STRING,
+        "rating": _FLOAT,
+        "timestamp": _INT,
+        "source_file": _STRING,
+        "source_row": _INT,
+    },
+    nullable=frozenset({"user_id", "item_id", "rating", "timestamp"}),
+    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1.",
+)
+RAW_ITEMS = TableSchema(
+    "raw_items",
+    {
+        "item_id": _STRING,
+        "title": _STRING,
+        "text": _STRING,
+        "image_path": _STRING,
+        "source_file": _STRING,
+        "source_row": _INT,
+    },
+    nullable=frozenset({"item_id", "title", "text", "image_path"}),
+    description="The catalogue as found. image_path is relative to the data folder, null where there is no file.",
+)
+INTERACTIONS = TableSchema(
+    "interactions",
+    {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INT},
+    nullable=frozenset({"rating"}),
+    sorted_by=("user_id", "timestamp", "item_id"),
+    description="What is left after cleaning and the k-core; equal times break by item_id.",
+)
+ITEMS = TableSchema(
+    "items",
+    {
+        "item_index": _INT,
+        "item_id": _STRING,
+        "title": _STRING,
+        "text": _STRING,
+        "image_path": _STRING,
+        "num_interactions": _INT,
+    },
+    nullable=frozenset({"title", "text", "image_path"}),
+    unique=(("item_index",), ("item_id",)),
+    sorted_by=("item_index",),
+    description="The catalogue that is recommended from; item_index is 0..N-1 in the order of item_id.",
+)
+QUARANTINE = TableSchema(
+    "quarantine",
+    {
+        "table": _STRING,
+        "source_file": _STRING,
+        "source_row": _INT,
+        "user_id": _STRING,
+        "item_id": _STRING,
+        "reason": _STRING,
+        "detail": _STRING,
+    },
+    nullable=frozenset({"user_id", "item_id", "detail"}),
+    description="Every row that was dropped, and why.",
+)
+HISTORIES = TableSchema(
+    "histories",
+    {"user_index": _INT, "user_id": _STRING, "item_indices": _INTS, "timestamps": _INTS},
+    unique=(("user_index",), ("user_id",)),
+    sorted_by=("user_index",),
+    description="One row a user, oldest item first. Training part [:-2], validation target [-2], test target [-1].",
+)
+EMBEDDINGS = TableSchema(
+    "embeddings",
+    {"item_index": _INT, "item_id": _STRING, "embedding": ANY_WIDTH_VECTOR, "imputed": _BOOL},
+    unique=(("item_index",), ("item_id",)),
+    sorted_by=("item_index",),
+    description="One row an item; imputed where the item has no such modality. No rows: semantic IDs are given.",
+)
+PSEUDO_LABELS = TableSchema(
+    "pseudo_labels",
+    {"item_index": _INT, "item_id": _STRING, "text_cluster": _INT, "image_cluster": _INT},
+    unique=(("item_index",), ("item_id",)),
+    sorted_by=("item_index",),
+    description="k-means cluster of each item in each modality. No rows: semantic IDs are given.",
+)
+SEMANTIC_IDS = TableSchema(
+    "semantic_ids",
+    {
+        "item_index": _INT,
+        "item_id": _STRING,
+        "text_codes": _INTS,
+        "image_codes": _INTS,
+        "text_moved": _BOOL,
+        "image_moved": _BOOL,
+    },
+    unique=(("item_index",), ("item_id",), ("text_codes",), ("image_codes",)),
+    sorted_by=("item_index",),
+    description="Each item's semantic ID in each modality; moved where collision resolution changed it.",
+)
+PREDICTIONS = TableSchema(
+    "predictions",
+    {
+        "system": _STRING,
+        "exclude_seen": _BOOL,
+        "user_index": _INT,
+        "item_indices": _INTS,
+        "scores": pl.List(pl.Float64()),
+    },
+    unique=(("system", "exclude_seen", "user_index"),),
+    sorted_by=("system", "exclude_seen", "user_index"),
+    description="The top items of the fused model and of each route for every test user, best first.",
+)
+
+TABLES: dict[str, TableSchema] = {
+    "raw_interactions": RAW_INTERACTIONS,
+    "raw_items": RAW_ITEMS,
+    "interactions": INTERACTIONS,
+    "items": ITEMS,
+    "quarantine": QUARANTINE,
+    "histories": HISTORIES,
+    "text_embeddings": EMBEDDINGS,
+    "image_embeddings": EMBEDDINGS,
+    "pseudo_labels": PSEUDO_LABELS,
+    "semantic_ids": SEMANTIC_IDS,
+    "predictions": PREDICTIONS,
+}
