@@ -80,7 +80,7 @@ class DemoSource(Section):
 
 
 class IndexedSource(Section):
-    """The convention of LC-Rec and MQL4GRec: integer ids, ready-made embeddings and semantic IDs. Each may end in .gz."""
+    """LC-Rec and MQL4GRec files: integer ids, ready-made embeddings and semantic IDs. Any may end in .gz."""
 
     reader: Literal["indexed"]
     folder: DataPath
