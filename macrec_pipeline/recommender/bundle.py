@@ -1,0 +1,251 @@
+"""The bundle: everything that serves recommendations, as one folder that a consumer loads without the pipeline.
+
+    bundle.json            what the parts are, their digests, the settings, the catalogue's size
+    model.safetensors      the recommender's weights
+    semantic_ids.safetensors   codes of both modalities and the training popularity of every item
+    catalogue.json         item ids, titles and picture paths, in the order of the item index
+
+A bundle whose parts do not belong together refuses to load. Nothing in it is pickled.
+Shapes: N items, L levels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from macrec_pipeline.errors import RequestError, StorageError
+from macrec_pipeline.recommender.decoding import Decoder, Ranked
+from macrec_pipeline.recommender.model import GenerativeRecommender
+from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.vocabulary import Vocabulary
+from macrec_pipeline.runtime.progress import Progress, quiet_progress
+
+if TYPE_CHECKING:
+    from macrec_pipeline.config import RecommenderConfig
+
+FORMAT_VERSION = 1
+PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The recommendations for one request, best first.
+
+    Attributes:
+        item_ids: the shop's keys, at most k.
+        scores: one an item; comparable within one answer only.
+        fallback: "none", or "popularity" when no item of the history is known.
+    """
+
+    item_ids: list[str]
+    scores: list[float]
+    fallback: str
+
+
+class RecommenderBundle:
+    """A loaded bundle. Make one with `load`.
+
+    Attributes:
+        item_ids: the shop's keys in the order of the item index.
+        catalogue: {"item_id", "title", "image_path"} an item, in that order.
+        description: what `bundle.json` says.
+    """
+
+    def __init__(
+        self, decoder: Decoder, catalogue: list[dict[str, Any]], popularity: np.ndarray, description: dict[str, Any]
+    ) -> None:
+        self._decoder = decoder
+        self.catalogue = catalogue
+        self.description = description
+        self.item_ids: list[str] = [item["item_id"] for item in catalogue]
+        self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        self._by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
+        self._share = popularity / max(1, popularity.sum())
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.item_ids)
+
+    @property
+    def routes(self) -> list[str]:
+        """The retrieval routes that the model was trained for."""
+        return self._decoder.routes
+
+    @staticmethod
+    def write(
+        folder: Path,
+        *,
+        recommender_folder: Path,
+        item_ids: Sequence[str],
+        popularity: np.ndarray,
+        text_codes: np.ndarray,
+        image_codes: np.ndarray,
+        codebook_size: int,
+        decoding: Mapping[str, Any],
+        catalogue: Sequence[Mapping[str, Any]],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Write a bundle into an existing, empty folder; the same parts give the same bytes.
+
+        Args:
+            recommender_folder: what `FittedRecommender.save` wrote.
+            item_ids: N keys in the order of the item index.
+            popularity: int64 [N], interactions of each item in the training parts.
+            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
+            decoding: `DecodingConfig` as a mapping.
+            catalogue: {"title", "image_path"} an item.
+            provenance: data set, digests of what the bundle was made from; kept as it is.
+        """
+        weights = recommender_folder / "model.safetensors"
+        (folder / "model.safetensors").write_bytes(weights.read_bytes())
+        tensors = {"text_codes": text_codes, "image_codes": image_codes, "popularity": popularity}
+        save_file(
+            {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in tensors.items()},
+            folder / "semantic_ids.safetensors",
+        )
+        items = [
+            {"item_id": item_id, "title": item["title"], "image_path": item["image_path"]}
+            for item_id, item in zip(item_ids, catalogue, strict=True)
+        ]
+        (folder / "catalogue.json").write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        description = {
+            "format_version": FORMAT_VERSION,
+            "num_items": len(items),
+            "num_levels": int(text_codes.shape[1]),
+            "codebook_size": codebook_size,
+            "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
+            "decoding": dict(decoding),
+            "provenance": dict(provenance),
+            "parts": {part: _digest(folder / part) for part in PARTS},
+        }
+        (folder / "bundle.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: torch.device | None = None) -> RecommenderBundle:
+        """Load and verify a bundle.
+
+        Raises:
+            StorageError: a part is missing, damaged or from another bundle; names it.
+        """
+        folder, device = Path(folder), device or torch.device("cpu")
+        description = _verified_description(folder)
+        tensors = load_file(folder / "semantic_ids.safetensors")
+        catalogue = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
+        if not len(catalogue) == description["num_items"] == len(tensors["text_codes"]):
+            raise StorageError(
+                f"{folder}: catalogue.json has {len(catalogue)} items and semantic_ids.safetensors "
+                f"{len(tensors['text_codes'])}, but bundle.json says {description['num_items']}."
+            )
+        config = cast("RecommenderConfig", SimpleNamespace(**description["recommender"]))
+        vocabulary = Vocabulary(description["num_levels"], description["codebook_size"], config.num_prompt_tokens)
+        model = GenerativeRecommender(vocabulary, config)
+        model.load_weights(folder / "model.safetensors")
+        codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
+        decoder = Decoder(model.to(device).eval(), ItemCodes(codes))
+        return cls(decoder, catalogue, tensors["popularity"].numpy(), description)
+
+    def recommend(
+        self,
+        histories: Sequence[np.ndarray],
+        *,
+        routes: Sequence[str] = ("fused",),
+        k: int = 10,
+        exclude_seen: bool = False,
+        beam_width: int | None = None,
+        progress: Progress = quiet_progress,
+    ) -> dict[str, list[Ranked]]:
+        """Rank the catalogue for histories of item indices, int64 [T] each, T >= 1, oldest first.
+
+        Returns:
+            For each route one `Ranked` a history. Raises `RequestError` for what cannot be answered.
+        """
+        self._check(routes, k, beam_width)
+        decoding = self.description["decoding"]
+        return self._decoder.rank(
+            histories,
+            routes=routes,
+            top_k=k,
+            beam_width=beam_width or decoding["beam_width"],
+            batch_size=decoding["batch_size"],
+            exclude_seen=exclude_seen,
+            progress=progress,
+        )
+
+    def recommend_ids(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        k: int = 10,
+        route: str = "fused",
+        exclude_seen: bool = False,
+        beam_width: int | None = None,
+    ) -> list[Answer]:
+        """Recommend to histories of item ids, oldest first; ids that the catalogue lacks are skipped.
+
+        A history of which nothing is known gets the most popular items, and the answer says so.
+
+        Raises:
+            RequestError: k, route or beam_width is out of range.
+        """
+        self._check((route,), k, beam_width)
+        known = [
+            np.array([self._index_of[item] for item in history if item in self._index_of], dtype=np.int64)
+            for history in histories
+        ]
+        asked = [history for history in known if len(history)]
+        found = iter(
+            self.recommend(asked, routes=(route,), k=k, exclude_seen=exclude_seen, beam_width=beam_width)[route]
+        )
+        return [self._answer(next(found), "none") if len(history) else self._popular(k) for history in known]
+
+    def _popular(self, k: int) -> Answer:
+        best = self._by_popularity[:k]
+        return self._answer(Ranked(best, self._share[best]), "popularity")
+
+    def _answer(self, ranked: Ranked, fallback: str) -> Answer:
+        return Answer([self.item_ids[index] for index in ranked.item_indices], ranked.scores.tolist(), fallback)
+
+    def _check(self, routes: Sequence[str], k: int, beam_width: int | None) -> None:
+        available = ("fused", *self._decoder.routes)
+        for route in routes:
+            if route not in available:
+                raise RequestError(f"route is {route!r}; this model has {', '.join(available)}.")
+        if not 1 <= k <= self.num_items:
+            raise RequestError(f"k is {k}; it must be from 1 to the catalogue's {self.num_items} items.")
+        if beam_width is not None and not 1 <= beam_width <= self.num_items:
+            raise RequestError(f"beam_width is {beam_width}; it must be from 1 to {self.num_items}.")
+
+
+def _verified_description(folder: Path) -> dict[str, Any]:
+    path = folder / "bundle.json"
+    try:
+        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version, parts = description["format_version"], description["parts"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{path} is missing or not a bundle's description: {error}") from error
+    if version != FORMAT_VERSION:
+        raise StorageError(f"{path} has format {version}; this package reads format {FORMAT_VERSION}.")
+    for part in PARTS:
+        if not (folder / part).is_file():
+            raise StorageError(f"{folder / part} is missing. Materialize `recommender` again, or load another version.")
+        if _digest(folder / part) != parts.get(part):
+            raise StorageError(
+                f"{folder / part} does not belong to this bundle: its SHA-256 is not the one in bundle.json. "
+                "Materialize `recommender` again, or load another version."
+            )
+    return description
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

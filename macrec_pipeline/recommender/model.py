@@ -1,0 +1,223 @@
+"""The generative recommender: T5's weights and layers, run over tensors shaped for this problem.
+
+transformers' `T5ForConditionalGeneration` holds the parameters, so a checkpoint is an ordinary T5 (MACRec section 3.3).
+Its forward pass decodes one sequence for one encoder input; here many targets (the prefixes' next items in training,
+the beams in decoding, the catalogue in exact scoring) are decoded from one encoder pass, so the layers are walked by
+hand. A test holds that the numbers are those of transformers' own forward.
+
+Shapes: B rows, S encoder tokens, J targets a row, L levels, K codes, D d_model, A heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from macrec_pipeline.errors import StorageError
+from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from macrec_pipeline.config import RecommenderConfig
+
+
+class GenerativeRecommender(nn.Module):
+    """T5 over semantic ID tokens.
+
+    Args:
+        vocabulary: the tokens; fixes the embedding's size.
+        config: the sizes; `encoding` and the training settings play no part here.
+        generator: draws the initial weights; None leaves them to be loaded.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, config: RecommenderConfig, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.config = config
+        with _fixed_global_seed(generator):
+            self.t5 = T5ForConditionalGeneration(
+                T5Config(
+                    vocab_size=vocabulary.size,
+                    d_model=config.d_model,
+                    d_kv=config.d_kv,
+                    d_ff=config.d_ff,
+                    num_heads=config.num_heads,
+                    num_layers=config.num_encoder_layers,
+                    num_decoder_layers=config.num_decoder_layers,
+                    dropout_rate=config.dropout,
+                    pad_token_id=PADDING,
+                    eos_token_id=PADDING,
+                )
+            )
+        self.dropout_generator = torch.Generator()
+        for module in list(self.t5.modules()):
+            if isinstance(getattr(module, "dropout", None), nn.Dropout):
+                module.dropout = ByteDropout(config.dropout, self.dropout_generator)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the parameters as safetensors; the tied embedding is written once."""
+        tied = {"t5.encoder.embed_tokens.weight", "t5.decoder.embed_tokens.weight", "t5.lm_head.weight"}
+        state = {name: value.contiguous().cpu() for name, value in self.state_dict().items() if name not in tied}
+        save_file(state, path)
+
+    def load_weights(self, path: Path) -> None:
+        """Read what `save_weights` wrote; raises `StorageError` if it is another model's."""
+        missing, unexpected = self.load_state_dict(load_file(path), strict=False)
+        lacking = [name for name in missing if not name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+        if lacking or unexpected:
+            raise StorageError(f"{path} holds the weights of another model: lacks {lacking}, has {unexpected}.")
+
+    def encode(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode histories.
+
+        Args:
+            tokens: int64 [B, S].
+            mask: bool, broadcastable to [B, 1, S, S]; True where a query may look at a key. None: everywhere.
+
+        Returns:
+            float [B, S, D].
+        """
+        stack: Any = self.t5.encoder
+        states = stack.dropout(self.t5.shared(tokens))  # [B, S, D]
+        bias = _attention_bias(stack, tokens.shape[1], mask)
+        for block in stack.block:
+            states = _self_attention(block, states, bias)
+            states = block.layer[-1](states)
+        return cast(torch.Tensor, stack.dropout(stack.final_layer_norm(states)))
+
+    def decode(self, inputs: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Decode J targets a row from one encoder pass; no target sees another.
+
+        Args:
+            inputs: int64 [B, J, T], start token first, T <= L.
+            memory: float [B, S, D] from `encode`.
+            mask: bool, broadcastable to [B, J, S]; True where a target may look at an encoder token.
+
+        Returns:
+            float [B, J, T, D], scaled so that `code_logits` may follow.
+        """
+        rows, num_targets, length = inputs.shape
+        stack: Any = self.t5.decoder
+        states = stack.dropout(self.t5.shared(inputs.view(rows * num_targets, length)))  # [B*J, T, D]
+        causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
+        bias = _attention_bias(stack, length, causal)
+        if mask is not None:  # one row of the mask for each decoder token of a target
+            mask = mask.unsqueeze(-2).expand(*mask.shape[:-1], length, mask.shape[-1]).flatten(-3, -2).unsqueeze(-3)
+        cross_bias = None if mask is None else _as_bias(mask)
+        for block in stack.block:
+            states = _self_attention(block, states, bias)
+            states = _cross_attention(block, states, memory, cross_bias)
+            states = block.layer[-1](states)
+        states = stack.dropout(stack.final_layer_norm(states))
+        if self.t5.config.scale_decoder_outputs:
+            states = states * self.t5.config.d_model**-0.5
+        return cast(torch.Tensor, states.view(rows, num_targets, length, -1))
+
+    def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int = 0) -> torch.Tensor:
+        """Logits over the K codes of each level: float [..., T, D] -> [..., T, K], for T levels from `first_level`."""
+        words = self.vocabulary
+        start = words.first_code_token(modality) + first_level * words.codebook_size
+        stop = start + states.shape[-2] * words.codebook_size
+        codes = self.t5.shared.weight[start:stop].view(states.shape[-2], words.codebook_size, -1)  # [T, K, D]
+        return torch.einsum("...td,tkd->...tk", states, codes)
+
+    def decoder_inputs(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
+        """Codes int64 [..., T] chosen so far -> decoder inputs int64 [..., T + 1], start token first."""
+        words = self.vocabulary
+        levels = torch.arange(codes.shape[-1], device=codes.device)
+        tokens = codes + levels * words.codebook_size + words.first_code_token(modality)
+        return F.pad(tokens, (1, 0), value=PADDING)
+
+
+class ByteDropout(nn.Module):
+    """Dropout that draws one random byte an element, from a generator of its own.
+
+    Eight decisions a draw: on a CPU the ordinary mask costs as much as the matrix products around it. The rate is
+    rounded to a multiple of 1/256, and the survivors are scaled by the rounded rate, so the expectation is exact.
+    """
+
+    def __init__(self, rate: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dropped = round(rate * 256)
+        self.generator = generator
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """States of any shape, unchanged outside training."""
+        if not (self.training and self.dropped):
+            return states
+        if self.generator.device != states.device:
+            kept = torch.rand_like(states) * 256 >= self.dropped
+        else:
+            words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
+            words.random_(-(2**63), None, generator=self.generator)
+            kept = words.view(torch.uint8)[: states.numel()].view(states.shape) >= self.dropped
+        return states * (kept * (256 / (256 - self.dropped)))
+
+
+class _fixed_global_seed:  # noqa: N801 - reads as a statement
+    """transformers draws initial weights from the global generator: seed it for the while, then put it back."""
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._generator = generator
+
+    def __enter__(self) -> None:
+        self._state = torch.get_rng_state()
+        if self._generator is not None:
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._state)
+
+
+def _attention_bias(stack: Any, length: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """T5's relative position bias, minus infinity where the mask forbids: float [1 or B, A, S, S]."""
+    bias = stack.block[0].layer[0].SelfAttention.compute_bias(length, length)
+    return cast(torch.Tensor, bias if mask is None else bias + _as_bias(mask))
+
+
+def _as_bias(mask: torch.Tensor) -> torch.Tensor:
+    """True -> 0, False -> minus infinity."""
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    layer = block.layer[0]
+    attention = layer.SelfAttention
+    normed = layer.layer_norm(states)
+    query, key, value = (_heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v))
+    return cast(torch.Tensor, states + layer.dropout(attention.o(_attend(query, key, value, bias))))
+
+
+def _cross_attention(block: Any, states: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Every target's tokens [B*J, T, D] look at their row's memory [B, S, D], as one long query a row."""
+    layer = block.layer[1]
+    attention = layer.EncDecAttention
+    normed = layer.layer_norm(states).view(memory.shape[0], -1, memory.shape[2])  # [B, J*T, D]
+    query = _heads(attention, attention.q(normed))
+    key, value = _heads(attention, attention.k(memory)), _heads(attention, attention.v(memory))
+    mixed = attention.o(_attend(query, key, value, bias)).view_as(states)
+    return cast(torch.Tensor, states + layer.dropout(mixed))
+
+
+def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
+    """[B, S, A * d_kv] -> [B, A, S, d_kv]."""
+    return projected.view(*projected.shape[:-1], attention.n_heads, -1).transpose(1, 2)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Attention as T5 does it, unscaled: [B, A, Q, d_kv] over [B, A, S, d_kv] -> [B, Q, A * d_kv].
+
+    Plain on purpose: the fused kernels refuse a bias that is trained and, on the CPU, fall back to something slower.
+    """
+    scores = query @ key.transpose(2, 3)
+    if bias is not None:
+        scores = scores + bias
+    return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)

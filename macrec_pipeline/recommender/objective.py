@@ -1,0 +1,99 @@
+"""The six tasks' loss (MACRec section 3.3): next-item generation, explicit and implicit alignment.
+
+A level's cross-entropy runs over the K codes of that level and modality, which are all that can follow.
+Shapes: B rows, T items read, J targets, S encoder tokens, L levels, K codes, D d_model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from macrec_pipeline.recommender.tasks import Batch, item_causal_masks, padding_mask
+from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
+
+if TYPE_CHECKING:
+    from macrec_pipeline.recommender.model import GenerativeRecommender
+
+
+@dataclass(frozen=True)
+class ItemCodes:
+    """The catalogue's semantic IDs on the model's device, `codes[modality]` int64 [N, L], each in [0, K)."""
+
+    codes: dict[str, torch.Tensor]
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(next(iter(self.codes.values())))
+
+
+def history_loss(model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str) -> torch.Tensor:
+    """Summed cross-entropy in nats of a history task over the counted targets, each the mean over its L levels."""
+    source, target = HISTORY_TASKS[task]  # type: ignore[index]
+    memory, mask = encode_histories(model, items, batch, task=task, source=source)
+    losses = _target_losses(model, items.codes[target][batch.targets], memory, mask, modality=target)  # [B, J]
+    return (losses * batch.counted).sum()
+
+
+def encode_histories(
+    model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str, source: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoder states float [B, S, D], and which of them each target may look at, bool broadcastable to [B, J, S]."""
+    config, words = model.config, model.vocabulary
+    prompt = words.prompt(task).to(batch.read.device)
+    tokens = words.item_tokens(items.codes[source][batch.read], modality=source).flatten(1)
+    tokens = torch.cat([prompt.expand(len(tokens), -1), tokens], dim=1)  # [B, S]
+    sizes = {"num_items": batch.read.shape[1], "num_levels": words.num_levels, "num_prompts": len(prompt)}
+    if config.encoding == "exact":
+        real = padding_mask(batch.length, **sizes)
+        return model.encode(tokens, real[:, None, None, :]), real[:, None, :]
+    among, towards = item_causal_masks(**sizes, history_length=config.history_length)
+    if batch.targets.shape[1] == 1:  # only the last item is a target, and rows end at different places
+        towards = towards.to(tokens.device)[batch.length - 1][:, None, :]
+    return model.encode(tokens, among.to(tokens.device)), towards.to(tokens.device)
+
+
+def alignment_losses(
+    model: GenerativeRecommender, items: ItemCodes, chosen: torch.Tensor, *, task: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Explicit and implicit alignment of one ID -> ID task for the items `chosen`, int64 [B].
+
+    Returns:
+        The summed cross-entropy of writing the other modality's ID, and the implicit alignment: symmetric InfoNCE in
+        nats between the pooled encodings of each item's two IDs, each encoded alone, against the batch.
+    """
+    source, target = ALIGNMENT_TASKS[task]  # type: ignore[index]
+    words = model.vocabulary
+    prompt = words.prompt(task).to(chosen.device)
+    read = words.item_tokens(items.codes[source][chosen], modality=source)
+    memory = model.encode(torch.cat([prompt.expand(len(read), -1), read], dim=1))  # [B, P + L, D]
+    written = items.codes[target][chosen]
+    explicit = _target_losses(model, written[:, None], memory, None, modality=target).sum()
+    own = memory[:, len(prompt) :].mean(dim=1)
+    other = model.encode(words.item_tokens(written, modality=target)).mean(dim=1)
+    return explicit, symmetric_info_nce(own, other, temperature=model.config.implicit_temperature)
+
+
+def symmetric_info_nce(first: torch.Tensor, second: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """InfoNCE of paired rows, float [B, D] each, by cosine, averaged over both directions; in nats, a scalar."""
+    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+    pairs = torch.arange(len(first), device=first.device)
+    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2
+
+
+def _target_losses(
+    model: GenerativeRecommender,
+    codes: torch.Tensor,
+    memory: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    modality: str,
+) -> torch.Tensor:
+    """Cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
+    inputs = model.decoder_inputs(codes[..., :-1], modality=modality)  # [B, J, L]
+    logits = model.code_logits(model.decode(inputs, memory, mask), modality=modality)  # [B, J, L, K]
+    return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape).mean(dim=-1)

@@ -1,0 +1,182 @@
+"""Histories -> batches of integer tensors for the history tasks (MACRec section 3.3).
+
+A row is a stretch of one user's items; its targets are some of the items after the first. Two encodings share it:
+
+- `exact` (as published): one row a training sample, at most `history_length` items and then the target.
+- `item_causal`: one row holds many targets. A history token looks at its own item and the `history_length - 1` items
+  before it, a target at the `history_length` items before it, so one encoder pass serves every prefix of the row.
+
+Shapes: R rows, B rows of a batch, T items of a row that are read, J targets of a row, S = P + T * L encoder tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from macrec_pipeline.config import RecommenderConfig
+
+# Targets of one item-causal row: longer rows re-read less context, but attend over more that is masked.
+TARGETS_PER_ROW = 40
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Stretches of histories, as bounds in one flat array.
+
+    Attributes:
+        flat: int64 [sum of lengths], all histories end to end.
+        start, stop: int64 [R], the row is `flat[start:stop]`.
+        first_target: int64 [R], position in the row of its first target, at least 1; the last item is always one.
+    """
+
+    flat: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    first_target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Items of each row, int64 [R]."""
+        lengths: np.ndarray = self.stop - self.start
+        return lengths
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of all rows together."""
+        return int((self.lengths - self.first_target).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, padded to the longest.
+
+    Attributes:
+        read: int64 [B, T] item indices, 0 where `length` is passed.
+        length: int64 [B], items read.
+        targets: int64 [B, J] item indices.
+        counted: bool [B, J], False for padding and for items that are context only.
+    """
+
+    read: torch.Tensor
+    length: torch.Tensor
+    targets: torch.Tensor
+    counted: torch.Tensor
+
+
+def training_rows(histories: Sequence[np.ndarray], config: RecommenderConfig) -> Rows:
+    """Every item after a history's first as a target, once. The histories are training parts, oldest first."""
+    span = 1 if config.encoding == "exact" else TARGETS_PER_ROW
+    return _cut(histories, span=span, context=config.history_length)
+
+
+def last_target_rows(histories: Sequence[np.ndarray], config: RecommenderConfig) -> Rows:
+    """One row a history, whose only target is the history's last item."""
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    stop = np.cumsum(lengths)
+    start = np.maximum(stop - lengths, stop - 1 - receptive_field(config))
+    return Rows(_flatten(histories), start, stop, stop - start - 1)
+
+
+def receptive_field(config: RecommenderConfig) -> int:
+    """Items that a target depends on: each item-causal encoder layer looks `history_length - 1` items further back."""
+    if config.encoding == "exact":
+        return config.history_length
+    return config.history_length + config.num_encoder_layers * (config.history_length - 1)
+
+
+def batch_of(rows: Rows, chosen: np.ndarray, *, only_last: bool) -> Batch:
+    """Gather rows into tensors.
+
+    Args:
+        rows: all rows.
+        chosen: int64 [B] row numbers.
+        only_last: J is 1, the last item; otherwise J is T and target j is the item after the j-th.
+    """
+    lengths = rows.lengths[chosen]
+    positions = np.arange(lengths.max())
+    inside = positions < lengths[:, None]
+    items = np.where(inside, rows.flat[np.minimum(rows.start[chosen, None] + positions, len(rows.flat) - 1)], 0)
+    read, length = torch.from_numpy(items[:, :-1]), torch.from_numpy(lengths - 1)
+    if only_last:
+        targets = torch.from_numpy(rows.flat[rows.stop[chosen] - 1])[:, None]
+        return Batch(read, length, targets, torch.ones_like(targets, dtype=torch.bool))
+    counted = inside & (positions >= rows.first_target[chosen, None])
+    return Batch(read, length, torch.from_numpy(items[:, 1:]), torch.from_numpy(counted[:, 1:]))
+
+
+def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield row numbers of one batch after the other, each row once, rows of like length together.
+
+    The number of batches and their shapes depend on the lengths alone; which rows meet, and when, on the generator.
+    """
+    shuffled = generator.permutation(len(rows))
+    order = shuffled[np.argsort(rows.lengths[shuffled], kind="stable")[::-1]]
+    width = rows.lengths[order] - rows.first_target[order]  # targets of a row
+    batches, begin = [], 0
+    while begin < len(order):
+        size = max(1, targets_per_batch // int(width[begin : begin + targets_per_batch].max()))
+        batches.append(order[begin : begin + size])
+        begin += size
+    for index in generator.permutation(len(batches)):
+        yield batches[index]
+
+
+def item_causal_masks(
+    num_items: int, *, num_levels: int, num_prompts: int, history_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who may look at whom in an item-causal row; padding needs no mask, since it lies after all that count.
+
+    Returns:
+        bool [S, S]: a token looks at the prompts, its own item and the `history_length - 1` items before.
+        bool [T, S]: target j (the item after item j) looks at the prompts and at items j - history_length + 1 .. j.
+    """
+    item = torch.cat([torch.full((num_prompts,), -1), torch.arange(num_items).repeat_interleave(num_levels)])
+    is_prompt = item < 0
+
+    def looks(query: torch.Tensor) -> torch.Tensor:
+        distance = query[:, None] - item[None, :]
+        return is_prompt | ((distance >= 0) & (distance < history_length))
+
+    return looks(item), looks(torch.arange(num_items))
+
+
+def padding_mask(length: torch.Tensor, *, num_items: int, num_levels: int, num_prompts: int) -> torch.Tensor:
+    """Lengths int64 [B] -> bool [B, S], True at prompts and real items."""
+    real = torch.arange(num_items, device=length.device) < length[:, None]
+    prompts = torch.ones(len(length), num_prompts, dtype=torch.bool, device=length.device)
+    return torch.cat([prompts, real.repeat_interleave(num_levels, dim=1)], dim=1)
+
+
+def window_mask(
+    length: torch.Tensor, *, num_items: int, num_levels: int, num_prompts: int, history_length: int
+) -> torch.Tensor:
+    """Lengths int64 [B] -> bool [B, S], True at the prompts and the last `history_length` real items."""
+    item = torch.arange(num_items, device=length.device)
+    recent = (item < length[:, None]) & (item >= length[:, None] - history_length)
+    prompts = torch.ones(len(length), num_prompts, dtype=torch.bool, device=length.device)
+    return torch.cat([prompts, recent.repeat_interleave(num_levels, dim=1)], dim=1)
+
+
+def _flatten(histories: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+
+
+def _cut(histories: Sequence[np.ndarray], *, span: int, context: int) -> Rows:
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    begin = np.cumsum(lengths) - lengths
+    per_history = np.maximum(lengths - 1 + span - 1, 0) // span  # rows that cover targets 1 .. length-1
+    owner = np.repeat(np.arange(len(histories)), per_history)
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(per_history) - per_history, per_history)
+    first = 1 + rank * span  # position in the history of the row's first target
+    start = np.maximum(first - context, 0)
+    stop = np.minimum(first + span, lengths[owner])
+    return Rows(_flatten(histories), begin[owner] + start, begin[owner] + stop, first - start)

@@ -1,0 +1,19 @@
+"""Embeddings -> cross-modal semantic IDs: pseudo-labels, the quantizer, its training, assignment, diagnostics."""
+
+from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic_ids, resolve_given_ids
+from macrec_pipeline.semantic_ids.diagnostics import code_usage, collision_rate, perplexity, semantic_id_problems
+from macrec_pipeline.semantic_ids.fitting import FittedQuantizer, fit_quantizer
+from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
+
+__all__ = [
+    "AssignedIds",
+    "FittedQuantizer",
+    "assign_semantic_ids",
+    "code_usage",
+    "collision_rate",
+    "fit_pseudo_labels",
+    "fit_quantizer",
+    "perplexity",
+    "resolve_given_ids",
+    "semantic_id_problems",
+]

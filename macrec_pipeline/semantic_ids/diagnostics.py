@@ -1,0 +1,46 @@
+"""What a person wants to know of a semantic ID table: collisions and how evenly the codes are used.
+
+Shapes: N items, L levels, K codes a level.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def collision_rate(codes: np.ndarray) -> float:
+    """1 - distinct IDs / items, for codes int64 [N, L]; 0 when every item has an ID of its own."""
+    return 1.0 - len(np.unique(codes, axis=0)) / len(codes)
+
+
+def code_usage(codes: np.ndarray, *, codebook_size: int) -> np.ndarray:
+    """How many items have each code: int64 [N, L] -> int64 [L, K]."""
+    num_levels = codes.shape[1]
+    flat = codes + np.arange(num_levels) * codebook_size
+    return np.bincount(flat.ravel(), minlength=num_levels * codebook_size).reshape(num_levels, codebook_size)
+
+
+def perplexity(usage: np.ndarray) -> np.ndarray:
+    """exp(entropy) of the codes of each level: int64 [L, K] -> float64 [L], from 1 (collapsed) to K (even)."""
+    share = usage / usage.sum(axis=1, keepdims=True)
+    logs = np.log(share, out=np.zeros_like(share), where=share > 0)
+    return np.asarray(np.exp(-(share * logs).sum(axis=1)))
+
+
+def semantic_id_problems(table: pl.DataFrame) -> list[str]:
+    """What would poison the recommender: IDs that are not unique or not of one length, for each modality."""
+    problems = []
+    for modality in ("text", "image"):
+        column = table[f"{modality}_codes"]
+        lengths = column.list.len().unique().to_list()
+        if len(lengths) != 1:
+            problems.append(f"{modality} IDs have {sorted(lengths)} codes; all must have the same number.")
+        shared = int(column.is_duplicated().sum())
+        if shared:
+            problems.append(f"{shared} of {len(column)} items share their {modality} ID with another item.")
+    return problems

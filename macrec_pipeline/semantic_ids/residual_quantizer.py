@@ -1,0 +1,99 @@
+"""The residual quantizer: a latent as a sum of one code vector a level (MACRec section 3.2; RQ-VAE).
+
+Shapes: B batch, L levels, K codes a level, H latent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from macrec_pipeline.semantic_ids.pseudo_labels import k_means, nearest
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantization makes of a batch.
+
+    Attributes:
+        codes: int64 [B, L], each in [0, K).
+        latent: float [B, H], the sum of the chosen code vectors, with the straight-through gradient of its input.
+        residuals: float [B, L, H], what enters each level: the input less the *detached* code vectors before. Detached,
+            since a straight-through code would cancel the input and leave the levels after the first no gradient.
+        level_loss: float scalar, codebook and commitment loss averaged over the levels.
+    """
+
+    codes: torch.Tensor
+    latent: torch.Tensor
+    residuals: torch.Tensor
+    level_loss: torch.Tensor
+
+
+class ResidualQuantizer(nn.Module):
+    """L codebooks of K vectors.
+
+    Args:
+        num_levels: L.
+        codebook_size: K.
+        latent_dim: H.
+        commitment_weight: weight of the term that draws the residual to its code.
+    """
+
+    def __init__(self, *, num_levels: int, codebook_size: int, latent_dim: int, commitment_weight: float) -> None:
+        super().__init__()
+        self.codebooks = nn.Parameter(torch.zeros(num_levels, codebook_size, latent_dim))
+        self.initialised: torch.Tensor
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        self.commitment_weight = commitment_weight
+
+    @torch.no_grad()
+    def initialise(self, latents: torch.Tensor, *, seed: int) -> None:
+        """Set every codebook to the k-means centroids of the residuals that reach it, level by level.
+
+        Args:
+            latents: float [B, H]. With fewer distinct rows than K, the codes left over stay zero vectors.
+            seed: of the k-means.
+        """
+        residual = latents.detach().cpu().float().numpy()
+        num_levels, codebook_size, _ = self.codebooks.shape
+        for level in range(num_levels):
+            count = min(codebook_size, len(np.unique(residual, axis=0)))
+            centroids = k_means(residual, num_clusters=count, num_iterations=25, seed=seed + level)
+            self.codebooks[level, :count] = torch.from_numpy(centroids).to(self.codebooks)
+            residual = residual - centroids[nearest(residual, centroids)]
+        self.initialised.fill_(True)
+
+    def forward(self, latents: torch.Tensor) -> Quantized:
+        """Quantize float [B, H]; the codebook loss is mse(code, sg(r)) + beta * mse(sg(code), r) a level."""
+        codes, residuals, losses = [], [], []
+        residual, total = latents, torch.zeros_like(latents)
+        for codebook in self.codebooks:
+            chosen = nearest_codes(residual.detach(), codebook.detach())
+            vector = F.embedding(chosen, codebook)  # [B, H]
+            codes.append(chosen)
+            residuals.append(residual)
+            losses.append(
+                F.mse_loss(vector, residual.detach()) + self.commitment_weight * F.mse_loss(vector.detach(), residual)
+            )
+            total = total + vector.detach()
+            residual = residual - vector.detach()
+        return Quantized(
+            torch.stack(codes, dim=1),
+            latents + (total - latents).detach(),
+            torch.stack(residuals, dim=1),
+            torch.stack(losses).mean(),
+        )
+
+
+def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """The nearest code by Euclidean distance, ties to the lower: float [B, H], float [K, H] -> int64 [B]."""
+    return squared_distances(residual, codebook).argmin(dim=-1)
+
+
+def squared_distances(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distances: float [B, H], float [K, H] -> float [B, K]."""
+    return residual.square().sum(-1, keepdim=True) - 2 * residual @ codebook.T + codebook.square().sum(-1)
