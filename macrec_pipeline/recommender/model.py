@@ -109,8 +109,9 @@ class GenerativeRecommender(nn.Module):
         states = stack.dropout(self.t5.shared(inputs.view(rows * num_targets, length)))  # [B*J, T, D]
         causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
         bias = _attention_bias(stack, length, causal)
-        if mask is not None:  # one row of the mask for each decoder token of a target
-            mask = mask.unsqueeze(-2).expand(*mask.shape[:-1], length, mask.shape[-1]).flatten(-3, -2).unsqueeze(-3)
+        if mask is not None:  # one row of the mask for each decoder token of each target
+            mask = mask.unsqueeze(-2).expand(*mask.shape[:-2], num_targets, length, mask.shape[-1])
+            mask = mask.flatten(-3, -2).unsqueeze(-3)  # [1 or B, 1, J*T, S]
         cross_bias = None if mask is None else _as_bias(mask)
         for block in stack.block:
             states = _self_attention(block, states, bias)

@@ -1,0 +1,139 @@
+"""The prefix index against enumeration, beam search against exhaustive scoring, fusion by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.errors import SemanticIdError
+from macrec_pipeline.recommender.beam_search import Beams, beam_search
+from macrec_pipeline.recommender.decoding import Decoder
+from macrec_pipeline.recommender.fusion import fuse
+from macrec_pipeline.recommender.model import GenerativeRecommender
+from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.prefix_index import PrefixIndex
+from macrec_pipeline.recommender.vocabulary import Vocabulary
+
+LEVELS, SIZE = 3, 4
+
+
+def distinct_codes(num_items: int, seed: int) -> torch.Tensor:
+    every = np.array(list(itertools.product(range(SIZE), repeat=LEVELS)))
+    return torch.from_numpy(np.random.default_rng(seed).permutation(every)[:num_items])
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_items=st.integers(1, SIZE**LEVELS), seed=st.integers(0, 999))
+def test_the_prefix_index_knows_exactly_the_prefixes_that_exist(num_items: int, seed: int) -> None:
+    """Walking the tree reaches every ID, and nothing else."""
+    codes = distinct_codes(num_items, seed)
+    index = PrefixIndex(codes, codebook_size=SIZE)
+    reached = {(): 0}
+    for depth in range(LEVELS):
+        longer = {}
+        for prefix, node in reached.items():
+            legal, child = index.children(torch.tensor([[node]]), depth=depth)
+            for code in torch.nonzero(legal[0, 0]).flatten().tolist():
+                longer[(*prefix, code)] = int(child[0, 0, code])
+        reached = longer
+    found = {prefix: int(index.items(torch.tensor(node))) for prefix, node in reached.items()}
+    assert found == {tuple(row.tolist()): item for item, row in enumerate(codes)}
+
+
+def test_shared_ids_are_refused() -> None:
+    """Two items with one ID are an error that names both rows."""
+    with pytest.raises(SemanticIdError, match="Items 0 and 2 share the semantic ID"):
+        PrefixIndex(torch.tensor([[1, 2], [1, 3], [1, 2]]), codebook_size=4)
+
+
+def a_decoder(num_items: int = 40) -> Decoder:
+    config = RecommenderConfig(
+        d_model=16, d_ff=32, d_kv=8, num_heads=2, num_encoder_layers=1, num_decoder_layers=2, history_length=4
+    )
+    model = GenerativeRecommender(Vocabulary(LEVELS, SIZE, 2), config, torch.Generator().manual_seed(3)).eval()
+    for parameter in model.parameters():  # far from uniform, so that the order is no matter of float noise
+        parameter.data *= 1.7
+    return Decoder(model, ItemCodes({"text": distinct_codes(num_items, 1), "image": distinct_codes(num_items, 2)}))
+
+
+def exhaustive_scores(decoder: Decoder, memory: torch.Tensor, modality: str, allowed: list[int]) -> dict[int, float]:
+    """Each allowed item's mean log-probability a code, by a plain loop over the tree in double precision."""
+    codes = decoder.items.codes[modality]
+    model = decoder.model
+    scores = {}
+    for item in allowed:
+        total = 0.0
+        for level in range(LEVELS):
+            prefix = codes[item, :level]
+            inputs = model.decoder_inputs(prefix[None, None], modality=modality)
+            states = model.decode(inputs, memory)[:, :, -1:]
+            logits = model.code_logits(states, modality=modality, first_level=level).flatten().double()
+            legal = sorted({int(codes[other, level]) for other in allowed if torch.equal(codes[other, :level], prefix)})
+            total += float(logits[int(codes[item, level])] - torch.logsumexp(logits[legal], dim=0))
+        scores[item] = total / LEVELS
+    return scores
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forbidden", [[], [0, 1, 2, 5, 8, 13, 21, 34]])
+def test_a_beam_as_wide_as_the_catalogue_is_exhaustive(forbidden: list[int]) -> None:
+    """All allowed items come back, in the order and with the scores of exhaustive scoring."""
+    decoder = a_decoder()
+    tokens = decoder.model.vocabulary.item_tokens(decoder.items.codes["text"][torch.tensor([[7, 9]])], modality="text")
+    memory = decoder.model.encode(tokens.flatten(1))
+    mask = torch.zeros(1, 40, dtype=torch.bool)
+    mask[0, forbidden] = True
+    beams = beam_search(
+        decoder.model,
+        memory,
+        torch.ones(1, memory.shape[1], dtype=torch.bool),
+        decoder.indices["text"],
+        modality="text",
+        beam_width=40,
+        forbidden=mask if forbidden else None,
+    )
+    allowed = [item for item in range(40) if item not in forbidden]
+    expected = exhaustive_scores(decoder, memory, "text", allowed)
+    order = sorted(allowed, key=lambda item: (-expected[item], item))
+    assert beams.items[0, : len(allowed)].tolist() == order
+    assert (beams.items[0, len(allowed) :] == -1).all()
+    torch.testing.assert_close(beams.scores[0, : len(allowed)], torch.tensor([expected[item] for item in order]))
+    assert sum(np.exp(np.array(list(expected.values())) * LEVELS)) == pytest.approx(1.0), "a distribution over items"
+
+
+def test_a_row_gets_the_same_alone_as_in_a_batch() -> None:
+    """Neither batching nor the order of the histories changes anyone's recommendations."""
+    decoder = a_decoder()
+    histories = [np.array([1]), np.array([5, 6, 7, 8, 9, 10]), np.array([3, 2])]
+    together = decoder.rank(histories, routes=["fused", "text"], top_k=5, beam_width=8, batch_size=2)
+    for row, history in enumerate(histories):
+        alone = decoder.rank([history], routes=["fused"], top_k=5, beam_width=8, batch_size=9)["fused"][0]
+        assert together["fused"][row].item_indices.tolist() == alone.item_indices.tolist()
+        np.testing.assert_allclose(together["fused"][row].scores, alone.scores, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seen=st.lists(st.integers(0, 39), min_size=1, max_size=39, unique=True), top_k=st.integers(1, 40))
+def test_as_many_unseen_items_come_back_as_there_are(seen: list[int], top_k: int) -> None:
+    """With seen items excluded, min(k, unseen) distinct unseen items come back, whatever the beam's width."""
+    decoder = a_decoder()
+    ranked = decoder.rank(
+        [np.array(seen)], routes=["fused", "text"], top_k=top_k, beam_width=2, batch_size=4, exclude_seen=True
+    )
+    for route in ("fused", "text"):
+        items = ranked[route][0].item_indices.tolist()
+        assert len(items) == len(set(items)) == min(top_k, 40 - len(seen))
+        assert not set(items) & set(seen)
+
+
+def test_fusion_by_hand() -> None:
+    """An item of both routes scores the average plus one; a missing item (-1) agrees with nothing."""
+    text = Beams(torch.tensor([[4, 2, -1]]), torch.tensor([[-0.5, -1.0, float("-inf")]]))
+    image = Beams(torch.tensor([[7, 4, -1]]), torch.tensor([[-0.2, -1.5, float("-inf")]]))
+    fused = fuse(text, image)
+    assert fused.items.tolist() == [[4, 7, 2, -1, -1, -1]]
+    assert fused.scores[0, :3].tolist() == pytest.approx([0.0, -0.2, -1.0])
