@@ -143,8 +143,9 @@ class _Placing:
         self.unplaced = torch.arange(len(codes))
         self._taken = torch.empty(0, dtype=torch.int64)
         # codes of all levels but the last two never change, so they are numbered once
-        self._stem: torch.Tensor
-        _, self._stem = torch.unique(codes[:, :-2], dim=0, return_inverse=True)
+        self._stem = torch.zeros(len(codes), dtype=torch.int64)
+        if codes.shape[1] > 2:
+            _, self._stem = torch.unique(codes[:, :-2], dim=0, return_inverse=True)
 
     def rounds(self, distances: torch.Tensor) -> None:
         """Every unplaced item asks for last codes in the order of `distances` float [N, K], until placed or refused."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from macrec_pipeline.errors import StorageError
@@ -75,7 +76,7 @@ class FittedQuantizer:
                 module.load_state_dict(load_file(folder / f"{modality}.safetensors"))
                 modules[modality] = module.to(device).eval()
             log = json.loads((folder / "training_log.json").read_text())
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise StorageError(f"{folder} is no usable quantizer: {error}. Materialize `quantizer` again.") from error
         return cls(modules["text"], modules["image"], config, description["best_epoch"], log)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.runtime.seeds import derived_seed
 
 if TYPE_CHECKING:
@@ -29,9 +30,19 @@ def fit_pseudo_labels(vectors: np.ndarray, config: PseudoLabelConfig, *, seed: i
 
 
 def k_means(vectors: np.ndarray, *, num_clusters: int, num_iterations: int, seed: int) -> np.ndarray:
-    """Centroids float32 [num_clusters, D] of float32 [N, D], by faiss; every point counts, none is sampled away."""
+    """Centroids float32 [num_clusters, D] of float32 [N, D], by faiss; every point counts, none is sampled away.
+
+    Raises:
+        SemanticIdError: a value is not finite, which faiss itself answers with a crash.
+    """
     import faiss  # takes half a second to load, and only fitting needs it
 
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise SemanticIdError(
+            f"k-means got {len(bad)} of {len(vectors)} rows that are not finite, the first is row {bad[0]}. "
+            "Look for extreme values in the embeddings."
+        )
     clustering = faiss.Kmeans(
         vectors.shape[1],
         num_clusters,
