@@ -119,8 +119,9 @@ def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Gen
     The number of batches and their shapes depend on the lengths alone; which rows meet, and when, on the generator.
     """
     shuffled = generator.permutation(len(rows))
-    order = shuffled[np.argsort(rows.lengths[shuffled], kind="stable")[::-1]]
-    width = rows.lengths[order] - rows.first_target[order]  # targets of a row
+    width = rows.lengths - rows.first_target  # targets of a row
+    order = shuffled[np.lexsort((width[shuffled], rows.lengths[shuffled]))[::-1]]
+    width = width[order]
     batches, begin = [], 0
     while begin < len(order):
         size = max(1, targets_per_batch // int(width[begin : begin + targets_per_batch].max()))
@@ -154,16 +155,6 @@ def padding_mask(length: torch.Tensor, *, num_items: int, num_levels: int, num_p
     real = torch.arange(num_items, device=length.device) < length[:, None]
     prompts = torch.ones(len(length), num_prompts, dtype=torch.bool, device=length.device)
     return torch.cat([prompts, real.repeat_interleave(num_levels, dim=1)], dim=1)
-
-
-def window_mask(
-    length: torch.Tensor, *, num_items: int, num_levels: int, num_prompts: int, history_length: int
-) -> torch.Tensor:
-    """Lengths int64 [B] -> bool [B, S], True at the prompts and the last `history_length` real items."""
-    item = torch.arange(num_items, device=length.device)
-    recent = (item < length[:, None]) & (item >= length[:, None] - history_length)
-    prompts = torch.ones(len(length), num_prompts, dtype=torch.bool, device=length.device)
-    return torch.cat([prompts, recent.repeat_interleave(num_levels, dim=1)], dim=1)
 
 
 def _flatten(histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -51,11 +51,15 @@ def test_the_walked_layers_give_the_numbers_of_transformers() -> None:
 def test_packed_targets_give_what_each_gives_alone() -> None:
     """Decoding several targets from one encoder pass is decoding them one by one."""
     model, codes = small_model("exact"), some_codes()
-    memory = model.encode(model.vocabulary.item_tokens(codes.codes["image"][torch.tensor([[1, 2]])], modality="image").flatten(1))
+    memory = model.encode(
+        model.vocabulary.item_tokens(codes.codes["image"][torch.tensor([[1, 2]])], modality="image").flatten(1)
+    )
     inputs = model.decoder_inputs(codes.codes["image"][torch.tensor([4, 9, 13]), :-1][None], modality="image")
     together = model.decode(inputs, memory)
     for target in range(3):
-        torch.testing.assert_close(together[:, target : target + 1], model.decode(inputs[:, target : target + 1], memory))
+        torch.testing.assert_close(
+            together[:, target : target + 1], model.decode(inputs[:, target : target + 1], memory)
+        )
 
 
 def test_an_item_causal_target_never_sees_itself_or_what_follows() -> None:

@@ -57,8 +57,11 @@ def test_quantization_is_the_brute_force_one() -> None:
             left = left - quantizer.codebooks[level, code].detach().double()
         torch.testing.assert_close(result.latent[row].double(), latents[row].double() - left, rtol=1e-5, atol=1e-6)
     expected = np.mean(
-        [(result.residuals[:, level] - quantizer.codebooks[level][result.codes[:, level]]).square().mean().item() * 1.25
-         for level in range(2)]
+        [
+            (result.residuals[:, level] - quantizer.codebooks[level][result.codes[:, level]]).square().mean().item()
+            * 1.25
+            for level in range(2)
+        ]
     )
     assert result.level_loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -76,7 +79,9 @@ def test_the_contrast_has_a_gradient_at_every_contrasted_level_and_nowhere_else(
         assert loss.item() == 0 and not loss.requires_grad
         return
     for level in range(from_level, 4):  # each contrasted level alone reaches the encoder's output
-        alone = layer_contrast(residuals[:, :level], torch.tensor([1, 0, 3, 2, 4, 5]), from_level=level, temperature=0.1)
+        alone = layer_contrast(
+            residuals[:, :level], torch.tensor([1, 0, 3, 2, 4, 5]), from_level=level, temperature=0.1
+        )
         (gradient,) = torch.autograd.grad(alone, latents, retain_graph=True)
         assert gradient.abs().sum() > 1e-4, level
     loss.backward()
@@ -135,9 +140,7 @@ def test_a_saved_quantizer_gives_the_same_codes(tmp_path) -> None:
     quantizer.save(tmp_path)
     loaded = FittedQuantizer.load(tmp_path, device=CPU)
     text, _ = two_modalities()
-    np.testing.assert_array_equal(
-        quantize(quantizer.text, text, device=CPU), quantize(loaded.text, text, device=CPU)
-    )
+    np.testing.assert_array_equal(quantize(quantizer.text, text, device=CPU), quantize(loaded.text, text, device=CPU))
     assert bool(loaded.image.quantizer.initialised)
     (tmp_path / "image.safetensors").write_bytes(b"")
     with pytest.raises(StorageError, match="no usable quantizer"):

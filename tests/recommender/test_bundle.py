@@ -1,0 +1,185 @@
+"""Training is repeatable, and a bundle serves what it was made from and refuses what does not belong to it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from macrec_pipeline.config import DecodingConfig, RecommenderConfig
+from macrec_pipeline.errors import RequestError, StorageError
+from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender, predict_test_users
+
+CPU = torch.device("cpu")
+NUM_ITEMS = 30
+SMALL = {
+    "d_model": 16,
+    "d_ff": 32,
+    "d_kv": 8,
+    "num_heads": 2,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "history_length": 5,
+    "encoding": "item_causal",
+    "batch_size": 128,
+    "learning_rate": 1e-2,
+    "num_epochs": 2,
+}
+
+
+def cyclic_histories(num_users: int = 60) -> list[np.ndarray]:
+    """Everyone walks through the catalogue in steps of one: the next item is certain."""
+    generator = np.random.default_rng(0)
+    starts, lengths = generator.integers(NUM_ITEMS, size=num_users), generator.integers(5, 14, size=num_users)
+    return [(start + np.arange(length)) % NUM_ITEMS for start, length in zip(starts, lengths, strict=True)]
+
+
+def codes(seed: int) -> np.ndarray:
+    every = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1)
+    return np.random.default_rng(seed).permutation(every)[:NUM_ITEMS].astype(np.int64)
+
+
+def fit(**changes: object) -> FittedRecommender:
+    config = RecommenderConfig.model_validate(SMALL | changes)
+    return fit_recommender(cyclic_histories(), codes(1), codes(2), codebook_size=4, config=config, seed=5, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedRecommender:
+    return fit(num_epochs=25, d_model=32, d_ff=64, learning_rate=5e-3, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(fitted: FittedRecommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weights = tmp_path_factory.mktemp("weights")
+    fitted.save(weights)
+    folder = tmp_path_factory.mktemp("bundle")
+    write(folder, weights)
+    return folder
+
+
+def write(folder: Path, weights: Path) -> None:
+    RecommenderBundle.write(
+        folder,
+        recommender_folder=weights,
+        item_ids=[f"item/{index} ü" for index in range(NUM_ITEMS)],
+        popularity=np.arange(NUM_ITEMS)[::-1].copy(),
+        text_codes=codes(1),
+        image_codes=codes(2),
+        codebook_size=4,
+        decoding=DecodingConfig(beam_width=5).model_dump(),
+        catalogue=[{"title": f"Item {index}", "image_path": None} for index in range(NUM_ITEMS)],
+        provenance={"dataset": "cycle"},
+    )
+
+
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+def test_the_same_seed_gives_the_same_weights(encoding: str, tmp_path: Path) -> None:
+    """Two trainings write identical bytes, whatever the global generator did in between."""
+    for name in ("a", "b"):
+        torch.rand(7)
+        (tmp_path / name).mkdir()
+        fit(encoding=encoding).save(tmp_path / name)
+    for file in ("model.safetensors", "recommender.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_training_learns_a_certain_sequence(fitted: FittedRecommender) -> None:
+    """On histories whose next item is certain, the kept epoch predicts validation items nearly surely."""
+    assert min(row["validation_loss"] for row in fitted.log) < 0.3 * np.log(4)
+    best = fitted.log[fitted.best_epoch - 1]["validation_loss"]
+    assert best == min(row["validation_loss"] for row in fitted.log)
+
+
+def test_validation_and_test_targets_are_never_trained_on() -> None:
+    """Other last two items change nothing in the training loss of the first epoch."""
+    histories = cyclic_histories()
+    changed = [np.concatenate([history[:-2], [0, 0]]) for history in histories]
+    config = RecommenderConfig.model_validate(SMALL | {"num_epochs": 1})
+    first, second = (
+        fit_recommender(data, codes(1), codes(2), codebook_size=4, config=config, seed=5, device=CPU).log[0]
+        for data in (histories, changed)
+    )
+    assert first["train_loss"] == second["train_loss"]
+    assert first["validation_loss"] != second["validation_loss"]
+
+
+def test_a_bundle_predicts_the_next_item_by_id(bundle_folder: Path) -> None:
+    """Ids in, ids out; unknown ones are skipped, and a history of none falls back to popularity and says so."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    known, skipping, empty, unknown = bundle.recommend_ids(
+        [
+            ["item/3 ü", "item/4 ü", "item/5 ü"],
+            ["nobody", "item/3 ü", "item/4 ü", "??", "item/5 ü"],
+            [],
+            ["nobody"],
+        ],
+        k=3,
+    )
+    assert known.item_ids[0] == "item/6 ü"
+    assert known.fallback == "none"
+    assert skipping.item_ids == known.item_ids
+    assert skipping.scores == pytest.approx(known.scores, rel=1e-4)
+    assert empty == unknown
+    assert empty.item_ids == ["item/0 ü", "item/1 ü", "item/2 ü"]
+    assert empty.fallback == "popularity"
+
+
+def test_test_users_are_predicted_from_all_items_but_the_last(bundle_folder: Path) -> None:
+    """Every system ranks for every user, and the cycle's next item comes first nearly always."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    histories = cyclic_histories()
+    results = predict_test_users(bundle, histories, top_k=5)
+    assert set(results) == {(s, e) for s in ("macrec", "macrec_text", "macrec_image") for e in (False, True)}
+    for (_, exclude_seen), ranked in results.items():
+        assert len(ranked) == len(histories)
+        for history, found in zip(histories, ranked, strict=True):
+            assert not (exclude_seen and set(history[:-1].tolist()) & set(found.item_indices.tolist()))
+    hits = [
+        found.item_indices[0] == history[-1] for history, found in zip(histories, results["macrec", False], strict=True)
+    ]
+    assert np.mean(hits) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k is 0; it must be from 1 to the catalogue's 30 items"),
+        ({"k": 31}, "k is 31"),
+        ({"route": "sound"}, "route is 'sound'; this model has fused, text, image"),
+        ({"beam_width": -1}, "beam_width is -1"),
+    ],
+)
+def test_impossible_requests_say_what_was_expected(bundle_folder: Path, arguments: dict, message: str) -> None:
+    """Each is a RequestError with the value and the range."""
+    with pytest.raises(RequestError, match=message):
+        RecommenderBundle.load(bundle_folder).recommend_ids([["item/1 ü"]], **arguments)
+
+
+def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: Path) -> None:
+    """A changed catalogue, a missing part and another format each end in an error that names the file."""
+    for name, damage, message in (
+        ("changed", lambda f: (f / "catalogue.json").write_text("[]"), "catalogue.json does not belong to this bundle"),
+        ("missing", lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        ("empty", lambda f: (f / "bundle.json").write_text(""), "bundle.json is missing or not"),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(bundle_folder, folder)
+        damage(folder)
+        with pytest.raises(StorageError, match=message):
+            RecommenderBundle.load(folder)
+
+
+def test_a_bundle_is_the_same_bytes_for_the_same_parts(fitted: FittedRecommender, tmp_path: Path) -> None:
+    """Nothing in it depends on the clock or the folder."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    fitted.save(weights)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, weights)
+    for file in sorted(path.name for path in (tmp_path / "a").iterdir()):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert json.loads((tmp_path / "a" / "bundle.json").read_text())["provenance"] == {"dataset": "cycle"}
