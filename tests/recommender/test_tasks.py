@@ -40,7 +40,7 @@ def test_every_item_after_the_first_is_a_target_exactly_once(
             for place in np.flatnonzero(counted):
                 target = targets[place]
                 before = read[:length] if encoding == "exact" else read[: place + 1]
-                wanted = [item for item in range(target - target % 1000, target)][-history_length:]
+                wanted = list(range(target - target % 1000, target))[-history_length:]
                 assert before[-len(wanted) :].tolist() == wanted
                 seen.append(target)
     assert sorted(seen) == sorted(item for history in histories for item in history[1:])

@@ -54,7 +54,8 @@ def test_given_ids_become_unique_and_move_as_little_as_needed(codes: np.ndarray)
         (codes[:, ::-1], ids.image_codes, ids.image_moved),
     ):
         assert collision_rate(after) == 0
-        assert after.min() >= 0 and after.max() < 4
+        assert after.min() >= 0
+        assert after.max() < 4
         _, owners = np.unique(before, axis=0, return_index=True)
         assert not moved[owners].any()
         np.testing.assert_array_equal(after[:, 0], before[:, 0])
