@@ -1,0 +1,159 @@
+"""What must hold of the clean tables before anything is computed from them; each broken rule is one line.
+
+These look at the tables as they are, whoever wrote them: they trust neither cleaning nor the code that split.
+"""
+
+import polars as pl
+
+from macrec_pipeline.data.cleaning import EARLIEST_MS, latest_ms
+from macrec_pipeline.data.core import MIN_HISTORY
+
+
+def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = None) -> list[str]:
+    """Broken rules of `interactions`: ids, times, copies, users too short for leave-one-out, order.
+
+    Args:
+        interactions: `INTERACTIONS`.
+        latest: the latest accepted time in ms since the epoch; None: a day from now.
+    """
+    if interactions.is_empty():
+        return ["interactions: there is no row."]
+    latest = latest_ms() if latest is None else latest
+    stamp, rating = pl.col("timestamp"), pl.col("rating")
+    per_user = interactions.group_by("user_id").len()
+    in_order = interactions.sort("user_id", "timestamp", "item_id").select("user_id", "timestamp", "item_id")
+    found = [
+        _report(interactions, "missing user_id", pl.col("user_id").is_null() | (pl.col("user_id") == "")),
+        _report(interactions, "missing item_id", pl.col("item_id").is_null() | (pl.col("item_id") == "")),
+        _report(interactions, "missing timestamp", stamp.is_null()),
+        _report(interactions, "timestamp before 1990", stamp < EARLIEST_MS),
+        _report(interactions, "timestamp in the future", stamp > latest),
+        _report(interactions, "rating that is not finite", rating.is_not_null() & ~rating.is_finite()),
+        _report(
+            interactions,
+            "repeated user, item and time",
+            ~pl.struct("user_id", "item_id", "timestamp").is_first_distinct(),
+        ),
+        _report(per_user, f"user with fewer than {MIN_HISTORY} interactions", pl.col("len") < MIN_HISTORY),
+    ]
+    if not in_order.equals(interactions.select("user_id", "timestamp", "item_id")):
+        found.append("rows are not in the order of user_id, timestamp, item_id")
+    return [f"interactions: {problem}." for problem in found if problem]
+
+
+def items_problems(items: pl.DataFrame, interactions: pl.DataFrame) -> list[str]:
+    """Broken rules of `items` (`ITEMS`), by itself and beside `interactions`."""
+    if items.is_empty():
+        return ["items: there is no row."]
+    counted = interactions.group_by("item_id").len("counted")
+    beside = items.join(counted, on="item_id", how="left").with_columns(pl.col("counted").fill_null(0))
+    path = pl.col("image_path")
+    found = [
+        _report(items, "missing item_id", pl.col("item_id").is_null() | (pl.col("item_id") == "")),
+        _report(items, "repeated item_id", ~pl.col("item_id").is_first_distinct()),
+        _report(items, "item_index out of line with its row", pl.col("item_index") != pl.int_range(pl.len())),
+        _report(items, "item_id out of order", pl.col("item_id") < pl.col("item_id").shift(1)),
+        _report(
+            beside,
+            "item with another number of interactions than num_interactions says",
+            (pl.col("num_interactions") != pl.col("counted")).fill_null(True),
+        ),
+        _report(beside, "item without an interaction", pl.col("counted") == 0),
+        _report(items, "image_path that leaves the data folder", path.str.contains(r"^/|(?:^|/)\.\.(?:/|$)")),
+        _report(
+            interactions.join(items.select("item_id"), on="item_id", how="anti"),
+            "interaction with an item that is not in items",
+            pl.lit(True),
+        ),
+    ]
+    return [f"items: {problem}." for problem in found if problem]
+
+
+def histories_problems(histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame) -> list[str]:
+    """Broken rules of `histories` (`HISTORIES`), among them a held-out interaction inside the training part.
+
+    A user's history must be exactly that user's interactions. No training interaction may be later than the
+    validation target, nor that later than the test target. Where no user repeats an item in `interactions`, no target
+    may be in the training part either.
+    """
+    if histories.is_empty():
+        return ["histories: there is no row."]
+    lengths = histories.select(
+        "user_id",
+        pl.col("item_indices").list.len().alias("items"),
+        pl.col("timestamps").list.len().alias("times"),
+    )
+    found = [
+        _report(histories, "repeated user_id", ~pl.col("user_id").is_first_distinct()),
+        _report(histories, "user_index out of line with its row", pl.col("user_index") != pl.int_range(pl.len())),
+        _report(lengths, f"history shorter than {MIN_HISTORY}", pl.col("items") < MIN_HISTORY),
+        _report(lengths, "history with another number of times than items", pl.col("items") != pl.col("times")),
+    ]
+    if not any(found):  # what follows pairs each item with its time
+        events = _events(histories)
+        found += [
+            _report(events, "item index outside the catalogue", ~pl.col("item_index").is_between(0, items.height - 1)),
+            _report(events, "history that goes back in time", pl.col("timestamp") < pl.col("previous")),
+            *_leaks(events, interactions),
+            _differences(events, interactions, items),
+        ]
+    return [f"histories: {problem}." for problem in found if problem]
+
+
+def _events(histories: pl.DataFrame) -> pl.DataFrame:
+    """One row an event, with its part: train, validation or test."""
+    place, length = pl.int_range(pl.len()).over("user_id"), pl.len().over("user_id")
+    return (
+        histories.select("user_id", pl.col("item_indices").alias("item_index"), pl.col("timestamps").alias("timestamp"))
+        .explode("item_index", "timestamp")
+        .with_columns(
+            pl.when(place == length - 1)
+            .then(pl.lit("test"))
+            .when(place == length - 2)
+            .then(pl.lit("validation"))
+            .otherwise(pl.lit("train"))
+            .alias("part"),
+            pl.col("timestamp").shift(1).over("user_id").alias("previous"),
+        )
+    )
+
+
+def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]:
+    """Held-out interactions that the training part knows, by time and, where nobody repeats an item, by item."""
+    part, stamp = pl.col("part"), pl.col("timestamp")
+    times = events.group_by("user_id", maintain_order=True).agg(
+        stamp.filter(part == "train").max().alias("train"),
+        stamp.filter(part == "validation").first().alias("validation"),
+        stamp.filter(part == "test").first().alias("test"),
+    )
+    found = [
+        _report(times, "training interaction later than the validation target", pl.col("train") > pl.col("validation")),
+        _report(times, "validation target later than the test target", pl.col("validation") > pl.col("test")),
+        _report(times, "training interaction later than the test target", pl.col("train") > pl.col("test")),
+    ]
+    if interactions.select(pl.struct("user_id", "item_id").is_duplicated().any()).item():
+        return found  # repeats are wanted here: an item may be learnt and asked for
+    seen = events.filter(part == "train").select("user_id", "item_index").unique(maintain_order=True)
+    for name in ("validation", "test"):
+        again = events.filter(part == name).join(seen, on=["user_id", "item_index"], how="semi", maintain_order="left")
+        found.append(_report(again, f"{name} target that is in the user's training part", pl.lit(True)))
+    return found
+
+
+def _differences(events: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame) -> str | None:
+    """Users whose history is another multiset of (item, time) than their interactions."""
+    key = ["user_id", "item_index", "timestamp"]
+    expected = interactions.join(items.select("item_id", "item_index"), on="item_id", how="left").select(key)
+    there, wanted = events.group_by(key).len("there"), expected.group_by(key).len("wanted")
+    differing = (
+        there.join(wanted, on=key, how="full", coalesce=True, nulls_equal=True)
+        .filter(pl.col("there").ne_missing(pl.col("wanted")))
+        .sort(key)
+    )
+    return _report(differing, "history that is not exactly the user's interactions", pl.lit(True))
+
+
+def _report(table: pl.DataFrame, what: str, bad: pl.Expr) -> str | None:
+    """How many rows break the rule, and the first of them; None if none does."""
+    rows = table.with_row_index("row").filter(bad.fill_null(False))
+    return None if rows.is_empty() else f"{rows.height} x {what}; the first: {rows.row(0, named=True)}"

@@ -1,0 +1,39 @@
+"""Clean interactions and the catalogue -> one history a user, oldest item first (leave-one-out, MACRec section 4.1).
+
+The last item is the test target, the one before it the validation target, the rest is for training. Equal times break
+by item_id.
+"""
+
+import polars as pl
+
+from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.schemas import HISTORIES
+
+
+def build_histories(interactions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """Gather each user's interactions in the order of time.
+
+    Args:
+        interactions: `INTERACTIONS`.
+        items: `ITEMS`.
+
+    Returns:
+        `HISTORIES`; user_index is 0..U-1 in the order of user_id.
+
+    Raises:
+        SchemaError: an interaction's item is not in the catalogue.
+    """
+    joined = interactions.join(items.select("item_id", "item_index"), on="item_id", how="left")
+    strangers = joined.filter(pl.col("item_index").is_null())
+    if not strangers.is_empty():
+        raise SchemaError(
+            f"interactions: item {strangers['item_id'][0]!r} of user {strangers['user_id'][0]!r} is not in items "
+            f"({strangers.height} rows). Materialize interactions and items together."
+        )
+    histories = (
+        joined.sort("user_id", "timestamp", "item_id", "rating", nulls_last=True)
+        .group_by("user_id", maintain_order=True)
+        .agg(pl.col("item_index").alias("item_indices"), pl.col("timestamp").alias("timestamps"))
+        .select(pl.int_range(pl.len(), dtype=pl.Int64).alias("user_index"), "user_id", "item_indices", "timestamps")
+    )
+    return HISTORIES.check(histories)

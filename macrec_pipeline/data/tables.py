@@ -1,0 +1,170 @@
+"""Reader `tables`: CSV, TSV or parquet files with a column mapping -> raw interactions and raw items.
+
+Every row of the file is a row of the result. Cells that cannot be read are null; cleaning puts those rows into
+quarantine with file and line.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from macrec_pipeline.data.cells import flag_cells, id_cells, number_cells, text_cells, time_cells
+from macrec_pipeline.data.delimited import SourceTable, column_position, read_delimited, read_header
+from macrec_pipeline.data.files import require_file
+from macrec_pipeline.data.pictures import PLACEHOLDER, existing_pictures, pictures_folder
+from macrec_pipeline.data.texts import compose_texts, join_flags
+from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
+from macrec_pipeline.errors import DataError, SchemaError
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+
+_PARQUET_ENDINGS = (".parquet", ".pq")
+
+
+def read_interactions_table(mapping: InteractionsTable, data_dir: Path) -> pl.DataFrame:
+    """Read the interaction log as `RAW_INTERACTIONS`.
+
+    Raises:
+        MissingFileError: the file is not there.
+        SchemaError: a column is not there, or the file cannot be split into rows.
+    """
+    table = _read(mapping, data_dir, what="source.interactions.file", columns=_interaction_columns(mapping))
+    ratings = None if mapping.rating is None else number_cells(table.column(mapping.rating))
+    frame = pl.DataFrame(
+        {
+            "user_id": id_cells(table.column(mapping.user_id)),
+            "item_id": id_cells(table.column(mapping.item_id)),
+            "rating": pl.repeat(None, len(table.lines), dtype=pl.Float64, eager=True) if ratings is None else ratings,
+            "timestamp": time_cells(table.column(mapping.timestamp), mapping.timestamp_unit),
+            "source_file": pl.repeat(table.file, len(table.lines), eager=True),
+            "source_row": table.lines,
+        }
+    )
+    return RAW_INTERACTIONS.check(frame, table.file)
+
+
+def read_items_table(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
+    """Read the catalogue as `RAW_ITEMS`: title, the text made of the mapped columns, and the picture if it exists.
+
+    Raises:
+        MissingFileError: the file is not there. A picture that is not there is no error.
+        SchemaError: a column is not there, or the file cannot be split into rows.
+    """
+    table = _read(mapping, data_dir, what="source.items.file", columns=_item_columns(mapping))
+    item_ids = id_cells(table.column(mapping.item_id))
+    titles = text_cells(table.column(mapping.title))
+    pictures = (
+        pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
+        if mapping.image is None
+        else existing_pictures(item_ids, mapping.image, data_dir)
+    )
+    frame = pl.DataFrame(
+        {
+            "item_id": item_ids,
+            "title": titles,
+            "text": compose_texts(titles, _text_parts(table, mapping)),
+            "image_path": pictures,
+            "source_file": pl.repeat(table.file, len(table.lines), eager=True),
+            "source_row": table.lines,
+        }
+    )
+    return RAW_ITEMS.check(frame, table.file)
+
+
+def tables_problems(source: TablesSource, data_dir: Path) -> list[str]:
+    """What keeps these tables from being read, each in a line; reads no more than the files' headers."""
+    problems = []
+    wanted: list[tuple[TableFile, str, list[str | int]]] = [
+        (source.interactions, "source.interactions.file", _interaction_columns(source.interactions)),
+        (source.items, "source.items.file", _item_columns(source.items)),
+    ]
+    for mapping, what, columns in wanted:
+        try:
+            path = require_file(data_dir, mapping.file, what=what)
+            names, width = _header(path, mapping)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        for column in columns:
+            try:
+                column_position(column, names, width, mapping.file)
+            except SchemaError as error:
+                problems.append(str(error))
+    return problems + _picture_problems(source.items.image, data_dir)
+
+
+def _picture_problems(template: str | None, data_dir: Path) -> list[str]:
+    if template is None:
+        return []
+    if PLACEHOLDER not in template:
+        return [f"source.items.image is {template!r}, but it must hold {PLACEHOLDER}, as in posters/{PLACEHOLDER}.jpg."]
+    folder = data_dir / pictures_folder(template)
+    if folder.is_dir():
+        return []
+    return [
+        f"There is no folder {folder} for the pictures (source.items.image). Put it there, set MACREC_DATA to the "
+        "folder that holds it, or leave source.items.image out: items without a picture get an imputed embedding."
+    ]
+
+
+def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
+    columns = [mapping.user_id, mapping.item_id, mapping.timestamp]
+    return columns if mapping.rating is None else [*columns, mapping.rating]
+
+
+def _item_columns(mapping: ItemsTable) -> list[str | int]:
+    columns = [mapping.item_id, mapping.title]
+    for part in mapping.texts:
+        columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
+    return columns
+
+
+def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
+    return [
+        join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
+        if isinstance(part, FlagColumns)
+        else text_cells(table.column(part))
+        for part in mapping.texts
+    ]
+
+
+def _read(mapping: TableFile, data_dir: Path, *, what: str, columns: Iterable[str | int]) -> SourceTable:
+    path = require_file(data_dir, mapping.file, what=what)
+    if not _is_parquet(mapping):
+        return read_delimited(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+    names, width = _header(path, mapping)
+    positions = sorted({column_position(column, names, width, mapping.file) for column in columns})
+    try:
+        frame = pl.read_parquet(path, columns=positions)
+    except pl.exceptions.PolarsError as error:
+        raise SchemaError(f"{mapping.file} is not readable as parquet: {_one_line(error)}") from None
+    frame.columns = [str(position) for position in positions]
+    rows = pl.int_range(1, frame.height + 1, dtype=pl.Int64, eager=True).alias("source_row")
+    return SourceTable(mapping.file, names, width, frame, rows)
+
+
+def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int]:
+    if not _is_parquet(mapping):
+        names, width, _ = read_header(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        return names, width
+    try:
+        columns = tuple(pl.read_parquet_schema(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise SchemaError(f"{mapping.file} is not readable as parquet: {_one_line(error)}") from None
+    return columns, len(columns)
+
+
+def _is_parquet(mapping: TableFile) -> bool:
+    if mapping.format is not None:
+        return mapping.format == "parquet"
+    return mapping.file.lower().endswith(_PARQUET_ENDINGS)
+
+
+def _separator(mapping: TableFile) -> str:
+    """The separator as set; a file that calls itself TSV has tabs unless the data set says otherwise."""
+    names_itself_tsv = mapping.file.lower().removesuffix(".gz").endswith(".tsv")
+    return "\t" if names_itself_tsv and "separator" not in mapping.model_fields_set else mapping.separator
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

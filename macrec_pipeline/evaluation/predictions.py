@@ -1,0 +1,87 @@
+"""From the `predictions` table to one array a system, with every test user in it exactly once.
+
+What enters: `histories` and `predictions`. What leaves: int64 [U, R] lists a system and setting, or an error that
+names the system and the user: a user who is left out or counted twice moves every metric in silence.
+"""
+
+import numpy as np
+import polars as pl
+
+from macrec_pipeline.errors import DataError
+from macrec_pipeline.evaluation.sequences import NO_ITEM, FlatHistories, IntArray, padded_lists
+
+FUSED_SYSTEM = "macrec"
+POPULARITY, ITEM_KNN = "popularity", "item_knn"
+BASELINES = (POPULARITY, ITEM_KNN)
+Lists = dict[tuple[str, bool], IntArray]
+
+
+def predicted_lists(
+    histories: pl.DataFrame, predictions: pl.DataFrame, *, flat: FlatHistories, num_items: int
+) -> Lists:
+    """One array a system and setting, rows in the order of `histories`; the fused system first, then by name.
+
+    Args:
+        histories: schema HISTORIES.
+        predictions: schema PREDICTIONS.
+        flat: the same histories, flattened.
+        num_items: N.
+
+    Returns:
+        (system, exclude_seen) -> int64 [U, R], padded with `NO_ITEM`.
+
+    Raises:
+        DataError: a user is missing, doubled or unknown in a system, a list names an item twice or one outside the
+            catalogue, or names a seen item although those are excluded.
+    """
+    systems = predictions["system"].unique().sort().to_list()
+    if FUSED_SYSTEM not in systems:
+        raise DataError(f"predictions holds no rows of system {FUSED_SYSTEM!r}, only {systems}. Materialize it again.")
+    taken = set(systems) & set(BASELINES)
+    if taken:
+        raise DataError(f"predictions holds rows of {sorted(taken)}: the evaluation computes those itself.")
+    lists: Lists = {}
+    for system in (FUSED_SYSTEM, *(name for name in systems if name != FUSED_SYSTEM)):
+        for exclude_seen in (False, True):
+            rows = predictions.filter((pl.col("system") == system) & (pl.col("exclude_seen") == exclude_seen))
+            where = f"predictions of {system!r} with exclude_seen={exclude_seen}"
+            _check_users(histories["user_index"], rows["user_index"], where=where)
+            ordered = histories.select("user_index").join(
+                rows, on="user_index", how="left", maintain_order="left", validate="1:1"
+            )
+            lists[system, exclude_seen] = padded_lists(ordered["item_indices"], where=where, num_items=num_items)
+        _check_unseen(histories, flat, lists[system, True], system=system, num_items=num_items)
+    return lists
+
+
+def _check_users(expected: pl.Series, found: pl.Series, *, where: str) -> None:
+    doubled = found.filter(found.is_duplicated())
+    if len(doubled):
+        raise DataError(f"{where}: user_index {doubled[0]} is there more than once; every test user counts once.")
+    missing = expected.filter(~expected.is_in(found.implode()))
+    if len(missing):
+        raise DataError(
+            f"{where}: {len(missing)} of {len(expected)} test users are missing, the first is user_index {missing[0]}. "
+            "Every test user counts; materialize predictions again."
+        )
+    unknown = found.filter(~found.is_in(expected.implode()))
+    if len(unknown):
+        raise DataError(
+            f"{where}: user_index {unknown[0]} is not in histories. The tables come from different runs; "
+            "materialize them together."
+        )
+
+
+def _check_unseen(
+    histories: pl.DataFrame, flat: FlatHistories, lists: IntArray, *, system: str, num_items: int
+) -> None:
+    users, items = flat.without_last(1)
+    rows, places = np.nonzero(lists != NO_ITEM)
+    shown = rows * num_items + lists[rows, places]
+    repeated = np.isin(shown, users * num_items + items)
+    if repeated.any():
+        row, item = divmod(int(shown[repeated.argmax()]), num_items)
+        raise DataError(
+            f"predictions of {system!r} with exclude_seen=True: user_index {histories['user_index'][row]} is given "
+            f"item {item}, which is in the user's history."
+        )

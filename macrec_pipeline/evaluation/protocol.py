@@ -1,0 +1,263 @@
+"""The evaluation protocol: leave-one-out, the full catalogue ranked, every test user counted once in every system.
+
+What enters: `histories` and `predictions`. What leaves: `Evaluation`, with the systems of the recommender beside the
+baselines, all on the same users, once with seen items allowed (the paper's protocol and the headline) and once with
+the items of the input history excluded. U users, N items, R items a list.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from macrec_pipeline.config import EvaluationConfig
+from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.evaluation.baselines import RECENCY_DECAY, recommend_item_knn, recommend_popular
+from macrec_pipeline.evaluation.metrics import (
+    COVERAGE_DEPTH,
+    MISSED,
+    FloatArray,
+    coverage,
+    target_ranks,
+    user_metrics,
+)
+from macrec_pipeline.evaluation.predictions import FUSED_SYSTEM, ITEM_KNN, POPULARITY, Lists, predicted_lists
+from macrec_pipeline.evaluation.sequences import FlatHistories, IntArray, flat_histories
+from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
+from macrec_pipeline.evaluation.statistics import (
+    PairedDifference,
+    bootstrap_means,
+    coverage_intervals,
+    paired_differences,
+    percentile_intervals,
+)
+from macrec_pipeline.runtime.seeds import numpy_generator
+from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
+
+# HR@10 and NDCG@10 are always measured: the headline, the comparisons and the slices are made of them.
+HEADLINE_CUTOFF = 10
+# One stream for every system and metric, so that all are measured on the same resamples.
+_STREAM = "evaluation/bootstrap"
+Metrics = dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """MACRec against another system on the same users, by `metric`; positive favours MACRec."""
+
+    system: str
+    against: str
+    metric: str
+    exclude_seen: bool
+    result: PairedDifference
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the test users say.
+
+    Attributes:
+        systems: system -> metric -> mean over the test users, and `<metric>_ci` -> [low, high]; seen items allowed.
+        systems_excluding_seen: the same with the items of the input history taken out of every list.
+        per_user: user_index, system, exclude_seen and the target's 1-based rank, null where it is not in the list.
+        comparisons: paired differences of the fused system to every other one, in both settings.
+        slices: the headline of parts of the test users, for the fused system and popularity, seen items allowed.
+        num_test_users: U.
+        num_items: N.
+        protocol: how the numbers were made, as plain values.
+    """
+
+    systems: dict[str, Metrics]
+    systems_excluding_seen: dict[str, Metrics]
+    per_user: pl.DataFrame
+    comparisons: tuple[Comparison, ...]
+    slices: tuple[SliceResult, ...]
+    num_test_users: int
+    num_items: int
+    protocol: dict[str, Any]
+
+
+def evaluate(
+    histories: pl.DataFrame,
+    predictions: pl.DataFrame,
+    *,
+    num_items: int,
+    config: EvaluationConfig,
+    seed: int,
+    top_k: int | None = None,
+    items_imputed: Mapping[str, np.ndarray] | None = None,
+) -> Evaluation:
+    """Rank every test target in every system's list, run the baselines, and say how sure the numbers are.
+
+    Args:
+        histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`.
+        predictions: schema PREDICTIONS; system `macrec` and any others, each with and without `exclude_seen`.
+        num_items: N, the catalogue that is ranked.
+        config: cutoffs, bootstrap and item-kNN settings.
+        seed: root seed of the resamples.
+        top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
+        items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
+
+    Raises:
+        DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
+        SchemaError: a table breaks its schema.
+        ConfigError: the lists are shorter than the largest cutoff by `top_k`.
+    """
+    HISTORIES.check(histories)
+    PREDICTIONS.check(predictions)
+    flat = flat_histories(histories, num_items=num_items)
+    lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
+    depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
+    lists |= _baseline_lists(flat, num_items=num_items, top_k=depth, config=config)
+    lists = {key: values[:, :depth] for key, values in lists.items()}
+    ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
+    cutoffs = sorted({*config.cutoffs, HEADLINE_CUTOFF})
+    measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
+    means = _with_intervals(measured, lists, num_items=num_items, config=config, seed=seed)
+    return Evaluation(
+        systems={system: values for (system, exclude), values in means.items() if not exclude},
+        systems_excluding_seen={system: values for (system, exclude), values in means.items() if exclude},
+        per_user=_per_user_table(histories, ranks),
+        comparisons=_comparisons(measured, config=config, seed=seed),
+        slices=measure_slices(
+            flat,
+            {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
+            num_items=num_items,
+            items_imputed=items_imputed or {},
+            config=config,
+            seed=seed,
+        ),
+        num_test_users=flat.num_users,
+        num_items=num_items,
+        protocol=_protocol(flat, depth=depth, num_items=num_items, config=config, seed=seed),
+    )
+
+
+def metrics_document(evaluation: Evaluation, *, dataset: str, collision_rate: Mapping[str, Any]) -> dict[str, Any]:
+    """What `metrics.json` holds.
+
+    Args:
+        evaluation: what `evaluate` returned.
+        dataset: the data set's name.
+        collision_rate: "text" and "image" -> {"before": share, "after": share}.
+    """
+    return {
+        "dataset": dataset,
+        "num_test_users": evaluation.num_test_users,
+        "num_items": evaluation.num_items,
+        "systems": evaluation.systems,
+        "systems_excluding_seen": evaluation.systems_excluding_seen,
+        "collision_rate": {
+            route: {when: float(collision_rate[route][when]) for when in ("before", "after")}
+            for route in ("text", "image")
+        },
+        "protocol": evaluation.protocol,
+    }
+
+
+def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: EvaluationConfig) -> int:
+    largest = max(config.cutoffs)
+    if top_k is None:
+        return max([largest, *(int(values.shape[1]) for values in lists.values())])
+    if top_k < min(largest, num_items):
+        raise ConfigError(
+            f"evaluation.cutoffs asks for k={largest}, but lists hold {top_k} items. Raise decoding.top_k to "
+            f"{largest}, or lower the cutoffs."
+        )
+    return top_k
+
+
+def _baseline_lists(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> Lists:
+    popular = recommend_popular(flat, num_items=num_items, top_k=top_k)
+    neighbours = recommend_item_knn(flat, num_items=num_items, top_k=top_k, history_length=config.item_knn_history)
+    return {
+        (system, exclude_seen): lists[exclude_seen]
+        for system, lists in ((POPULARITY, popular), (ITEM_KNN, neighbours))
+        for exclude_seen in (False, True)
+    }
+
+
+def _with_intervals(
+    measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
+    lists: Lists,
+    *,
+    num_items: int,
+    config: EvaluationConfig,
+    seed: int,
+) -> dict[tuple[str, bool], Metrics]:
+    """Means of every system and metric with their intervals, all on the same resamples."""
+    means = {(key, name): values for key, columns in measured.items() for name, values in columns.items()}
+    values = np.stack(list(means.values()), axis=1)  # [U, systems * metrics]
+    draws = bootstrap_means(values, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, _STREAM))
+    intervals = dict(zip(means, percentile_intervals(draws, confidence=config.confidence), strict=True))
+    coverages = coverage_intervals(
+        list(lists.values()),
+        num_items=num_items,
+        num_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        generator=numpy_generator(seed, _STREAM),
+    )
+    results: dict[tuple[str, bool], Metrics] = {}
+    for (key, columns), covered in zip(measured.items(), coverages, strict=True):
+        result: Metrics = {name: float(column.mean()) for name, column in columns.items()}
+        result["coverage"] = coverage(lists[key], num_items=num_items)
+        result |= {f"{name}_ci": list(intervals[key, name]) for name in columns}
+        results[key] = result | {"coverage_ci": list(covered)}
+    return results
+
+
+def _comparisons(
+    measured: Mapping[tuple[str, bool], dict[str, FloatArray]], *, config: EvaluationConfig, seed: int
+) -> tuple[Comparison, ...]:
+    metric = f"ndcg_{HEADLINE_CUTOFF}"
+    others = sorted((key for key in measured if key[0] != FUSED_SYSTEM), key=lambda key: key[1])
+    results = paired_differences(
+        np.stack([measured[FUSED_SYSTEM, exclude_seen][metric] for _, exclude_seen in others], axis=1),
+        np.stack([measured[key][metric] for key in others], axis=1),
+        num_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        generator=numpy_generator(seed, _STREAM),
+    )
+    return tuple(
+        Comparison(FUSED_SYSTEM, system, metric, exclude_seen, result)
+        for (system, exclude_seen), result in zip(others, results, strict=True)
+    )
+
+
+def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], IntArray]) -> pl.DataFrame:
+    parts = [
+        pl.DataFrame({"user_index": histories["user_index"], "rank": values})
+        .with_columns(
+            pl.lit(system).alias("system"),
+            pl.lit(exclude_seen).alias("exclude_seen"),
+            pl.when(pl.col("rank") != MISSED).then(pl.col("rank")).alias("rank"),
+        )
+        .select("user_index", "system", "exclude_seen", "rank")
+        for (system, exclude_seen), values in ranks.items()
+    ]
+    return pl.concat(parts).sort("system", "exclude_seen", "user_index")
+
+
+def _protocol(
+    flat: FlatHistories, *, depth: int, num_items: int, config: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    users, items = flat.without_last(1)
+    rows = np.arange(flat.num_users)
+    targets_seen = np.isin(rows * num_items + flat.targets, users * num_items + items)
+    return {
+        "split": "leave-one-out: the last item is the test target, the one before it validation, the rest training",
+        "candidates": "the full catalogue",
+        "headline": "seen items allowed",
+        "list_length": depth,
+        "cutoffs": sorted({*config.cutoffs, HEADLINE_CUTOFF}),
+        "mrr_depth": depth,
+        "coverage_depth": COVERAGE_DEPTH,
+        "interval": "percentile bootstrap over test users; coverage: moved to the measured value",
+        "bootstrap_samples": config.bootstrap_samples,
+        "confidence": config.confidence,
+        "seed": seed,
+        "item_knn": {"history_length": config.item_knn_history, "recency_decay": RECENCY_DECAY},
+        "test_targets_seen_before": int(targets_seen.sum()),
+    }

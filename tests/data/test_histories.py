@@ -1,0 +1,35 @@
+"""Histories: each user's interactions in the order of time."""
+
+import polars as pl
+import pytest
+
+from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.schemas import INTERACTIONS
+
+
+def _interactions(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
+    full = [(user, item, None, stamp) for user, item, stamp in rows]
+    return pl.DataFrame(full, schema=INTERACTIONS.columns, orient="row")
+
+
+_ITEMS = pl.DataFrame({"item_id": ["1", "10", "2"], "item_index": [0, 1, 2]})
+
+
+def test_histories_worked_out_by_hand() -> None:
+    """Oldest first, equal times by item_id, users in the order of user_id, repeats kept."""
+    rows = [("v", "2", 5), ("u", "2", 7), ("u", "10", 7), ("u", "1", 9), ("v", "1", 3), ("v", "2", 4)]
+    histories = build_histories(_interactions(rows), _ITEMS)
+    assert histories.rows() == [(0, "u", [1, 2, 0], [7, 7, 9]), (1, "v", [0, 2, 2], [3, 4, 5])]
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    """A table that was not sorted gives the same histories."""
+    rows = [("u", "2", 7), ("u", "10", 7), ("u", "1", 9), ("v", "2", 1)]
+    assert build_histories(_interactions(rows[::-1]), _ITEMS).equals(build_histories(_interactions(rows), _ITEMS))
+
+
+def test_an_item_outside_the_catalogue_is_refused() -> None:
+    """The message names the item and the user."""
+    with pytest.raises(SchemaError, match="item 'x' of user 'u' is not in items"):
+        build_histories(_interactions([("u", "x", 1)]), _ITEMS)

@@ -1,0 +1,93 @@
+"""The data sets of `datasets/` on their real files, as they were found."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from macrec_pipeline.data.checks import histories_problems, interactions_problems, items_problems
+from macrec_pipeline.data.cleaning import CleanTables, clean
+from macrec_pipeline.data.given import given_semantic_ids
+from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.data.indexed import read_index_map, read_json_object
+from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.datasets import DatasetSpec, load_dataset
+
+_DATASETS = Path(__file__).resolve().parents[2] / "datasets"
+
+
+def _spec(name: str, data_dir: Path) -> DatasetSpec:
+    spec = load_dataset(name, _DATASETS)
+    problems = validate_source(spec, data_dir)
+    if any("is not there" in problem for problem in problems):
+        pytest.skip(f"real data is not there: {problems[0]}")
+    assert problems == []
+    return spec
+
+
+def _clean(spec: DatasetSpec, data_dir: Path) -> tuple[CleanTables, pl.DataFrame]:
+    raw_items = read_raw_items(spec, data_dir)
+    tables = clean(read_raw_interactions(spec, data_dir), raw_items, spec.config().cleaning)
+    return tables, raw_items
+
+
+def test_movielens_counts(shared_data: Path) -> None:
+    """1,746 item rows of 1,682 movies and 100,000 ratings leave 943 users and 1,349 movies in the 5-core."""
+    tables, raw_items = _clean(_spec("movielens-100k", shared_data), shared_data)
+    assert raw_items.height == 1746
+    assert raw_items["item_id"].n_unique() == 1682
+    assert raw_items.filter(pl.col("image_path").is_null())["item_id"].n_unique() == 19
+    assert tables.items.height == 1349
+    assert tables.interactions["user_id"].n_unique() == 943
+    assert tables.interactions.height + (tables.quarantine["table"] == "raw_interactions").sum() == 100_000
+    duplicates = tables.quarantine.filter(pl.col("reason") == "duplicate_item")
+    assert duplicates.height == 1746 - 1682
+
+
+def test_movielens_texts_and_checks(shared_data: Path) -> None:
+    """The text has title, overview and genres, also where the overview is missing; the tables pass their checks."""
+    tables, raw_items = _clean(_spec("movielens-100k", shared_data), shared_data)
+    text = dict(zip(raw_items["item_id"], raw_items["text"], strict=True))
+    assert text["1"].startswith("Toy Story (1995). Led by Woody, Andy's toys live happily")
+    assert text["1"].endswith("Genres: Animation, Children, Comedy.")
+    assert text["1349"] == "Mille bolle blu (1993). Genres: Comedy."
+    histories = build_histories(tables.interactions, tables.items)
+    assert interactions_problems(tables.interactions) == []
+    assert items_problems(tables.items, tables.interactions) == []
+    assert histories_problems(histories, tables.interactions, tables.items) == []
+    toy_story = tables.items.filter(pl.col("item_id") == "1").row(0, named=True)
+    assert toy_story["image_path"] == "movielens-100k/posters/1.jpg"
+    assert toy_story["num_interactions"] == 452
+
+
+def test_instruments_counts_and_order(shared_data: Path) -> None:
+    """The paper's 17,112 users, 6,250 items and 136,226 interactions, each user's sequence as published."""
+    spec = _spec("amazon-instruments", shared_data)
+    tables, _ = _clean(spec, shared_data)
+    histories = build_histories(tables.interactions, tables.items)
+    assert (histories.height, tables.items.height, tables.interactions.height) == (17_112, 6_250, 136_226)
+    assert tables.quarantine.is_empty()
+    assert histories_problems(histories, tables.interactions, tables.items) == []
+    folder = shared_data / "amazon-instruments"
+    published = read_json_object(folder / "Instruments.inter.json.gz", "Instruments.inter.json.gz")
+    users = read_index_map(spec.source, "user2id", shared_data)[1]
+    items = read_index_map(spec.source, "item2id", shared_data)[1]
+    item_ids = tables.items["item_id"].to_list()
+    ours = {user: [item_ids[item] for item in row] for user, row in histories.select("user_id", "item_indices").rows()}
+    assert ours == {users[int(user)]: [items[item] for item in row] for user, row in published.items()}
+
+
+def test_instruments_semantic_ids(shared_data: Path) -> None:
+    """4 levels of 256 codes for every item; 5,988 distinct text IDs, all image IDs distinct; rows follow items."""
+    spec = _spec("amazon-instruments", shared_data)
+    tables, _ = _clean(spec, shared_data)
+    ids = given_semantic_ids(spec, shared_data, tables.items)
+    assert ids is not None
+    assert ids.codebook_size == 256
+    assert ids.text_codes.shape == ids.image_codes.shape == (6250, 4)
+    assert len(np.unique(ids.text_codes, axis=0)) == 5988
+    assert len(np.unique(ids.image_codes, axis=0)) == 6250
+    first = tables.items["item_id"].to_list().index("B002SQJL9U")  # index 0 of the published files
+    assert ids.text_codes[first].tolist() == [170, 224, 251, 151]
+    assert ids.image_codes[first].tolist() == [154, 106, 221, 144]

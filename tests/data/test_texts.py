@@ -1,0 +1,42 @@
+"""Titles and descriptive cells become one readable text."""
+
+import polars as pl
+import pytest
+
+from macrec_pipeline.data.texts import compose_texts, join_flags
+
+
+@pytest.mark.parametrize(
+    ("title", "parts", "expected"),
+    [
+        (
+            "Toy Story (1995)",
+            ["Led by Woody...", "Genres: Animation, Comedy"],
+            "Toy Story (1995). Led by Woody... Genres: Animation, Comedy.",
+        ),
+        ("Toy Story (1995)", [None, None], "Toy Story (1995)."),
+        (None, [None, "Genres: Comedy"], "Genres: Comedy."),
+        (None, [None, None], None),
+        ("Acoustic guitar", ["acoustic guitar, spruce top", None], "acoustic guitar, spruce top."),
+        ("It", ["It's late.", None], "It. It's late."),
+        ("Cat", ["Category five storm", None], "Cat. Category five storm."),
+        ("Who?", ['He said "no!"', None], 'Who? He said "no!"'),
+    ],
+)
+def test_composition(title: str | None, parts: list[str | None], expected: str | None) -> None:
+    """Sentences end once, a title that the text begins with is not said twice, and nothing stays nothing."""
+    columns = [pl.Series([part], dtype=pl.String) for part in parts]
+    assert compose_texts(pl.Series([title], dtype=pl.String), columns).to_list() == [expected]
+
+
+def test_rows_do_not_mix() -> None:
+    """Each row is composed of its own cells alone."""
+    titles = pl.Series(["A", None, "C"])
+    assert compose_texts(titles, [pl.Series(["C is", "B is", "C is"])]).to_list() == ["A. C is.", "B is.", "C is."]
+    assert compose_texts(titles, []).to_list() == ["A.", None, "C."]
+
+
+def test_flags() -> None:
+    """The names of the columns that are set, in the order given; null where none is."""
+    flags = {"Action": pl.Series([True, False, True]), "War": pl.Series([False, False, True])}
+    assert join_flags("Genres", flags).to_list() == ["Genres: Action", None, "Genres: Action, War"]

@@ -1,0 +1,198 @@
+"""The protocol: every test user once in every system, the same numbers every time, nothing wrong let through."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from macrec_pipeline.config import EvaluationConfig
+from macrec_pipeline.errors import ConfigError, DataError
+from macrec_pipeline.evaluation import Evaluation, evaluate, metrics_document
+from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
+
+SYSTEMS = ["macrec", "macrec_image", "macrec_text", "popularity", "item_knn"]
+NUM_ITEMS = 30
+
+
+def _evaluate(
+    histories: pl.DataFrame, predictions: pl.DataFrame, config: EvaluationConfig, **more: object
+) -> Evaluation:
+    return evaluate(histories, predictions, num_items=NUM_ITEMS, config=config, seed=3, **more)  # type: ignore[arg-type]
+
+
+def test_every_system_is_measured_with_intervals_in_both_settings(evaluation: Evaluation) -> None:
+    """HR and NDCG at each cutoff, MRR and coverage are in [0, 1] and each has an interval around it."""
+    expected = {f"{name}_{cutoff}" for name in ("hr", "ndcg") for cutoff in (1, 5, 10, 20)} | {"mrr", "coverage"}
+    for systems in (evaluation.systems, evaluation.systems_excluding_seen):
+        assert list(systems) == SYSTEMS
+        for values in systems.values():
+            assert set(values) == expected | {f"{name}_ci" for name in expected}
+            for name in expected:
+                low, high = values[f"{name}_ci"]  # type: ignore[misc]
+                assert 0 <= low <= values[name] <= high <= 1
+
+
+def test_per_user_ranks_give_the_metrics(evaluation: Evaluation, histories: pl.DataFrame) -> None:
+    """The table of ranks has each user once a system and setting, and its means are the reported ones."""
+    table = evaluation.per_user
+    assert table.columns == ["user_index", "system", "exclude_seen", "rank"]
+    assert table.height == len(SYSTEMS) * 2 * histories.height
+    assert not table.select("user_index", "system", "exclude_seen").is_duplicated().any()
+    fused = table.filter((pl.col("system") == "macrec") & ~pl.col("exclude_seen"))
+    assert evaluation.systems["macrec"]["hr_5"] == pytest.approx((fused["rank"].fill_null(99) <= 5).mean())
+    assert evaluation.systems["macrec"]["mrr"] == pytest.approx((1 / fused["rank"]).fill_null(0).mean())
+
+
+def test_hand_worked_ranks(small_config: EvaluationConfig) -> None:
+    """Three users whose targets are at place 1, at place 3 and nowhere."""
+    histories = pl.DataFrame(
+        {
+            "user_index": [0, 1, 2],
+            "user_id": ["a", "b", "c"],
+            "item_indices": [[1, 2, 3, 0], [4, 5, 6, 1], [7, 8, 9, 2]],
+        }
+    ).with_columns(pl.col("item_indices").alias("timestamps"))
+    lists = [[0, 20, 21], [22, 23, 1], [24, 25, 26]]
+    predictions = pl.DataFrame(
+        [("macrec", setting, user, lists[user], [3.0, 2.0, 1.0]) for setting in (False, True) for user in range(3)],
+        schema=PREDICTIONS.columns,
+        orient="row",
+    )
+    fused = _evaluate(HISTORIES.check(histories), predictions, small_config).systems["macrec"]
+    assert [fused[name] for name in ("hr_1", "hr_5", "ndcg_5", "mrr", "coverage")] == pytest.approx(
+        [1 / 3, 2 / 3, (1 + 0.5) / 3, (1 + 1 / 3) / 3, 9 / 30]
+    )
+
+
+def test_the_same_seed_gives_the_same_numbers(
+    evaluation: Evaluation, histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """A second evaluation is equal to the last bit, and another seed moves the intervals but not the means."""
+    again = _evaluate(histories, predictions, small_config)
+    assert again.systems == evaluation.systems
+    assert again.comparisons == evaluation.comparisons
+    assert_frame_equal(again.per_user, evaluation.per_user)
+    other = evaluate(histories, predictions, num_items=NUM_ITEMS, config=small_config, seed=4)
+    assert other.systems["macrec"]["hr_10"] == evaluation.systems["macrec"]["hr_10"]
+    assert other.systems["macrec"]["hr_10_ci"] != evaluation.systems["macrec"]["hr_10_ci"]
+
+
+def test_comparisons_are_of_the_fused_system_to_every_other(evaluation: Evaluation) -> None:
+    """Each other system is compared once in each setting, by the difference of the reported NDCG@10."""
+    found = [(comparison.against, comparison.exclude_seen) for comparison in evaluation.comparisons]
+    assert sorted(found) == sorted((system, setting) for system in SYSTEMS[1:] for setting in (False, True))
+    for comparison in evaluation.comparisons:
+        systems = evaluation.systems_excluding_seen if comparison.exclude_seen else evaluation.systems
+        difference = systems["macrec"]["ndcg_10"] - systems[comparison.against]["ndcg_10"]  # type: ignore[operator]
+        assert comparison.result.difference == pytest.approx(difference)
+
+
+def test_headline_metrics_are_there_for_any_cutoffs(histories: pl.DataFrame, predictions: pl.DataFrame) -> None:
+    """HR@10 and NDCG@10 are measured even where the settings do not ask for them."""
+    found = _evaluate(histories, predictions, EvaluationConfig(cutoffs=(3,), bootstrap_samples=10))
+    assert {"hr_3", "hr_10", "ndcg_10"} <= set(found.systems["macrec"])
+
+
+def test_ranks_beyond_the_list_length_are_misses(
+    histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """Lists longer than top_k are cut for every system alike, and MRR sees no deeper rank."""
+    config = small_config.model_copy(update={"cutoffs": (1, 5)})
+    found = _evaluate(histories, predictions, config, top_k=5)
+    assert found.per_user["rank"].max() == 5
+    assert found.protocol["mrr_depth"] == 5
+
+
+def test_lists_shorter_than_a_cutoff_are_refused(
+    histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """HR@20 of lists of ten would be too low in silence."""
+    with pytest.raises(ConfigError, match=r"k=20.*decoding\.top_k"):
+        _evaluate(histories, predictions, small_config, top_k=10)
+
+
+def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfig) -> None:
+    """A target that the user already had stays a test target in both settings, and the protocol says how many."""
+    histories = pl.DataFrame({"user_index": [0], "user_id": ["a"], "item_indices": [[1, 2, 3, 1]]}).with_columns(
+        pl.col("item_indices").alias("timestamps")
+    )
+    rows = [("macrec", False, 0, [1], [0.0]), ("macrec", True, 0, [5], [0.0])]
+    predictions = pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
+    found = _evaluate(HISTORIES.check(histories), predictions, small_config)
+    assert found.protocol["test_targets_seen_before"] == 1
+    assert (found.systems["macrec"]["hr_1"], found.systems_excluding_seen["macrec"]["hr_1"]) == (1.0, 0.0)
+
+
+def _break(predictions: pl.DataFrame, how: str) -> pl.DataFrame:
+    one = (pl.col("system") == "macrec_text") & pl.col("exclude_seen") & (pl.col("user_index") == 7)
+    if how == "missing":
+        return predictions.filter(~one)
+    if how == "unknown":
+        return predictions.with_columns(pl.when(one).then(99).otherwise("user_index").alias("user_index")).sort(
+            "system", "exclude_seen", "user_index"
+        )
+    if how == "extra":
+        extra = predictions.filter(one).with_columns(pl.lit(99, pl.Int64).alias("user_index"))
+        return pl.concat([predictions, extra]).sort("system", "exclude_seen", "user_index")
+    if how == "baseline":
+        return predictions.with_columns(pl.col("system").replace("macrec_text", "popularity"))
+    return predictions.filter(pl.col("system") != "macrec")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "'macrec_text' with exclude_seen=True: 1 of 40 test users are missing.*user_index 7"),
+        ("unknown", "1 of 40 test users are missing"),
+        ("extra", "user_index 99 is not in histories"),
+        ("baseline", "popularity.*computes those itself"),
+        ("no fused system", "no rows of system 'macrec'"),
+    ],
+)
+def test_users_who_are_not_there_exactly_once_are_refused(
+    histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig, how: str, message: str
+) -> None:
+    """A missing or unknown user, or a system that does not belong, ends in a message that names it."""
+    with pytest.raises(DataError, match=message):
+        _evaluate(histories, _break(predictions, how), small_config)
+
+
+def test_a_doubled_user_is_refused(
+    histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """A user with two lists in one system would count twice; the schema already says no."""
+    doubled = pl.concat([predictions.head(1), predictions])
+    with pytest.raises(DataError, match="user_index must be unique"):
+        _evaluate(histories, doubled, small_config)
+
+
+def test_seen_items_in_lists_that_exclude_them_are_refused(
+    histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """Lists with exclude_seen must not hold an item of the input history."""
+    seen = histories["item_indices"][3][0]
+    one = (pl.col("system") == "macrec") & pl.col("exclude_seen") & (pl.col("user_index") == 3)
+    broken = predictions.with_columns(
+        pl.when(one).then(pl.lit([seen], pl.List(pl.Int64))).otherwise("item_indices").alias("item_indices")
+    )
+    with pytest.raises(DataError, match=f"user_index 3 is given item {seen}"):
+        _evaluate(histories, broken, small_config)
+
+
+def test_metrics_document_is_the_contract(evaluation: Evaluation) -> None:
+    """The document has exactly the agreed keys, and survives JSON unchanged."""
+    rates = {"text": {"before": 0.1, "after": 0.0}, "image": {"before": np.float64(0.2), "after": 0}}
+    document = metrics_document(evaluation, dataset="demo", collision_rate=rates)
+    assert list(document) == [
+        "dataset",
+        "num_test_users",
+        "num_items",
+        "systems",
+        "systems_excluding_seen",
+        "collision_rate",
+        "protocol",
+    ]
+    assert document["num_test_users"] == 40
+    assert json.loads(json.dumps(document, allow_nan=False)) == document

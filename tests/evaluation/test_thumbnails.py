@@ -1,0 +1,89 @@
+"""Thumbnails: small JPEGs within a budget, and nothing where a file cannot be shown."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from macrec_pipeline.evaluation import thumbnails as module
+from macrec_pipeline.evaluation.thumbnails import Thumbnail, thumbnails
+
+
+def _picture(path: Path, *, size: tuple[int, int] = (300, 600), mode: str = "RGB") -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    Image.fromarray(noise, "RGBA" if mode == "RGBA" else None).convert(mode).save(path)
+    return path
+
+
+def _decoded(thumbnail: Thumbnail) -> Image.Image:
+    header, content = thumbnail.uri.split(",")
+    assert header == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content)))
+
+
+def test_pictures_become_small_jpegs_of_the_same_shape(tmp_path: Path) -> None:
+    """The proportions stay, the size is that of a thumbnail, and the bytes are the same every time."""
+    path = _picture(tmp_path / "a.png")
+    found = thumbnails({path: 1})
+    decoded = _decoded(found[path])
+    assert decoded.format == "JPEG"
+    assert decoded.size == (found[path].width, found[path].height) == (88, 176)
+    assert thumbnails({path: 1}) == found
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    """A fully transparent picture is white, not black."""
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(path)
+    assert _decoded(thumbnails({path: 1})[path]).convert("RGB").getpixel((10, 10)) == (255, 255, 255)
+
+
+def test_rotation_of_the_camera_is_applied(tmp_path: Path) -> None:
+    """A picture that says that it lies on its side is shown upright."""
+    path = tmp_path / "side.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    found = thumbnails({path: 1})[path]
+    assert (found.width, found.height) == (20, 40)
+
+
+def test_budget_shrinks_all_pictures(tmp_path: Path) -> None:
+    """What is shown often costs often: the same pictures get smaller until all uses stay below the limit."""
+    paths = {_picture(tmp_path / f"{number}.png"): 10 for number in range(3)}
+    large = thumbnails(paths)
+    budget = sum(len(large[path].uri) * uses for path, uses in paths.items()) // 2
+    small = thumbnails(paths, max_total=budget)
+    assert set(small) == set(large)
+    assert all(small[path].width < large[path].width for path in paths)
+    assert sum(len(small[path].uri) * uses for path, uses in paths.items()) <= budget
+
+
+def test_budget_that_cannot_be_met_drops_pictures(tmp_path: Path) -> None:
+    """Where even the smallest size is too much, the first pictures in path order stay and the limit holds."""
+    paths = {_picture(tmp_path / f"{number}.png"): 1 for number in range(4)}
+    found = thumbnails(paths, max_total=1_300)
+    assert list(found) == sorted(paths)[: len(found)]
+    assert 0 < len(found) < 4
+    assert sum(len(thumbnail.uri) for thumbnail in found.values()) <= 1_300
+
+
+def test_files_that_cannot_be_shown_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing file, one that is no picture, one that ends early, and one with too many pixels give no thumbnail."""
+    whole = _picture(tmp_path / "whole.jpg")
+    text, short, large = tmp_path / "text.jpg", tmp_path / "short.jpg", _picture(tmp_path / "z.png", size=(700, 700))
+    text.write_text("not a picture")
+    short.write_bytes(whole.read_bytes()[:3000])
+    monkeypatch.setattr(module, "MAX_PIXELS", 400_000)
+    assert list(thumbnails(dict.fromkeys((tmp_path / "none.jpg", text, short, large, whole), 1))) == [whole]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "1"])
+def test_every_colour_mode_can_be_shown(tmp_path: Path, mode: str) -> None:
+    """Grey, palette, alpha and 16-bit pictures all become thumbnails."""
+    path = tmp_path / "picture.png"
+    Image.new(mode, (30, 30)).save(path)
+    assert list(thumbnails({path: 1})) == [path]
