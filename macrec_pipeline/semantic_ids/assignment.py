@@ -93,7 +93,7 @@ def _last_residuals(
     module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray, *, device: torch.device
 ) -> torch.Tensor:
     """What enters the last two levels: float [N, 2, H] on the CPU (twice the same if there is one level)."""
-    residual = module.latents(torch.from_numpy(vectors).to(device)).cpu()
+    residual = module.latents(torch.tensor(vectors, device=device)).cpu()
     entering = [residual]
     for level, codebook in enumerate(module.quantizer.codebooks.detach().cpu()):
         entering.append(entering[-1] - codebook[torch.from_numpy(codes[:, level])])

@@ -143,7 +143,7 @@ def quantize(module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.de
     """Nearest codes of raw embeddings float32 [N, D], before any collision is resolved: int64 [N, L]."""
     parts = []
     for begin in range(0, len(vectors), _INFERENCE_BATCH):
-        residual = module.latents(torch.from_numpy(vectors[begin : begin + _INFERENCE_BATCH]).to(device))
+        residual = module.latents(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))
         codes = []
         for codebook in module.quantizer.codebooks:
             chosen = nearest_codes(residual, codebook)

@@ -1,0 +1,7 @@
+"""Assets on disk: tables as parquet, models and reports as folders, each with a manifest and written atomically."""
+
+from macrec_pipeline.storage.embeddings import embedding_table, vectors_of
+from macrec_pipeline.storage.manifest import Manifest
+from macrec_pipeline.storage.store import FOLDER_ASSETS, AssetStore
+
+__all__ = ["FOLDER_ASSETS", "AssetStore", "Manifest", "embedding_table", "vectors_of"]

@@ -1,0 +1,59 @@
+"""Embeddings as a table, and back as a matrix.
+
+Shapes: N items, D embedding.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.schemas import EMBEDDINGS
+
+
+def embedding_table(
+    items: pl.DataFrame, *, vectors: npt.NDArray[np.float32], imputed: npt.NDArray[Any]
+) -> pl.DataFrame:
+    """Lay a matrix of embeddings beside the items that it belongs to.
+
+    Args:
+        items: the `items` table, N rows.
+        vectors: float32 [N, D], a row an item in the order of `items`.
+        imputed: bool [N], true where the item has no such modality.
+
+    Returns:
+        A table of the schema `EMBEDDINGS`.
+
+    Raises:
+        SchemaError: the shapes or dtypes do not fit.
+    """
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] == 0:
+        raise SchemaError(f"embeddings must be float32 [N, D], got {vectors.dtype} {list(vectors.shape)}.")
+    if imputed.dtype != np.bool_ or imputed.ndim != 1:
+        raise SchemaError(f"imputed must be bool [N], got {imputed.dtype} {list(imputed.shape)}.")
+    if not items.height == len(vectors) == len(imputed):
+        raise SchemaError(
+            f"there must be one row an item: {items.height} items, {len(vectors)} embeddings, {len(imputed)} flags."
+        )
+    matrix = np.ascontiguousarray(vectors)
+    table = items.select("item_index", "item_id").with_columns(
+        pl.Series("embedding", matrix, dtype=pl.Array(pl.Float32, matrix.shape[1])),
+        pl.Series("imputed", imputed, dtype=pl.Boolean),
+    )
+    return EMBEDDINGS.check(table)
+
+
+def vectors_of(table: pl.DataFrame) -> npt.NDArray[np.float32]:
+    """The embeddings of a table as a matrix.
+
+    Args:
+        table: rows of the schema `EMBEDDINGS`.
+
+    Returns:
+        float32 [N, D]; read-only where it shares the table's memory, so copy it before changing it.
+    """
+    column = table["embedding"]
+    assert isinstance(column.dtype, pl.Array), "a table of the schema EMBEDDINGS has fixed-width vectors"
+    return column.to_numpy().reshape(table.height, column.dtype.shape[0])

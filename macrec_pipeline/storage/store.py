@@ -1,0 +1,148 @@
+"""The store of one data set's assets: tables as parquet, everything else as folders.
+
+In: polars tables that keep their schema, or folders of files. Out: the same, verified against the manifest that was
+written with them. See `versions` for the layout and for what makes a write atomic.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
+from macrec_pipeline.storage.versions import AssetVersions
+
+FOLDER_ASSETS = ("quantizer", "recommender", "evaluation_report", "registered_model")
+"""The assets that are folders; those of `schemas.TABLES` are tables."""
+
+_DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_COMPRESSION_LEVEL = 3
+
+
+class AssetStore:
+    """The assets of one data set below a home folder.
+
+    Args:
+        home: the folder of all state (`MACREC_HOME`); made at the first write.
+        dataset: the data set's name.
+
+    Raises:
+        StorageError: the name is not one that a data set may have.
+    """
+
+    def __init__(self, home: Path, dataset: str) -> None:
+        if not _DATASET_NAME.fullmatch(dataset):
+            raise StorageError(f"{dataset!r} cannot be a data set: its name holds only a-z, 0-9 and '-'.")
+        self._dataset = dataset
+        self._folder = Path(home).absolute() / dataset
+
+    def location(self, asset: str) -> Path:
+        """The stable path under which the current version is found, whether it is there or not."""
+        return self._versions(asset).link
+
+    def has(self, asset: str) -> bool:
+        """Whether a version of the asset is there; says nothing about its state."""
+        return self._versions(asset).current() is not None
+
+    def write_table(self, asset: str, table: pl.DataFrame, *, details: Mapping[str, Any] | None = None) -> Manifest:
+        """Store a table as the asset's new version; the same table gives the same bytes.
+
+        Args:
+            asset: a name of `schemas.TABLES`.
+            table: rows that keep that schema.
+            details: plain JSON kept in the manifest, no part of the digest.
+
+        Raises:
+            SchemaError: the table breaks its schema; nothing is written.
+            StorageError: unknown asset, or the disk refused.
+        """
+        schema = TABLES[self._known(asset, TABLES)]
+        schema.check(table, where=f"to be written for {self._dataset}")
+        versions = self._versions(asset)
+        with versions.writing() as folder:
+            try:
+                table.write_parquet(
+                    folder / f"{asset}.parquet", compression="zstd", compression_level=_COMPRESSION_LEVEL
+                )
+            except OSError as error:
+                raise StorageError(f"{asset} cannot be stored: {folder}: {error}.") from error
+            manifest = seal(folder, asset, details or {})
+            versions.publish(folder, manifest)
+        return manifest
+
+    def read_table(self, asset: str) -> pl.DataFrame:
+        """Read a table.
+
+        Raises:
+            StorageError: it is not there yet, incomplete or damaged; says what to run.
+            SchemaError: an older version of this package wrote it to another schema; says what to run.
+        """
+        schema = TABLES[self._known(asset, TABLES)]
+        versions = self._versions(asset)
+        path = self.folder(asset) / f"{asset}.parquet"
+        if not path.is_file():
+            raise StorageError(f"{path} is no part of the version. {versions.remedy}")
+        table = pl.read_parquet(path, memory_map=False)
+        try:
+            return schema.check(table, where=str(versions.link / path.name))
+        except SchemaError as error:
+            raise SchemaError(f"{error} It was written by another version of this package. {versions.remedy}") from None
+
+    @contextmanager
+    def new_folder(self, asset: str, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """A new folder to fill with files; it becomes the asset's version when the block ends without an error.
+
+        Args:
+            asset: a name of `FOLDER_ASSETS`.
+            details: plain JSON kept in the manifest, read when the block ends, so it may be filled inside it.
+
+        Raises:
+            StorageError: unknown asset, nothing written, a link among the files, or the disk refused.
+        """
+        self._known(asset, FOLDER_ASSETS)
+        versions = self._versions(asset)
+        with versions.writing() as folder:
+            yield folder
+            versions.publish(folder, seal(folder, asset, details or {}))
+
+    def folder(self, asset: str) -> Path:
+        """The folder of the current version, every file verified; it stays there until two newer ones are written.
+
+        Raises:
+            StorageError: it is not there yet, incomplete or damaged; names the file and says what to run.
+        """
+        folder, manifest = self._current(asset)
+        verify(folder, manifest, remedy=self._versions(asset).remedy)
+        return folder
+
+    def manifest(self, asset: str) -> Manifest:
+        """The manifest of the current version; the files themselves are not read.
+
+        Raises:
+            StorageError: it is not there yet, or the manifest is damaged; says what to run.
+        """
+        return self._current(asset)[1]
+
+    def _current(self, asset: str) -> tuple[Path, Manifest]:
+        versions = self._versions(asset)
+        folder = versions.current()
+        if folder is None:
+            raise StorageError(f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`.")
+        manifest = read_manifest(folder, asset, remedy=versions.remedy)
+        if not manifest.digest.startswith(folder.name):
+            raise StorageError(f"{folder} does not hold what its name says. {versions.remedy}")
+        return folder, manifest
+
+    def _versions(self, asset: str) -> AssetVersions:
+        return AssetVersions(self._folder, self._known(asset, (*TABLES, *FOLDER_ASSETS)))
+
+    def _known(self, asset: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+        if asset not in known:
+            what = "a table" if known is TABLES else "a folder" if known is FOLDER_ASSETS else "an asset"
+            raise StorageError(f"{asset!r} is not {what} of the store. Use one of: {', '.join(known)}.")
+        return asset

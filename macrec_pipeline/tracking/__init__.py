@@ -1,0 +1,19 @@
+"""Runs and registered models in MLflow. The only folder that imports mlflow, and only when something is tracked."""
+
+from macrec_pipeline.tracking.asset_run import AssetRun, metric_progress
+from macrec_pipeline.tracking.loading import load_model
+from macrec_pipeline.tracking.registry import RegisteredVersion
+from macrec_pipeline.tracking.server import server_command
+from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
+from macrec_pipeline.tracking.tracker import Tracker, open_tracking
+
+__all__ = [
+    "DEFAULT_UI_PORT",
+    "AssetRun",
+    "RegisteredVersion",
+    "Tracker",
+    "load_model",
+    "metric_progress",
+    "open_tracking",
+    "server_command",
+]

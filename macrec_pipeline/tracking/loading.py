@@ -1,0 +1,85 @@
+"""Loading a registered model.
+
+In: a model's URI and a home. Out: MLflow's pyfunc model, or a `TrackingError` in one line that lists what there is.
+A service that has never heard of this package does the same with `mlflow.pyfunc.load_model` alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking.store import TrackingStore, connect, one_line_errors, own_warnings_ignored
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.pyfunc import PyFuncModel
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w-]+)|/(?P<version>[1-9][0-9]*))")
+
+
+def load_model(uri: str, home: Path) -> PyFuncModel:
+    """Load a version of a registered model.
+
+    Args:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        home: the home whose registry is asked, unless `MLFLOW_TRACKING_URI` names another.
+
+    Returns:
+        A model with `predict(DataFrame, params=...)`; the bundle itself is `unwrap_python_model().bundle`.
+
+    Raises:
+        TrackingError: the URI is not one, there is no such model, version or alias, or its files are gone.
+    """
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
+    store = connect(home, create=False)
+    found = _find(store, match["name"], alias=match["alias"], version=match["version"])
+    if found is None:
+        raise TrackingError(f"There is no {uri} in {store.uri}. Registered: {_registered(store)}.")
+    with own_warnings_ignored():
+        import mlflow.artifacts
+        import mlflow.pyfunc
+    before = list(sys.path)
+    try:
+        with one_line_errors(uri):
+            source = store.client.get_model_version_download_uri(found.name, found.version)
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=store.uri)
+            model: PyFuncModel = mlflow.pyfunc.load_model(folder)
+            return model
+    except OSError as error:
+        raise TrackingError(f"{uri}: its files cannot be read: {error}.") from error
+    finally:
+        # MLflow puts the model's copy of this package first on the path and leaves it there; here it is the
+        # running one that answers.
+        sys.path[:] = before
+
+
+def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | None) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    with one_line_errors(f"registered model {name}"):
+        try:
+            if alias is not None:
+                return store.client.get_model_version_by_alias(name, alias)
+            return store.client.get_model_version(name, str(version))
+        except MlflowException as error:
+            # An alias that does not exist is an invalid parameter to MLflow.
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def _registered(store: TrackingStore) -> str:
+    with one_line_errors("model registry"):
+        models = store.client.search_registered_models(max_results=100, order_by=["name ASC"])
+    lines = []
+    for model in models:
+        aliases = "".join(f", @{alias} is {number}" for alias, number in sorted(model.aliases.items()))
+        newest = max((int(version.version) for version in model.latest_versions), default=0)
+        lines.append(f"{model.name} (newest version {newest}{aliases})")
+    return "; ".join(lines) or "nothing yet, run `macrec run DATASET`"

@@ -1,0 +1,116 @@
+"""The registered model as MLflow loads it: a script that stands beside the bundle and the package's code.
+
+In: a DataFrame with the column `history` (a list of item ids a row, oldest first; null or empty for a user without
+one) and an optional `user_id`, which is for the caller's own use; params `k`, `route`, `exclude_seen`, `beam_width`.
+Out: a DataFrame with one row a row: `item_ids` and `scores`, best first, and `fallback` ("none" or "popularity").
+
+A consumer needs neither Dagster nor polars. This is the only module of the package that acts when it is imported
+(MLflow's models-from-code asks for `set_model`), and the only one of `tracking` that knows the recommender.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from macrec_pipeline.errors import RequestError
+
+if TYPE_CHECKING:
+    from macrec_pipeline.recommender.bundle import RecommenderBundle
+
+DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0}
+"""The params and what each is if it is not given; a beam width of 0 is the bundle's own."""
+
+ROUTES = ("fused", "text", "image")
+
+
+class RecommenderModel(PythonModel):
+    """A recommender bundle behind MLflow's interface.
+
+    Attributes:
+        bundle: the loaded bundle; its `catalogue` has the titles and pictures of the items.
+    """
+
+    bundle: RecommenderBundle
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the bundle that was registered. Raises `StorageError` if its parts do not belong together."""
+        from macrec_pipeline.recommender.bundle import RecommenderBundle
+
+        self.bundle = RecommenderBundle.load(Path(context.artifacts["bundle"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Recommend items to each row.
+
+        Raises:
+            MlflowException: what was asked cannot be answered; its code makes a scoring server say 400.
+        """
+        try:
+            asked = _checked_params(params, num_items=self.bundle.num_items)
+            answers = self.bundle.recommend_ids(_histories(model_input), **asked)
+        except RequestError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        columns = {
+            "item_ids": [list(answer.item_ids) for answer in answers],
+            "scores": [[float(score) for score in answer.scores] for answer in answers],
+            "fallback": [answer.fallback for answer in answers],
+        }
+        return pd.DataFrame(columns, index=model_input.index, dtype=object)
+
+
+def _checked_params(params: Mapping[str, Any] | None, *, num_items: int) -> dict[str, Any]:
+    given = {name: value for name, value in (params or {}).items() if value is not None}
+    if unknown := sorted(given.keys() - DEFAULTS.keys()):
+        raise RequestError(f"There is no param {unknown[0]!r}. Use: {', '.join(DEFAULTS)}.")
+    asked = DEFAULTS | given
+    for name, lowest in (("k", 1), ("beam_width", 0)):
+        value = asked[name]
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
+            raise RequestError(f"{name} must be a whole number of at least {lowest}, got {value!r}.")
+        asked[name] = int(value)
+    if asked["k"] > num_items:
+        raise RequestError(f"k is {asked['k']}, but the catalogue has only {num_items} items.")
+    if asked["route"] not in ROUTES:
+        raise RequestError(f"route must be one of {', '.join(ROUTES)}, got {asked['route']!r}.")
+    if not isinstance(asked["exclude_seen"], bool | np.bool_):
+        raise RequestError(f"exclude_seen must be true or false, got {asked['exclude_seen']!r}.")
+    return asked | {"exclude_seen": bool(asked["exclude_seen"]), "beam_width": asked["beam_width"] or None}
+
+
+def _histories(model_input: pd.DataFrame) -> list[list[str]]:
+    if not isinstance(model_input, pd.DataFrame) or "history" not in model_input.columns:
+        # MLflow has left out the columns that the signature does not name.
+        got = (
+            list(model_input.columns) or "none" if isinstance(model_input, pd.DataFrame) else type(model_input).__name__
+        )
+        raise RequestError(f"The input must be a table with the column 'history' (lists of item ids), got {got}.")
+    return [_history(cell, row) for row, cell in enumerate(model_input["history"])]
+
+
+def _history(cell: Any, row: int) -> list[str]:
+    if cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)):
+        return []
+    if not isinstance(cell, list | tuple) and not (isinstance(cell, np.ndarray) and cell.ndim == 1):
+        raise RequestError(
+            f"history of row {row} must be a list of item ids, oldest first, got {type(cell).__name__} {cell!r:.80}."
+        )
+    for position, item_id in enumerate(cell):
+        if not isinstance(item_id, str):
+            raise RequestError(
+                f"history of row {row} holds {item_id!r:.80} at position {position}: item ids are strings, as in the "
+                "catalogue. Turn them into strings, and leave missing ones out."
+            )
+    return [str(item_id) for item_id in cell]
+
+
+mlflow.models.set_model(RecommenderModel())

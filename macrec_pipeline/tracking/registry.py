@@ -1,0 +1,151 @@
+"""Registering a recommender bundle: from a folder to a version of `macrec-<dataset>` that anyone can load.
+
+In: the bundle's folder and its metrics. Out: a model version (see `packaging` for what it holds) with tags and the
+aliases `challenger` and, where there is none yet, `champion`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking.commit import git_commit
+from macrec_pipeline.tracking.packaging import save_bundle_model
+from macrec_pipeline.tracking.store import TrackingStore, is_server, one_line_errors, own_warnings_ignored
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of a registered model.
+
+    Attributes:
+        name: the registered model, `macrec-<dataset>`.
+        version: counts from 1.
+        uri: `models:/<name>/<version>`.
+        aliases: those that name this version now.
+        bundle_digest: SHA-256 of the bundle's files, in hexadecimal.
+        url: where the UI shows the version.
+    """
+
+    name: str
+    version: int
+    uri: str
+    aliases: tuple[str, ...]
+    bundle_digest: str
+    url: str
+
+
+def register(
+    store: TrackingStore,
+    bundle_folder: Path,
+    *,
+    dataset: str,
+    metrics: Mapping[str, float],
+    dagster_run_id: str,
+    run_id: str,
+    tags: Mapping[str, str],
+) -> RegisteredVersion:
+    """Register a bundle; see `Tracker.register`."""
+    if not bundle_folder.is_dir():
+        raise TrackingError(f"{bundle_folder} cannot be registered, since there is no such folder.")
+    name, digest = f"macrec-{dataset}", bundle_digest(bundle_folder)
+    finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
+    all_tags = {
+        **{f"metric.{key}": repr(value) for key, value in finite.items()},
+        "dagster.run_id": dagster_run_id,
+        "macrec.dataset": dataset,
+        "macrec.bundle_digest": digest,
+        "macrec.git_commit": git_commit() or "unknown",
+        **tags,
+    }
+    model = _log_model(store, bundle_folder, experiment_id=store.experiment_id(dataset), name=name, run_id=run_id)
+    with one_line_errors(f"registered model {name}"):
+        _log_model_metrics(store, model, finite, run_id=run_id)
+        number = _new_version(store, model, name=name, run_id=run_id, tags=all_tags)
+        aliases = _set_aliases(store, name, number)
+    url = f"{store.ui_url}/#/models/{name}/versions/{number}"
+    return RegisteredVersion(name, number, f"models:/{name}/{number}", aliases, digest, url)
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 in hexadecimal over the sorted (name, SHA-256) of a folder's files: the same bytes, the same digest."""
+    hashes = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                hashes.append([path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").hexdigest()])
+    return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()
+
+
+def _log_model(store: TrackingStore, bundle_folder: Path, *, experiment_id: str, name: str, run_id: str) -> LoggedModel:
+    """Save the model and upload it, by the client alone: MLflow's `log_model` works on process-wide settings."""
+    with own_warnings_ignored():
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+        from mlflow.models import Model
+    with tempfile.TemporaryDirectory() as scratch, one_line_errors(f"model {name}"):
+        model = store.client.create_logged_model(
+            experiment_id, name=name, source_run_id=run_id, model_type="recommender"
+        )
+        identity = Model(
+            artifact_path=model.artifact_location, model_uuid=model.model_id, model_id=model.model_id, run_id=run_id
+        )
+        folder = Path(scratch, "model")
+        try:
+            save_bundle_model(bundle_folder, folder, identity=identity)
+            store.client.log_model_artifacts(model.model_id, str(folder))
+        except BaseException:
+            with suppress(MlflowException):  # the error that is on its way is the one to be seen
+                store.client.finalize_logged_model(model.model_id, "FAILED")
+            raise
+        store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return store.client.finalize_logged_model(model.model_id, "READY")
+
+
+def _log_model_metrics(store: TrackingStore, model: LoggedModel, metrics: Mapping[str, float], *, run_id: str) -> None:
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 1_000_000
+    points = [Metric(name, value, now, 0, model_id=model.model_id, run_id=run_id) for name, value in metrics.items()]
+    for start in range(0, len(points), 1000):  # MLflow takes no more at once
+        store.client.log_batch(run_id, metrics=points[start : start + 1000])
+
+
+def _new_version(store: TrackingStore, model: LoggedModel, *, name: str, run_id: str, tags: Mapping[str, str]) -> int:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # A database resolves `models:/` against the process-wide tracking URI, a server accepts nothing else.
+    source = f"models:/{model.model_id}" if is_server(store.uri) else model.artifact_location
+    made = store.client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model.model_id)
+    # MLflow's own log_model leaves this mark too: the UI shows from it which versions a logged model has become.
+    versions = json.dumps([{"name": name, "version": made.version}])
+    store.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
+    return int(made.version)
+
+
+def _set_aliases(store: TrackingStore, name: str, number: int) -> tuple[str, ...]:
+    with store.lock("aliases"):
+        store.client.set_registered_model_alias(name, CHALLENGER, str(number))
+        if CHAMPION in store.client.get_registered_model(name).aliases:
+            return (CHALLENGER,)
+        store.client.set_registered_model_alias(name, CHAMPION, str(number))
+        return (CHALLENGER, CHAMPION)

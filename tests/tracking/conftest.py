@@ -1,0 +1,108 @@
+"""Fixtures of the MLflow side: a home whose database is there already, and a bundle that needs no training."""
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns about its own code while it is imported
+    import mlflow.pyfunc.scoring_server  # noqa: F401
+
+from macrec_pipeline.errors import RequestError
+from macrec_pipeline.tracking import Tracker, open_tracking
+
+
+@contextmanager
+def plain_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MACREC_"))]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """No setting of the machine reaches a test, and none of a test's leaves it."""
+    with plain_environment():
+        yield
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as `open_tracking` makes it, made once."""
+    home = tmp_path_factory.mktemp("fresh")
+    with plain_environment():
+        open_tracking(home)
+    return home / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, fresh_database: Path) -> Path:
+    """A home with an empty store; its name needs quoting wherever a path becomes a URI."""
+    folder = tmp_path / "a home"
+    (folder / "mlflow").mkdir(parents=True)
+    shutil.copyfile(fresh_database, folder / "mlflow" / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def tracker(home: Path) -> Tracker:
+    return open_tracking(home)
+
+
+@dataclass(frozen=True)
+class FakeAnswer:
+    item_ids: list[str]
+    scores: list[float]
+    fallback: str
+
+
+class FakeBundle:
+    """Answers like the recommender's bundle: with its items in order, and the last request kept."""
+
+    def __init__(self, item_ids: list[str], answers: bool) -> None:
+        self.item_ids, self._answers = item_ids, answers
+        self.num_items = len(item_ids)
+        self.asked: dict = {}
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str | None = None) -> "FakeBundle":
+        content = json.loads((Path(folder) / "bundle.json").read_text())
+        return cls(content["item_ids"], content.get("answers", True))
+
+    def recommend_ids(self, histories, *, k=10, route="fused", exclude_seen=False, beam_width=None):
+        self.asked = {"histories": histories, "k": k, "route": route, "exclude_seen": exclude_seen, "beam": beam_width}
+        if not self._answers:
+            raise RequestError("the bundle was not made for this")
+        fallbacks = ["none" if set(history) & set(self.item_ids) else "popularity" for history in histories]
+        scores = [1.0 / (rank + 1) for rank in range(k)]
+        return [FakeAnswer(self.item_ids[:k], scores, fallback) for fallback in fallbacks]
+
+
+@pytest.fixture
+def fake_recommender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the recommender package, so that these tests train nothing."""
+    package, module = ModuleType("macrec_pipeline.recommender"), ModuleType("macrec_pipeline.recommender.bundle")
+    module.RecommenderBundle = FakeBundle  # type: ignore[attr-defined]
+    package.bundle = module  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "macrec_pipeline.recommender", package)
+    monkeypatch.setitem(sys.modules, "macrec_pipeline.recommender.bundle", module)
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path, fake_recommender: None) -> Path:
+    folder = tmp_path / "made bundle"
+    folder.mkdir()
+    (folder / "bundle.json").write_text(json.dumps({"item_ids": [f"item-{index}" for index in range(12)]}))
+    return folder

@@ -1,0 +1,188 @@
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from macrec_pipeline.config import resolve_config
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking import AssetRun, Tracker, metric_progress
+from macrec_pipeline.tracking.store import connect
+
+
+@pytest.fixture
+def run(tracker: Tracker):
+    with tracker.asset_run(
+        dataset="demo", asset="recommender", dagster_run_id="run-1", config=resolve_config("demo")
+    ) as run:
+        yield run
+
+
+def history(home: Path, run: AssetRun, name: str) -> list[tuple[int, float]]:
+    run.flush()
+    points = connect(home).client.get_metric_history(run.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def count_batches(run: AssetRun, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of points in each batch that is sent from now on."""
+    sizes: list[int] = []
+    send = run._client.log_batch
+
+    def counted(run_id: str, **what: Any) -> None:
+        sizes.append(len(what["metrics"]))
+        send(run_id, **what)
+
+    monkeypatch.setattr(run._client, "log_batch", counted)
+    return sizes
+
+
+def test_metrics_are_kept_by_step(run: AssetRun, home: Path) -> None:
+    """Each value is found at its step; without a step it stands at 0."""
+    for step in (1, 2, 3):
+        run.log_metrics({"loss": 1 / step, "hr_10": 0.1 * step}, step=step)
+    run.log_metrics({"items": 600})
+    assert history(home, run, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history(home, run, "items") == [(0, 600.0)]
+
+
+def test_metrics_are_sent_in_batches(run: AssetRun, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand steps cost a handful of calls, and no point is lost or sent twice."""
+    sizes = count_batches(run, monkeypatch)
+    for step in range(1000):
+        run.log_metrics({"loss": step, "rate": -step}, step=step)
+    assert history(home, run, "loss") == [(step, step) for step in range(1000)]
+    assert len(history(home, run, "rate")) == 1000
+    assert len(sizes) <= 6
+    assert sum(sizes) == 2000
+
+
+def test_more_points_than_one_batch_takes(run: AssetRun, home: Path) -> None:
+    """One call with more metrics than MLflow takes at once is split."""
+    run.log_metrics({f"m_{index}": index for index in range(2300)})
+    assert history(home, run, "m_2299") == [(0, 2299.0)]
+    assert len(connect(home).client.get_run(run.run_id).data.metrics) == 2300
+
+
+def test_values_that_are_not_finite_are_left_out(run: AssetRun, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """NaN and infinity never reach the store; a metric is warned about once."""
+    for step, value in enumerate((1.0, math.nan, math.inf, 2.0)):
+        run.log_metrics({"loss": value, "fine": step}, step=step)
+    assert history(home, run, "loss") == [(0, 1.0), (3, 2.0)]
+    assert len(history(home, run, "fine")) == 4
+    assert caplog.messages == ["recommender: metric loss is nan at step 1 and is left out"]
+
+
+@pytest.mark.parametrize("name", ["hr@10", "", " x", "a\nb", "-x", "x" * 201, "größe"])
+def test_names_that_cannot_be_are_refused(run: AssetRun, name: str) -> None:
+    """A name that the store would refuse later is refused where it is given."""
+    with pytest.raises(TrackingError, match="cannot name a metric"):
+        run.log_metrics({name: 1.0})
+
+
+def test_a_store_that_is_away_for_a_moment(
+    run: AssetRun, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch that cannot be sent costs a warning; its points wait and are sent with the next."""
+    from mlflow.exceptions import MlflowException
+
+    def away(*_: Any, **__: Any) -> None:
+        raise MlflowException("the server does not answer\nand here is a trace")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._client, "log_batch", away)
+        run.log_metrics({f"m_{index}": index for index in range(600)})
+        for step in range(600):  # it is not asked again at each step
+            run.log_metrics({"loss": step}, step=step)
+        with pytest.raises(TrackingError, match=r"^recommender: metrics: the server does not answer$"):
+            run.flush()
+    assert caplog.messages == ["recommender: metrics: the server does not answer; trying again in 60 seconds"]
+    assert history(home, run, "loss") == [(step, step) for step in range(600)]
+    assert history(home, run, "m_0") == [(0, 0.0)]
+
+
+def test_artifacts(run: AssetRun, home: Path, tmp_path: Path) -> None:
+    """Files, folders, bytes and text are found under the names that they were given."""
+    folder = tmp_path / "report"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / "a.txt").write_text("a")
+    (tmp_path / "one.json").write_text("{}")
+    run.log_artifact(tmp_path / "one.json")
+    run.log_artifact(tmp_path / "one.json", "below")
+    run.log_artifact(folder, "report")
+    run.log_bytes("plots/loss.png", b"\x89PNG")
+    run.log_text("notes.txt", "größe")
+    root = Path(connect(home).client.download_artifacts(run.run_id, ""))
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert names == {
+        "config.json",
+        "one.json",
+        "below/one.json",
+        "report/parts/a.txt",
+        "plots/loss.png",
+        "notes.txt",
+    }
+    assert (root / "plots" / "loss.png").read_bytes() == b"\x89PNG"
+    assert (root / "notes.txt").read_text(encoding="utf-8") == "größe"
+
+
+def test_artifacts_that_cannot_be(run: AssetRun, tmp_path: Path) -> None:
+    """A file that is not there, and a name that leads out of the run, are refused."""
+    with pytest.raises(TrackingError, match=r"missing\.png cannot be logged, since it is not there"):
+        run.log_artifact(tmp_path / "missing.png")
+    for name in ("../x", "/etc/x", "", "a/../../x"):
+        with pytest.raises(TrackingError, match="cannot name an artifact"):
+            run.log_bytes(name, b"")
+
+
+def test_tags(run: AssetRun, home: Path) -> None:
+    """Tags are set on the run, as strings."""
+    run.set_tags({"digest": "abc", "rows": "12"})
+    tags = connect(home).client.get_run(run.run_id).data.tags
+    assert (tags["digest"], tags["rows"]) == ("abc", "12")
+
+
+class Recorded:
+    """A progress that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def __call__(self, stage: str, done: int, total: int, metrics=None) -> None:
+        self.calls.append((stage, done, total, metrics))
+
+
+def test_progress_becomes_metrics(run: AssetRun, home: Path) -> None:
+    """Metrics of a stage stand at the step that was done; every call reaches the other progress too."""
+    shown = Recorded()
+    progress = metric_progress(run, shown)
+    progress("fit", 1, 3, {"loss": 3.0})
+    progress("fit", 2, 3)
+    progress("fit", 3, 3, {"loss": 1.0})
+    assert history(home, run, "loss") == [(1, 3.0), (3, 1.0)]
+    assert shown.calls == [("fit", 1, 3, {"loss": 3.0}), ("fit", 2, 3, None), ("fit", 3, 3, {"loss": 1.0})]
+
+
+def test_progress_is_thinned_out(run: AssetRun, home: Path) -> None:
+    """Of a hundred thousand steps about 500 points a metric are kept, evenly spaced, the last among them."""
+    shown = Recorded()
+    progress = metric_progress(run, shown)
+    for done in range(1, 100_001):
+        # One metric comes at each step, one seldom and never in time with the other.
+        progress("fit", done, 100_000, {"loss": done} | ({"rate": done} if done % 1001 == 0 else {}))
+    steps = [step for step, _ in history(home, run, "loss")]
+    assert 490 <= len(steps) <= 502
+    assert steps[-1] == 100_000
+    assert max(after - before for before, after in pairwise(steps)) <= 200
+    assert len(history(home, run, "rate")) == 99
+    assert len(shown.calls) == 100_000
+
+
+def test_a_second_stage_starts_anew(run: AssetRun, home: Path) -> None:
+    """A stage's points do not use up those of another with the same metric."""
+    progress = metric_progress(run, Recorded())
+    for stage, offset in (("text", 0.0), ("image", 0.5)):
+        for done in range(1, 4):
+            progress(stage, done, 3, {"rate": done + offset})
+    assert len(history(home, run, "rate")) == 6

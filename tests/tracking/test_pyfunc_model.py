@@ -1,0 +1,136 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModelContext
+
+from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
+
+
+@pytest.fixture
+def model(bundle_folder: Path) -> RecommenderModel:
+    loaded = RecommenderModel()
+    loaded.load_context(PythonModelContext({"bundle": str(bundle_folder)}, None))
+    return loaded
+
+
+def predict(model: RecommenderModel, histories: list[Any], params: dict[str, Any] | None = None) -> pd.DataFrame:
+    return model.predict(None, pd.DataFrame({"history": pd.Series(histories, dtype=object)}), params)
+
+
+def test_one_row_a_row(model: RecommenderModel) -> None:
+    """Each row gets its items, scores and fallback, under the index of the input."""
+    rows = pd.DataFrame({"user_id": ["u1", "u2"], "history": [["item-3"], ["nobody-knows-it"]]}, index=[7, 3])
+    answer = model.predict(None, rows, {"k": 2})
+    assert list(answer.columns) == ["item_ids", "scores", "fallback"]
+    assert answer.index.tolist() == [7, 3]
+    assert answer["item_ids"].tolist() == [["item-0", "item-1"], ["item-0", "item-1"]]
+    assert answer["scores"].tolist() == [[1.0, 0.5], [1.0, 0.5]]
+    assert answer["fallback"].tolist() == ["none", "popularity"]
+    assert json.loads(answer.to_json(orient="records"))[0]["fallback"] == "none"
+
+
+def test_no_rows(model: RecommenderModel) -> None:
+    """An empty table gives an empty table of the same columns."""
+    answer = predict(model, [])
+    assert (list(answer.columns), len(answer)) == (["item_ids", "scores", "fallback"], 0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        (["item-1", "item-2"], ["item-1", "item-2"]),
+        (("item-1",), ["item-1"]),
+        (np.array(["item-1", "item-2"]), ["item-1", "item-2"]),
+        (np.array(["item-1", "item-2"], dtype=object), ["item-1", "item-2"]),
+        (np.array([]), []),
+        ([], []),
+        (None, []),
+        (float("nan"), []),
+        (pd.NA, []),
+    ],
+)
+def test_what_a_history_may_be(model: RecommenderModel, cell: Any, expected: list[str]) -> None:
+    """A list, tuple or array of strings is a history; nothing at all is an empty one."""
+    predict(model, [cell])
+    assert model.bundle.asked["histories"] == [expected]
+    assert all(type(item_id) is str for item_id in model.bundle.asked["histories"][0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("item-1", r"history of row 1 must be a list of item ids, oldest first, got str 'item-1'"),
+        ({"item-1": 1}, "must be a list of item ids.*got dict"),
+        (5, "must be a list of item ids.*got int 5"),
+        ([["item-1"]], r"holds \['item-1'\] at position 0"),
+        (np.array([["item-1"]]), "must be a list of item ids.*got ndarray"),
+        ([1, 2], "history of row 1 holds 1 at position 0: item ids are strings"),
+        (["item-1", None], "history of row 1 holds None at position 1"),
+        ([b"item-1"], "at position 0: item ids are strings"),
+    ],
+)
+def test_what_a_history_may_not_be(model: RecommenderModel, cell: Any, problem: str) -> None:
+    """Anything else is refused as the caller's mistake, with its row and position."""
+    with pytest.raises(MlflowException, match=problem) as caught:
+        predict(model, [["item-0"], cell])
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_table_without_histories(model: RecommenderModel) -> None:
+    """A misspelt column, and something that is no table, are refused with what was got."""
+    with pytest.raises(MlflowException, match=r"column 'history'.*got \['hist'\]") as caught:
+        model.predict(None, pd.DataFrame({"hist": [["a"]]}))
+    assert caught.value.get_http_status_code() == 400
+    with pytest.raises(MlflowException, match="got list"):
+        model.predict(None, [["a"]])
+
+
+def test_params_reach_the_bundle(model: RecommenderModel) -> None:
+    """Every param is handed on; what is not given, or null, has its default; beam width 0 is the bundle's own."""
+    predict(model, [["item-1"]])
+    assert model.bundle.asked == {
+        "histories": [["item-1"]],
+        "k": 10,
+        "route": "fused",
+        "exclude_seen": False,
+        "beam": None,
+    }
+    predict(model, [[]], {"k": np.int64(12), "route": "image", "exclude_seen": np.True_, "beam_width": 50})
+    assert model.bundle.asked == {"histories": [[]], "k": 12, "route": "image", "exclude_seen": True, "beam": 50}
+    predict(model, [[]], {"k": None, "route": None})
+    assert (model.bundle.asked["k"], model.bundle.asked["route"]) == (10, "fused")
+
+
+@pytest.mark.parametrize(
+    ("params", "problem"),
+    [
+        ({"k": 0}, "k must be a whole number of at least 1, got 0"),
+        ({"k": -1}, "got -1"),
+        ({"k": 2.5}, "got 2.5"),
+        ({"k": "3"}, "got '3'"),
+        ({"k": True}, "got True"),
+        ({"k": 13}, "k is 13, but the catalogue has only 12 items"),
+        ({"beam_width": -1}, "beam_width must be a whole number of at least 0, got -1"),
+        ({"route": "audio"}, "route must be one of fused, text, image, got 'audio'"),
+        ({"exclude_seen": "no"}, "exclude_seen must be true or false, got 'no'"),
+        ({"top": 3}, "no param 'top'. Use: k, route, exclude_seen, beam_width"),
+    ],
+)
+def test_params_that_cannot_be(model: RecommenderModel, params: dict[str, Any], problem: str) -> None:
+    """A param out of range is refused as the caller's mistake, with what was got."""
+    with pytest.raises(MlflowException, match=problem) as caught:
+        predict(model, [["item-1"]], params)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_what_the_bundle_refuses(model: RecommenderModel) -> None:
+    """The bundle's own refusals are the caller's mistakes too."""
+    model.bundle._answers = False
+    with pytest.raises(MlflowException, match="the bundle was not made for this") as caught:
+        predict(model, [["item-1"]])
+    assert caught.value.get_http_status_code() == 400

@@ -1,0 +1,199 @@
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking import open_tracking, server_command
+from macrec_pipeline.tracking.store import connect
+
+
+def run_python(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script in a fresh process, in which nothing of this package was imported yet."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_importing_the_package_does_not_import_mlflow() -> None:
+    """What only reads settings or data must not wait seconds for MLflow."""
+    done = run_python("import sys, macrec_pipeline.tracking; print('mlflow' in sys.modules or 'pandas' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
+SIX_AT_ONCE = """
+import multiprocessing, sys, warnings
+from pathlib import Path
+from macrec_pipeline.config import resolve_config
+from macrec_pipeline.tracking import open_tracking
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import mlflow.store.tracking.sqlalchemy_store  # once for all six; no store is opened yet
+
+context = multiprocessing.get_context("fork")
+opened = context.Barrier(6)
+
+def make(asset):
+    tracker = open_tracking(Path(sys.argv[1]))
+    opened.wait()
+    with tracker.asset_run(
+        dataset="demo", asset=asset, dagster_run_id="run-1", config=resolve_config("demo")
+    ) as run:
+        run.log_metrics({"loss": 1.0})
+        run.log_text("note.txt", "hello")
+
+processes = [context.Process(target=make, args=(f"asset_{index}",)) for index in range(6)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(sum(process.exitcode != 0 for process in processes))
+"""
+
+
+def test_six_processes_at_once_on_a_fresh_home(tmp_path: Path) -> None:
+    """Six processes that touch a fresh home at once make one database, one experiment and one parent, in silence.
+
+    A file that an interrupted first touch left behind does not disturb them.
+    """
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / ".mlflow.db.unfinished").write_bytes(b"half a database")
+    done = run_python(SIX_AT_ONCE, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    client = connect(tmp_path).client
+    runs = client.search_runs([client.get_experiment_by_name("macrec/demo").experiment_id])
+    parents = [run for run in runs if run.data.tags["macrec.kind"] == "pipeline"]
+    children = [run for run in runs if run.data.tags["macrec.kind"] == "asset"]
+    assert len(parents) == 1
+    assert sorted(run.info.run_name for run in children) == [f"asset_{index}" for index in range(6)]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert sorted(path.name for path in (tmp_path / "mlflow").glob("*.db*")) == ["mlflow.db"]
+    assert not (tmp_path / "mlflow" / ".mlflow.db.unfinished").exists()
+
+
+def test_everything_stays_below_the_home(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Artifacts go below the home, whatever the working directory, and nothing appears elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    store = connect(home)
+    experiment = store.client.get_experiment(store.experiment_id("demo"))
+    assert experiment.name == "macrec/demo"
+    assert experiment.artifact_location == (home / "mlflow" / "artifacts" / "demo").as_uri()
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_the_store_of_the_environment_is_used(tmp_path: Path, fresh_database: Path) -> None:
+    """`MLFLOW_TRACKING_URI` wins over the home, and is left as it was."""
+    uri = f"sqlite:///{fresh_database}"
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    assert open_tracking(tmp_path).uri == uri
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+    assert not (tmp_path / "mlflow" / "mlflow.db").exists()
+
+
+def test_no_process_wide_setting_of_mlflow_is_touched(tmp_path: Path, home: Path) -> None:
+    """Opening a home's store does not decide where other code of the process logs to."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    open_tracking(home)
+    assert mlflow.get_tracking_uri() == before
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_the_environment_gets_defaults_only(home: Path) -> None:
+    """Telemetry is off and a dead server is given up soon, unless the user says otherwise."""
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "77"
+    open_tracking(home)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert is_telemetry_disabled()
+
+
+def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
+    """A tracking server that does not answer is named, within seconds."""
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    start = time.monotonic()
+    with pytest.raises(TrackingError, match=r"^MLflow store http://127\.0\.0\.1:9: ") as caught:
+        open_tracking(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 20
+
+
+def test_a_file_that_is_no_database_is_one_line(home: Path) -> None:
+    """A damaged database is named at once, where MLflow alone would retry for minutes."""
+    (home / "mlflow" / "mlflow.db").write_bytes(b"this is not a database" * 100)
+    start = time.monotonic()
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be opened.*not a database"):
+        open_tracking(home)
+    assert time.monotonic() - start < 5
+
+
+def test_a_database_of_another_version_says_what_to_run(home: Path) -> None:
+    """A database that another MLflow made is refused with MLflow's own advice."""
+    with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        connection.commit()
+    with pytest.raises(TrackingError, match="mlflow db upgrade"):
+        open_tracking(home)
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file in the place of the home ends in one line that names it."""
+    (tmp_path / "home").write_text("not a folder")
+    with pytest.raises(TrackingError, match="home"):
+        open_tracking(tmp_path / "home")
+
+
+@pytest.mark.parametrize("dataset", ["", "..", "a/b", "Demo", "demo' or '1' = '1"])
+def test_a_data_set_name_that_is_no_name(home: Path, dataset: str) -> None:
+    """A data set's name is part of a path and of a query, so it may hold nothing else than its pattern."""
+    with pytest.raises(TrackingError, match="cannot be a data set"):
+        connect(home).experiment_id(dataset)
+
+
+def test_a_deleted_experiment_comes_back(home: Path) -> None:
+    """An experiment that was deleted in the UI does not block its data set for ever."""
+    store = connect(home)
+    experiment_id = store.experiment_id("demo")
+    store.client.delete_experiment(experiment_id)
+    assert store.experiment_id("demo") == experiment_id
+    assert store.client.get_experiment(experiment_id).lifecycle_stage == "active"
+
+
+def test_the_server_command(home: Path) -> None:
+    """The UI's server listens on loopback only, with one worker, on the home's own store."""
+    arguments, environment = server_command(home, 5055)
+    assert arguments[:4] == [sys.executable, "-m", "mlflow", "server"]
+    options = dict(zip(arguments[4::2], arguments[5::2], strict=True))
+    assert options == {
+        "--backend-store-uri": f"sqlite:///{home}/mlflow/mlflow.db",
+        "--registry-store-uri": f"sqlite:///{home}/mlflow/mlflow.db",
+        "--default-artifact-root": (home / "mlflow" / "artifacts").as_uri(),
+        "--artifacts-destination": (home / "mlflow" / "artifacts").as_uri(),
+        "--host": "127.0.0.1",
+        "--port": "5055",
+        "--workers": "1",
+    }
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_the_ui_address(home: Path) -> None:
+    """Links point to the UI of the home on loopback, or to where the environment says that it is."""
+    store = connect(home)
+    assert store.ui_url == "http://127.0.0.1:5000"
+    os.environ["MACREC_MLFLOW_UI_URL"] = "https://mlflow.example.com/"
+    assert store.ui_url == "https://mlflow.example.com"
