@@ -105,7 +105,7 @@ def fit_quantizer(
     """
     vectors = {"text": text_vectors, "image": image_vectors}
     tensors = [
-        torch.from_numpy(array).to(device) for array in (text_vectors, image_vectors, text_clusters, image_clusters)
+        torch.tensor(array, device=device) for array in (text_vectors, image_vectors, text_clusters, image_clusters)
     ]
     model = CrossModalQuantizer(
         text_vectors.shape[1], image_vectors.shape[1], config, torch_generator(seed, "quantizer/weights")
