@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class ModalityQuantizer(nn.Module):
-    """One modality: projection, encoder, residual quantizer, mirrored decoder.
+    """One modality: standardization, projection, encoder, residual quantizer, mirrored decoder.
+
+    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003). Embeddings
+    are therefore centred and divided by one number first, so that the reconstruction weighs the same against the
+    contrasts whatever the encoder. Both are buffers, and part of the checkpoint.
 
     Args:
         input_dim: D of this modality.
@@ -32,6 +36,10 @@ class ModalityQuantizer(nn.Module):
 
     def __init__(self, input_dim: int, config: QuantizerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        self.centre: torch.Tensor
+        self.scale: torch.Tensor
+        self.register_buffer("centre", torch.zeros(input_dim))
+        self.register_buffer("scale", torch.ones(()))
         self.projection = nn.Linear(input_dim, config.projection_dim)
         sizes = (config.projection_dim, *config.hidden_dims, config.latent_dim)
         self.encoder = _mlp(sizes)
@@ -45,15 +53,21 @@ class ModalityQuantizer(nn.Module):
         if generator is not None:
             self._initialise(generator)
 
+    @torch.no_grad()
+    def standardize(self, vectors: torch.Tensor) -> None:
+        """Set centre and scale from all raw embeddings, float [N, D]: mean square one around their mean."""
+        self.centre.copy_(vectors.mean(dim=0))
+        self.scale.copy_((vectors - self.centre).square().mean().sqrt().clamp(min=1e-12))
+
     def latents(self, vectors: torch.Tensor) -> torch.Tensor:
         """Raw embeddings float [B, D] -> latents float [B, H]."""
-        result: torch.Tensor = self.encoder(self.projection(vectors))
+        result: torch.Tensor = self.encoder(self.projection((vectors - self.centre) / self.scale))
         return result
 
     def forward(self, vectors: torch.Tensor) -> tuple[Quantized, torch.Tensor]:
-        """Raw embeddings float [B, D] -> their quantization and the reconstruction loss (mse, a scalar)."""
+        """Raw embeddings float [B, D] -> their quantization and the reconstruction loss (mse of the standardized)."""
         quantized: Quantized = self.quantizer(self.latents(vectors))
-        return quantized, F.mse_loss(self.decoder(quantized.latent), vectors)
+        return quantized, F.mse_loss(self.decoder(quantized.latent), (vectors - self.centre) / self.scale)
 
     def _initialise(self, generator: torch.Generator) -> None:
         for module in self.modules():

@@ -111,7 +111,7 @@ def fit_quantizer(
         text_vectors.shape[1], image_vectors.shape[1], config, torch_generator(seed, "quantizer/weights")
     ).to(device)
     order, draws = numpy_generator(seed, "quantizer/order"), torch_generator(seed, "quantizer/positives")
-    _initialise_codebooks(model, tensors, order.permutation(len(text_vectors))[: config.batch_size], seed)
+    _initialise(model, tensors, order.permutation(len(text_vectors))[: config.batch_size], seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     best = {modality: _Best() for modality in MODALITIES}
     log: list[dict[str, float]] = []
@@ -168,12 +168,12 @@ class _Best:
 
 
 @torch.no_grad()
-def _initialise_codebooks(
-    model: CrossModalQuantizer, tensors: list[torch.Tensor], chosen: np.ndarray, seed: int
-) -> None:
+def _initialise(model: CrossModalQuantizer, tensors: list[torch.Tensor], chosen: np.ndarray, seed: int) -> None:
+    """Standardize each modality's input, then start its codebooks from the first batch's latents."""
     rows = torch.from_numpy(chosen).to(tensors[0].device)
     for modality, vectors in zip(MODALITIES, tensors, strict=False):
         module: ModalityQuantizer = getattr(model, modality)
+        module.standardize(vectors)
         start = derived_seed(seed, f"quantizer/{modality} codebooks")
         module.quantizer.initialise(module.latents(vectors[rows]), seed=start % 2**31)
 

