@@ -193,14 +193,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_encoder": {"name": "open_clip:ViT-L-14/openai"},
     },
     "demo": {
+        "text_encoder": {"batch_size": 16},
+        "image_encoder": {"batch_size": 8},
         "pseudo_labels": {"num_clusters": 64},
         "quantizer": {
             "num_levels": 3,
             "codebook_size": 32,
+            # the published MLP needs thousands of steps before it reconstructs anything; this one needs hundreds
             "projection_dim": 256,
-            "hidden_dims": (512, 256, 128, 64),
-            "batch_size": 512,
-            "num_epochs": 150,
+            "hidden_dims": (256,),
+            "contrast_weight": 0.02,
+            "learning_rate": 2e-3,
+            "batch_size": 256,
+            "num_epochs": 200,
         },
         "recommender": {
             "d_model": 64,
@@ -212,8 +217,9 @@ PRESETS: dict[str, dict[str, Any]] = {
             "encoding": "item_causal",
             "learning_rate": 3e-3,
             "batch_size": 1024,
-            "num_epochs": 30,
+            "num_epochs": 12,
         },
+        "decoding": {"beam_width": 50},
     },
 }
 

@@ -116,7 +116,7 @@ class Decoder:
         inside = torch.arange(read.shape[1]) < length[:, None]
         read[inside] = torch.from_numpy(np.concatenate(recent).astype(np.int64))
         targets = torch.zeros(len(recent), 1, dtype=torch.int64)
-        return Batch(read.to(device), length.to(device), targets.to(device), targets.bool().to(device))
+        return Batch(read, length, targets, targets.bool(), 0, True).to(device)
 
     def _seen(self, histories: list[np.ndarray]) -> torch.Tensor:
         rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])

@@ -194,5 +194,4 @@ class _Fit:
         return losses | {"validation_loss": sum(losses.values()) / len(losses)}
 
     def _batch(self, rows: Rows, chosen: np.ndarray, *, only_last: bool) -> Batch:
-        batch = batch_of(rows, chosen, only_last=only_last)
-        return Batch(*(value.to(self.device) for value in (batch.read, batch.length, batch.targets, batch.counted)))
+        return batch_of(rows, chosen, only_last=only_last).to(self.device)

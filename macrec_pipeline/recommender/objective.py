@@ -52,9 +52,10 @@ def encode_histories(
         real = padding_mask(batch.length, **sizes)
         return model.encode(tokens, real[:, None, None, :]), real[:, None, :]
     among, towards = item_causal_masks(**sizes, history_length=config.history_length)
-    if batch.targets.shape[1] == 1:  # only the last item is a target, and rows end at different places
-        towards = towards.to(tokens.device)[batch.length - 1][:, None, :]
-    return model.encode(tokens, among.to(tokens.device)), towards.to(tokens.device)
+    towards = towards.to(tokens.device)
+    # rows whose only target is the last end at different places
+    towards = towards[batch.length - 1][:, None, :] if batch.only_last else towards[batch.first :]
+    return model.encode(tokens, among.to(tokens.device)), towards
 
 
 def alignment_losses(

@@ -36,10 +36,11 @@ def test_every_item_after_the_first_is_a_target_exactly_once(
     seen = []
     for batch_rows in plan_batches(rows, targets_per_batch=50, generator=np.random.default_rng(0)):
         batch = batch_of(rows, batch_rows, only_last=encoding == "exact")
-        for read, length, targets, counted in zip(*(x.numpy() for x in vars(batch).values()), strict=True):
+        tensors = (batch.read, batch.length, batch.targets, batch.counted)
+        for read, length, targets, counted in zip(*(tensor.numpy() for tensor in tensors), strict=True):
             for place in np.flatnonzero(counted):
                 target = targets[place]
-                before = read[:length] if encoding == "exact" else read[: place + 1]
+                before = read[:length] if encoding == "exact" else read[: batch.first + place + 1]
                 wanted = list(range(target - target % 1000, target))[-history_length:]
                 assert before[-len(wanted) :].tolist() == wanted
                 seen.append(target)
