@@ -216,7 +216,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_decoder_layers": 2,
             "encoding": "item_causal",
             "learning_rate": 3e-3,
-            "batch_size": 1024,
+            "batch_size": 512,
             "num_epochs": 12,
         },
         "decoding": {"beam_width": 50},

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class ModalityQuantizer(nn.Module):
     """One modality: standardization, projection, encoder, residual quantizer, mirrored decoder.
 
-    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003). Embeddings
-    are therefore centred and divided by one number first, so that the reconstruction weighs the same against the
+    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003), so
+    embeddings are centred and divided by one number first, so that the reconstruction weighs the same against the
     contrasts whatever the encoder. Both are buffers, and part of the checkpoint.
 
     Args:

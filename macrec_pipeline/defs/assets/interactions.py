@@ -1,0 +1,166 @@
+"""Ingestion: the raw tables as found, what is left after cleaning, and one history a user."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.defs.tracked import markdown, preview, stage, table_metadata
+
+GROUP = "ingestion"
+KINDS = {"polars", "parquet"}
+CLEAN = {
+    "interactions": "The interactions that are used: valid, deduplicated, in the k-core, ordered in time.",
+    "items": "The catalogue that is recommended from, one row an item that is left, item_index 0..N-1.",
+    "quarantine": "Every raw row that was dropped, and the reason. Nothing disappears in silence.",
+}
+
+
+@dg.asset(
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds=KINDS,
+    code_version="1",
+    metadata=table_metadata("raw_interactions"),
+    description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
+)
+def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Files of the data set -> `RAW_INTERACTIONS`."""
+    from macrec_pipeline.data.readers import read_raw_interactions
+
+    with stage(context, settings, "raw_interactions") as work:
+        table = read_raw_interactions(work.spec, work.data)
+        return work.save(
+            table,
+            users=table["user_id"].n_unique(),
+            items=table["item_id"].n_unique(),
+            unreadable_times=table["timestamp"].null_count(),
+            period=_period(table["timestamp"]),
+            first_rows=preview(table, ["user_id", "item_id", "rating", "timestamp"]),
+        )
+
+
+@dg.asset(
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds=KINDS,
+    code_version="1",
+    metadata=table_metadata("raw_items"),
+    description="The catalogue as it was found: titles, texts, and which pictures are there.",
+)
+def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Files of the data set -> `RAW_ITEMS`."""
+    from macrec_pipeline.data.readers import read_raw_items
+
+    with stage(context, settings, "raw_items") as work:
+        table = read_raw_items(work.spec, work.data)
+        return work.save(
+            table,
+            without_title=table["title"].null_count(),
+            without_text=table["text"].null_count(),
+            without_picture=table["image_path"].null_count(),
+            repeated_item_ids=table.height - table["item_id"].n_unique(),
+            first_rows=preview(table, ["item_id", "title", "text"]),
+        )
+
+
+@dg.multi_asset(
+    name="clean_tables",
+    specs=[
+        dg.AssetSpec(
+            name,
+            deps=["raw_interactions", "raw_items"],
+            group_name=GROUP,
+            kinds=KINDS,
+            code_version="1",
+            description=description,
+            metadata=table_metadata(name),
+        )
+        for name, description in CLEAN.items()
+    ],
+    partitions_def=DATASETS,
+)
+def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Iterator[dg.MaterializeResult[Any]]:
+    """Raw tables -> clean interactions, catalogue and quarantine, in one step since each row ends in one of them."""
+    from macrec_pipeline.data.cleaning import clean
+
+    with ExitStack() as stack:
+        stages = {name: stack.enter_context(stage(context, settings, name)) for name in CLEAN}
+        work = stages["interactions"]
+        tables = clean(work.table("raw_interactions"), work.table("raw_items"), work.config.cleaning)
+        results = [
+            stages["interactions"].save(tables.interactions, **_interaction_facts(tables.interactions)),
+            stages["items"].save(tables.items, **_item_facts(tables.items)),
+            stages["quarantine"].save(tables.quarantine, reasons=_reasons(tables.quarantine)),
+        ]
+    yield from results
+
+
+@dg.asset(
+    deps=["interactions", "items"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds=KINDS,
+    code_version="1",
+    metadata=table_metadata("histories"),
+    description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests.",
+)
+def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Clean interactions -> `HISTORIES`."""
+    from macrec_pipeline.data.histories import build_histories
+
+    with stage(context, settings, "histories") as work:
+        table = build_histories(work.table("interactions"), work.table("items"))
+        lengths = table["item_indices"].list.len()
+        return work.save(
+            table,
+            interactions=int(lengths.sum()),
+            shortest=int(lengths.min()),  # type: ignore[arg-type]
+            median_length=float(lengths.median()),  # type: ignore[arg-type]
+            longest=int(lengths.max()),  # type: ignore[arg-type]
+            training_targets=int((lengths - 3).clip(lower_bound=0).sum()),
+        )
+
+
+def _interaction_facts(table: pl.DataFrame) -> dict[str, Any]:
+    users, items = table["user_id"].n_unique(), table["item_id"].n_unique()
+    return {
+        "users": users,
+        "items": items,
+        "density": table.height / (users * items),
+        "period": _period(table["timestamp"]),
+        "interactions_a_user_median": float(table.group_by("user_id").len()["len"].median()),  # type: ignore[arg-type]
+    }
+
+
+def _item_facts(table: pl.DataFrame) -> dict[str, Any]:
+    return {
+        "without_text": table["text"].null_count(),
+        "without_picture": table["image_path"].null_count(),
+        "interactions_an_item_median": float(table["num_interactions"].median()),  # type: ignore[arg-type]
+        "first_rows": preview(table, ["item_id", "title", "text"]),
+    }
+
+
+def _reasons(table: pl.DataFrame) -> dg.MetadataValue[Any]:
+    counted = (
+        table.group_by("table", "reason").len("rows").sort("table", "rows", "reason", descending=[False, True, False])
+    )
+    rows = [f"| {name} | {reason} | {count:,} |" for name, reason, count in counted.iter_rows()]
+    return markdown("\n".join(["| table | reason | rows |", "| --- | --- | ---: |", *rows]))
+
+
+def _period(timestamps: pl.Series) -> str:
+    """First and last day of times in milliseconds since the epoch; what no calendar holds is said as it is."""
+    first, last = timestamps.min(), timestamps.max()
+    if not isinstance(first, int) or not isinstance(last, int):
+        return "no readable time"
+    try:
+        days = (datetime.fromtimestamp(value / 1000, tz=UTC).date().isoformat() for value in (first, last))
+        return " to ".join(days)
+    except (OverflowError, ValueError, OSError):
+        return f"{first} to {last} ms"

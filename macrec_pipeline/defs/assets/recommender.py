@@ -1,0 +1,140 @@
+"""The generative recommender and what it recommends to every test user (MACRec sections 3.3 and 3.4)."""
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, stage, table_metadata
+from macrec_pipeline.schemas import PREDICTIONS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from macrec_pipeline.recommender import FittedRecommender, Ranked
+
+GROUP = "recommender"
+
+
+@dg.asset(
+    deps=["histories", "items", "semantic_ids"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds={"torch", "safetensors"},
+    code_version="1",
+    pool=TRAINING_POOL,
+    description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
+)
+def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Histories and semantic IDs -> a folder with `weights/` and `bundle/`."""
+    from macrec_pipeline.recommender import fit_recommender
+    from macrec_pipeline.runtime.devices import prepare_device
+
+    with stage(context, settings, "recommender") as work:
+        ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
+        fitted = fit_recommender(
+            _sequences(work.table("histories")),
+            codes_of(ids, "text_codes"),
+            codes_of(ids, "image_codes"),
+            codebook_size=codebook_size,
+            config=work.config.recommender,
+            seed=work.config.seed,
+            device=prepare_device(work.config.runtime),
+            progress=work.progress,
+        )
+        with work.store.new_folder("recommender") as folder:
+            for part in ("weights", "bundle"):
+                (folder / part).mkdir()
+            fitted.save(folder / "weights")
+            _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
+        return _report(work, fitted)
+
+
+@dg.asset(
+    deps=["histories", "recommender"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds={"torch", "parquet"},
+    code_version="1",
+    metadata=table_metadata("predictions"),
+    description="The top items of every test user: routes fused and each alone, seen items allowed and excluded.",
+)
+def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """The bundle and the histories without their last item -> `PREDICTIONS`."""
+    from macrec_pipeline.recommender import RecommenderBundle, predict_test_users
+    from macrec_pipeline.runtime.devices import prepare_device
+
+    with stage(context, settings, "predictions") as work:
+        device = prepare_device(work.config.runtime)
+        bundle = RecommenderBundle.load(work.folder("recommender") / "bundle", device=device)
+        users = work.table("histories")
+        top_k = work.config.decoding.top_k
+        ranked = predict_test_users(bundle, _sequences(users), top_k=top_k, progress=work.progress)
+        table = pl.concat(
+            _prediction_rows(system, exclude_seen, users["user_index"], answers)
+            for (system, exclude_seen), answers in ranked.items()
+        )
+        return work.save(
+            table.sort("system", "exclude_seen", "user_index"),
+            users=users.height,
+            systems=sorted({s for s, _ in ranked}),
+        )
+
+
+def _report(work: Stage, fitted: "FittedRecommender") -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.evaluation.plots import plot_training_log
+
+    best = fitted.log[fitted.best_epoch - 1]
+    losses = [name for name in ("train_loss", "validation_loss") if name in best]
+    return work.report(
+        summary=f"best of {len(fitted.log)} epochs: {in_words({name: best[name] for name in ('epoch', *losses)})}",
+        epochs=len(fitted.log),
+        best_epoch=fitted.best_epoch,
+        **{name: value for name, value in best.items() if name != "epoch"},
+        loss_curves=work.plot("losses", plot_training_log(fitted.log, losses)),
+    )
+
+
+def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size: int) -> None:
+    from macrec_pipeline.recommender import RecommenderBundle
+
+    items, ids = work.table("items"), work.table("semantic_ids")
+    training = [sequence[:-2] for sequence in _sequences(work.table("histories"))]
+    RecommenderBundle.write(
+        folder,
+        recommender_folder=weights,
+        item_ids=items["item_id"].to_list(),
+        popularity=np.bincount(np.concatenate(training), minlength=items.height).astype(np.int64),
+        text_codes=codes_of(ids, "text_codes"),
+        image_codes=codes_of(ids, "image_codes"),
+        codebook_size=codebook_size,
+        decoding=work.config.decoding.model_dump(mode="json"),
+        catalogue=items.select("title", "image_path").to_dicts(),
+        provenance={
+            "dataset": work.dataset,
+            "config_digest": work.config.digest(),
+            "seed": work.config.seed,
+            "inputs": {name: work.store.manifest(name).digest for name in ("histories", "items", "semantic_ids")},
+        },
+    )
+
+
+def _sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """One int64 [T] array of item indices a user, oldest first."""
+    return [items.to_numpy(writable=True) for items in histories["item_indices"]]
+
+
+def _prediction_rows(system: str, exclude_seen: bool, users: pl.Series, answers: "list[Ranked]") -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "system": [system] * len(answers),
+            "exclude_seen": [exclude_seen] * len(answers),
+            "user_index": users,
+            "item_indices": [answer.item_indices for answer in answers],
+            "scores": [answer.scores for answer in answers],
+        },
+        schema=PREDICTIONS.columns,
+    )

@@ -1,0 +1,173 @@
+"""Semantic IDs: pseudo-labels, the cross-modal quantizer, and the table of unique IDs (MACRec section 3.2)."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+
+from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
+from macrec_pipeline.schemas import PSEUDO_LABELS
+from macrec_pipeline.storage import vectors_of
+
+if TYPE_CHECKING:
+    from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
+
+GROUP = "semantic_ids"
+
+
+@dg.asset(
+    deps=["text_embeddings", "image_embeddings"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds={"faiss", "parquet"},
+    code_version="1",
+    metadata=table_metadata("pseudo_labels"),
+    description="The k-means cluster of each item in each modality; it chooses the positives of the other modality.",
+)
+def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Embeddings -> `PSEUDO_LABELS`."""
+    from macrec_pipeline.runtime.devices import prepare_device
+    from macrec_pipeline.semantic_ids import fit_pseudo_labels
+
+    with stage(context, settings, "pseudo_labels") as work:
+        if semantic_ids_are_given(work.spec):
+            return work.skip(PSEUDO_LABELS.empty())
+        prepare_device(work.config.runtime)
+        text, image = work.table("text_embeddings"), work.table("image_embeddings")
+        clusters = {
+            f"{route}_cluster": fit_pseudo_labels(
+                vectors_of(table).copy(), work.config.pseudo_labels, seed=work.config.seed
+            )
+            for route, table in (("text", text), ("image", image))
+        }
+        facts: dict[str, Any] = {f"{name}s": np.unique(labels).size for name, labels in clusters.items()}
+        facts |= {f"largest_{name}": int(np.bincount(labels).max()) for name, labels in clusters.items()}
+        return work.save(text.select("item_index", "item_id").with_columns(**clusters), **facts)
+
+
+@dg.asset(
+    deps=["text_embeddings", "image_embeddings", "pseudo_labels"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds={"torch", "safetensors"},
+    code_version="1",
+    pool=TRAINING_POOL,
+    description="The cross-modal residual quantizer: both modalities' encoders, codebooks and decoders, as weights.",
+)
+def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Embeddings and pseudo-labels -> a folder of weights."""
+    from macrec_pipeline.runtime.devices import prepare_device
+    from macrec_pipeline.semantic_ids import fit_quantizer
+
+    with stage(context, settings, "quantizer") as work:
+        if semantic_ids_are_given(work.spec):
+            return _no_quantizer(work)
+        labels = work.table("pseudo_labels")
+        fitted = fit_quantizer(
+            vectors_of(work.table("text_embeddings")).copy(),
+            vectors_of(work.table("image_embeddings")).copy(),
+            labels["text_cluster"].to_numpy(writable=True),
+            labels["image_cluster"].to_numpy(writable=True),
+            work.config.quantizer,
+            seed=work.config.seed,
+            device=prepare_device(work.config.runtime),
+            progress=work.progress,
+        )
+        with work.store.new_folder("quantizer") as folder:
+            fitted.save(folder)
+        return _report_quantizer(work, fitted)
+
+
+@dg.asset(
+    deps=["items", "text_embeddings", "image_embeddings", "quantizer"],
+    partitions_def=DATASETS,
+    group_name=GROUP,
+    kinds={"torch", "parquet"},
+    code_version="1",
+    metadata=table_metadata("semantic_ids"),
+    description="Each item's semantic ID in each modality: unique, with the collisions that had to be resolved marked.",
+)
+def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
+    """Quantizer and embeddings, or the IDs that the data set brings -> `SEMANTIC_IDS`."""
+    with stage(context, settings, "semantic_ids") as work:
+        assigned = _given_ids(work) if semantic_ids_are_given(work.spec) else _assigned_ids(work)
+        table = (
+            work.table("items")
+            .select("item_index", "item_id")
+            .with_columns(
+                text_codes=pl.Series(assigned.text_codes.tolist(), dtype=pl.List(pl.Int64)),
+                image_codes=pl.Series(assigned.image_codes.tolist(), dtype=pl.List(pl.Int64)),
+                text_moved=pl.Series(assigned.text_moved),
+                image_moved=pl.Series(assigned.image_moved),
+            )
+        )
+        details = {"codebook_size": assigned.codebook_size, "collision_rate": assigned.collision_rate}
+        return work.save(table, details=details, **_id_facts(assigned), **_usage_plots(work, assigned))
+
+
+def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.evaluation.plots import plot_training_log
+
+    rates = ["text_collision_rate", "image_collision_rate"]
+    last = fitted.log[-1]
+    return work.report(
+        summary=in_words({name: last[name] for name in ("loss", *rates)}),
+        **last,
+        best_text_epoch=fitted.best_epoch["text"],
+        best_image_epoch=fitted.best_epoch["image"],
+        loss_curve=work.plot("loss", plot_training_log(fitted.log, ["loss"])),
+        collision_rates=work.plot("collision_rates", plot_training_log(fitted.log, rates)),
+    )
+
+
+def _no_quantizer(work: Stage) -> dg.MaterializeResult[Any]:
+    with work.store.new_folder("quantizer") as folder:
+        (folder / "given.json").write_text(json.dumps({"skipped": GIVEN}) + "\n", encoding="utf-8")
+    return work.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
+
+
+def _given_ids(work: Stage) -> "AssignedIds":
+    from macrec_pipeline.data.given import given_semantic_ids
+    from macrec_pipeline.semantic_ids import resolve_given_ids
+
+    given = given_semantic_ids(work.spec, work.data, work.table("items"))
+    assert given is not None, "only called where the data set brings its IDs"
+    return resolve_given_ids(given.text_codes, given.image_codes, codebook_size=given.codebook_size)
+
+
+def _assigned_ids(work: Stage) -> "AssignedIds":
+    from macrec_pipeline.runtime.devices import prepare_device
+    from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
+
+    device = prepare_device(work.config.runtime)
+    quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
+    text, image = (vectors_of(work.table(f"{route}_embeddings")).copy() for route in ("text", "image"))
+    return assign_semantic_ids(quantizer, text, image, device=device)
+
+
+def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "levels": assigned.text_codes.shape[1],
+        "codebook_size": assigned.codebook_size,
+    }
+    for route in ("text", "image"):
+        for when in ("before", "after"):
+            facts[f"{route}_collision_rate_{when}"] = assigned.collision_rate[route][when]
+        facts[f"{route}_moved"] = int(getattr(assigned, f"{route}_moved").sum())
+    return facts
+
+
+def _usage_plots(work: Stage, assigned: "AssignedIds") -> dict[str, Any]:
+    from macrec_pipeline.evaluation.plots import plot_code_usage
+    from macrec_pipeline.semantic_ids import code_usage
+
+    return {
+        f"{route}_code_usage": work.plot(f"{route}_code_usage", plot_code_usage(code_usage(codes, codebook_size=size)))
+        for route, codes, size in (
+            ("text", assigned.text_codes, assigned.codebook_size),
+            ("image", assigned.image_codes, assigned.codebook_size),
+        )
+    }

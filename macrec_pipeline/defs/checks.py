@@ -1,0 +1,149 @@
+"""What must hold before the next asset may be computed: each rule is a function of its stage, here it becomes a check.
+
+A blocking check that fails stops everything downstream of its asset in the same run. Checks read the tables as they
+lie on disk, so they also judge what someone else put there.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+
+from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.defs.tracked import semantic_ids_are_given
+from macrec_pipeline.storage import AssetStore
+
+MAX_PROBLEMS = 20
+
+
+def _interactions(store: AssetStore) -> list[str]:
+    from macrec_pipeline.data.checks import interactions_problems
+
+    return interactions_problems(store.read_table("interactions"))
+
+
+def _items(store: AssetStore) -> list[str]:
+    from macrec_pipeline.data.checks import items_problems
+
+    return items_problems(store.read_table("items"), store.read_table("interactions"))
+
+
+def _histories(store: AssetStore) -> list[str]:
+    from macrec_pipeline.data.checks import histories_problems
+
+    return histories_problems(*(store.read_table(name) for name in ("histories", "interactions", "items")))
+
+
+def _text_embeddings(store: AssetStore) -> list[str]:
+    from macrec_pipeline.embeddings import embedding_problems
+
+    return embedding_problems(store.read_table("text_embeddings"), store.read_table("items"))
+
+
+def _image_embeddings(store: AssetStore) -> list[str]:
+    from macrec_pipeline.embeddings import embedding_problems
+
+    return embedding_problems(store.read_table("image_embeddings"), store.read_table("items"))
+
+
+def _semantic_ids(store: AssetStore) -> list[str]:
+    from macrec_pipeline.semantic_ids import semantic_id_problems
+
+    return semantic_id_problems(store.read_table("semantic_ids"))
+
+
+def _beats_popularity(store: AssetStore) -> list[str]:
+    import json
+
+    metrics = json.loads((store.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
+    ours, theirs = (metrics["systems"][name]["ndcg_10"] for name in ("macrec", "popularity"))
+    return [] if ours > theirs else [f"NDCG@10 of macrec is {ours:.4f}, of popularity {theirs:.4f}."]
+
+
+def _check(
+    asset: str,
+    *,
+    name: str,
+    description: str,
+    find: Callable[[AssetStore], Sequence[str]],
+    deps: Sequence[str] = (),
+    blocking: bool = True,
+    may_be_skipped: bool = False,
+) -> dg.AssetChecksDefinition:
+    def run(context: dg.AssetCheckExecutionContext, settings: Settings) -> dg.AssetCheckResult:
+        dataset = context.partition_key
+        store = settings.store(dataset)
+        if may_be_skipped and semantic_ids_are_given(settings.spec(dataset)) and not store.read_table(asset).height:
+            return dg.AssetCheckResult(passed=True, description="Nothing to check: semantic IDs are given.")
+        problems = list(find(store))
+        severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+        text = " ".join(problems[:MAX_PROBLEMS]) if problems else "Nothing found."
+        return dg.AssetCheckResult(
+            passed=not problems, severity=severity, description=text, metadata={"problems": problems[:MAX_PROBLEMS]}
+        )
+
+    with warnings.catch_warnings():
+        # Partitioned checks are marked as a preview; without them a check would load every partition.
+        warnings.simplefilter("ignore", category=dg.PreviewWarning)
+        decorate = dg.asset_check(
+            asset=asset,
+            name=name,
+            description=description,
+            additional_deps=list(deps),
+            blocking=blocking,
+            partitions_def=DATASETS,
+        )
+        return decorate(run)
+
+
+CHECKS = [
+    _check(
+        "interactions",
+        name="interactions_are_sound",
+        description="No missing or repeated id, no time out of range, nobody too short for leave-one-out, in order.",
+        find=_interactions,
+    ),
+    _check(
+        "items",
+        name="items_are_sound",
+        description="Ids are there and unique, indices are rows, and interactions speak of the same items.",
+        find=_items,
+        deps=["interactions"],
+    ),
+    _check(
+        "histories",
+        name="no_leakage",
+        description="No validation or test interaction is inside the training part, and histories are what users did.",
+        find=_histories,
+        deps=["interactions", "items"],
+    ),
+    _check(
+        "text_embeddings",
+        name="text_embeddings_are_sound",
+        description="Finite, not constant, and one row an item in the items' order.",
+        find=_text_embeddings,
+        deps=["items"],
+        may_be_skipped=True,
+    ),
+    _check(
+        "image_embeddings",
+        name="image_embeddings_are_sound",
+        description="Finite, not constant, and one row an item in the items' order.",
+        find=_image_embeddings,
+        deps=["items"],
+        may_be_skipped=True,
+    ),
+    _check(
+        "semantic_ids",
+        name="semantic_ids_are_unique",
+        description="Every item has one ID a modality that no other item has.",
+        find=_semantic_ids,
+    ),
+    _check(
+        "evaluation_report",
+        name="macrec_beats_popularity",
+        description="A model that loses to the popular items should not be served. A warning: short runs lose.",
+        find=_beats_popularity,
+        blocking=False,
+    ),
+]

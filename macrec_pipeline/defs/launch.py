@@ -1,0 +1,166 @@
+"""Runs of the pipeline started from the command line, in this process, on the Dagster instance that the UI shows.
+
+In: a data set, folders, overrides, which assets. Out: the run's id; or one `MacrecError` that says what went wrong.
+"""
+
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.instance.ref import InstanceRef
+
+from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, release, sign_of_life, who_trains
+from macrec_pipeline.defs.jobs import FULL_PIPELINE
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.errors import ConfigError, DataError, MacrecError
+
+logger = logging.getLogger(__name__)
+
+# The UI files a run under a job of a code location by this tag; a run that the UI itself launches gets it from Dagster.
+CODE_LOCATION = {".dagster/repository": "__repository__@macrec_pipeline.definitions"}
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_PLAIN_INSTANCE = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What a person asks for.
+
+    Attributes:
+        home, data: absolute folders of the state and of the data set's files.
+        overrides: `section.field=value`, already known to be valid.
+        until: run this asset and all that it needs; None: every asset.
+        only: run this asset alone on what is there; None: see `until`.
+    """
+
+    dataset: str
+    home: Path
+    data: Path
+    overrides: tuple[str, ...] = ()
+    until: str | None = None
+    only: str | None = None
+
+
+def dagster_folder(home: Path) -> Path:
+    """`DAGSTER_HOME`, else `<home>/dagster`, created and furnished with the checkout's dagster.yaml where it has none.
+
+    Raises:
+        ConfigError: DAGSTER_HOME is relative (Dagster refuses that), or the folder cannot be written.
+    """
+    configured = os.environ.get("DAGSTER_HOME")
+    folder = Path(configured) if configured else home / "dagster"
+    if not folder.is_absolute():
+        raise ConfigError(f"DAGSTER_HOME is {configured!r}; Dagster needs an absolute path.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings, ours = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
+        if not settings.exists():
+            if ours.is_file():
+                shutil.copyfile(ours, settings)
+            else:
+                settings.write_text(_PLAIN_INSTANCE, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The Dagster folder {folder} cannot be written: {error.strerror}. Set DAGSTER_HOME."
+        ) from None
+    return folder
+
+
+def asset_names(defs: dg.Definitions) -> list[str]:
+    """The names of all assets, upstream before downstream."""
+    graph = defs.resolve_asset_graph()
+    return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+
+
+def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
+    """Materialize the assets asked for and return the Dagster run's id.
+
+    Args:
+        request: what to run.
+        defs: the definitions, with the job `full_pipeline`.
+
+    Raises:
+        ConfigError: no such asset, or a folder that cannot be written.
+        DataError: a blocking check failed; says which and why.
+        MacrecError: whatever a stage raised on purpose.
+        KeyboardInterrupt: the run was interrupted; it is closed as canceled.
+    """
+    settings = Settings(home=str(request.home), data=str(request.data), overrides=list(request.overrides))
+    run_id = str(uuid.uuid4())
+    with open_instance(request.home) as instance, sign_of_life(request.home, run_id):
+        close_abandoned_runs(instance, request.home)
+        for other in who_trains(instance):
+            logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
+        try:
+            defs.resolve_job_def(FULL_PIPELINE).execute_in_process(
+                instance=instance,
+                run_id=run_id,
+                partition_key=request.dataset,
+                asset_selection=_selection(defs, request),
+                tags={**CODE_LOCATION, LAUNCHED_BY: COMMAND_LINE},
+                run_config=_run_config(request),
+            )
+        except dg.DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+        except dg.DagsterError as error:
+            raise _plain_error(error, instance, run_id) from error
+        finally:
+            release(instance, run_id, settings)
+    return run_id
+
+
+def _run_config(request: LaunchRequest) -> dict[str, object]:
+    folders = {"home": str(request.home), "data": str(request.data), "overrides": list(request.overrides)}
+    # Only the terminal is quiet: the event log keeps every line.
+    quiet = {"console": {"config": {"log_level": "CRITICAL"}}}
+    return {"resources": {"settings": {"config": folders}}, "loggers": quiet}
+
+
+def _selection(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.AssetKey] | None:
+    name = request.only or request.until
+    if name is None:
+        return None
+    names = asset_names(defs)
+    if name not in names:
+        raise ConfigError(f"There is no asset {name!r}. Use one of: {', '.join(names)}.")
+    chosen: dg.AssetSelection = dg.AssetSelection.assets(name)
+    if request.until:
+        chosen = chosen.upstream()
+    # Assets that one function makes together can only run together.
+    return sorted(chosen.required_multi_asset_neighbors().resolve(defs.resolve_asset_graph()))
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of a home, for as long as the block lasts. Raises `ConfigError`."""
+    folder = dagster_folder(home)
+    # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
+    captured = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    with dg.DagsterInstance.from_ref(
+        InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured})
+    ) as instance:
+        yield instance
+
+
+def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
+    """The error of this package behind one of Dagster's, or a failed check told in a line; else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MacrecError):
+            return cause
+        cause = cause.__cause__
+    failed = []
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+        evaluation = entry.get_dagster_event().asset_check_evaluation_data
+        if not evaluation.passed and evaluation.blocking:
+            failed.append(
+                f"{evaluation.asset_key.to_user_string()} ({evaluation.check_name}): {evaluation.description}"
+            )
+    return DataError(f"Stopped by a check. {' '.join(failed)}") if failed else error

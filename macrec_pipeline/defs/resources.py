@@ -1,0 +1,57 @@
+"""Where an asset finds its data set, its settings, its tables and its tracker.
+
+In: the environment at run time, and what the launchpad or the command line says. Out: `Settings`, the one resource.
+"""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from macrec_pipeline.config import PipelineConfig, parse_overrides
+from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
+from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.tracking import Tracker, open_tracking
+
+# Every YAML file in `datasets/` is a partition of every asset; a new file shows up when the code location is reloaded.
+DATASETS = dg.StaticPartitionsDefinition(dataset_names())
+
+# Quantizer and recommender training share it: the instance lets one of them run at a time.
+TRAINING_POOL = "training"
+
+
+class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields itself, as every plain resource does
+    """Folders and overrides of a run. An unset folder is read from the environment when the run starts."""
+
+    home: str | None = Field(default=None, description="state of all runs; unset: MACREC_HOME, else ./.macrec")
+    data: str | None = Field(
+        default=None, description="folder that data set files are relative to; unset: MACREC_DATA, else ./data"
+    )
+    overrides: list[str] = Field(
+        default_factory=list, description="settings laid over the data set's own, each section.field=value"
+    )
+
+    def home_folder(self) -> Path:
+        """The absolute folder of the state."""
+        return Path(self.home or os.environ.get("MACREC_HOME") or ".macrec").absolute()
+
+    def data_folder(self) -> Path:
+        """The absolute folder that the paths in data set files are relative to."""
+        return Path(self.data or os.environ.get("MACREC_DATA") or "data").absolute()
+
+    def spec(self, dataset: str) -> DatasetSpec:
+        """The data set's file, checked. Raises `ConfigError`."""
+        return load_dataset(dataset)
+
+    def config(self, dataset: str) -> PipelineConfig:
+        """The settings of a run on this data set: preset, data set file, overrides. Raises `ConfigError`."""
+        return self.spec(dataset).config(parse_overrides(self.overrides))
+
+    def store(self, dataset: str) -> AssetStore:
+        """The tables and folders of this data set."""
+        return AssetStore(self.home_folder(), dataset)
+
+    def tracker(self) -> Tracker:
+        """The MLflow store of this home. Raises `TrackingError`."""
+        return open_tracking(self.home_folder())

@@ -1,0 +1,214 @@
+"""The frame around every asset: an MLflow child run, progress, and what a person sees of it in Dagster.
+
+In: Dagster's context and the settings. Out: a `Stage` that an asset's body works with, and the `MaterializeResult` with
+the manifest's digest as data version.
+"""
+
+import base64
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from macrec_pipeline.config import PipelineConfig
+from macrec_pipeline.datasets import DatasetSpec, IndexedSource
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.runtime.progress import Progress, TerminalProgress
+from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.tracking import AssetRun, metric_progress
+
+logger = logging.getLogger(__name__)
+
+LAUNCHED_BY = "macrec/launched_by"
+COMMAND_LINE = "command line"
+GIVEN = "semantic IDs are given"
+
+
+class VisibleProgress:
+    """Shows one asset's progress as a bar in the terminal and, at each quarter, as a line in Dagster's log."""
+
+    def __init__(self, log: logging.Logger, *, interactive: bool) -> None:
+        self._bar = TerminalProgress(interactive=interactive)
+        self._log = log
+        self._stage = ""
+        self._quarter = 0
+
+    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """See `runtime.progress.Progress`."""
+        self._bar(stage, done, total, metrics)
+        if stage != self._stage:
+            self._stage, self._quarter = stage, 0
+        if total and 4 * done // total > self._quarter:
+            self._quarter = 4 * done // total
+            values = " ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
+            self._log.info(f"{stage}: {done}/{total} {values}".rstrip())
+
+    def close(self) -> None:
+        """End the bar that is still open."""
+        self._bar.close()
+
+
+class Stage:
+    """What an asset's body has in hand while its MLflow run is open.
+
+    Attributes:
+        store: the data set's tables and folders.
+        config: the resolved settings.
+        spec, data: the data set's file, and the folder that its paths are relative to.
+        progress: to be handed to long core calls.
+        run: the MLflow run.
+    """
+
+    def __init__(self, asset: str, *, settings: Settings, dataset: str, run: AssetRun, progress: Progress) -> None:
+        self.asset = asset
+        self.dataset = dataset
+        self.store: AssetStore = settings.store(dataset)
+        self.spec: DatasetSpec = settings.spec(dataset)
+        self.config: PipelineConfig = settings.config(dataset)
+        self.data: Path = settings.data_folder()
+        self.run = run
+        self.progress = progress
+        self._started = time.monotonic()
+
+    def table(self, asset: str) -> pl.DataFrame:
+        """Read an upstream table, verified."""
+        return self.store.read_table(asset)
+
+    def folder(self, asset: str) -> Path:
+        """The folder of an upstream asset, verified."""
+        return self.store.folder(asset)
+
+    def save(
+        self, table: pl.DataFrame, *, details: Mapping[str, Any] | None = None, **metadata: Any
+    ) -> dg.MaterializeResult[Any]:
+        """Write the table of this asset, with `details` in its manifest, and report it; see `report`."""
+        self.store.write_table(self.asset, table, details=details)
+        return self.report(summary=f"{table.height:,} rows", **{"dagster/row_count": table.height}, **metadata)
+
+    def skip(self, empty: pl.DataFrame) -> dg.MaterializeResult[Any]:
+        """Write a table without rows, since the data set brings what this asset would lead to."""
+        self.store.write_table(self.asset, empty)
+        return self.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
+
+    def plot(self, name: str, png: bytes) -> dg.MetadataValue[Any]:
+        """A picture for Dagster's catalogue; MLflow keeps it as `plots/<name>.png`."""
+        self.run.log_bytes(f"plots/{name}.png", png)
+        return markdown(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+    def report(self, *, summary: str, **metadata: Any) -> dg.MaterializeResult[Any]:
+        """Log what was made to MLflow and hand it to Dagster; the manifest's digest becomes the data version.
+
+        Args:
+            summary: a few words for the terminal.
+            metadata: shown in Dagster in this order; finite numbers become MLflow metrics as well.
+        """
+        manifest = self.store.manifest(self.asset)
+        seconds = time.monotonic() - self._started
+        numbers = {_metric_name(name): float(value) for name, value in metadata.items() if _is_number(value)}
+        self.run.log_metrics({**numbers, "seconds": seconds})
+        self.run.set_tags({"macrec.digest": manifest.digest})
+        logger.info("%-17s %s (%.1f s)", self.asset, summary, seconds)
+        links: dict[str, Any] = {
+            "path": dg.MetadataValue.path(self.store.location(self.asset)),
+            "digest": manifest.digest,
+            "mlflow_run": dg.MetadataValue.url(self.run.url),
+            "seconds": round(seconds, 2),
+        }
+        return dg.MaterializeResult(
+            asset_key=self.asset, metadata={**metadata, **links}, data_version=dg.DataVersion(manifest.digest)
+        )
+
+
+@contextmanager
+def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> Iterator[Stage]:
+    """Open the MLflow run of one asset of one data set; close it as FINISHED, FAILED or KILLED.
+
+    Raises:
+        StorageError: something that the asset is made from is not there yet.
+    """
+    dataset = context.partition_key
+    upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
+    store = settings.store(dataset)
+    digests = {name: store.manifest(name).digest for name in upstream}
+    config = settings.config(dataset)
+    with settings.tracker().asset_run(
+        dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
+    ) as run:
+        visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
+        progress = metric_progress(run, visible)
+        try:
+            yield Stage(asset, settings=settings, dataset=dataset, run=run, progress=progress)
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+            _mark_as_cancelled(context)
+            raise
+        finally:
+            visible.close()
+
+
+def semantic_ids_are_given(spec: DatasetSpec) -> bool:
+    """Whether the data set brings its semantic IDs, so that nothing before them has to be computed."""
+    return isinstance(spec.source, IndexedSource) and spec.source.text_index is not None
+
+
+def codes_of(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
+    """A column of codes of `SEMANTIC_IDS` as a matrix: int64 [N, L]."""
+    return np.array(table[column].to_list(), dtype=np.int64)
+
+
+def in_words(values: Mapping[str, float]) -> str:
+    """A row of a training log for the terminal."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def table_metadata(asset: str) -> dict[str, Any]:
+    """The columns of a table asset, as Dagster's catalogue shows them before it has ever been made."""
+    schema = TABLES[asset]
+    columns = [
+        dg.TableColumn(
+            name,
+            str(dtype),
+            constraints=dg.TableColumnConstraints(nullable=name in schema.nullable, unique=(name,) in schema.unique),
+        )
+        for name, dtype in schema.columns.items()
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
+def markdown(text: str) -> dg.MetadataValue[Any]:
+    """Text that Dagster's catalogue shows as markdown."""
+    return dg.MetadataValue.md(text)
+
+
+def preview(table: pl.DataFrame, columns: Sequence[str], *, rows: int = 5) -> dg.MetadataValue[Any]:
+    """The first rows of some columns as a markdown table, long texts cut."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in table.select(columns).head(rows).iter_rows():
+        cells = (str(value).replace("|", "/").replace("\n", " ") for value in row)
+        lines.append("| " + " | ".join(cell if len(cell) <= 80 else cell[:77] + "..." for cell in cells) + " |")
+    return markdown("\n".join(lines))
+
+
+def _mark_as_cancelled(context: dg.AssetExecutionContext) -> None:
+    # Dagster calls an interrupted run failed unless someone asked it to end; on the command line Ctrl-C is that.
+    run = context.instance.get_run_by_id(context.run.run_id)
+    if run is not None and run.tags.get(LAUNCHED_BY) == COMMAND_LINE and run.status == dg.DagsterRunStatus.STARTED:
+        context.instance.report_run_canceling(run, "Interrupted on the command line.")
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
+    )
+
+
+def _metric_name(name: str) -> str:
+    return name.removeprefix("dagster/")

@@ -1,0 +1,100 @@
+"""What the `macrec` command shows: tables for a terminal, and which of the libraries' own words reach it.
+
+In: metrics, recommendations, item records. Out: renderables of rich; nothing is printed here.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+WIDE = 115
+"""Columns that the table of metrics takes with its intervals."""
+
+_SYSTEMS = {
+    "macrec": "MACRec, fused",
+    "macrec_text": "MACRec, text route",
+    "macrec_image": "MACRec, image route",
+    "item_knn": "item-kNN",
+    "popularity": "popularity",
+}
+
+
+def console() -> Console:
+    """Standard output; without a terminal wide enough for every table, where rich would fold them to 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
+
+
+def quieten_libraries() -> None:
+    """What libraries say about themselves is no news to a person; warnings of this package still show."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", module=r"macrec_pipeline\.")
+    for name in ("mlflow", "alembic", "sqlalchemy", "dagster"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def show_finished_assets() -> None:
+    """Write a line on standard error when an asset is finished."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("macrec_pipeline")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+
+
+def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
+    """The systems of a `metrics.json`, seen items allowed; intervals need `WIDE` columns."""
+    table = Table(
+        title=f"{metrics['dataset']}: {metrics['num_test_users']:,} test users, {metrics['num_items']:,} items ranked",
+        caption="Seen items allowed." + (" In brackets: bootstrap confidence intervals." if with_intervals else ""),
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("system")
+    for heading in ("HR@1", "HR@5", "HR@10", "NDCG@10", "MRR", "coverage"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, title in _SYSTEMS.items():
+        values = metrics["systems"].get(name)
+        if values is not None:
+            cells = [f"{values[key]:.4f}" for key in ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr")]
+            if with_intervals:
+                cells[2] += _interval(values["hr_10_ci"])
+                cells[3] += _interval(values["ndcg_10_ci"])
+            table.add_row(title, *cells, f"{values['coverage']:.3f}", style="bold" if name == "macrec" else None)
+    return table
+
+
+def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, Any]]) -> str:
+    """The items of a request with their titles, as markup of rich."""
+    if not history:
+        return "No history."
+    known = {item_id: escape(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
+    lines = [f"  {escape(item_id)}  {known.get(item_id, '(not in the catalogue, skipped)')}" for item_id in history]
+    return "\n".join(["History, oldest first:", *lines])
+
+
+def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, data: Path) -> Table:
+    """Recommended items, best first, with titles, scores and the pictures' paths below the data folder."""
+    table = Table("rank", "id", "title", "score", "picture", box=None, pad_edge=False)
+    for rank, (item_id, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), start=1):
+        item = catalogue[item_id]
+        picture = str(data / item["image_path"]) if item.get("image_path") else "none"
+        table.add_row(str(rank), escape(item_id), escape(_title(item)), f"{score:.4f}", escape(picture))
+    return table
+
+
+def _interval(low_high: Sequence[float]) -> str:
+    return f" \\[{low_high[0]:.4f}, {low_high[1]:.4f}]"
+
+
+def _title(item: Mapping[str, Any]) -> str:
+    return str(item.get("title") or "(no title)")

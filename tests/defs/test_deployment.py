@@ -1,0 +1,156 @@
+"""The files around the package: compose file, workspace, Dagster instance, Makefile, CI script."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET_NAMES = re.compile(r"PASSWORD|SECRET|ACCESS_KEY|TOKEN", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+def test_every_published_port_is_bound_to_loopback(compose: dict[str, Any]) -> None:
+    """Neither UI asks for a password, so no port may be published on another address than 127.0.0.1."""
+    published = {name: service.get("ports", []) for name, service in compose["services"].items()}
+    assert {name for name, ports in published.items() if ports} == {"mlflow", "webserver"}
+    for ports in published.values():
+        for port in ports:
+            assert isinstance(port, str)
+            assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
+    assert not any(service.get("network_mode") for service in compose["services"].values())
+
+
+def test_secrets_come_from_the_environment_and_are_required(compose: dict[str, Any]) -> None:
+    """A literal password, or a default for one, must not stand in the compose file."""
+    found = 0
+    for service in compose["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if SECRET_NAMES.search(name):
+                found += 1
+                assert re.fullmatch(r"\$\{[A-Z0-9_]+:\?[^}]+\}", value), name
+            assert not re.search(r"://[^/:]*:(?!\$\{)[^/@]+@", str(value)), name
+        for word in [*service.get("command", []), *service.get("entrypoint", [])]:
+            assert "PASSWORD" not in word
+            assert "SECRET" not in word
+    assert found >= 7
+
+
+def test_every_lasting_service_is_watched_and_unprivileged(compose: dict[str, Any]) -> None:
+    """A service that stays up has a health check; none may gain privileges."""
+    for name, service in compose["services"].items():
+        assert "no-new-privileges:true" in service["security_opt"], name
+        assert not service.get("privileged"), name
+        if service["restart"] != "no":
+            assert service["healthcheck"]["test"][0] == "CMD", name
+
+
+def test_services_wait_for_services_that_exist(compose: dict[str, Any]) -> None:
+    """`depends_on`, configs and volumes refer to things that the file declares."""
+    for name, service in compose["services"].items():
+        assert set(service.get("depends_on", {})) <= set(compose["services"]), name
+        assert {config["source"] for config in service.get("configs", [])} <= set(compose["configs"]), name
+        named = {
+            volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith((".", "/", "$"))
+        }
+        assert named <= set(compose["volumes"]), name
+    assert {"postgres", "s3", "mlflow", "code-server", "webserver", "daemon"} <= set(compose["services"])
+
+
+def test_the_images_run_as_an_ordinary_user() -> None:
+    """Both stages of the Dockerfile that become an image end as a user other than root."""
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)[2:]
+    assert len(stages) == 2
+    for stage in stages:
+        users = re.findall(r"^USER (\S+)", stage, flags=re.MULTILINE)
+        assert users[-1] == "macrec"
+
+
+@pytest.mark.parametrize("origin", ["dagster_home", "compose"])
+def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[str, Any], tmp_path: Path) -> None:
+    """Dagster's own schema accepts both instance files; they send nothing home and limit the training pool to one."""
+    if origin == "compose":
+        (tmp_path / "dagster.yaml").write_text(compose["configs"]["dagster-instance"]["content"], encoding="utf-8")
+    else:
+        shutil.copy(ROOT / "dagster_home" / "dagster.yaml", tmp_path)
+    config, _ = dagster_instance_config(str(tmp_path))
+    assert config["telemetry"]["enabled"] is False
+    assert config["nux"]["enabled"] is False
+    assert config["concurrency"]["pools"]["default_limit"] == 1
+    assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
+
+
+def test_both_workspaces_name_the_same_code_location(compose: dict[str, Any]) -> None:
+    """Runs made on the command line carry the location's name, so it may not depend on how the UI was started."""
+    local = yaml.safe_load((ROOT / "workspace.yaml").read_text(encoding="utf-8"))
+    remote = yaml.safe_load(compose["configs"]["dagster-workspace"]["content"])
+    assert local["load_from"] == [{"python_module": "macrec_pipeline.definitions"}]
+    assert remote["load_from"][0]["grpc_server"]["location_name"] == "macrec_pipeline.definitions"
+
+
+def test_pyproject_does_not_override_the_workspace() -> None:
+    """`[tool.dagster]` and `[tool.dg]` win over workspace.yaml without a word, so neither may be there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert not {"dagster", "dg"} & set(project["tool"])
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_installs_with_the_pins_before_anything_else(target: str, tmp_path: Path) -> None:
+    """In a fresh clone each of the two commands makes the environment, then installs with constraints.txt."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
+    plan = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in plan.splitlines() if "venv/bin/" in line or line.startswith("python3 -m venv")]
+    assert lines[0] == f"python3 -m venv {tmp_path / 'venv'}"
+    install = next(line for line in lines if "pip install" in line)
+    assert "-c constraints.txt" in install
+    last = {"demo": "bin/macrec run demo", "test": "bin/python -m pytest"}[target]
+    assert lines[-1].endswith(last)
+    assert lines.index(install) < len(lines) - 1
+    if target == "test":
+        tools = [
+            re.search(r"bin/(ruff check|ruff format --check|mypy|lint-imports|python -m pytest)", s) for s in lines
+        ]
+        assert [found[1] for found in tools if found] == [
+            "ruff check",
+            "ruff format --check",
+            "mypy",
+            "lint-imports",
+            "python -m pytest",
+        ]
+
+
+def test_make_names_the_missing_debian_package(tmp_path: Path) -> None:
+    """Debian ships `venv` apart from Python; an interpreter without it gets a line that says what to install."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    interpreter = tmp_path / "python-without-venv"
+    interpreter.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n', encoding="utf-8")
+    interpreter.chmod(0o755)
+    command = ["make", "demo", f"VENV={tmp_path / 'venv'}", f"PYTHON={interpreter}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "apt-get install python3-venv" in result.stderr
+
+
+def test_ci_runs_make_test_in_an_environment_of_its_own() -> None:
+    """CI proves the README's install: a new environment outside the checkout, then the same target as a person uses."""
+    script = ROOT / ".ci" / "run"
+    text = script.read_text(encoding="utf-8")
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in text
+    assert text.rstrip().splitlines()[-1] == 'make test VENV="$workspace/venv"'
+    subprocess.run(["bash", "-n", str(script)], check=True)

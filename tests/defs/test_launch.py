@@ -1,0 +1,109 @@
+"""Runs from the command line: where they are kept, which assets they make, how their errors are told."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from macrec_pipeline.data.cleaning import CleanTables, clean
+from macrec_pipeline.definitions import defs
+from macrec_pipeline.defs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.errors import ConfigError, DataError, StorageError
+
+
+def _request(settings: Settings, partition: str, *, until: str | None = None, only: str | None = None) -> LaunchRequest:
+    return LaunchRequest(partition, settings.home_folder(), settings.data_folder(), until=until, only=only)
+
+
+def _made_by(home: Path, run_id: str) -> tuple[dg.DagsterRun, set[str]]:
+    with open_instance(home) as instance:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        return run, {event.asset_key.to_user_string() for entry in events if (event := entry.dagster_event)}  # type: ignore[union-attr]
+
+
+def test_a_run_is_kept_where_the_ui_looks_for_it(settings: Settings, partition: str) -> None:
+    """`until` makes an asset and what it needs, `only` it alone; both are filed under the job of the code location."""
+    home = settings.home_folder()
+    run, made = _made_by(home, launch(_request(settings, partition, until="histories"), defs=defs))
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    assert run.job_name == "full_pipeline"
+    assert run.tags[".dagster/repository"] == "__repository__@macrec_pipeline.definitions"
+    assert run.tags["dagster/partition"] == partition
+    assert made == {"raw_interactions", "raw_items", "interactions", "items", "quarantine", "histories"}
+    _, made = _made_by(home, launch(_request(settings, partition, only="items"), defs=defs))
+    assert made == {"interactions", "items", "quarantine"}  # one function makes the three
+    assert not list((home / ".running").iterdir())
+
+
+def test_a_failed_check_is_told_with_its_findings(
+    settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person reads what the check found, not that some step of Dagster failed."""
+
+    def careless(raw: pl.DataFrame, items: pl.DataFrame, config: object) -> CleanTables:
+        tables = clean(raw, items, config)  # type: ignore[arg-type]
+        early = pl.when(pl.int_range(pl.len()) == 0).then(0).otherwise(pl.col("timestamp"))
+        return CleanTables(tables.interactions.with_columns(timestamp=early), tables.items, tables.quarantine)
+
+    monkeypatch.setattr("macrec_pipeline.data.cleaning.clean", careless)
+    with pytest.raises(DataError, match=r"interactions \(interactions_are_sound\): .*before 1990"):
+        launch(_request(settings, partition, until="histories"), defs=defs)
+
+
+def test_what_a_stage_raises_comes_through(settings: Settings, partition: str) -> None:
+    """An asset without what it is made from says which asset is missing, as the store says it."""
+    with pytest.raises(StorageError, match="is not there yet"):
+        launch(_request(settings, partition, only="histories"), defs=defs)
+
+
+def test_assets_are_named_upstream_first() -> None:
+    """The list in an error message follows the pipeline."""
+    names = asset_names(defs)
+    assert names[:2] == ["raw_interactions", "raw_items"]
+    assert names[-1] == "registered_model"
+    assert len(names) == 15
+
+
+def test_the_dagster_folder_is_furnished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new home gets the checkout's dagster.yaml; what a person changed in it stays; DAGSTER_HOME wins."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    folder = dagster_folder(tmp_path / "home")
+    assert folder == tmp_path / "home" / "dagster"
+    assert "telemetry:\n  enabled: false" in (folder / "dagster.yaml").read_text(encoding="utf-8")
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: true}\n", encoding="utf-8")
+    dagster_folder(tmp_path / "home")
+    assert (folder / "dagster.yaml").read_text(encoding="utf-8") == "telemetry: {enabled: true}\n"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "own"))
+    assert dagster_folder(tmp_path / "home") == tmp_path / "own"
+    monkeypatch.setenv("DAGSTER_HOME", "relative")
+    with pytest.raises(ConfigError, match="absolute"):
+        dagster_folder(tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [((), 20260), (("seed=7",), 7), (("seed=7", "seed=8"), 8)],
+)
+def test_overrides_reach_the_settings_of_a_run(
+    settings: Settings, partition: str, overrides: Sequence[str], expected: int
+) -> None:
+    """`--set` lies over the data set's own settings; the last one wins."""
+    own = Settings(home=settings.home, data=settings.data, overrides=list(overrides))
+    assert own.config(partition).seed == expected
+
+
+def test_folders_come_from_the_environment_when_a_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The UI's processes are told by environment variables, so nothing may be fixed when the code is loaded."""
+    settings = Settings()
+    monkeypatch.setenv("MACREC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MACREC_DATA", str(tmp_path / "data"))
+    assert (settings.home_folder(), settings.data_folder()) == (tmp_path / "home", tmp_path / "data")
+    monkeypatch.delenv("MACREC_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert settings.home_folder() == tmp_path / ".macrec"
+    assert Settings(home="/elsewhere").home_folder() == Path("/elsewhere")

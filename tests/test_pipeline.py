@@ -1,0 +1,281 @@
+"""The whole graph on a tiny shop, as a person runs it: every asset tracked, the model served, a kill survived.
+
+Each run is a process of its own, started by the `macrec` command with state and data in the test's folder.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.tracking.store import connect
+
+ASSETS = (
+    "raw_interactions",
+    "raw_items",
+    "interactions",
+    "items",
+    "quarantine",
+    "histories",
+    "text_embeddings",
+    "image_embeddings",
+    "pseudo_labels",
+    "quantizer",
+    "semantic_ids",
+    "recommender",
+    "predictions",
+    "evaluation_report",
+    "registered_model",
+)
+# These name their run: the report prints its ids and its date, the registration its version.
+NAMES_ITS_RUN = ("evaluation_report", "registered_model")
+SECONDS = 600
+DATASET = """
+name: tiny
+title: A tiny shop
+preset: demo
+k_core: 3
+source: {reader: demo, folder: shop, num_items: 60, num_users: 80, seed: 3}
+overrides:
+  text_encoder: {max_tokens: 32}
+  pseudo_labels: {num_clusters: 8}
+  quantizer: {codebook_size: 8, projection_dim: 32, hidden_dims: [32], latent_dim: 8, num_epochs: 20, batch_size: 64}
+  recommender:
+    {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, num_epochs: 3,
+     batch_size: 64}
+  decoding: {beam_width: 10}
+  evaluation: {bootstrap_samples: 50, num_sample_users: 3}
+"""
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Where the tiny shop's YAML file and its files are."""
+
+    datasets: Path
+    data: Path
+
+    def environment(self, home: Path) -> dict[str, str]:
+        own = {"MACREC_HOME": str(home), "MACREC_DATA": str(self.data), "MACREC_DATASETS": str(self.datasets)}
+        foreign = ("DAGSTER_HOME", "MLFLOW_", "MACREC_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return {**kept, **own, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+
+    def start(self, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "macrec_pipeline.cli", "run", "tiny", *arguments],
+            env=self.environment(home),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    home: Path
+    status: int
+    out: str
+    err: str
+
+    @property
+    def store(self) -> AssetStore:
+        return AssetStore(self.home, "tiny")
+
+    def mlflow_runs(self, kind: str) -> list[Any]:
+        client = connect(self.home, create=False).client
+        experiment = client.get_experiment_by_name("macrec/tiny")
+        assert experiment is not None
+        return list(client.search_runs([experiment.experiment_id], f"tags.`macrec.kind` = '{kind}'"))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    folder = tmp_path_factory.mktemp("shop")
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "tiny.yaml").write_text(DATASET, encoding="utf-8")
+    return Shop(folder / "datasets", folder / "data")
+
+
+@pytest.fixture(scope="module")
+def finished(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One uninterrupted run of everything, on one processor time budget with those that are compared with it."""
+    home = tmp_path_factory.mktemp("home")
+    return _finish(shop.start(home), home)
+
+
+def _finish(process: "subprocess.Popen[str]", home: Path) -> Run:
+    out, err = process.communicate(timeout=SECONDS)
+    return Run(home, process.returncode, out, err)
+
+
+def _wait_for(process: "subprocess.Popen[str]", words: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if words in line:
+            return
+    pytest.fail(f"the run ended before it said {words!r}: {process.communicate(timeout=SECONDS)[1][-2000:]}")
+
+
+def _dagster_statuses(shop: Shop, home: Path) -> list[str]:
+    """Of all runs of the home's Dagster instance, oldest first; asked in a process of its own."""
+    code = (
+        "import dagster as dg, json\n"
+        "with dg.DagsterInstance.get() as instance:\n"
+        "    print(json.dumps([run.status.value for run in instance.get_runs(ascending=True)]))"
+    )
+    environment = {**shop.environment(home), "DAGSTER_HOME": str(home / "dagster")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    statuses: list[str] = json.loads(done.stdout)
+    return statuses
+
+
+@pytest.mark.slow
+def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
+    """One command makes all fifteen assets; each has a FINISHED MLflow child run below one FINISHED parent."""
+    assert finished.status == 0, finished.err[-3000:]
+    (parent,) = finished.mlflow_runs("pipeline")
+    children = finished.mlflow_runs("asset")
+    assert parent.info.status == "FINISHED"
+    assert sorted(child.data.tags["macrec.asset"] for child in children) == sorted(ASSETS)
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params["quantizer.num_epochs"] == "20"
+    recommender = next(child for child in children if child.data.tags["macrec.asset"] == "recommender")
+    inputs = {name: finished.store.manifest(name).digest for name in ("histories", "items", "semantic_ids")}
+    assert {name: recommender.data.params[f"input.{name}"] for name in inputs} == inputs
+    assert _dagster_statuses(shop, finished.home) == ["SUCCESS"]
+
+
+@pytest.mark.slow
+def test_a_person_is_told_the_metrics_and_where_things_are(finished: Run) -> None:
+    """The terminal shows the systems, then the report, the MLflow store and the model; no log lines flood it."""
+    for words in ("MACRec, fused", "text route", "image route", "item-kNN", "popularity", "HR@10", "NDCG@10"):
+        assert words in finished.out
+    for place in ("tiny/evaluation_report/report.html", "mlflow/mlflow.db", "models:/macrec-tiny/1", "@champion"):
+        assert place in finished.out
+    for stage in ("text embeddings", "image embeddings", "quantizer", "recommender", "decoding"):
+        assert f"{stage}: " in finished.out
+    assert "DEBUG" not in finished.err + finished.out
+    assert "Warning" not in finished.err
+    assert [line.split()[0] for line in finished.err.splitlines()] == [
+        name for name in finished.err.split() if name in ASSETS
+    ]
+
+
+@pytest.mark.slow
+def test_metrics_and_report_are_where_they_should_be(finished: Run) -> None:
+    """`metrics.json` and `report.html` lie under plain paths; every test user counts in every system."""
+    folder = finished.home / "tiny" / "evaluation_report"
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    users = finished.store.read_table("histories").height
+    assert metrics["dataset"] == "tiny"
+    assert metrics["num_test_users"] == users
+    for systems in (metrics["systems"], metrics["systems_excluding_seen"]):
+        assert set(systems) == {"macrec", "macrec_text", "macrec_image", "popularity", "item_knn"}
+        for values in systems.values():
+            assert values["hr_10_ci"][0] <= values["hr_10"] <= values["hr_10_ci"][1]
+    for route in ("text", "image"):
+        assert metrics["collision_rate"][route]["after"] == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_the_registered_model_recommends_what_predictions_say(finished: Run, shop: Shop) -> None:
+    """A process that knows only MLflow loads `@champion` and gets, for each test user, the recorded items."""
+    store = finished.store
+    item_ids = store.read_table("items")["item_id"].to_list()
+    inputs = [[item_ids[index] for index in row[:-1]] for row in store.read_table("histories")["item_indices"]]
+    expected = (
+        store.read_table("predictions")
+        .filter((pl.col("system") == "macrec") & ~pl.col("exclude_seen"))
+        .sort("user_index")["item_indices"]
+    )
+    top_k = len(expected[0])
+    code = (
+        "import json, sys\nsys.modules |= {'dagster': None, 'polars': None}\nimport mlflow, pandas as pd\n"
+        "model = mlflow.pyfunc.load_model('models:/macrec-tiny@champion')\n"
+        "asked = json.load(sys.stdin)\n"
+        "answers = model.predict(pd.DataFrame({'history': asked['histories']}), params={'k': asked['k']})\n"
+        "print(json.dumps({'items': list(answers['item_ids']), 'fallback': list(answers['fallback'])}))"
+    )
+    environment = {
+        **shop.environment(finished.home),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{finished.home / 'mlflow' / 'mlflow.db'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps({"histories": inputs, "k": top_k}),
+        env=environment,
+        cwd=finished.home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers["items"] == [[item_ids[index] for index in row] for row in expected]
+    assert set(answers["fallback"]) == {"none"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Shop, tmp_path: Path) -> None:
+    """SIGKILL in the middle of training: the next run closes what was left open and ends with identical bytes."""
+    first = shop.start(tmp_path)
+    _wait_for(first, "recommender: 1/")
+    first.kill()
+    first.communicate(timeout=SECONDS)
+    killed = Run(tmp_path, first.returncode, "", "")
+    assert not killed.store.has("recommender")
+    assert {run.info.status for run in killed.mlflow_runs("pipeline")} == {"RUNNING"}
+
+    second = _finish(shop.start(tmp_path), tmp_path)
+    assert second.status == 0, second.err[-3000:]
+    assert sorted(run.info.status for run in second.mlflow_runs("pipeline")) == ["FINISHED", "KILLED"]
+    statuses = sorted((run.data.tags["macrec.asset"], run.info.status) for run in second.mlflow_runs("asset"))
+    assert [pair for pair in statuses if pair[1] != "FINISHED"] == [("recommender", "KILLED")]
+    assert _dagster_statuses(shop, tmp_path) == ["CANCELED", "SUCCESS"]
+    _assert_same_bytes(finished, second)
+    assert not list(tmp_path.glob("tiny/.versions/*/writing-*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_closes_the_run_and_keeps_what_is_there(finished: Run, shop: Shop) -> None:
+    """SIGINT in the middle of training ends in one line and status 130; the earlier version of the asset stays."""
+    before = finished.store.manifest("recommender").digest
+    process = shop.start(finished.home, "--only", "recommender", "--set", "seed=4")
+    _wait_for(process, "recommender: 1/")
+    process.send_signal(signal.SIGINT)
+    interrupted = _finish(process, finished.home)
+    assert interrupted.status == 130
+    assert interrupted.err.splitlines() == ["macrec: Interrupted. Finished assets are kept."]
+    assert interrupted.store.manifest("recommender").digest == before
+    assert sorted(run.info.status for run in interrupted.mlflow_runs("pipeline")) == ["FINISHED", "KILLED"]
+    assert _dagster_statuses(shop, finished.home) == ["SUCCESS", "CANCELED"]
+
+
+def _assert_same_bytes(one: Run, other: Run) -> None:
+    for asset in ASSETS:
+        if asset not in NAMES_ITS_RUN:
+            assert one.store.manifest(asset).files == other.store.manifest(asset).files, asset
+    reports = [run.store.manifest("evaluation_report").files for run in (one, other)]
+    for file in ("metrics.json", "per_user.parquet"):
+        assert reports[0][file] == reports[1][file], file
+    registrations = [
+        json.loads((run.store.folder("registered_model") / "registration.json").read_text(encoding="utf-8"))
+        for run in (one, other)
+    ]
+    assert registrations[0]["bundle_digest"] == registrations[1]["bundle_digest"]
