@@ -113,6 +113,8 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
             raise _plain_error(error, instance, run_id) from error
         finally:
             release(instance, run_id, settings)
+        for warning in _failed_checks(instance, run_id, blocking=False):
+            logger.warning("Warning: %s", warning)
     return run_id
 
 
@@ -156,11 +158,15 @@ def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str
         if isinstance(cause, MacrecError):
             return cause
         cause = cause.__cause__
-    failed = []
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-        evaluation = entry.get_dagster_event().asset_check_evaluation_data
-        if not evaluation.passed and evaluation.blocking:
-            failed.append(
-                f"{evaluation.asset_key.to_user_string()} ({evaluation.check_name}): {evaluation.description}"
-            )
+    failed = _failed_checks(instance, run_id, blocking=True)
     return DataError(f"Stopped by a check. {' '.join(failed)}") if failed else error
+
+
+def _failed_checks(instance: dg.DagsterInstance, run_id: str, *, blocking: bool) -> list[str]:
+    """A line for each check of a run that failed, with what it found."""
+    lines = []
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+        verdict = entry.get_dagster_event().asset_check_evaluation_data
+        if not verdict.passed and verdict.blocking == blocking:
+            lines.append(f"{verdict.asset_key.to_user_string()} ({verdict.check_name}): {verdict.description}")
+    return lines

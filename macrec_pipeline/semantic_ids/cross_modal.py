@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from macrec_pipeline.errors import TrainingError
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast, reconstruction_alignment
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized, ResidualQuantizer
 
@@ -55,9 +56,19 @@ class ModalityQuantizer(nn.Module):
 
     @torch.no_grad()
     def standardize(self, vectors: torch.Tensor) -> None:
-        """Set centre and scale from all raw embeddings, float [N, D]: mean square one around their mean."""
+        """Set centre and scale from all raw embeddings, float [N, D]: mean square one around their mean.
+
+        Raises:
+            TrainingError: the spread overflows float32, so that everything would be divided down to zero.
+        """
         self.centre.copy_(vectors.mean(dim=0))
         self.scale.copy_((vectors - self.centre).square().mean().sqrt().clamp(min=1e-12))
+        if not torch.isfinite(self.scale):
+            largest = vectors.abs().max().item()
+            raise TrainingError(
+                f"The embeddings cannot be standardized: their largest magnitude is {largest:.4g}, and the mean square "
+                "is not finite. Look for extreme values in the embeddings."
+            )
 
     def latents(self, vectors: torch.Tensor) -> torch.Tensor:
         """Raw embeddings float [B, D] -> latents float [B, H]."""

@@ -56,7 +56,7 @@ def test_a_run_says_what_was_made_from_what(tracker: Tracker, home: Path) -> Non
     assert child.info.end_time is not None
     params, tags = child.data.params, child.data.tags
     assert params["quantizer.codebook_size"] == "32"
-    assert params["quantizer.hidden_dims"] == "[512, 256, 128, 64]"
+    assert params["quantizer.hidden_dims"] == json.dumps(list(CONFIG.quantizer.hidden_dims))
     assert params["cleaning.min_rating"] == "null"
     assert params["text_encoder.name"] == CONFIG.text_encoder.name
     assert params["input.text_embeddings"] == "ab" * 32
