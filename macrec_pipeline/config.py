@@ -75,7 +75,9 @@ class ImageEncoderConfig(Section):
 class PseudoLabelConfig(Section):
     """k-means clusters of the raw embeddings, which give the cross-modal positives."""
 
-    num_clusters: int = Field(512, ge=2, description="clusters a modality; at most half the items are used")
+    num_clusters: int = Field(
+        512, ge=2, description="clusters a modality; a small catalogue gets one for every four items at most"
+    )
     num_iterations: int = Field(25, ge=1, description="k-means iterations")
 
 

@@ -35,7 +35,8 @@ class FittedRecommender:
 
     Attributes:
         model: on the training device, in evaluation mode.
-        log: one mapping an epoch: epoch, train_loss, validation_loss, implicit_loss, targets_per_second, ...
+        log: one mapping an epoch: epoch, train_loss and implicit_loss (means over its steps), validation_loss_text,
+            validation_loss_image and their mean validation_loss; nats a code, but for the implicit loss.
         best_epoch: the epoch whose weights the model has, from 1.
     """
 

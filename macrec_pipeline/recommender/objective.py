@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from macrec_pipeline.recommender.tasks import Batch, item_causal_masks, padding_mask
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
+from macrec_pipeline.runtime.contrast import symmetric_info_nce
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender
@@ -77,13 +78,6 @@ def alignment_losses(
     own = memory[:, len(prompt) :].mean(dim=1)
     other = model.encode(words.item_tokens(written, modality=target)).mean(dim=1)
     return explicit, symmetric_info_nce(own, other, temperature=model.config.implicit_temperature)
-
-
-def symmetric_info_nce(first: torch.Tensor, second: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """InfoNCE of paired rows, float [B, D] each, by cosine, averaged over both directions; in nats, a scalar."""
-    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
-    pairs = torch.arange(len(first), device=first.device)
-    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2
 
 
 def _target_losses(

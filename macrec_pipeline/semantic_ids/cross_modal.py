@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from macrec_pipeline.errors import TrainingError
-from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast, reconstruction_alignment
+from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized, ResidualQuantizer
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class CrossModalQuantizer(nn.Module):
             # a modality's levels are told who is alike by the other modality's clusters
             "text_contrast": contrast(text_quantized.residuals, draw_positives(image_clusters, generator=generator)),
             "image_contrast": contrast(image_quantized.residuals, draw_positives(text_clusters, generator=generator)),
-            "alignment": reconstruction_alignment(
+            "alignment": symmetric_info_nce(
                 text_quantized.latent, image_quantized.latent, temperature=config.temperature
             ),
         }

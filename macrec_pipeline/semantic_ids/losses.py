@@ -50,10 +50,3 @@ def layer_contrast(
     similarity = similarity.masked_fill(left_out, float("-inf"))
     target = positives.expand(len(similarity), -1)
     return F.cross_entropy(similarity.flatten(0, 1), target.flatten())
-
-
-def reconstruction_alignment(text: torch.Tensor, image: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Symmetric InfoNCE between the two quantized latents of each item, float [B, H] each; nats, a scalar."""
-    similarity = F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T / temperature
-    pairs = torch.arange(len(text), device=text.device)
-    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2

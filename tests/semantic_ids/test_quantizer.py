@@ -8,7 +8,7 @@ from macrec_pipeline.config import PseudoLabelConfig, QuantizerConfig
 from macrec_pipeline.errors import SemanticIdError, StorageError, TrainingError
 from macrec_pipeline.semantic_ids import FittedQuantizer, collision_rate, fit_pseudo_labels, fit_quantizer
 from macrec_pipeline.semantic_ids.fitting import quantize
-from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast, reconstruction_alignment
+from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
 from macrec_pipeline.semantic_ids.residual_quantizer import ResidualQuantizer
 
 CPU = torch.device("cpu")
@@ -104,16 +104,6 @@ def test_the_contrast_is_info_nce_by_a_plain_loop() -> None:
     assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_the_alignment_is_symmetric_info_nce() -> None:
-    """By hand for two orthogonal pairs, and the same when the modalities change places."""
-    text, image = torch.eye(2), torch.eye(2)
-    expected = -np.log(np.exp(10) / (np.exp(10) + 1))
-    assert reconstruction_alignment(text, image, temperature=0.1).item() == pytest.approx(expected, rel=1e-3)
-    first, second = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
-    one, other = (reconstruction_alignment(*pair, temperature=0.1) for pair in ((first, second), (second, first)))
-    torch.testing.assert_close(one, other)
-
-
 def test_positives_are_drawn_uniformly_from_the_cluster() -> None:
     """Never the item itself unless it is alone, never another cluster, and each companion equally often."""
     clusters = torch.tensor([0, 1, 0, 0, 2, 1])
@@ -158,12 +148,12 @@ def test_the_kept_epoch_is_the_best_of_the_log() -> None:
         assert collision_rate(quantize(module, vectors, device=CPU)) == pytest.approx(min(rates))
 
 
-def test_training_lowers_the_reconstruction_error() -> None:
-    """After training both modalities reconstruct better than at the first measurement."""
-    config = TINY.model_copy(update={"num_epochs": 200, "evaluate_every": 1})
-    log = fitted(config=config).log
+def test_training_halves_the_reconstruction_error() -> None:
+    """With reconstruction and level losses alone, both modalities end at least twice as good as at first."""
+    alone = {"contrast_weight": 0.0, "alignment_weight": 0.0, "num_epochs": 200, "evaluate_every": 1}
+    log = fitted(config=TINY.model_copy(update=alone)).log
     for modality in ("text", "image"):
-        assert log[-1][f"{modality}_reconstruction"] < log[0][f"{modality}_reconstruction"]
+        assert log[-1][f"{modality}_reconstruction"] < 0.5 * log[0][f"{modality}_reconstruction"]
 
 
 def test_extreme_embeddings_stop_the_training() -> None:
