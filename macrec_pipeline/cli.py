@@ -184,7 +184,7 @@ def recommend(
     item_ids = [part.strip() for part in history.split(",") if part.strip()]
     loaded: Any = load_model(model, home.resolve())
     bundle = loaded.unwrap_python_model().bundle
-    answer = bundle.recommend_ids([item_ids], k=min(k, bundle.num_items), route=route, exclude_seen=exclude_seen)[0]
+    answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen)[0]
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
     out = console()
     out.print(history_lines(item_ids, catalogue))

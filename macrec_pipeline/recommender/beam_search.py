@@ -1,7 +1,7 @@
 """Beam search over the existing semantic IDs (MACRec section 3.4).
 
 One encoder pass a history, shared by all its beams; no Python loop over rows, beams or codes, only over the L levels.
-Shapes: B rows, S encoder tokens, W beams, N items, L levels, K codes, D d_model.
+Shapes: B rows, S encoder tokens, W beams, N items, L levels, K codes, D d_model, A heads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Beams:
 def beam_search(
     model: GenerativeRecommender,
     memory: torch.Tensor,
-    memory_mask: torch.Tensor,
+    memory_bias: torch.Tensor,
     index: PrefixIndex,
     *,
     modality: str,
@@ -48,7 +48,7 @@ def beam_search(
 
     Args:
         memory: float [B, S, D] from `model.encode`.
-        memory_mask: bool [B, S], True where the target may look.
+        memory_bias: float broadcastable to [B, A, 1, S], what `model.decode` adds for every beam.
         modality: of the IDs to write, "text" or "image".
         beam_width: W.
         forbidden: bool [B, N], items that a row must not get.
@@ -59,7 +59,7 @@ def beam_search(
     scores = torch.zeros(rows, 1, device=memory.device)
     for level in range(num_levels):
         inputs = model.decoder_inputs(codes, modality=modality)  # [B, W, level + 1]
-        states = model.decode(inputs, memory, memory_mask[:, None, :])[:, :, -1:]  # [B, W, 1, D]
+        states = model.decode(inputs, memory, memory_bias)[:, :, -1:]  # [B, W, 1, D]
         logits = model.code_logits(states, modality=modality, first_level=level)[:, :, 0]  # [B, W, K]
         legal, child = index.children(nodes, depth=level)
         if forbidden is not None:

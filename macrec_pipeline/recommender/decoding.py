@@ -96,11 +96,11 @@ class Decoder:
     def _search(self, histories: list[np.ndarray], route: str, width: int, forbidden: torch.Tensor | None) -> Beams:
         batch = self._batch(histories)
         with torch.no_grad():
-            memory, mask = encode_histories(self.model, self.items, batch, task=f"{route}_to_{route}", source=route)
+            memory, bias = encode_histories(self.model, self.items, batch, task=f"{route}_to_{route}", source=route)
             return beam_search(
                 self.model,
                 memory,
-                mask[:, 0],
+                bias,
                 self.indices[route],
                 modality=route,
                 beam_width=width,

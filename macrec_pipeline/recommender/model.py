@@ -3,13 +3,14 @@
 transformers' `T5ForConditionalGeneration` holds the parameters, so a checkpoint is an ordinary T5 (MACRec section 3.3).
 Its forward pass decodes one sequence for one encoder input; here many targets (the prefixes' next items in training,
 the beams in decoding, the catalogue in exact scoring) are decoded from one encoder pass, so the layers are walked by
-hand. A test holds that the numbers are those of transformers' own forward.
+hand. A test holds that the numbers are those of transformers' own forward. The item-causal encoding has one table more.
 
 Shapes: B rows, S encoder tokens, J targets a row, L levels, K codes, D d_model, A heads.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from macrec_pipeline.errors import StorageError
+from macrec_pipeline.recommender.tasks import FIRST_ITEM_LAG, HIDDEN_LAG, num_lags
 from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
 
 if TYPE_CHECKING:
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 
     from macrec_pipeline.config import RecommenderConfig
 
+# Logits that the slowest and the fastest head lose at first for each item further back.
+SLOWEST_DECAY, FASTEST_DECAY = 0.02, 1.28
+
 
 class GenerativeRecommender(nn.Module):
     """T5 over semantic ID tokens.
 
     Args:
         vocabulary: the tokens; fixes the embedding's size.
-        config: the sizes; `encoding` and the training settings play no part here.
+        config: the sizes, and `encoding`; the training settings play no part here.
         generator: draws the initial weights; None leaves them to be loaded.
     """
 
@@ -57,6 +62,9 @@ class GenerativeRecommender(nn.Module):
                     eos_token_id=PADDING,
                 )
             )
+        self.recency: nn.Parameter | None = None
+        if config.encoding == "item_causal":
+            self.recency = nn.Parameter(_initial_recency(vocabulary.num_levels, config))
         self.dropout_generator = torch.Generator()
         for module in list(self.t5.modules()):
             if isinstance(getattr(module, "dropout", None), nn.Dropout):
@@ -93,13 +101,29 @@ class GenerativeRecommender(nn.Module):
             states = block.layer[-1](states)
         return cast(torch.Tensor, stack.dropout(stack.final_layer_norm(states)))
 
-    def decode(self, inputs: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def recency_bias(self, lags: torch.Tensor) -> torch.Tensor:
+        """What item-causal cross-attention adds for the lag of a token.
+
+        T5's cross-attention has no positions: as published, the bidirectional encoder tells a token how far it is from
+        the end. An item-causal encoder cannot know which target will look, so the decoder must be told.
+
+        Args:
+            lags: int64 [..., S] of `item_causal_views`.
+
+        Returns:
+            float [..., A, 1 or J, S] for lags [..., 1 or J, S]; minus infinity where the lag is hidden.
+        """
+        assert self.recency is not None, "only an item-causal model has a recency bias"
+        bias = F.embedding(lags, self.recency).masked_fill((lags == HIDDEN_LAG)[..., None], float("-inf"))
+        return bias.movedim(-1, -3)
+
+    def decode(self, inputs: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Decode J targets a row from one encoder pass; no target sees another.
 
         Args:
             inputs: int64 [B, J, T], start token first, T <= L.
             memory: float [B, S, D] from `encode`.
-            mask: bool, broadcastable to [B, J, S]; True where a target may look at an encoder token.
+            bias: float, broadcastable to [B, A, J, S], added where a target looks at an encoder token.
 
         Returns:
             float [B, J, T, D], scaled so that `code_logits` may follow.
@@ -108,14 +132,10 @@ class GenerativeRecommender(nn.Module):
         stack: Any = self.t5.decoder
         states = stack.dropout(self.t5.shared(inputs.view(rows * num_targets, length)))  # [B*J, T, D]
         causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
-        bias = _attention_bias(stack, length, causal)
-        if mask is not None:  # one row of the mask for each decoder token of each target
-            mask = mask.unsqueeze(-2).expand(*mask.shape[:-2], num_targets, length, mask.shape[-1])
-            mask = mask.flatten(-3, -2).unsqueeze(-3)  # [1 or B, 1, J*T, S]
-        cross_bias = None if mask is None else _as_bias(mask)
+        own_bias = _attention_bias(stack, length, causal)
         for block in stack.block:
-            states = _self_attention(block, states, bias)
-            states = _cross_attention(block, states, memory, cross_bias)
+            states = _self_attention(block, states, own_bias)
+            states = _cross_attention(block, states, memory, bias)
             states = block.layer[-1](states)
         states = stack.dropout(stack.final_layer_norm(states))
         if self.t5.config.scale_decoder_outputs:
@@ -181,12 +201,24 @@ class _fixed_global_seed:  # noqa: N801 - reads as a statement
 def _attention_bias(stack: Any, length: int, mask: torch.Tensor | None) -> torch.Tensor:
     """T5's relative position bias, minus infinity where the mask forbids: float [1 or B, A, S, S]."""
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(length, length)
-    return cast(torch.Tensor, bias if mask is None else bias + _as_bias(mask))
+    return cast(torch.Tensor, bias if mask is None else bias + as_bias(mask))
 
 
-def _as_bias(mask: torch.Tensor) -> torch.Tensor:
+def as_bias(mask: torch.Tensor) -> torch.Tensor:
     """True -> 0, False -> minus infinity."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
+
+
+def _initial_recency(num_levels: int, config: RecommenderConfig) -> torch.Tensor:
+    """Heads that forget at different speeds, as in ALiBi (Press et al. 2022): float [number of lags, A].
+
+    The slowest head sees the whole window, the fastest the last item or two. Learnt from zero it takes far longer.
+    """
+    slopes = torch.logspace(math.log10(SLOWEST_DECAY), math.log10(FASTEST_DECAY), config.num_heads)
+    bias = torch.zeros(num_lags(num_levels, config), config.num_heads)
+    items_back = torch.arange(config.history_length).repeat_interleave(num_levels)
+    bias[FIRST_ITEM_LAG:] = -items_back[:, None] * slopes
+    return bias
 
 
 def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -216,9 +248,11 @@ def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Attention as T5 does it, unscaled: [B, A, Q, d_kv] over [B, A, S, d_kv] -> [B, Q, A * d_kv].
 
+    The bias, broadcastable to [B, A, G, S], has one row for every Q / G queries that follow each other.
     Plain on purpose: the fused kernels refuse a bias that is trained and, on the CPU, fall back to something slower.
     """
     scores = query @ key.transpose(2, 3)
     if bias is not None:
-        scores = scores + bias
+        runs = scores.view(*scores.shape[:2], bias.shape[-2], -1, scores.shape[-1])  # [B, A, G, Q / G, S]
+        scores = (runs + bias.unsqueeze(-2)).flatten(2, 3)
     return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)

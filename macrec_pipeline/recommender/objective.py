@@ -1,7 +1,8 @@
 """The six tasks' loss (MACRec section 3.3): next-item generation, explicit and implicit alignment.
 
 A level's cross-entropy runs over the K codes of that level and modality, which are all that can follow.
-Shapes: B rows, T items read, J targets, S encoder tokens, L levels, K codes, D d_model.
+Shapes: B rows, T items read, J targets, S encoder tokens, L levels, K codes, D d_model,
+A heads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from macrec_pipeline.recommender.tasks import Batch, item_causal_masks, padding_mask
+from macrec_pipeline.recommender.model import as_bias
+from macrec_pipeline.recommender.tasks import Batch, item_causal_views, padding_mask
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
 
@@ -35,15 +37,15 @@ class ItemCodes:
 def history_loss(model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str) -> torch.Tensor:
     """Summed cross-entropy in nats of a history task over the counted targets, each the mean over its L levels."""
     source, target = HISTORY_TASKS[task]  # type: ignore[index]
-    memory, mask = encode_histories(model, items, batch, task=task, source=source)
-    losses = _target_losses(model, items.codes[target][batch.targets], memory, mask, modality=target)  # [B, J]
+    memory, bias = encode_histories(model, items, batch, task=task, source=source)
+    losses = _target_losses(model, items.codes[target][batch.targets], memory, bias, modality=target)  # [B, J]
     return (losses * batch.counted).sum()
 
 
 def encode_histories(
     model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str, source: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoder states float [B, S, D], and which of them each target may look at, bool broadcastable to [B, J, S]."""
+    """Encoder states float [B, S, D], and the targets' bias towards them, float broadcastable to [B, A, J, S]."""
     config, words = model.config, model.vocabulary
     prompt = words.prompt(task).to(batch.read.device)
     tokens = words.item_tokens(items.codes[source][batch.read], modality=source).flatten(1)
@@ -51,12 +53,12 @@ def encode_histories(
     sizes = {"num_items": batch.read.shape[1], "num_levels": words.num_levels, "num_prompts": len(prompt)}
     if config.encoding == "exact":
         real = padding_mask(batch.length, **sizes)
-        return model.encode(tokens, real[:, None, None, :]), real[:, None, :]
-    among, towards = item_causal_masks(**sizes, history_length=config.history_length)
-    towards = towards.to(tokens.device)
+        return model.encode(tokens, real[:, None, None, :]), as_bias(real)[:, None, None, :]
+    among, lags = item_causal_views(**sizes, history_length=config.history_length)
     # rows whose only target is the last end at different places
-    towards = towards[batch.length - 1][:, None, :] if batch.only_last else towards[batch.first :]
-    return model.encode(tokens, among.to(tokens.device)), towards
+    lags = lags.to(tokens.device)
+    lags = lags[batch.length - 1][:, None, :] if batch.only_last else lags[batch.first :]
+    return model.encode(tokens, among.to(tokens.device)), model.recency_bias(lags)
 
 
 def alignment_losses(
@@ -84,11 +86,11 @@ def _target_losses(
     model: GenerativeRecommender,
     codes: torch.Tensor,
     memory: torch.Tensor,
-    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
     *,
     modality: str,
 ) -> torch.Tensor:
     """Cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
     inputs = model.decoder_inputs(codes[..., :-1], modality=modality)  # [B, J, L]
-    logits = model.code_logits(model.decode(inputs, memory, mask), modality=modality)  # [B, J, L, K]
+    logits = model.code_logits(model.decode(inputs, memory, bias), modality=modality)  # [B, J, L, K]
     return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape).mean(dim=-1)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # CPU cores 20 and 40 train about equally many targets a second, 10 and 80 mostly fewer.
 TARGETS_PER_ROW = 20
 
+HIDDEN_LAG, PROMPT_LAG, FIRST_ITEM_LAG = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -147,23 +149,31 @@ def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Gen
         yield batches[index]
 
 
-def item_causal_masks(
+def item_causal_views(
     num_items: int, *, num_levels: int, num_prompts: int, history_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Who may look at whom in an item-causal row; padding needs no mask, since it lies after all that count.
 
     Returns:
         bool [S, S]: a token looks at the prompts, its own item and the `history_length - 1` items before.
-        bool [T, S]: target j (the item after item j) looks at the prompts and at items j - history_length + 1 .. j.
+        int64 [T, S]: the lag of each token for target j (the item after item j): `HIDDEN_LAG` beyond the window
+            j - history_length + 1 .. j, `PROMPT_LAG`, or `FIRST_ITEM_LAG` + items back * L + the token's level.
     """
     item = torch.cat([torch.full((num_prompts,), -1), torch.arange(num_items).repeat_interleave(num_levels)])
-    is_prompt = item < 0
+    level = torch.cat([torch.zeros(num_prompts, dtype=torch.int64), torch.arange(num_levels).repeat(num_items)])
 
-    def looks(query: torch.Tensor) -> torch.Tensor:
-        distance = query[:, None] - item[None, :]
-        return is_prompt | ((distance >= 0) & (distance < history_length))
+    def lags(query: torch.Tensor) -> torch.Tensor:
+        back = query[:, None] - item
+        inside = (back >= 0) & (back < history_length)
+        of_items = torch.where(inside, FIRST_ITEM_LAG + back * num_levels + level, HIDDEN_LAG)
+        return torch.where(item < 0, PROMPT_LAG, of_items)
 
-    return looks(item), looks(torch.arange(num_items))
+    return lags(item) != HIDDEN_LAG, lags(torch.arange(num_items))
+
+
+def num_lags(num_levels: int, config: RecommenderConfig) -> int:
+    """Distinct values of a lag of `item_causal_views`."""
+    return FIRST_ITEM_LAG + config.history_length * num_levels
 
 
 def padding_mask(length: torch.Tensor, *, num_items: int, num_levels: int, num_prompts: int) -> torch.Tensor:

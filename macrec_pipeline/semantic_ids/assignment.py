@@ -60,10 +60,10 @@ def assign_semantic_ids(
     before, after = {}, {}
     for modality, vectors in (("text", text_vectors), ("image", image_vectors)):
         module: ModalityQuantizer = getattr(quantizer, modality)
-        codes = quantize(module, vectors, device=device)
-        residuals = _last_residuals(module, vectors, codes, device=device)
-        before[modality] = codes
-        after[modality] = _resolve(codes, residuals, module.quantizer.codebooks.detach().cpu(), modality=modality)
+        before[modality], residuals = quantize(module, vectors, device=device)
+        after[modality] = _resolve(
+            before[modality], residuals, module.quantizer.codebooks.detach().cpu(), modality=modality
+        )
     return _assigned(before, after, codebook_size=config.codebook_size)
 
 
@@ -86,19 +86,6 @@ def resolve_given_ids(text_codes: np.ndarray, image_codes: np.ndarray, *, codebo
         residuals = torch.from_numpy(codes[:, -2:].astype(np.float32))[..., None]
         after[modality] = _resolve(codes, residuals, codebooks, modality=modality, independent=True)
     return _assigned(before, after, codebook_size=codebook_size)
-
-
-@torch.no_grad()
-def _last_residuals(
-    module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray, *, device: torch.device
-) -> torch.Tensor:
-    """What enters the last two levels: float [N, 2, H] on the CPU (twice the same if there is one level)."""
-    residual = module.latents(torch.tensor(vectors, device=device)).cpu()
-    entering = [residual]
-    for level, codebook in enumerate(module.quantizer.codebooks.detach().cpu()):
-        entering.append(entering[-1] - codebook[torch.from_numpy(codes[:, level])])
-    entering.pop()  # what is left after the last level
-    return torch.stack([entering[max(0, len(entering) - 2)], entering[-1]], dim=1)
 
 
 def _resolve(

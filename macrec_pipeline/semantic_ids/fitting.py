@@ -127,7 +127,7 @@ def fit_quantizer(
             row = {"epoch": float(epoch)} | sums
             for modality in MODALITIES:
                 module: ModalityQuantizer = getattr(model, modality)
-                rate = collision_rate(quantize(module, vectors[modality], device=device))
+                rate = collision_rate(quantize(module, vectors[modality], device=device)[0])
                 row[f"{modality}_collision_rate"] = rate
                 best[modality].offer(rate, epoch, module)
             log.append(row)
@@ -139,18 +139,26 @@ def fit_quantizer(
 
 
 @torch.no_grad()
-def quantize(module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.device) -> np.ndarray:
-    """Nearest codes of raw embeddings float32 [N, D], before any collision is resolved: int64 [N, L]."""
-    parts = []
+def quantize(
+    module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.device
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Quantize raw embeddings float32 [N, D], before any collision is resolved.
+
+    Returns:
+        The nearest codes, int64 [N, L], and what entered the last two levels, float [N, 2, H] on the CPU (twice the
+        same if there is one level).
+    """
+    codes, residuals = [], []
     for begin in range(0, len(vectors), _INFERENCE_BATCH):
-        residual = module.latents(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))
-        codes = []
+        entering = [module.latents(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))]
+        chosen = []
         for codebook in module.quantizer.codebooks:
-            chosen = nearest_codes(residual, codebook)
-            residual = residual - codebook[chosen]
-            codes.append(chosen)
-        parts.append(torch.stack(codes, dim=1).cpu())
-    return torch.cat(parts).numpy()
+            chosen.append(nearest_codes(entering[-1], codebook))
+            entering.append(entering[-1] - codebook[chosen[-1]])
+        entering.pop()  # what no level explains
+        codes.append(torch.stack(chosen, dim=1).cpu())
+        residuals.append(torch.stack([entering[max(0, len(entering) - 2)], entering[-1]], dim=1).cpu())
+    return torch.cat(codes).numpy(), torch.cat(residuals)
 
 
 @dataclass

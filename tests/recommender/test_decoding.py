@@ -90,7 +90,7 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive(forbidden: list[int]) -> 
     beams = beam_search(
         decoder.model,
         memory,
-        torch.ones(1, memory.shape[1], dtype=torch.bool),
+        torch.zeros(1, 1, 1, memory.shape[1]),
         decoder.indices["text"],
         modality="text",
         beam_width=40,

@@ -72,9 +72,9 @@ def test_an_item_causal_target_never_sees_itself_or_what_follows() -> None:
     def losses(items: np.ndarray) -> torch.Tensor:
         rows = training_rows([items], model.config)
         batch = batch_of(rows, np.array([0]), only_last=False)
-        memory, mask = encode_histories(model, codes, batch, task="text_to_text", source="text")
+        memory, bias = encode_histories(model, codes, batch, task="text_to_text", source="text")
         inputs = torch.zeros(1, 9, 1, dtype=torch.int64)
-        return model.decode(inputs, memory, mask)[0, :, 0]  # the state that predicts items 1 .. 9
+        return model.decode(inputs, memory, bias)[0, :, 0]  # the state that predicts items 1 .. 9
 
     before, after = losses(history), losses(changed)
     torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
@@ -95,6 +95,37 @@ def test_an_item_causal_target_depends_on_its_receptive_field_alone() -> None:
         one = batch_of(last, np.array([0]), only_last=True)
         alone += history_loss(model, codes, one, task="text_to_text").item()
     assert total.item() == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_recency_bias_acts_by_distance() -> None:
+    """Raised for the most recent item's tokens, attention goes to them alone; a hidden token gets none."""
+    model = small_model()
+    lags = torch.tensor(
+        [[1, 5, 6, 7, 2, 3, 4], [1, 0, 0, 0, 5, 6, 7]]
+    )  # two targets, prompts and two items of 3 tokens
+    memory, inputs = torch.randn(1, 7, 16), torch.zeros(1, 2, 1, dtype=torch.int64)
+    assert model.recency is not None
+    with torch.no_grad():
+        model.recency.zero_()
+        model.recency[2:5] = 100.0  # FIRST_ITEM_LAG and the two levels after it
+        states = model.decode(inputs, memory, model.recency_bias(lags))
+        only = model.decode(inputs[:, :1], memory[:, 4:])
+        without_first_item = model.decode(inputs[:, 1:], memory[:, [0, 4, 5, 6]])
+    torch.testing.assert_close(states[:, :1], only)
+    torch.testing.assert_close(states[:, 1:], without_first_item)
+
+
+def test_the_order_of_a_history_reaches_an_item_causal_target() -> None:
+    """With an encoder that changes nothing, swapping two items in the window still changes the prediction."""
+    model, codes = small_model(num_encoder_layers=1), some_codes()
+    with torch.no_grad():
+        model.t5.encoder.block[0].layer[0].SelfAttention.o.weight.zero_()
+
+    def loss(items: list[int]) -> float:
+        rows = last_target_rows([np.array(items)], model.config)
+        return history_loss(model, codes, batch_of(rows, np.array([0]), only_last=True), task="text_to_text").item()
+
+    assert loss([3, 8, 5]) != pytest.approx(loss([8, 3, 5]), rel=1e-4)
 
 
 @pytest.mark.parametrize("encoding", ["exact", "item_causal"])

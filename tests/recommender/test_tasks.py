@@ -9,7 +9,7 @@ from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.recommender.tasks import (
     TARGETS_PER_ROW,
     batch_of,
-    item_causal_masks,
+    item_causal_views,
     last_target_rows,
     plan_batches,
     receptive_field,
@@ -92,9 +92,9 @@ def test_the_last_target_row_reads_the_receptive_field() -> None:
     assert receptive_field(settings_) == 4 + 4 * 3
 
 
-def test_masks_by_hand() -> None:
+def test_item_causal_views_by_hand() -> None:
     """Two prompts, three items of two tokens, a window of two items."""
-    among, towards = item_causal_masks(3, num_levels=2, num_prompts=2, history_length=2)
+    among, lags = item_causal_views(3, num_levels=2, num_prompts=2, history_length=2)
     assert among.int().tolist() == [
         [1, 1, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
@@ -105,10 +105,10 @@ def test_masks_by_hand() -> None:
         [1, 1, 0, 0, 1, 1, 1, 1],
         [1, 1, 0, 0, 1, 1, 1, 1],
     ]
-    assert towards.int().tolist() == [
-        [1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 1, 1, 1],
+    assert lags.tolist() == [
+        [1, 1, 2, 3, 0, 0, 0, 0],
+        [1, 1, 4, 5, 2, 3, 0, 0],
+        [1, 1, 0, 0, 4, 5, 2, 3],
     ]
 
 

@@ -131,7 +131,9 @@ def test_a_saved_quantizer_gives_the_same_codes(tmp_path) -> None:
     quantizer.save(tmp_path)
     loaded = FittedQuantizer.load(tmp_path, device=CPU)
     text, _ = two_modalities()
-    np.testing.assert_array_equal(quantize(quantizer.text, text, device=CPU), quantize(loaded.text, text, device=CPU))
+    np.testing.assert_array_equal(
+        quantize(quantizer.text, text, device=CPU)[0], quantize(loaded.text, text, device=CPU)[0]
+    )
     assert bool(loaded.image.quantizer.initialised)
     (tmp_path / "image.safetensors").write_bytes(b"")
     with pytest.raises(StorageError, match="no usable quantizer"):
@@ -145,7 +147,7 @@ def test_the_kept_epoch_is_the_best_of_the_log() -> None:
     for modality, vectors in (("text", text), ("image", image)):
         rates = [row[f"{modality}_collision_rate"] for row in quantizer.log]
         module = getattr(quantizer, modality)
-        assert collision_rate(quantize(module, vectors, device=CPU)) == pytest.approx(min(rates))
+        assert collision_rate(quantize(module, vectors, device=CPU)[0]) == pytest.approx(min(rates))
 
 
 def test_training_halves_the_reconstruction_error() -> None:
