@@ -231,6 +231,31 @@ def test_the_registered_model_recommends_what_predictions_say(finished: Run, sho
 
 
 @pytest.mark.slow
+def test_the_command_recommends_and_refuses_more_than_the_catalogue(finished: Run, shop: Shop) -> None:
+    """`macrec recommend` shows as many items as asked; a k beyond the catalogue is one line, not a shorter answer."""
+    item_ids = finished.store.read_table("items")["item_id"].to_list()
+
+    def ask(k: int) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "macrec_pipeline.cli", "recommend", "--model", "models:/macrec-tiny@champion"]
+        return subprocess.run(
+            [*command, "--history", ",".join(item_ids[:2]), "-k", str(k)],
+            env=shop.environment(finished.home),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    answered, refused = ask(5), ask(len(item_ids) + 1)
+    assert answered.returncode == 0, answered.stderr
+    assert [line.split()[0] for line in answered.stdout.splitlines()[-5:]] == ["1", "2", "3", "4", "5"]
+    assert refused.returncode == 2
+    assert (
+        refused.stderr.strip()
+        == f"macrec: k is {len(item_ids) + 1}; it must be from 1 to the catalogue's {len(item_ids)} items."
+    )
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Shop, tmp_path: Path) -> None:
     """SIGKILL in the middle of training: the next run closes what was left open and ends with identical bytes."""
     first = shop.start(tmp_path)
