@@ -136,10 +136,12 @@ class RecommenderConfig(Section):
     warmup_share: float = Field(0.01, ge=0, lt=1, description="share of the steps that warm up")
     batch_size: int = Field(4096, ge=1, description="targets a step")
     num_epochs: int = Field(200, ge=1)
-    max_minutes: float | None = Field(
-        None, gt=0, description="plan the schedule to this wall-clock budget; not reproducible, so off by default"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the targets' codes, in training only")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights; 0 is off")
+    early_stopping: Literal["validation_loss", "validation_ndcg"] = Field(
+        "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
     )
-    patience: int = Field(10, ge=1, description="evaluations without a better validation loss before training stops")
+    patience: int = Field(10, ge=1, description="epochs without a better validation figure before training stops")
 
     @model_validator(mode="after")
     def _routes_are_trained(self) -> "RecommenderConfig":

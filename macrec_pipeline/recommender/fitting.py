@@ -1,32 +1,33 @@
 """Training the generative recommender on all tasks at once (MACRec section 3.3).
 
-In: whole histories and the semantic ID table. Out: the weights of the epoch with the lowest validation loss, and a log.
+In: whole histories and the semantic ID table. Out: the weights of the best epoch on validation data, and a log.
 The last item of a history is the test target and the last but one the validation target; training sees neither.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
-from macrec_pipeline.recommender.tasks import Batch, Rows, batch_of, last_target_rows, plan_batches, training_rows
+from macrec_pipeline.recommender.tasks import Batch, Rows, batch_of, plan_batches, training_rows
+from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
+from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import cosine_schedule, guarded_step
+from macrec_pipeline.runtime.training import MovingAverage, cosine_schedule, evaluated_weights, guarded_step
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import RecommenderConfig
-
-ROUTE_TASKS = ("text_to_text", "image_to_image")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class FittedRecommender:
     Attributes:
         model: on the training device, in evaluation mode.
         log: one mapping an epoch: epoch, train_loss and implicit_loss (means over its steps), validation_loss_text,
-            validation_loss_image and their mean validation_loss; nats a code, but for the implicit loss.
+            validation_loss_image and their mean validation_loss (nats a code, but for the implicit loss), and
+            validation_ndcg if early stopping goes by it.
         best_epoch: the epoch whose weights the model has, from 1.
     """
 
@@ -62,6 +64,7 @@ def fit_recommender(
     seed: int,
     device: torch.device,
     progress: Progress = quiet_progress,
+    checkpoint: Path | None = None,
 ) -> FittedRecommender:
     """Train until the epochs or the patience run out.
 
@@ -70,6 +73,8 @@ def fit_recommender(
         text_codes, image_codes: int64 [N, L], each in [0, codebook_size).
         seed: root seed; weights, order and dropout draw from streams of their own.
         progress: called after every optimizer step with stage "recommender".
+        checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
+            with the bytes of one that was not; a file of other data or settings is not used.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
@@ -77,11 +82,14 @@ def fit_recommender(
     items = ItemCodes(
         {"text": torch.from_numpy(text_codes).to(device), "image": torch.from_numpy(image_codes).to(device)}
     )
+    identity = training_identity(
+        {"config": config.model_dump(mode="json"), "seed": seed, "codebook_size": codebook_size},
+        [np.concatenate(histories), np.array([len(history) for history in histories]), text_codes, image_codes],
+    )
     vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)
     model = GenerativeRecommender(vocabulary, config, torch_generator(seed, "recommender/weights")).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derived_seed(seed, "recommender/dropout"))  # nn.Dropout knows only the global generator
-        return _Fit(model, items, histories, config, seed, device, progress).run()
+        return _Fit(model, items, histories, config, seed, device, progress).run(checkpoint, identity)
 
 
 class _Fit:
@@ -97,37 +105,83 @@ class _Fit:
         device: torch.device,
         progress: Progress,
     ) -> None:
-        self.model, self.items, self.config, self.device, self.progress = model, items, config, device, progress
+        self.model, self.items, self.config, self.seed = model, items, config, seed
+        self.device, self.progress = device, progress
         self.train_rows = training_rows([history[:-2] for history in histories], config)
-        self.validation_rows = last_target_rows([history[:-1] for history in histories], config)
+        self.validation = Validation(histories, items)
         self.history_tasks = [task for task in config.tasks if task in HISTORY_TASKS]
         self.alignment_tasks = [task for task in config.tasks if task in ALIGNMENT_TASKS]
-        self.order = numpy_generator(seed, "recommender/order")
+        self.targets_per_batch = max(1, config.batch_size // len(self.history_tasks))
+        self.steps_per_epoch = sum(1 for _ in self._plan(np.random.default_rng(0)))
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        targets = max(1, config.batch_size // len(self.history_tasks))
-        self.targets_per_batch = targets
-        self.steps_per_epoch = sum(1 for _ in self._plan(np.random.default_rng(0)))
         self.schedule = cosine_schedule(
             self.optimizer, num_steps=self.steps_per_epoch * config.num_epochs, warmup_share=config.warmup_share
         )
+        self.average = MovingAverage(list(model.parameters()), config.ema_decay) if config.ema_decay else None
+        self.log: list[dict[str, float]] = []
+        self.best_epoch, self.best_state = 0, self._state()
 
-    def run(self) -> FittedRecommender:
-        log: list[dict[str, float]] = []
-        best_loss, best_epoch, best_state = float("inf"), 0, self._state()
-        for epoch in range(1, self.config.num_epochs + 1):
-            row = {"epoch": float(epoch)} | self._train_epoch(epoch) | self._validate()
-            log.append(row)
-            if row["validation_loss"] < best_loss:
-                best_loss, best_epoch, best_state = row["validation_loss"], epoch, self._state()
-            elif epoch - best_epoch >= self.config.patience:
+    def run(self, checkpoint: Path | None, identity: str) -> FittedRecommender:
+        """Train from the checkpoint, if there is one of this training, to the end; write it after every epoch."""
+        if checkpoint is not None and (stored := load_checkpoint(checkpoint, identity=identity)) is not None:
+            self._restore(*stored)
+        for epoch in range(len(self.log) + 1, self.config.num_epochs + 1):
+            if self.log and epoch - 1 - self.best_epoch >= self.config.patience:
                 break
-        self.model.load_state_dict(best_state)
-        return FittedRecommender(self.model.eval(), log, best_epoch)
+            self.log.append({"epoch": float(epoch)} | self._train_epoch(epoch) | self._validate())
+            if self._score(self.log[-1]) < min((self._score(row) for row in self.log[:-1]), default=math.inf):
+                self.best_epoch, self.best_state = epoch, self._state()
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, identity=identity, tensors=self._tensors(), values=self._values())
+        self.model.load_state_dict(self.best_state)
+        return FittedRecommender(self.model.eval(), self.log, self.best_epoch)
+
+    def _score(self, row: dict[str, float]) -> float:
+        """What early stopping lowers."""
+        return -row["validation_ndcg"] if self.config.early_stopping == "validation_ndcg" else row["validation_loss"]
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        """The weights that are validated, and kept if they are the best: a copy."""
+        with evaluated_weights(self.average):
+            return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best_state.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        if self.average is not None:
+            tensors |= {f"average/{index}": value for index, value in enumerate(self.average.values)}
+        return tensors
+
+    def _values(self) -> dict[str, Any]:
+        return {"log": self.log, "best_epoch": self.best_epoch, "schedule": self.schedule.state_dict()}
+
+    def _restore(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        self.log, self.best_epoch = values["log"], values["best_epoch"]
+        self.schedule.load_state_dict(values["schedule"])
+        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "average": {}}
+        for name, value in tensors.items():
+            group, rest = name.split("/", 1)
+            groups[group][rest] = value
+        self.model.load_state_dict(groups["model"])
+        self.best_state = {name: value.to(self.device) for name, value in groups["best"].items()}
+        state = self.optimizer.state_dict()
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in groups["optimizer"].items():
+            index, _, moment = name.partition("/")
+            moments.setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(state | {"state": moments})
+        for settings, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            settings["lr"] = rate
+        if self.average is not None:
+            self.average.load([groups["average"][str(index)] for index in range(len(groups["average"]))], self._done())
+
+    def _done(self) -> int:
+        """Optimizer steps of the epochs in the log."""
+        return len(self.log) * self.steps_per_epoch
 
     def _plan(self, generator: np.random.Generator) -> list[np.ndarray]:
         return list(plan_batches(self.train_rows, targets_per_batch=self.targets_per_batch, generator=generator))
@@ -135,10 +189,14 @@ class _Fit:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass of every task over its samples; tasks meet different rows of one shape in a step."""
         self.model.train()
-        first, *others = (self._plan(numpy_stream) for numpy_stream in self.order.spawn(len(self.history_tasks)))
+        # streams of the epoch's own, so that a training that goes on after a cut draws what it would have drawn
+        order = numpy_generator(self.seed, f"recommender/order/{epoch}")
+        self.model.dropout_generator.manual_seed(derived_seed(self.seed, f"recommender/dropout/{epoch}"))
+        torch.manual_seed(derived_seed(self.seed, f"recommender/dropout/{epoch}"))  # for devices other than the CPU
+        first, *others = (self._plan(stream) for stream in order.spawn(len(self.history_tasks)))
         by_shape = [sorted(plan, key=self._shape) for plan in (first, *others)]
-        steps = self.order.permutation(self.steps_per_epoch)
-        slices = np.array_split(self.order.permutation(self.items.num_items), self.steps_per_epoch)
+        steps = order.permutation(self.steps_per_epoch)
+        slices = np.array_split(order.permutation(self.items.num_items), self.steps_per_epoch)
         totals: dict[str, float] = {}
         for done, (step, chosen) in enumerate(zip(steps, slices, strict=True), start=1):
             losses = self._losses([plan[step] for plan in by_shape], chosen)
@@ -149,6 +207,8 @@ class _Fit:
                 where=f"recommender training, epoch {epoch}, step {done}",
             )
             self.schedule.step()
+            if self.average is not None:
+                self.average.update()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / self.steps_per_epoch
             whole = (epoch - 1) * self.steps_per_epoch + done
@@ -180,19 +240,13 @@ class _Fit:
                 count += len(chosen)
         return {"train_loss": total / count, "implicit_loss": implicit}
 
-    @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Loss of each trained route on the validation targets; validation_loss is their mean."""
         self.model.eval()
-        losses = {}
-        order = np.argsort(self.validation_rows.lengths, kind="stable")
-        for task in (task for task in ROUTE_TASKS if task in self.history_tasks):
-            total = 0.0
-            for rows in np.array_split(order, max(1, len(order) // 512)):
-                batch = self._batch(self.validation_rows, rows, only_last=True)
-                total += history_loss(self.model, self.items, batch, task=task).item()
-            losses[f"validation_loss_{task.split('_')[0]}"] = total / len(order)
-        return losses | {"validation_loss": sum(losses.values()) / len(losses)}
+        with evaluated_weights(self.average):
+            measured = self.validation.losses(self.model)
+            if self.config.early_stopping == "validation_ndcg":
+                measured["validation_ndcg"] = self.validation.ndcg(self.model)
+        return measured
 
     def _batch(self, rows: Rows, chosen: np.ndarray, *, only_last: bool) -> Batch:
         return batch_of(rows, chosen, only_last=only_last).to(self.device)

@@ -93,4 +93,6 @@ def _target_losses(
     """Cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
     inputs = model.decoder_inputs(codes[..., :-1], modality=modality)  # [B, J, L]
     logits = model.code_logits(model.decode(inputs, memory, bias), modality=modality)  # [B, J, L, K]
-    return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(codes.shape).mean(dim=-1)
+    smoothing = model.config.label_smoothing if model.training else 0.0
+    losses = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none", label_smoothing=smoothing)
+    return losses.view(codes.shape).mean(dim=-1)

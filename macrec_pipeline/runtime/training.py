@@ -1,9 +1,10 @@
-"""The training loop's common part: the optimizer's schedule, and one guarded step."""
+"""The training loop's common part: the optimizer's schedule, one guarded step, a moving average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -44,3 +45,49 @@ def guarded_step(
             "Lower the learning rate, or look for extreme values in the embeddings."
         )
     optimizer.step()
+
+
+class MovingAverage:
+    """An exponential moving average of parameters.
+
+    Args:
+        parameters: the live ones, float tensors.
+        decay: what the average keeps of itself at a step, less in the first steps: min(decay, (1 + t) / (10 + t)), so
+            that the initial weights are soon forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.values = [parameter.detach().clone() for parameter in parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are after one more optimizer step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, 1 - decay)
+
+    def load(self, values: Sequence[torch.Tensor], steps: int) -> None:
+        """Go on from the average after `steps` steps."""
+        self.steps = steps
+        for own, value in zip(self.values, values, strict=True):
+            own.copy_(value)
+
+
+@contextmanager
+@torch.no_grad()
+def evaluated_weights(average: MovingAverage | None) -> Iterator[None]:
+    """Inside, the live parameters hold their average; without an average nothing changes."""
+    if average is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in average.parameters]
+    for parameter, value in zip(average.parameters, average.values, strict=True):
+        parameter.copy_(value)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(average.parameters, own, strict=True):
+            parameter.copy_(value)

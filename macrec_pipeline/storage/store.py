@@ -5,6 +5,7 @@ written with them. See `versions` for the layout and for what makes a write atom
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,6 +110,16 @@ class AssetStore:
         with versions.writing() as folder:
             yield folder
             versions.publish(folder, seal(folder, asset, details or {}))
+
+    @contextmanager
+    def scratch(self, asset: str) -> Iterator[Path]:
+        """A folder for what a stage keeps while it works, such as a checkpoint; no part of the asset.
+
+        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one.
+        """
+        folder = self._folder / ".scratch" / self._known(asset, (*TABLES, *FOLDER_ASSETS))
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, asset: str) -> Path:
         """The folder of the current version, every file verified; it stays there until two newer ones are written.

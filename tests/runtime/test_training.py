@@ -1,11 +1,11 @@
-"""The training loop's common part: a step that is not finite stops, and the schedule's shape by hand."""
+"""The training loop's common part: a step that is not finite stops, the schedule's shape by hand, averaged weights."""
 
 import pytest
 import torch
 from torch import nn
 
 from macrec_pipeline.errors import TrainingError
-from macrec_pipeline.runtime.training import cosine_schedule, guarded_step
+from macrec_pipeline.runtime.training import MovingAverage, cosine_schedule, evaluated_weights, guarded_step
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
@@ -29,3 +29,31 @@ def test_the_schedule_by_hand() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert 0 < rates[9] < 0.05
+
+
+def test_a_moving_average_by_hand() -> None:
+    """The first step keeps (1 + 1) / (10 + 1) of the old value; inside the block the parameter is its average."""
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage([parameter], decay=0.9)
+    with torch.no_grad():
+        parameter.fill_(3.0)
+    average.update()
+    expected = 2 / 11 * 1.0 + 9 / 11 * 3.0
+    with evaluated_weights(average):
+        assert parameter.item() == pytest.approx(expected)
+        assert parameter.requires_grad
+    assert parameter.item() == 3.0
+    for _ in range(200):
+        average.update()
+    assert average.values[0].item() == pytest.approx(3.0, abs=1e-3)
+
+
+def test_the_live_weights_come_back_after_an_error() -> None:
+    """An evaluation that fails does not leave the average in the model."""
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    average = MovingAverage([parameter], decay=0.5)
+    with torch.no_grad():
+        parameter.fill_(2.0)
+    with pytest.raises(ZeroDivisionError), evaluated_weights(average):
+        raise ZeroDivisionError
+    assert parameter.item() == 2.0

@@ -367,3 +367,20 @@ def test_concurrent_writers(store: AssetStore, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert (store.folder("quantizer") / "a").read_text().endswith(" 24")
     assert len(versions(store, "quantizer")) == 2
+
+
+def test_scratch_outlives_a_failure_and_goes_with_success(store: AssetStore) -> None:
+    """A failed attempt leaves its checkpoint for the next one; no asset is made by it."""
+
+    def fail_half_way() -> None:
+        with store.scratch("recommender") as folder:
+            folder.mkdir(parents=True)
+            (folder / "checkpoint").write_text("half way")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert not store.has("recommender")
+    with store.scratch("recommender") as folder:
+        assert (folder / "checkpoint").read_text() == "half way"
+    assert not folder.exists()

@@ -35,21 +35,23 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
     with stage(context, settings, "recommender") as work:
         ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
-        fitted = fit_recommender(
-            _sequences(work.table("histories")),
-            codes_of(ids, "text_codes"),
-            codes_of(ids, "image_codes"),
-            codebook_size=codebook_size,
-            config=work.config.recommender,
-            seed=work.config.seed,
-            device=prepare_device(work.config.runtime),
-            progress=work.progress,
-        )
-        with work.store.new_folder("recommender") as folder:
-            for part in ("weights", "bundle"):
-                (folder / part).mkdir()
-            fitted.save(folder / "weights")
-            _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
+        with work.store.scratch("recommender") as scratch:
+            fitted = fit_recommender(
+                _sequences(work.table("histories")),
+                codes_of(ids, "text_codes"),
+                codes_of(ids, "image_codes"),
+                codebook_size=codebook_size,
+                config=work.config.recommender,
+                seed=work.config.seed,
+                device=prepare_device(work.config.runtime),
+                progress=work.progress,
+                checkpoint=scratch / "checkpoint.safetensors",
+            )
+            with work.store.new_folder("recommender") as folder:
+                for part in ("weights", "bundle"):
+                    (folder / part).mkdir()
+                fitted.save(folder / "weights")
+                _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
         return _report(work, fitted)
 
 

@@ -1,0 +1,59 @@
+"""What a training run needs to go on after it was cut off: one safetensors file, replaced as a whole.
+
+A checkpoint belongs to one training: its identity is a digest of the settings and the data. Another training's file, or
+one that cannot be read, counts as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+_log = logging.getLogger(__name__)
+
+
+def training_identity(settings: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> str:
+    """SHA-256, in hexadecimal, of plain JSON settings and of the data that is trained on."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Tensor], values: Any) -> None:
+    """Replace the checkpoint; `values` is plain JSON. A process killed meanwhile leaves the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    # a clone each: safetensors refuses tensors that share memory, as tied weights do
+    cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(cloned, partial, metadata={"identity": identity, "values": json.dumps(values)})
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:
+    """What `save_checkpoint` wrote for this training, on the CPU; None if there is nothing to go on from."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("identity") != identity:
+                _log.warning("%s is of another training, so this one starts at the beginning.", path)
+                return None
+            return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        _log.warning("%s cannot be read (%s), so training starts at the beginning.", path, error)
+        return None
