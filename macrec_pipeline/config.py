@@ -156,6 +156,10 @@ class DecodingConfig(Section):
     beam_width: int = Field(20, ge=1, le=1000, description="W, beams a route")
     top_k: int = Field(20, ge=1, le=1000, description="items returned")
     batch_size: int = Field(256, ge=1, description="users decoded at once")
+    fusion: Literal["published", "calibrated"] = Field(
+        "published",
+        description="published: an item of both routes scores the average + 1; calibrated: fitted on validation data",
+    )
 
 
 class EvaluationConfig(Section):

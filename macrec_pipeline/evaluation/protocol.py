@@ -135,13 +135,20 @@ def evaluate(
     )
 
 
-def metrics_document(evaluation: Evaluation, *, dataset: str, collision_rate: Mapping[str, Any]) -> dict[str, Any]:
+def metrics_document(
+    evaluation: Evaluation,
+    *,
+    dataset: str,
+    collision_rate: Mapping[str, Any],
+    beam_agreement: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:
     """What `metrics.json` holds.
 
     Args:
         evaluation: what `evaluate` returned.
         dataset: the data set's name.
         collision_rate: "text" and "image" -> {"before": share, "after": share}.
+        beam_agreement: route -> {"same_top_10", "overlap_10"}, beam search against exact scores, where it was measured.
     """
     return {
         "dataset": dataset,
@@ -153,6 +160,7 @@ def metrics_document(evaluation: Evaluation, *, dataset: str, collision_rate: Ma
             route: {when: float(collision_rate[route][when]) for when in ("before", "after")}
             for route in ("text", "image")
         },
+        "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }
 

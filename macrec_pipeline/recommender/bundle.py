@@ -11,10 +11,9 @@ Shapes: N items, L levels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from macrec_pipeline.errors import RequestError, StorageError
+from macrec_pipeline.recommender.bundle_parts import FORMAT_VERSION, PARTS, digest_of, verified_description
+from macrec_pipeline.recommender.calibration import described_fusion, load_fusion
 from macrec_pipeline.recommender.decoding import Decoder, Ranked
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes
@@ -32,9 +33,6 @@ from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import RecommenderConfig
-
-FORMAT_VERSION = 1
-PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class RecommenderBundle:
         """Write a bundle into an existing, empty folder; the same parts give the same bytes.
 
         Args:
-            recommender_folder: what `FittedRecommender.save` wrote.
+            recommender_folder: what `FittedRecommender.save` and, for calibrated fusion, `save_fusion` wrote.
             item_ids: N keys in the order of the item index.
             popularity: int64 [N], interactions of each item in the training parts.
             text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
@@ -127,8 +125,10 @@ class RecommenderBundle:
             "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
             "decoding": dict(decoding),
             "provenance": dict(provenance),
-            "parts": {part: _digest(folder / part) for part in PARTS},
+            "parts": {part: digest_of(folder / part) for part in PARTS},
         }
+        if (fusion := load_fusion(recommender_folder)) is not None:
+            description["fusion"] = asdict(fusion)
         (folder / "bundle.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
@@ -139,7 +139,7 @@ class RecommenderBundle:
             StorageError: a part is missing, damaged or from another bundle; names it.
         """
         folder, device = Path(folder), device or torch.device("cpu")
-        description = _verified_description(folder)
+        description = verified_description(folder)
         tensors = load_file(folder / "semantic_ids.safetensors")
         catalogue = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
         if not len(catalogue) == description["num_items"] == len(tensors["text_codes"]):
@@ -153,6 +153,8 @@ class RecommenderBundle:
         model.load_weights(folder / "model.safetensors")
         codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
         decoder = Decoder(model.to(device).eval(), ItemCodes(codes))
+        where = str(folder / "bundle.json")
+        decoder.fusion = described_fusion(description, num_routes=len(decoder.routes), where=where)
         return cls(decoder, catalogue, tensors["popularity"].numpy(), description)
 
     def recommend(
@@ -181,6 +183,10 @@ class RecommenderBundle:
             exclude_seen=exclude_seen,
             progress=progress,
         )
+
+    def exact_scores(self, histories: Sequence[np.ndarray], *, route: str) -> torch.Tensor:
+        """Score every item for a few histories by one route, without a beam: float [B, N], mean nats a code."""
+        return self._decoder.exact_scores(histories, route=route)
 
     def recommend_ids(
         self,
@@ -225,27 +231,3 @@ class RecommenderBundle:
             raise RequestError(f"k is {k}; it must be from 1 to the catalogue's {self.num_items} items.")
         if beam_width is not None and not 1 <= beam_width <= self.num_items:
             raise RequestError(f"beam_width is {beam_width}; it must be from 1 to {self.num_items}.")
-
-
-def _verified_description(folder: Path) -> dict[str, Any]:
-    path = folder / "bundle.json"
-    try:
-        description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, parts = description["format_version"], description["parts"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path} is missing or not a bundle's description: {error}") from error
-    if version != FORMAT_VERSION:
-        raise StorageError(f"{path} has format {version}; this package reads format {FORMAT_VERSION}.")
-    for part in PARTS:
-        if not (folder / part).is_file():
-            raise StorageError(f"{folder / part} is missing. Materialize `recommender` again, or load another version.")
-        if _digest(folder / part) != parts.get(part):
-            raise StorageError(
-                f"{folder / part} does not belong to this bundle: its SHA-256 is not the one in bundle.json. "
-                "Materialize `recommender` again, or load another version."
-            )
-    return description
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from macrec_pipeline.recommender.beam_search import Beams, beam_search
-from macrec_pipeline.recommender.fusion import fuse
+from macrec_pipeline.recommender.exact_scoring import score_catalogue
+from macrec_pipeline.recommender.fusion import CalibratedFusion, fuse, fuse_calibrated
 from macrec_pipeline.recommender.objective import ItemCodes, encode_histories
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from macrec_pipeline.recommender.tasks import Batch, receptive_field
@@ -42,10 +43,13 @@ class Decoder:
     Args:
         model: in evaluation mode.
         items: the catalogue's codes, on the model's device.
+        fusion: the rule that fuses the routes; None is the published one.
     """
 
-    def __init__(self, model: GenerativeRecommender, items: ItemCodes) -> None:
-        self.model, self.items = model, items
+    def __init__(
+        self, model: GenerativeRecommender, items: ItemCodes, *, fusion: CalibratedFusion | None = None
+    ) -> None:
+        self.model, self.items, self.fusion = model, items, fusion
         size = model.vocabulary.codebook_size
         self.routes = [route for route in items.codes if f"{route}_to_{route}" in model.config.tasks]
         self.indices = {route: PrefixIndex(items.codes[route], codebook_size=size) for route in self.routes}
@@ -84,30 +88,43 @@ class Decoder:
             batch = [histories[index] for index in chosen]
             forbidden = self._seen(batch) if exclude_seen else None
             width = max(beam_width, top_k)
-            beams = {route: self._search(batch, route, width, forbidden) for route in searched}
+            beams = {route: self.search(batch, route, width, forbidden) for route in searched}
             if "fused" in routes:
-                beams["fused"] = fuse(*beams.values()) if len(beams) == 2 else next(iter(beams.values()))
+                beams["fused"] = self._fuse(beams)
             for route in routes:
                 for index, found in zip(chosen, _as_ranked(beams[route], top_k), strict=True):
                     results[route][index] = found
             progress("decoding", min(begin + batch_size, len(order)), len(order))
         return results
 
-    def _search(self, histories: list[np.ndarray], route: str, width: int, forbidden: torch.Tensor | None) -> Beams:
-        batch = self._batch(histories)
-        with torch.no_grad():
-            memory, bias = encode_histories(self.model, self.items, batch, task=f"{route}_to_{route}", source=route)
-            return beam_search(
-                self.model,
-                memory,
-                bias,
-                self.indices[route],
-                modality=route,
-                beam_width=width,
-                forbidden=forbidden,
-            )
+    def exact_scores(self, histories: Sequence[np.ndarray], *, route: str) -> torch.Tensor:
+        """Score the whole catalogue for a few histories by one route, without a beam: float [B, N] on the device."""
+        memory, bias = self._encode(histories, route)
+        return score_catalogue(self.model, memory, bias, self.indices[route], modality=route)
 
-    def _batch(self, histories: list[np.ndarray]) -> Batch:
+    def _fuse(self, beams: dict[str, Beams]) -> Beams:
+        if len(beams) == 1:
+            return next(iter(beams.values()))
+        if self.fusion is None:
+            return fuse(*beams.values())
+        num_levels = self.model.vocabulary.num_levels
+        return fuse_calibrated(beams["text"], beams["image"], self.fusion, num_levels=num_levels)
+
+    def _encode(self, histories: Sequence[np.ndarray], route: str) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            batch = self._batch(histories)
+            return encode_histories(self.model, self.items, batch, task=f"{route}_to_{route}", source=route)
+
+    def search(
+        self, histories: Sequence[np.ndarray], route: str, width: int, forbidden: torch.Tensor | None = None
+    ) -> Beams:
+        """The items that one route finds for a batch of histories with `width` beams; `forbidden` bool [B, N]."""
+        memory, bias = self._encode(histories, route)
+        return beam_search(
+            self.model, memory, bias, self.indices[route], modality=route, beam_width=width, forbidden=forbidden
+        )
+
+    def _batch(self, histories: Sequence[np.ndarray]) -> Batch:
         """The items that matter of each history, padded; the target is unknown, and a placeholder."""
         recent = [history[-receptive_field(self.model.config) :] for history in histories]
         device = self.model.t5.device

@@ -83,7 +83,7 @@ def fit_recommender(
         {"text": torch.from_numpy(text_codes).to(device), "image": torch.from_numpy(image_codes).to(device)}
     )
     identity = training_identity(
-        {"config": config.model_dump(mode="json"), "seed": seed, "codebook_size": codebook_size},
+        {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size},
         [np.concatenate(histories), np.array([len(history) for history in histories]), text_codes, image_codes],
     )
     vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)

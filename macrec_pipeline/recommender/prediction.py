@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from macrec_pipeline.recommender.decoding import Ranked
+from macrec_pipeline.recommender.exact_scoring import agreement
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from macrec_pipeline.recommender.bundle import RecommenderBundle
-    from macrec_pipeline.recommender.decoding import Ranked
+
+# Exact scores cost time by users times items: these bound it to a small part of what the predictions take.
+EXACT_ITEMS, EXACT_USERS, EXACT_PAIRS = 20_000, 256, 400_000
+EXACT_CUTOFF = 10
+_EXACT_BATCH = 32
 
 SYSTEMS = {"macrec": "fused", "macrec_text": "text", "macrec_image": "image"}
 
@@ -41,3 +47,35 @@ def predict_test_users(
         )
         results |= {(system, exclude_seen): found[route] for system, route in systems.items()}
     return results
+
+
+def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+    """How often beam search finds what scoring the whole catalogue finds, over some users, evenly spaced.
+
+    256 users at most, fewer if the catalogue is large.
+
+    Args:
+        bundle: with its own beam width, which a longer list widens here as it does in `predict_test_users`.
+        histories: whole histories; the last item is the test target and not read.
+
+    Returns:
+        For each route `same_top_10`, the share of users whose ten best items are the same set, `overlap_10`, the mean
+        share of the ten that are found, and `users`, how many these are of; empty for more than 20,000 items.
+    """
+    if bundle.num_items > EXACT_ITEMS:
+        return {}
+    num_users = min(EXACT_USERS, EXACT_PAIRS // bundle.num_items, len(histories))
+    chosen = np.linspace(0, len(histories) - 1, num_users).round().astype(int)
+    inputs = sorted((histories[user][:-1] for user in chosen), key=len)  # like lengths share a batch
+    cutoff = min(EXACT_CUTOFF, bundle.num_items)
+    measured = {}
+    for route in bundle.routes:
+        found = bundle.recommend(inputs, routes=(route,), k=max(cutoff, bundle.description["decoding"]["top_k"]))[route]
+        exact: list[Ranked] = []
+        for begin in range(0, len(inputs), _EXACT_BATCH):
+            scores = bundle.exact_scores(inputs[begin : begin + _EXACT_BATCH], route=route)
+            best = scores.double().cpu().topk(cutoff)
+            exact += [Ranked(*lists) for lists in zip(best.indices.numpy(), best.values.numpy(), strict=True)]
+        share = agreement(found, exact, cutoff=cutoff)
+        measured[route] = {"same_top_10": share.same_set, "overlap_10": share.overlap, "users": float(num_users)}
+    return measured

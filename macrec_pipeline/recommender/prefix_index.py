@@ -47,6 +47,7 @@ class PrefixIndex:
     def __init__(self, codes: torch.Tensor, *, codebook_size: int) -> None:
         self.num_items, self.num_levels = codes.shape
         self.codebook_size = codebook_size
+        self._codes = codes
         self._depths: list[_Depth] = []
         node = torch.zeros(self.num_items, dtype=torch.int64, device=codes.device)  # the root
         num_above = 1
@@ -99,6 +100,15 @@ class PrefixIndex:
         index = below.node_of_item.expand(len(forbidden), -1)
         gone.scatter_add_(1, index, forbidden.to(torch.int32))
         return gone >= below.num_leaves
+
+    def prefixes(self, *, depth: int) -> torch.Tensor:
+        """The codes of all nodes at `depth`: int64 [M, depth]."""
+        if depth == 0:
+            return self._codes.new_empty(1, 0)
+        below = self._depths[depth - 1]
+        owner = torch.empty_like(below.code)
+        owner[below.node_of_item] = torch.arange(self.num_items, device=owner.device)  # any item below the node
+        return self._codes[owner, :depth]
 
     def items(self, leaves: torch.Tensor) -> torch.Tensor:
         """Leaves (nodes at depth L) of any shape -> item indices int64 of that shape."""

@@ -192,6 +192,7 @@ def test_metrics_document_is_the_contract(evaluation: Evaluation) -> None:
         "systems",
         "systems_excluding_seen",
         "collision_rate",
+        "beam_agreement",
         "protocol",
     ]
     assert document["num_test_users"] == 40

@@ -10,7 +10,14 @@ import torch
 
 from macrec_pipeline.config import DecodingConfig, RecommenderConfig
 from macrec_pipeline.errors import RequestError, StorageError
-from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender, predict_test_users
+from macrec_pipeline.recommender import (
+    FittedRecommender,
+    RecommenderBundle,
+    beam_agreement,
+    fit_recommender,
+    predict_test_users,
+    prediction,
+)
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 
 
@@ -98,6 +105,35 @@ def test_a_bundle_predicts_the_next_item_by_id(bundle_folder: Path) -> None:
     assert empty == unknown
     assert empty.item_ids == ["item/0 ü", "item/1 ü", "item/2 ü"]
     assert empty.fallback == "popularity"
+
+
+def test_the_beams_agreement_with_exact_scores_is_measured(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beam as wide as the catalogue agrees for everyone; one as narrow as the list misses something now and then."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    everyone = {"same_top_10": 1.0, "overlap_10": 1.0, "users": 60.0}
+    bundle.description["decoding"]["beam_width"] = NUM_ITEMS
+    assert beam_agreement(bundle, cyclic_histories()) == {"text": everyone, "image": everyone}
+    monkeypatch.setattr(prediction, "EXACT_CUTOFF", 5)
+    bundle.description["decoding"] |= {"beam_width": 5, "top_k": 5}
+    narrow = beam_agreement(bundle, cyclic_histories())["image"]
+    assert 0 < narrow["same_top_10"] < narrow["overlap_10"] < 1
+
+
+def test_the_agreement_is_measured_on_few_users_of_a_small_catalogue(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users are evenly spaced, first and last among them, fewer for more items; beyond a bound nothing is measured."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    histories, asked = cyclic_histories(), []
+    monkeypatch.setattr(prediction, "EXACT_PAIRS", 3 * NUM_ITEMS + 1)
+    monkeypatch.setattr(bundle, "exact_scores", lambda inputs, route: asked.extend(inputs) or torch.rand(3, NUM_ITEMS))
+    beam_agreement(bundle, histories)
+    wanted = sorted((histories[user][:-1].tolist() for user in (0, 30, 59)), key=len)
+    assert [history.tolist() for history in asked] == wanted * 2
+    monkeypatch.setattr(prediction, "EXACT_ITEMS", NUM_ITEMS - 1)
+    assert beam_agreement(bundle, histories) == {}
 
 
 def test_test_users_are_predicted_from_all_items_but_the_last(bundle_folder: Path) -> None:

@@ -55,7 +55,8 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             items_imputed=_imputed(tables),
         )
         rates = work.store.manifest("semantic_ids").details["collision_rate"]
-        metrics = metrics_document(evaluation, dataset=work.dataset, collision_rate=rates)
+        agreement = work.store.manifest("predictions").details.get("beam_agreement", {})
+        metrics = metrics_document(evaluation, dataset=work.dataset, collision_rate=rates, beam_agreement=agreement)
         page = render_report(_report_input(work, tables, evaluation, dagster_run_id=context.run.run_id))
         with work.store.new_folder("evaluation_report") as folder:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
@@ -115,6 +116,7 @@ def _report_input(
         recommender_log=_log(work.folder("recommender") / "weights" / "training_log.json"),
         quarantine=[QuarantineCount(*row) for row in dropped.iter_rows()],
         sample_users=_sample_users(work, tables, evaluation),
+        beam_agreement=work.store.manifest("predictions").details.get("beam_agreement", {}),
         items_without={route: int(flags.sum()) for route, flags in _imputed(tables).items()},
     )
 

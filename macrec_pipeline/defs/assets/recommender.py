@@ -1,5 +1,6 @@
 """The generative recommender and what it recommends to every test user (MACRec sections 3.3 and 3.4)."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -51,8 +52,9 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
                 fitted.save(folder / "weights")
+                fusion = _fit_fusion(work, fitted, folder / "weights")
                 _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
-        return _report(work, fitted)
+        return _report(work, fitted, fusion)
 
 
 @dg.asset(
@@ -66,7 +68,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 )
 def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """The bundle and the histories without their last item -> `PREDICTIONS`."""
-    from macrec_pipeline.recommender import RecommenderBundle, predict_test_users
+    from macrec_pipeline.recommender import RecommenderBundle, beam_agreement, predict_test_users
     from macrec_pipeline.runtime.devices import prepare_device
 
     with stage(context, settings, "predictions") as work:
@@ -79,14 +81,32 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
             _prediction_rows(system, exclude_seen, users["user_index"], answers)
             for (system, exclude_seen), answers in ranked.items()
         )
+        agreement = beam_agreement(bundle, _sequences(users))
         return work.save(
             table.sort("system", "exclude_seen", "user_index"),
+            details={"beam_agreement": agreement},
             users=users.height,
             systems=sorted({s for s, _ in ranked}),
+            **{f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()},
         )
 
 
-def _report(work: Stage, fitted: "FittedRecommender") -> dg.MaterializeResult[Any]:
+def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> dict[str, Any]:
+    """Fit and save how the routes are fused, if the settings ask for it; what was chosen, for the report."""
+    from macrec_pipeline.recommender.calibration import fit_fusion, save_fusion
+
+    if work.config.decoding.fusion == "published":
+        return {}
+    ids, histories = work.table("semantic_ids"), _sequences(work.table("histories"))
+    codes = {route: codes_of(ids, f"{route}_codes") for route in ("text", "image")}
+    fusion = fit_fusion(fitted.model, histories, codes, config=work.config.decoding, progress=work.progress)
+    if fusion is None:
+        return {}
+    save_fusion(fusion, weights)
+    return {f"fusion_{name}": value for name, value in asdict(fusion).items()}
+
+
+def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
     best = fitted.log[fitted.best_epoch - 1]
@@ -96,6 +116,7 @@ def _report(work: Stage, fitted: "FittedRecommender") -> dg.MaterializeResult[An
         epochs=len(fitted.log),
         best_epoch=fitted.best_epoch,
         **{name: value for name, value in best.items() if name != "epoch"},
+        **fusion,
         loss_curves=work.plot("losses", plot_training_log(fitted.log, losses)),
     )
 

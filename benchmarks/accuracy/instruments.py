@@ -1,0 +1,238 @@
+"""Amazon Musical Instruments with the public semantic IDs: the papers' own split, catalogue and IDs.
+
+    python benchmarks/accuracy/instruments.py shallow --data ../shared/data --seeds 1 2 3
+
+Trains the recommender on the IDs that MQL4GRec's authors published (text: LLaMA-7B, pictures: CLIP ViT-L/14), ranks
+the full catalogue of 6,250 items for each of the 17,112 users, and writes `results/instruments-<variant>.json`. Needs
+torch, transformers, numpy and faiss alone. A training that is cut off goes on after its last epoch when the command is
+repeated.
+
+Public text IDs repeat, so items that share one are moved to free IDs before training, as the pipeline does it. A hit is
+the target item itself; beside it stands the count of the published code, in which any item with the target's public
+text ID is a hit of the text route.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from macrec_pipeline.recommender.decoding import Decoder, Ranked
+from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
+
+CODEBOOK_SIZE = 256
+CUTOFFS = (1, 5, 10)
+
+# The published recommender (MACRec section 4.1), written out: a bare machine has no pydantic to fill in defaults.
+PUBLISHED: dict[str, Any] = {
+    "d_model": 128,
+    "d_ff": 1024,
+    "d_kv": 64,
+    "num_heads": 6,
+    "num_encoder_layers": 4,
+    "num_decoder_layers": 4,
+    "dropout": 0.1,
+    "history_length": 20,
+    "encoding": "exact",
+    "num_prompt_tokens": 4,
+    "tasks": (
+        "text_to_text",
+        "image_to_image",
+        "text_to_image",
+        "image_to_text",
+        "text_id_to_image_id",
+        "image_id_to_text_id",
+    ),
+    "implicit_weight": 0.01,
+    "implicit_temperature": 0.1,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_share": 0.01,
+    "batch_size": 4096,
+    "num_epochs": 200,
+    "label_smoothing": 0.0,
+    "ema_decay": 0.0,
+    "early_stopping": "validation_loss",
+    "patience": 10,
+}
+# One layer a side and no dropout, chosen on validation data: see docs/results.md.
+SHALLOW: dict[str, Any] = {
+    "d_ff": 512,
+    "d_kv": 32,
+    "num_heads": 4,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "dropout": 0.0,
+    "learning_rate": 2e-3,
+    "batch_size": 1024,
+    "num_epochs": 8,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "published_item_causal": {"encoding": "item_causal"},
+    "shallow_exact": SHALLOW,
+    "shallow": SHALLOW | {"encoding": "item_causal"},
+}
+
+
+def load(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Histories of item indices, oldest first, and each modality's public codes, int64 [N, 4]."""
+
+    def read(suffix: str) -> Any:
+        with gzip.open(folder / f"Instruments.{suffix}.gz", "rt", encoding="utf-8") as stream:
+            return json.load(stream)
+
+    def codes(suffix: str) -> np.ndarray:
+        tokens = read(suffix)
+        return np.array(
+            [[int(token.strip("<>").split("_")[1]) for token in tokens[str(i)]] for i in range(len(tokens))]
+        )
+
+    interactions = read("inter.json")
+    histories = [np.array(interactions[str(user)], dtype=np.int64) for user in range(len(interactions))]
+    return histories, {"text": codes("index_lemb.json"), "image": codes("index_vitemb.json")}
+
+
+def ranks_of(targets: np.ndarray, ranked: Sequence[Ranked]) -> np.ndarray:
+    """1-based rank of each user's target, 0 where it was not returned; an item or an ID number."""
+    places = [np.flatnonzero(found.item_indices == target) for target, found in zip(targets, ranked, strict=True)]
+    return np.array([place[0] + 1 if len(place) else 0 for place in places])
+
+
+def metrics(ranks: np.ndarray) -> dict[str, float]:
+    """HR and NDCG at each cutoff, over all users."""
+    result = {}
+    for cutoff in CUTOFFS:
+        hit = (ranks > 0) & (ranks <= cutoff)
+        result[f"hr_{cutoff}"] = float(hit.mean())
+        result[f"ndcg_{cutoff}"] = float(np.where(hit, 1 / np.log2(np.maximum(ranks, 1) + 1), 0.0).mean())
+    return result
+
+
+def evaluate(
+    fitted: FittedRecommender,
+    items: ItemCodes,
+    histories: list[np.ndarray],
+    public_numbers: np.ndarray,
+    *,
+    left_out: int,
+    beam_width: int,
+) -> dict[str, dict[str, float]]:
+    """Metrics of the fused routes and of each alone; the target is the `left_out`-th item from a history's end."""
+    decoder = Decoder(fitted.model, items)
+    targets = np.array([history[-left_out] for history in histories])
+    routes = ("fused", *decoder.routes) if len(decoder.routes) == 2 else tuple(decoder.routes)
+    ranked = decoder.rank(
+        [history[:-left_out] for history in histories], routes=routes, top_k=20, beam_width=beam_width, batch_size=256
+    )
+    measured = {route: metrics(ranks_of(targets, ranked[route])) for route in routes}
+    if "text" in ranked:
+        shared = [Ranked(_first_of_each(public_numbers[found.item_indices]), found.scores) for found in ranked["text"]]
+        measured["text_by_code_string"] = metrics(ranks_of(public_numbers[targets], shared))
+    return measured
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train and measure once; the test targets are looked at after the last choice was made."""
+    histories, public = load(arguments.data / "amazon-instruments")
+    ids = resolve_given_ids(public["text"], public["image"], codebook_size=CODEBOOK_SIZE)
+    config = SimpleNamespace(**PUBLISHED | VARIANTS[arguments.variant] | arguments.set)
+    device = torch.device(arguments.device)
+    started = time.monotonic()
+    fitted = fit_recommender(
+        histories,
+        ids.text_codes,
+        ids.image_codes,
+        codebook_size=CODEBOOK_SIZE,
+        config=config,  # type: ignore[arg-type]
+        seed=seed,
+        device=device,
+        progress=_show,
+        checkpoint=arguments.work / f"instruments-{arguments.variant}-{seed}.safetensors",
+    )
+    trained = time.monotonic()
+    codes = {"text": ids.text_codes, "image": ids.image_codes}
+    items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
+    numbers = np.unique(public["text"], axis=0, return_inverse=True)[1].ravel()
+    result: dict[str, Any] = {
+        "seed": seed,
+        "train_seconds": round(trained - started, 1),
+        "best_epoch": fitted.best_epoch,
+    }
+    result["log"] = fitted.log
+    result["validation"] = evaluate(fitted, items, histories, numbers, left_out=2, beam_width=20)
+    for width in arguments.beam_widths:
+        begun = time.monotonic()
+        result[f"test_beam_{width}"] = evaluate(fitted, items, histories, numbers, left_out=1, beam_width=width)
+        result[f"users_per_second_beam_{width}"] = round(len(histories) / (time.monotonic() - begun), 1)
+    return result
+
+
+def _first_of_each(numbers: np.ndarray) -> np.ndarray:
+    """The list without repeats, as a decoder of code strings would return it."""
+    return numbers[np.sort(np.unique(numbers, return_index=True)[1])]
+
+
+def _show(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+    if done % 100 == 0 or done == total:
+        print(f"{time.strftime('%H:%M:%S')} {stage} {done}/{total} {dict(metrics or {})}", file=sys.stderr, flush=True)
+
+
+def _settings(text: str) -> dict[str, Any]:
+    name, _, value = text.partition("=")
+    if name not in PUBLISHED:
+        raise argparse.ArgumentTypeError(f"{name!r} is no setting of the recommender: {', '.join(PUBLISHED)}")
+    return {name: json.loads(value)}
+
+
+def main() -> None:
+    """Run a variant for each seed and write what came out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("variant", choices=VARIANTS)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds amazon-instruments/")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--work", type=Path, default=Path(".macrec/benchmarks"), help="folder of the checkpoints")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--beam-widths", type=int, nargs="+", default=[20, 50])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", type=_settings, action="append", default=[], metavar="NAME=JSON")
+    arguments = parser.parse_args()
+    arguments.set = {name: value for setting in arguments.set for name, value in setting.items()}
+    if not (arguments.data / "amazon-instruments").is_dir():
+        parser.error(f"{arguments.data / 'amazon-instruments'} is not there; name the folder above it with --data")
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+    runs = [run_seed(arguments, seed) for seed in arguments.seeds]
+    settings = PUBLISHED | VARIANTS[arguments.variant] | arguments.set
+    document = {
+        "variant": arguments.variant,
+        "settings": settings,
+        "machine": {"device": arguments.device, "threads": arguments.threads, "torch": torch.__version__},
+        "python": platform.python_version(),
+        "runs": runs,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"instruments-{arguments.variant}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for run in runs:
+        for name, figures in run[f"test_beam_{arguments.beam_widths[0]}"].items():
+            print(run["seed"], name, {key: round(value, 4) for key, value in figures.items()})
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
