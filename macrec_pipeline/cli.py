@@ -216,6 +216,7 @@ def ui(
     with serving(plans, logs=home.resolve() / "logs") as servers:
         for server in servers:
             out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
+        out.print("MLflow opens in its GenAI view: choose \"Model training\" at the top left to see the runs.")
         out.print("Ctrl-C ends both.")
         with suppress(KeyboardInterrupt):
             wait_for_the_end(servers)

@@ -37,8 +37,6 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# Without it MLflow's UI opens the experiment in its view of language-model applications, where no metric is shown.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SQLITE = "sqlite:///"
 _LOCK_SECONDS = 300.0
@@ -86,7 +84,7 @@ class TrackingStore:
             if experiment is None:
                 # A server knows best where its artifacts go.
                 location = None if is_server(self.uri) else (artifact_folder(self.home) / dataset).as_uri()
-                return self.client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS)
+                return self.client.create_experiment(name, artifact_location=location)
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
