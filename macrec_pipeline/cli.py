@@ -213,13 +213,16 @@ def ui(
     plans = local_plans(home.resolve(), data.resolve(), port=port, mlflow_port=mlflow_port)
     with open_instance(home.resolve()) as instance:
         close_abandoned_runs(instance, home.resolve())
-    with serving(plans, logs=home.resolve() / "logs") as servers:
+    with serving(plans, logs=home.resolve() / "logs") as servers, suppress(KeyboardInterrupt):
         for server in servers:
             out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
-        out.print("MLflow opens in its GenAI view: choose \"Model training\" at the top left to see the runs.")
+        out.print('MLflow opens in its GenAI view: choose "Model training" at the top left to see the runs.')
         out.print("Ctrl-C ends both.")
-        with suppress(KeyboardInterrupt):
+        try:
             wait_for_the_end(servers)
+        finally:  # a second signal must not cut the ending short and leave servers or runs behind
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
     with open_instance(home.resolve()) as instance:
         for run_id in close_runs_of_a_stopped_ui(instance, home.resolve(), started=started):
             out.print(f"The run {run_id} was still at work and is canceled.", highlight=False)

@@ -107,6 +107,8 @@ def test_both_uis_answer_and_end_with_the_command(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
             assert answer.status == 200
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)  # an impatient second one does not cut the ending short
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     for port in ports:
