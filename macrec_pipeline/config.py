@@ -162,6 +162,34 @@ class DecodingConfig(Section):
     )
 
 
+class SasrecConfig(Section):
+    """The baseline SASRec (Kang & McAuley 2018) with cross-entropy over the catalogue, trained for the report."""
+
+    enabled: bool = Field(True, description="train it and show it beside the other baselines")
+    d_model: int = Field(64, ge=4, le=4096, description="size of an item's embedding and of a state")
+    num_layers: int = Field(2, ge=1, le=24, description="blocks of causal self-attention")
+    num_heads: int = Field(2, ge=1, description="attention heads; a divisor of d_model")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the input and of what a block adds")
+    max_length: int = Field(
+        100, ge=1, le=10_000, description="most recent items that are looked at, with a position each"
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    batch_size: int = Field(
+        1024,
+        ge=1,
+        description="targets a step, by whole windows of a history; each is scored against all N items at once",
+    )
+    max_epochs: int = Field(30, ge=1, description="passes over the training parts, at most")
+    patience: int = Field(5, ge=1, description="epochs without a better validation NDCG@10 before training stops")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_states(self) -> "SasrecConfig":
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}")
+        return self
+
+
 class EvaluationConfig(Section):
     """The protocol: leave-one-out, full catalogue, every test user."""
 
@@ -170,6 +198,7 @@ class EvaluationConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     item_knn_history: int = Field(10, ge=1, description="most recent items that item-kNN looks at")
     num_sample_users: int = Field(12, ge=0, description="users shown with pictures in the report")
+    sasrec: SasrecConfig = SasrecConfig()
 
 
 class PipelineConfig(Section):

@@ -23,6 +23,7 @@ _SYSTEMS = {
     "macrec": "MACRec, fused",
     "macrec_text": "MACRec, text route",
     "macrec_image": "MACRec, image route",
+    "sasrec": "SASRec",
     "item_knn": "item-kNN",
     "popularity": "popularity",
 }

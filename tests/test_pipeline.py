@@ -52,7 +52,7 @@ overrides:
     {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, num_epochs: 3,
      batch_size: 64}
   decoding: {beam_width: 10}
-  evaluation: {bootstrap_samples: 50, num_sample_users: 3}
+  evaluation: {bootstrap_samples: 50, num_sample_users: 3, sasrec: {d_model: 16, max_epochs: 2}}
 """
 
 
@@ -161,11 +161,11 @@ def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
 @pytest.mark.slow
 def test_a_person_is_told_the_metrics_and_where_things_are(finished: Run) -> None:
     """The terminal shows the systems, then the report, the MLflow store and the model; no log lines flood it."""
-    for words in ("MACRec, fused", "text route", "image route", "item-kNN", "popularity", "HR@10", "NDCG@10"):
+    for words in ("MACRec, fused", "text route", "image route", "SASRec", "item-kNN", "popularity", "HR@10", "NDCG@10"):
         assert words in finished.out
     for place in ("tiny/evaluation_report/report.html", "mlflow/mlflow.db", "models:/macrec-tiny/1", "@champion"):
         assert place in finished.out
-    for stage in ("text embeddings", "image embeddings", "quantizer", "recommender", "decoding"):
+    for stage in ("text embeddings", "image embeddings", "quantizer", "recommender", "decoding", "sasrec"):
         assert f"{stage}: " in finished.out
     assert "DEBUG" not in finished.err + finished.out
     allowed = "Warning: evaluation_report (macrec_beats_popularity)"  # three epochs may well lose
@@ -182,7 +182,7 @@ def test_metrics_and_report_are_where_they_should_be(finished: Run) -> None:
     assert metrics["dataset"] == "tiny"
     assert metrics["num_test_users"] == users
     for systems in (metrics["systems"], metrics["systems_excluding_seen"]):
-        assert set(systems) == {"macrec", "macrec_text", "macrec_image", "popularity", "item_knn"}
+        assert set(systems) == {"macrec", "macrec_text", "macrec_image", "popularity", "item_knn", "sasrec"}
         for values in systems.values():
             assert values["hr_10_ci"][0] <= values["hr_10"] <= values["hr_10_ci"][1]
     for route in ("text", "image"):

@@ -11,7 +11,7 @@ from macrec_pipeline.terminal import WIDE, answer_table, history_lines, metrics_
 
 VALUES = {"hr_1": 0.1, "hr_5": 0.2, "hr_10": 0.3, "ndcg_10": 0.25, "mrr": 0.15, "coverage": 0.5}
 INTERVALS = {"hr_10_ci": [0.28, 0.32], "ndcg_10_ci": [0.24, 0.26]}
-SYSTEMS = ("macrec", "macrec_text", "macrec_image", "item_knn", "popularity")
+SYSTEMS = ("macrec", "macrec_text", "macrec_image", "sasrec", "item_knn", "popularity")
 METRICS = {
     "dataset": "movielens-100k",
     "num_test_users": 943,
@@ -35,7 +35,7 @@ def _shown(renderable: Any, width: int) -> str:
 def test_the_metrics_fit_the_terminal(width: int, with_intervals: bool) -> None:
     """Each system is one line with all its numbers, with intervals where there is room for them."""
     lines = _shown(metrics_table(METRICS, with_intervals=with_intervals), width).splitlines()
-    for name in ("MACRec, fused", "MACRec, text route", "MACRec, image route", "item-kNN", "popularity"):
+    for name in ("MACRec, fused", "MACRec, text route", "MACRec, image route", "SASRec", "item-kNN", "popularity"):
         (line,) = [line for line in lines if line.strip().startswith(name)]
         for number in ("0.1000", "0.2000", "0.3000", "0.2500", "0.1500", "0.500"):
             assert number in line

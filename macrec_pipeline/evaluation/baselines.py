@@ -38,11 +38,11 @@ def recommend_popular(histories: FlatHistories, *, num_items: int, top_k: int) -
         exclude_seen -> int64 [U, top_k], best first, padded with `NO_ITEM` where the catalogue is too small.
     """
     order = _popularity_order(popularity_counts(histories, num_items=num_items))
-    seen = _SeenItems(histories, num_items=num_items)
-    lists = _empty_lists(histories, top_k=top_k)
+    seen = SeenItems(histories, num_items=num_items)
+    lists = empty_lists(histories, top_k=top_k)
     for users in _user_chunks(histories.num_users, rows=max(1, _CELLS_AT_ONCE // num_items)):
         candidates = np.tile(order[: top_k + seen.most(users)], (len(users), 1))
-        _fill(lists, candidates, users, seen=seen)
+        fill_lists(lists, candidates, users, seen=seen)
     return lists
 
 
@@ -66,8 +66,8 @@ def recommend_item_knn(
     indexed = popular[:MAX_INDEXED_ITEMS]
     vectors = _follower_vectors(histories, counts=counts, indexed=indexed, window=history_length)  # [M, M]
     recent = histories.most_recent_inputs(history_length)  # [U, history_length]
-    seen = _SeenItems(histories, num_items=num_items)
-    lists = _empty_lists(histories, top_k=top_k)
+    seen = SeenItems(histories, num_items=num_items)
+    lists = empty_lists(histories, top_k=top_k)
     for users in _user_chunks(histories.num_users, rows=_USERS_A_SEARCH):
         num_needed = top_k + seen.most(users)
         queries = _history_vectors(recent[users], indexed=indexed, num_items=num_items)
@@ -81,11 +81,11 @@ def recommend_item_knn(
         )
         filling = np.tile(popular[:num_needed], (len(users), 1))
         candidates = np.concatenate([_in_order(scores, found, indexed), filling], axis=1)  # [B, C]
-        _fill(lists, candidates, users, seen=seen)
+        fill_lists(lists, candidates, users, seen=seen)
     return lists
 
 
-class _SeenItems:
+class SeenItems:
     """Which items are in a user's input `[:-1]`, as sorted keys user * N + item."""
 
     def __init__(self, histories: FlatHistories, *, num_items: int) -> None:
@@ -103,6 +103,33 @@ class _SeenItems:
         keys = users[:, None] * self._num_items + items
         places = np.searchsorted(self._keys, keys)
         return self._keys[np.minimum(places, len(self._keys) - 1)] == keys if len(self._keys) else keys < 0
+
+
+def empty_lists(histories: FlatHistories, *, top_k: int) -> dict[bool, IntArray]:
+    """exclude_seen -> int64 [U, top_k], all `NO_ITEM`."""
+    shape = (histories.num_users, top_k)
+    return {exclude_seen: np.full(shape, NO_ITEM, dtype=np.int64) for exclude_seen in (False, True)}
+
+
+def fill_lists(lists: dict[bool, IntArray], candidates: IntArray, users: IntArray, *, seen: SeenItems) -> None:
+    """Write the first distinct candidates of `users` into both settings' lists.
+
+    Args:
+        lists: what `empty_lists` made; filled in place.
+        candidates: int64 [B, C], best first; `NO_ITEM` is passed over.
+        users: int64 [B], whose they are.
+        seen: of all users.
+    """
+    order = np.argsort(candidates, axis=1, kind="stable")
+    ascending = np.take_along_axis(candidates, order, axis=1)
+    repeated = np.zeros(candidates.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
+    distinct = (candidates != NO_ITEM) & ~repeated
+    for exclude_seen, rows_of in lists.items():
+        allowed = distinct & ~seen.contains(users, candidates) if exclude_seen else distinct
+        places = np.cumsum(allowed, axis=1) - 1
+        rows, columns = np.nonzero(allowed & (places < rows_of.shape[1]))
+        rows_of[users[rows], places[rows, columns]] = candidates[rows, columns]
 
 
 def _popularity_order(counts: IntArray) -> IntArray:
@@ -157,22 +184,3 @@ def _in_order(scores: NDArray[np.float32], found: IntArray, indexed: IntArray) -
     ordered = np.take_along_axis(found, order, axis=1)
     followed = (np.take_along_axis(rounded, order, axis=1) > 0) & (ordered >= 0)
     return np.where(followed, indexed[np.maximum(ordered, 0)], NO_ITEM)
-
-
-def _empty_lists(histories: FlatHistories, *, top_k: int) -> dict[bool, IntArray]:
-    shape = (histories.num_users, top_k)
-    return {exclude_seen: np.full(shape, NO_ITEM, dtype=np.int64) for exclude_seen in (False, True)}
-
-
-def _fill(lists: dict[bool, IntArray], candidates: IntArray, users: IntArray, *, seen: _SeenItems) -> None:
-    """Write the first distinct candidates of `users` into both settings' lists."""
-    order = np.argsort(candidates, axis=1, kind="stable")
-    ascending = np.take_along_axis(candidates, order, axis=1)
-    repeated = np.zeros(candidates.shape, dtype=bool)
-    np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
-    distinct = (candidates != NO_ITEM) & ~repeated
-    for exclude_seen, rows_of in lists.items():
-        allowed = distinct & ~seen.contains(users, candidates) if exclude_seen else distinct
-        places = np.cumsum(allowed, axis=1) - 1
-        rows, columns = np.nonzero(allowed & (places < rows_of.shape[1]))
-        rows_of[users[rows], places[rows, columns]] = candidates[rows, columns]

@@ -11,8 +11,8 @@ from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation.sequences import NO_ITEM, FlatHistories, IntArray, padded_lists
 
 FUSED_SYSTEM = "macrec"
-POPULARITY, ITEM_KNN = "popularity", "item_knn"
-BASELINES = (POPULARITY, ITEM_KNN)
+POPULARITY, ITEM_KNN, SASREC = "popularity", "item_knn", "sasrec"
+BASELINES = (POPULARITY, ITEM_KNN, SASREC)
 Lists = dict[tuple[str, bool], IntArray]
 
 

@@ -11,20 +11,15 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.evaluation.baselines import RECENCY_DECAY, recommend_item_knn, recommend_popular
-from macrec_pipeline.evaluation.metrics import (
-    COVERAGE_DEPTH,
-    MISSED,
-    FloatArray,
-    coverage,
-    target_ranks,
-    user_metrics,
-)
-from macrec_pipeline.evaluation.predictions import FUSED_SYSTEM, ITEM_KNN, POPULARITY, Lists, predicted_lists
-from macrec_pipeline.evaluation.sequences import FlatHistories, IntArray, flat_histories
+from macrec_pipeline.evaluation.contenders import run_contenders
+from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
+from macrec_pipeline.evaluation.predictions import FUSED_SYSTEM, POPULARITY, Lists, predicted_lists
+from macrec_pipeline.evaluation.provenance import describe_protocol
+from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
@@ -33,6 +28,7 @@ from macrec_pipeline.evaluation.statistics import (
     paired_differences,
     percentile_intervals,
 )
+from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
@@ -40,6 +36,7 @@ from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 HEADLINE_CUTOFF = 10
 # One stream for every system and metric, so that all are measured on the same resamples.
 _STREAM = "evaluation/bootstrap"
+_CPU = torch.device("cpu")
 Metrics = dict[str, float | list[float]]
 
 
@@ -88,6 +85,8 @@ def evaluate(
     seed: int,
     top_k: int | None = None,
     items_imputed: Mapping[str, np.ndarray] | None = None,
+    device: torch.device = _CPU,
+    progress: Progress = quiet_progress,
 ) -> Evaluation:
     """Rank every test target in every system's list, run the baselines, and say how sure the numbers are.
 
@@ -95,23 +94,27 @@ def evaluate(
         histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`.
         predictions: schema PREDICTIONS; system `macrec` and any others, each with and without `exclude_seen`.
         num_items: N, the catalogue that is ranked.
-        config: cutoffs, bootstrap and item-kNN settings.
-        seed: root seed of the resamples.
+        config: the settings of cutoffs, bootstrap, item-kNN and SASRec.
+        seed: root seed of the resamples and of SASRec.
         top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
         items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
+        device, progress: where SASRec is trained, and what is called after each of its steps.
 
     Raises:
         DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
         SchemaError: a table breaks its schema.
         ConfigError: the lists are shorter than the largest cutoff by `top_k`.
+        TrainingError: SASRec's loss is not finite.
     """
     HISTORIES.check(histories)
     PREDICTIONS.check(predictions)
     flat = flat_histories(histories, num_items=num_items)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    lists |= _baseline_lists(flat, num_items=num_items, top_k=depth, config=config)
-    lists = {key: values[:, :depth] for key, values in lists.items()}
+    contenders = run_contenders(
+        flat, num_items=num_items, top_k=depth, config=config, seed=seed, device=device, progress=progress
+    )
+    lists = {key: values[:, :depth] for key, values in (lists | contenders.lists).items()}
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
     cutoffs = sorted({*config.cutoffs, HEADLINE_CUTOFF})
     measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
@@ -131,7 +134,15 @@ def evaluate(
         ),
         num_test_users=flat.num_users,
         num_items=num_items,
-        protocol=_protocol(flat, depth=depth, num_items=num_items, config=config, seed=seed),
+        protocol=describe_protocol(
+            flat,
+            depth=depth,
+            num_items=num_items,
+            config=config,
+            cutoffs=cutoffs,
+            seed=seed,
+            baselines=contenders.settings,
+        ),
     )
 
 
@@ -175,16 +186,6 @@ def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: Eva
             f"{largest}, or lower the cutoffs."
         )
     return top_k
-
-
-def _baseline_lists(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> Lists:
-    popular = recommend_popular(flat, num_items=num_items, top_k=top_k)
-    neighbours = recommend_item_knn(flat, num_items=num_items, top_k=top_k, history_length=config.item_knn_history)
-    return {
-        (system, exclude_seen): lists[exclude_seen]
-        for system, lists in ((POPULARITY, popular), (ITEM_KNN, neighbours))
-        for exclude_seen in (False, True)
-    }
 
 
 def _with_intervals(
@@ -246,26 +247,3 @@ def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], In
         for (system, exclude_seen), values in ranks.items()
     ]
     return pl.concat(parts).sort("system", "exclude_seen", "user_index")
-
-
-def _protocol(
-    flat: FlatHistories, *, depth: int, num_items: int, config: EvaluationConfig, seed: int
-) -> dict[str, Any]:
-    users, items = flat.without_last(1)
-    rows = np.arange(flat.num_users)
-    targets_seen = np.isin(rows * num_items + flat.targets, users * num_items + items)
-    return {
-        "split": "leave-one-out: the last item is the test target, the one before it validation, the rest training",
-        "candidates": "the full catalogue",
-        "headline": "seen items allowed",
-        "list_length": depth,
-        "cutoffs": sorted({*config.cutoffs, HEADLINE_CUTOFF}),
-        "mrr_depth": depth,
-        "coverage_depth": COVERAGE_DEPTH,
-        "interval": "percentile bootstrap over test users; coverage: moved to the measured value",
-        "bootstrap_samples": config.bootstrap_samples,
-        "confidence": config.confidence,
-        "seed": seed,
-        "item_knn": {"history_length": config.item_knn_history, "recency_decay": RECENCY_DECAY},
-        "test_targets_seen_before": int(targets_seen.sum()),
-    }

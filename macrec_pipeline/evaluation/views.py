@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from macrec_pipeline.evaluation.charts import IntervalPlot, interval_plot
-from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, ITEM_KNN, POPULARITY
+from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, ITEM_KNN, POPULARITY, SASREC
 from macrec_pipeline.evaluation.protocol import Comparison, Evaluation, Metrics
 from macrec_pipeline.evaluation.slices import SliceMetrics, SliceResult
 
@@ -17,6 +17,7 @@ _SYSTEM_NAMES = {
     "macrec_image": "MACRec, image route",
     POPULARITY: "Popularity",
     ITEM_KNN: "Item-kNN",
+    SASREC: "SASRec",
 }
 _HEADLINES = ("hr_10", "ndcg_10")
 

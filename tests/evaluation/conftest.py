@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.config import EvaluationConfig
+from macrec_pipeline.config import EvaluationConfig, SasrecConfig
 from macrec_pipeline.evaluation import Evaluation, evaluate
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
@@ -13,7 +13,7 @@ NUM_USERS, NUM_ITEMS, LIST_LENGTH = 40, 30, 20
 
 @pytest.fixture(scope="session")
 def small_config() -> EvaluationConfig:
-    return EvaluationConfig(bootstrap_samples=50)
+    return EvaluationConfig(bootstrap_samples=50, sasrec=SasrecConfig(d_model=8, max_epochs=2))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from macrec_pipeline.errors import ConfigError, DataError
 from macrec_pipeline.evaluation import Evaluation, evaluate, metrics_document
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
-SYSTEMS = ["macrec", "macrec_image", "macrec_text", "popularity", "item_knn"]
+SYSTEMS = ["macrec", "macrec_image", "macrec_text", "popularity", "item_knn", "sasrec"]
 NUM_ITEMS = 30
 
 

@@ -10,12 +10,14 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from macrec_pipeline.config import EvaluationConfig, SasrecConfig
 from macrec_pipeline.evaluation import (
     Evaluation,
     QuarantineCount,
     ReportInput,
     SampleItem,
     SampleUser,
+    evaluate,
     quarantine_counts,
     render_report,
 )
@@ -123,10 +125,20 @@ def test_the_page_says_what_was_measured(report: ReportInput, evaluation: Evalua
         "k_core",
         "713",
     ]
-    expected += ["user-11", "Popularity", "Item-kNN", "MACRec, text route", "image 4 of 30"]
+    expected += ["user-11", "Popularity", "Item-kNN", "SASRec", "MACRec, text route", "image 4 of 30"]
     expected += [f"{values['hr_10']:.4f}" for values in evaluation.systems.values()]
     expected += [f"{values['mrr']:.4f}" for values in evaluation.systems_excluding_seen.values()]
     assert [text for text in expected if text not in texts] == []
+
+
+def test_a_report_without_sasrec_does_not_name_it(
+    report: ReportInput, histories: pl.DataFrame, predictions: pl.DataFrame
+) -> None:
+    """Where the settings leave it out, neither the tables nor the texts know of it."""
+    config = EvaluationConfig(bootstrap_samples=10, sasrec=SasrecConfig(enabled=False))
+    without = evaluate(histories, predictions, num_items=30, config=config, seed=3)
+    assert "SASRec" in render_report(report)
+    assert "SASRec" not in render_report(dataclasses.replace(report, evaluation=without))
 
 
 def test_the_best_value_of_each_column_is_marked(report: ReportInput) -> None:
@@ -137,7 +149,7 @@ def test_the_best_value_of_each_column_is_marked(report: ReportInput) -> None:
         rows = [
             re.findall(r'<td( class="best")?><b>([\d.]+)</b>', row) for row in table.split("</tr>")[1:] if "<td" in row
         ]
-        assert len(rows) == 5
+        assert len(rows) == 6
         for column in zip(*rows, strict=True):
             highest = max(value for _, value in column)
             assert [bool(mark) for mark, _ in column] == [value == highest for _, value in column]

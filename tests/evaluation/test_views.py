@@ -35,6 +35,7 @@ def test_verdicts_name_the_baselines_first(evaluation: Evaluation) -> None:
     assert [verdict.claim.split()[-1] for verdict in verdicts(evaluation)] == [
         "Popularity",
         "Item-kNN",
+        "SASRec",
         "route",
         "route",
     ]
@@ -57,4 +58,4 @@ def test_names_are_those_of_the_field() -> None:
         "MRR",
         "Coverage",
     ]
-    assert [system_name(name) for name in ("macrec", "sasrec")] == ["MACRec", "sasrec"]
+    assert [system_name(name) for name in ("macrec", "sasrec", "mine")] == ["MACRec", "SASRec", "mine"]
