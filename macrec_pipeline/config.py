@@ -82,8 +82,17 @@ class PseudoLabelConfig(Section):
 
 
 class QuantizerConfig(Section):
-    """The cross-modal residual quantizer (MACRec section 3.2)."""
+    """The residual quantizers of both modalities (MACRec section 3.2)."""
 
+    method: Literal["cross_modal", "single_modality", "residual_k_means"] = Field(
+        "cross_modal",
+        description="cross_modal: MACRec; single_modality: an RQ-VAE a modality, trained apart, as in TIGER and "
+        "MQL4GRec; residual_k_means: k-means of the embeddings' residuals, level by level, without training",
+    )
+    variant: Literal["as_intended", "as_released"] = Field(
+        "as_intended",
+        description="of cross_modal; as_released: what the authors' code does, whatever the contrast's settings say",
+    )
     num_levels: int = Field(4, ge=1, le=8, description="L, codes in a semantic ID")
     codebook_size: int = Field(256, ge=2, le=65536, description="K, codes a level")
     latent_dim: int = Field(32, ge=1, description="H, size of a code vector")
@@ -91,14 +100,42 @@ class QuantizerConfig(Section):
     hidden_dims: tuple[int, ...] = Field((2048, 1024, 512, 256, 128, 64), description="encoder MLP; mirrored decoder")
     commitment_weight: float = Field(0.25, ge=0, description="weight of mse(sg(z_q), r)")
     contrast_from_level: int = Field(3, ge=1, description="first level (1-based) with the cross-modal contrast")
-    contrast_weight: float = Field(0.1, ge=0, description="weight of the layer contrast, a modality")
-    alignment_weight: float = Field(0.001, ge=0, description="weight of the reconstruction alignment")
-    temperature: float = Field(0.1, gt=0, description="InfoNCE temperature of both")
+    contrast_weight: float = Field(0.1, ge=0, description="weight of the layer contrast, a modality; 0 is off")
+    alignment_weight: float = Field(0.001, ge=0, description="weight of the reconstruction alignment; 0 is off")
+    collaborative_input_weight: float = Field(
+        0.0, ge=0, description="scale of the collaborative vectors beside each modality's embeddings; 0 is off"
+    )
+    collaborative_contrast_weight: float = Field(
+        0.0, ge=0, description="weight of the contrast with the collaborative vectors, a modality; 0 is off"
+    )
+    temperature: float = Field(0.1, gt=0, description="InfoNCE temperature of every contrast")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW")
     batch_size: int = Field(2048, ge=2, description="items a step")
     num_epochs: int = Field(1000, ge=1, description="passes over the catalogue")
-    evaluate_every: int = Field(10, ge=1, description="epochs between two measurements of the collision rate")
+    evaluate_every: int = Field(
+        10, ge=1, description="epochs between two measurements of the collision rate and the dead codes"
+    )
+    best_epoch: Literal["per_modality", "joint"] = Field(
+        "per_modality",
+        description="per_modality: each keeps its epoch of the lowest collision rate; joint: both keep the one with "
+        "the lowest mean of the two rates",
+    )
+    revive_dead_codes: bool = Field(False, description="reset codes that no item uses to residuals far from their code")
+    revive_every: int = Field(10, ge=1, description="epochs between two revivals")
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "QuantizerConfig":
+        idle = []
+        if self.method != "cross_modal":
+            idle += ["variant=as_released"] * (self.variant == "as_released")
+            idle += ["best_epoch=joint"] * (self.best_epoch == "joint")
+        if self.method == "residual_k_means":
+            idle += ["revive_dead_codes"] * self.revive_dead_codes
+            idle += ["collaborative_contrast_weight"] * (self.collaborative_contrast_weight > 0)
+        if idle:
+            raise ValueError(f"method {self.method} has no use for {', '.join(idle)}: leave it at its default")
+        return self
 
 
 class RecommenderConfig(Section):

@@ -2,7 +2,8 @@
 
 from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic_ids, resolve_given_ids
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, collision_rate, perplexity, semantic_id_problems
-from macrec_pipeline.semantic_ids.fitting import FittedQuantizer, fit_quantizer
+from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
+from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
 
 __all__ = [

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 
 from macrec_pipeline.errors import SemanticIdError
+from macrec_pipeline.semantic_ids.collaborative import anchored
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
-from macrec_pipeline.semantic_ids.fitting import FittedQuantizer, quantize
+from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
+from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.semantic_ids.residual_quantizer import squared_distances
 
 if TYPE_CHECKING:
-    from macrec_pipeline.semantic_ids.cross_modal import ModalityQuantizer
+    from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,32 @@ class AssignedIds:
 
 
 def assign_semantic_ids(
-    quantizer: FittedQuantizer, text_vectors: np.ndarray, image_vectors: np.ndarray, *, device: torch.device
+    quantizer: FittedQuantizer,
+    text_vectors: np.ndarray,
+    image_vectors: np.ndarray,
+    *,
+    device: torch.device,
+    collaborative_vectors: np.ndarray | None = None,
 ) -> AssignedIds:
     """Quantize both modalities and resolve the collisions of each.
 
     Args:
         quantizer: fitted; its text and image weights may come from different epochs.
         text_vectors, image_vectors: float32 [N, D].
+        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
 
     Raises:
-        SemanticIdError: a modality's IDs cannot be made unique.
+        SemanticIdError: a modality's IDs cannot be made unique, or the collaborative vectors do not fit.
     """
-    config = quantizer.config
     before, after = {}, {}
     for modality, vectors in (("text", text_vectors), ("image", image_vectors)):
         module: ModalityQuantizer = getattr(quantizer, modality)
-        before[modality], residuals = quantize(module, vectors, device=device)
+        inputs = anchored(vectors, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+        before[modality], residuals = quantize(module, inputs, device=device)
         after[modality] = _resolve(
             before[modality], residuals, module.quantizer.codebooks.detach().cpu(), modality=modality
         )
-    return _assigned(before, after, codebook_size=config.codebook_size)
+    return _assigned(before, after, codebook_size=quantizer.config.codebook_size)
 
 
 def resolve_given_ids(text_codes: np.ndarray, image_codes: np.ndarray, *, codebook_size: int) -> AssignedIds:

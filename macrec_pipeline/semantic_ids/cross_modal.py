@@ -1,159 +1,166 @@
-"""The cross-modal quantizer: an autoencoder a modality, a residual quantizer in each, contrasts between (section 3.2).
+"""The model that is trained: an RQ-VAE a modality, and the terms between them (MACRec section 3.2).
 
-Shapes: B batch, D raw embedding, H latent, L levels, K codes a level.
+Shapes: N items, B batch, D input, C collaborative, H latent, L levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from macrec_pipeline.errors import TrainingError
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.semantic_ids.collaborative import CollaborativeContrast
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
-from macrec_pipeline.semantic_ids.residual_quantizer import Quantized, ResidualQuantizer
+from macrec_pipeline.semantic_ids.residual_quantizer import Quantized
+from macrec_pipeline.semantic_ids.rq_vae import RqVae
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
+_OTHER = {"text": "image", "image": "text"}
 
-class ModalityQuantizer(nn.Module):
-    """One modality: standardization, projection, encoder, residual quantizer, mirrored decoder.
 
-    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003), so
-    embeddings are centred and divided by one number first, so that the reconstruction weighs the same against the
-    contrasts whatever the encoder. Both are buffers, and part of the checkpoint.
+@dataclass(frozen=True)
+class Items:
+    """What is known of some items, row i of every tensor being the same item.
 
-    Args:
-        input_dim: D of this modality.
-        config: the sizes.
-        generator: draws the Xavier-normal weights.
+    Attributes:
+        vectors: {modality: float [N, D]}, raw.
+        clusters: {modality: int64 [N]}, pseudo-labels.
+        collaborative: float [N, C], standardized; None if there is no contrast with them.
     """
 
-    def __init__(self, input_dim: int, config: QuantizerConfig, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.centre: torch.Tensor
-        self.scale: torch.Tensor
-        self.register_buffer("centre", torch.zeros(input_dim))
-        self.register_buffer("scale", torch.ones(()))
-        self.projection = nn.Linear(input_dim, config.projection_dim)
-        sizes = (config.projection_dim, *config.hidden_dims, config.latent_dim)
-        self.encoder = _mlp(sizes)
-        self.quantizer = ResidualQuantizer(
-            num_levels=config.num_levels,
-            codebook_size=config.codebook_size,
-            latent_dim=config.latent_dim,
-            commitment_weight=config.commitment_weight,
+    vectors: Mapping[str, torch.Tensor]
+    clusters: Mapping[str, torch.Tensor]
+    collaborative: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor) -> Items:
+        """The items at int64 [B]."""
+        return Items(
+            {name: values[index] for name, values in self.vectors.items()},
+            {name: values[index] for name, values in self.clusters.items()},
+            None if self.collaborative is None else self.collaborative[index],
         )
-        self.decoder = _mlp((*reversed(sizes), input_dim))
-        if generator is not None:
-            self._initialise(generator)
-
-    @torch.no_grad()
-    def standardize(self, vectors: torch.Tensor) -> None:
-        """Set centre and scale from all raw embeddings, float [N, D]: mean square one around their mean.
-
-        Raises:
-            TrainingError: the spread overflows float32, so that everything would be divided down to zero.
-        """
-        self.centre.copy_(vectors.mean(dim=0))
-        self.scale.copy_((vectors - self.centre).square().mean().sqrt().clamp(min=1e-12))
-        if not torch.isfinite(self.scale):
-            largest = vectors.abs().max().item()
-            raise TrainingError(
-                f"The embeddings cannot be standardized: their largest magnitude is {largest:.4g}, and the mean square "
-                "is not finite. Look for extreme values in the embeddings."
-            )
-
-    def latents(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Raw embeddings float [B, D] -> latents float [B, H]."""
-        result: torch.Tensor = self.encoder(self.projection((vectors - self.centre) / self.scale))
-        return result
-
-    def forward(self, vectors: torch.Tensor) -> tuple[Quantized, torch.Tensor]:
-        """Raw embeddings float [B, D] -> their quantization and the reconstruction loss (mse of the standardized)."""
-        quantized: Quantized = self.quantizer(self.latents(vectors))
-        return quantized, F.mse_loss(self.decoder(quantized.latent), (vectors - self.centre) / self.scale)
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
 
 
 @dataclass(frozen=True)
 class QuantizerLosses:
-    """The weighted sum, and its parts unweighted; scalars."""
+    """The weighted sum, and its parts unweighted, of the terms by level too (`text_level_loss_1`); scalars."""
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
 
 class CrossModalQuantizer(nn.Module):
-    """Both modalities, trained together.
+    """The modalities that are trained together; one alone is a plain RQ-VAE without cross-modal terms.
 
     Args:
-        text_dim, image_dim: D of each modality.
+        input_dims: {modality: D}, of text, image or both.
         config: sizes and weights.
-        generator: draws the initial weights; None leaves them to be loaded.
+        generator: draws the initial weights.
+        collaborative_dim: C, for the contrast with collaborative vectors; 0 without it.
     """
 
     def __init__(
-        self, text_dim: int, image_dim: int, config: QuantizerConfig, generator: torch.Generator | None = None
+        self,
+        input_dims: Mapping[str, int],
+        config: QuantizerConfig,
+        *,
+        generator: torch.Generator,
+        collaborative_dim: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
-        self.text = ModalityQuantizer(text_dim, config, generator)
-        self.image = ModalityQuantizer(image_dim, config, generator)
+        self.modalities = nn.ModuleDict({name: RqVae(dim, config, generator) for name, dim in input_dims.items()})
+        self.terms = CrossModalTerms.of(config)
+        self.weights = self.terms.weights(list(input_dims), config)
+        self.collaborative = nn.ModuleDict()
+        if collaborative_dim:
+            for name in input_dims:
+                self.collaborative[name] = CollaborativeContrast(
+                    collaborative_dim, config.latent_dim, temperature=config.temperature, generator=generator
+                )
 
-    def losses(
-        self,
-        text: torch.Tensor,
-        image: torch.Tensor,
-        text_clusters: torch.Tensor,
-        image_clusters: torch.Tensor,
-        *,
-        generator: torch.Generator,
-    ) -> QuantizerLosses:
-        """Every term on one batch.
+    def rq_vaes(self) -> Iterator[tuple[str, RqVae]]:
+        """Each modality with its module."""
+        for name, module in self.modalities.items():
+            assert isinstance(module, RqVae)
+            yield name, module
+
+    def losses(self, items: Items, *, generator: torch.Generator) -> QuantizerLosses:
+        """Every term of non-zero weight on one batch.
 
         Args:
-            text, image: float [B, D], the raw embeddings of the same items.
-            text_clusters, image_clusters: int64 [B], their pseudo-labels.
+            items: B of them, with the modalities of this model.
             generator: draws the positives, on the CPU.
         """
-        config = self.config
-        text_quantized, text_reconstruction = self.text(text)
-        image_quantized, image_reconstruction = self.image(image)
-        contrast = partial(layer_contrast, from_level=config.contrast_from_level, temperature=config.temperature)
-        parts = {
-            "text_reconstruction": text_reconstruction,
-            "image_reconstruction": image_reconstruction,
-            "text_level_loss": text_quantized.level_loss,
-            "image_level_loss": image_quantized.level_loss,
-            # a modality's levels are told who is alike by the other modality's clusters
-            "text_contrast": contrast(text_quantized.residuals, draw_positives(image_clusters, generator=generator)),
-            "image_contrast": contrast(image_quantized.residuals, draw_positives(text_clusters, generator=generator)),
-            "alignment": symmetric_info_nce(
-                text_quantized.latent, image_quantized.latent, temperature=config.temperature
-            ),
-        }
-        weights = {"text_contrast": config.contrast_weight, "image_contrast": config.contrast_weight}
-        weights["alignment"] = config.alignment_weight
-        total = torch.stack([weights.get(name, 1.0) * value for name, value in parts.items()]).sum()
+        parts: dict[str, torch.Tensor] = {}
+        quantized: dict[str, Quantized] = {}
+        for name, module in self.rq_vaes():
+            quantized[name], parts[f"{name}_reconstruction"] = module(items.vectors[name])
+            parts |= _by_level(f"{name}_level_loss", quantized[name].level_losses)
+            if f"{name}_contrast" in self.weights:
+                parts |= self._contrast(name, quantized[name].residuals, items, generator)
+            if f"{name}_collaborative" in self.weights:
+                parts[f"{name}_collaborative"] = self.collaborative[name](quantized[name].latent, items.collaborative)
+        if "alignment" in self.weights:
+            parts["alignment"] = symmetric_info_nce(
+                *(each.latent for each in quantized.values()), temperature=self.config.temperature
+            )
+        total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return QuantizerLosses(total, parts)
 
+    def _contrast(
+        self, name: str, residuals: torch.Tensor, items: Items, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        # a modality's levels are told who is alike by the other modality's clusters
+        clusters = items.clusters[_OTHER[name]]
+        if self.terms.anchors_are_positives:
+            positives = torch.arange(len(clusters), device=clusters.device)
+        else:
+            positives = draw_positives(clusters, generator=generator)
+        first = self.terms.from_level
+        losses = layer_contrast(residuals, positives, from_level=first, temperature=self.config.temperature)
+        return _by_level(f"{name}_contrast", losses, first_level=first)
 
-def _mlp(sizes: tuple[int, ...]) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU between them, none after the last."""
-    layers: list[nn.Module] = []
-    for enters, leaves in pairwise(sizes):
-        layers += [nn.Linear(enters, leaves), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+
+@dataclass(frozen=True)
+class CrossModalTerms:
+    """The settings of the terms between the modalities.
+
+    Attributes:
+        contrast_weight, alignment_weight: 0 leaves the term out.
+        from_level: first contrasted level, counted from 1.
+        anchors_are_positives: every item is its own positive, which leaves a pure uniformity term.
+    """
+
+    contrast_weight: float
+    alignment_weight: float
+    from_level: int
+    anchors_are_positives: bool = False
+
+    @classmethod
+    def of(cls, config: QuantizerConfig) -> CrossModalTerms:
+        """The configured ones; `as_released` those of the authors' code, whose settings never reach its model."""
+        if config.variant == "as_released":
+            return cls(1.0, 0.001, from_level=1, anchors_are_positives=True)
+        return cls(config.contrast_weight, config.alignment_weight, from_level=config.contrast_from_level)
+
+    def weights(self, modalities: list[str], config: QuantizerConfig) -> dict[str, float]:
+        """The weight of every term that is computed; one of weight 0 is left out."""
+        weights = {f"{name}_{term}": 1.0 for name in modalities for term in ("reconstruction", "level_loss")}
+        if len(modalities) > 1:
+            if self.from_level <= config.num_levels:
+                weights |= {f"{name}_contrast": self.contrast_weight for name in modalities}
+            weights["alignment"] = self.alignment_weight
+        weights |= {f"{name}_collaborative": config.collaborative_contrast_weight for name in modalities}
+        return {name: weight for name, weight in weights.items() if weight}
+
+
+def _by_level(name: str, losses: torch.Tensor, *, first_level: int = 1) -> dict[str, torch.Tensor]:
+    """The mean of float [L'] under `name`, and each level's own under `name_level`."""
+    return {name: losses.mean()} | {f"{name}_{first_level + place}": value for place, value in enumerate(losses)}

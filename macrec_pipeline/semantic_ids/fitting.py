@@ -1,84 +1,33 @@
-"""Fitting the cross-modal quantizer (MACRec section 3.2), and keeping the best epoch of each modality.
+"""Fitting the quantizers of both modalities by any method, and keeping the best epoch (MACRec section 3.2).
 
-In: raw embeddings and pseudo-labels of the same items. Out: for the text IDs the weights of the epoch with the lowest
-text collision rate, for the image IDs those of the epoch with the lowest image collision rate, and a log.
+In: raw embeddings, pseudo-labels and, if wanted, collaborative vectors of the same items. Out: the weights of the epoch
+with the lowest collision rate, of each modality or of both together, and a log.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from macrec_pipeline.errors import StorageError
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import guarded_step
-from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, ModalityQuantizer
+from macrec_pipeline.semantic_ids.catalogue import Catalogue
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
-from macrec_pipeline.semantic_ids.residual_quantizer import nearest_codes
+from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
+from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
+from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer, quantize
+from macrec_pipeline.semantic_ids.residual_k_means import ResidualKMeans
+from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
+from macrec_pipeline.semantic_ids.revival import dead_codes
+from macrec_pipeline.semantic_ids.rq_vae_training import RqVaeTraining
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
-MODALITIES = ("text", "image")
-_INFERENCE_BATCH = 8192
-
-
-@dataclass(frozen=True)
-class FittedQuantizer:
-    """A quantizer a modality, each from its best epoch.
-
-    Attributes:
-        text, image: in evaluation mode, on the training device.
-        best_epoch: epoch of each modality's weights, counted from 1.
-        log: one mapping a measurement: epoch, loss, its parts, text_collision_rate, image_collision_rate.
-    """
-
-    text: ModalityQuantizer
-    image: ModalityQuantizer
-    config: QuantizerConfig
-    best_epoch: dict[str, int]
-    log: list[dict[str, float]] = field(repr=False)
-
-    def save(self, folder: Path) -> None:
-        """Write `text.safetensors`, `image.safetensors`, `quantizer.json` and `training_log.json` into a folder."""
-        dims = {}
-        for modality in MODALITIES:
-            module: ModalityQuantizer = getattr(self, modality)
-            save_file(
-                {name: value.contiguous().cpu() for name, value in module.state_dict().items()},
-                folder / f"{modality}.safetensors",
-            )
-            dims[modality] = module.projection.in_features
-        settings = dict(vars(self.config))
-        description = {"config": settings, "embedding_dim": dims, "best_epoch": self.best_epoch}
-        (folder / "quantizer.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-        (folder / "training_log.json").write_text(json.dumps(self.log, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path, *, device: torch.device) -> FittedQuantizer:
-        """Read what `save` wrote. Raises `StorageError` that names the file."""
-        try:
-            description = json.loads((folder / "quantizer.json").read_text())
-            config = cast("QuantizerConfig", SimpleNamespace(**description["config"]))
-            modules = {}
-            for modality in MODALITIES:
-                module = ModalityQuantizer(description["embedding_dim"][modality], config)
-                module.load_state_dict(load_file(folder / f"{modality}.safetensors"))
-                modules[modality] = module.to(device).eval()
-            log = json.loads((folder / "training_log.json").read_text())
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise StorageError(f"{folder} is no usable quantizer: {error}. Materialize `quantizer` again.") from error
-        return cls(modules["text"], modules["image"], config, description["best_epoch"], log)
+# a module a modality, its best epoch, and the log
+_Fitted = tuple[Mapping[str, ModalityQuantizer], dict[str, int], list[dict[str, float]]]
 
 
 def fit_quantizer(
@@ -91,101 +40,94 @@ def fit_quantizer(
     seed: int,
     device: torch.device,
     progress: Progress = quiet_progress,
+    collaborative_vectors: np.ndarray | None = None,
 ) -> FittedQuantizer:
-    """Train both modalities together.
+    """Fit both modalities: trained together, trained apart, or by residual k-means (`config.method`).
 
     Args:
         text_vectors, image_vectors: float32 [N, D], one row an item, the same items in the same order.
-        text_clusters, image_clusters: int64 [N], pseudo-labels.
+        text_clusters, image_clusters: int64 [N], pseudo-labels; only the cross-modal method looks at them.
         seed: root seed.
         progress: called after every epoch with stage "quantizer".
+        collaborative_vectors: float32 [N, C], of the same items; only looked at if a collaborative weight is above 0.
 
     Raises:
+        ConfigError: a collaborative weight is above 0, and there are no vectors.
+        SemanticIdError: the collaborative vectors do not fit the items.
         TrainingError: the loss or its gradient is not finite.
     """
-    vectors = {"text": text_vectors, "image": image_vectors}
-    tensors = [
-        torch.tensor(array, device=device) for array in (text_vectors, image_vectors, text_clusters, image_clusters)
+    catalogue = Catalogue.of(
+        {"text": text_vectors, "image": image_vectors},
+        {"text": text_clusters, "image": image_clusters},
+        collaborative_vectors,
+        config,
+    )
+    fit = _fit_k_means if config.method == "residual_k_means" else _train
+    modules, epochs, log = fit(catalogue, config, seed=seed, device=device, progress=progress)
+    return FittedQuantizer(
+        modules["text"].eval(), modules["image"].eval(), config, epochs, log, catalogue.collaborative_dim
+    )
+
+
+def _train(
+    catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
+) -> _Fitted:
+    apart = config.method == "single_modality"
+    groups = {f"quantizer/{name}": [name] for name in MODALITIES} if apart else {"quantizer": list(MODALITIES)}
+    trainings = [
+        RqVaeTraining(catalogue.only(group), config, seed=seed, name=name, device=device)
+        for name, group in groups.items()
     ]
-    model = CrossModalQuantizer(
-        text_vectors.shape[1], image_vectors.shape[1], config, torch_generator(seed, "quantizer/weights")
-    ).to(device)
-    order, draws = numpy_generator(seed, "quantizer/order"), torch_generator(seed, "quantizer/positives")
-    _initialise(model, tensors, order.permutation(len(text_vectors))[: config.batch_size], seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    best = {modality: _Best() for modality in MODALITIES}
+    modules = {name: module for training in trainings for name, module in training.model.rq_vaes()}
+    choice, best = EpochChoice(config.best_epoch), {}
     log: list[dict[str, float]] = []
     for epoch in range(1, config.num_epochs + 1):
-        sums: dict[str, float] = {}
-        for chosen in _batches(order.permutation(len(text_vectors)), config.batch_size):
-            batch = [tensor[torch.from_numpy(chosen).to(device)] for tensor in tensors]
-            losses = model.losses(*batch, generator=draws)
-            guarded_step(losses.total, optimizer, model.parameters(), where=f"quantizer training, epoch {epoch}")
-            for name, value in {"loss": losses.total, **losses.parts}.items():
-                sums[name] = sums.get(name, 0.0) + value.item() * len(chosen) / len(text_vectors)
+        row: dict[str, float] = {"epoch": float(epoch), "loss": 0.0}
+        for training in trainings:
+            losses = training.one_epoch(epoch)
+            row |= losses | {"loss": row["loss"] + losses["loss"]}
+        progress("quantizer", epoch, config.num_epochs, {"loss": row["loss"]})
         if epoch % config.evaluate_every == 0 or epoch == config.num_epochs:
-            row = {"epoch": float(epoch)} | sums
-            for modality in MODALITIES:
-                module: ModalityQuantizer = getattr(model, modality)
-                rate = collision_rate(quantize(module, vectors[modality], device=device)[0])
-                row[f"{modality}_collision_rate"] = rate
-                best[modality].offer(rate, epoch, module)
-            log.append(row)
-        progress("quantizer", epoch, config.num_epochs, {"loss": sums["loss"]})
-    for modality in MODALITIES:
-        getattr(model, modality).load_state_dict(best[modality].state)
-    epochs = {modality: best[modality].epoch for modality in MODALITIES}
-    return FittedQuantizer(model.text.eval(), model.image.eval(), config, epochs, log)
+            log.append(row | _measured(modules, catalogue, config, device=device))
+            for name in choice.offer(epoch, {name: log[-1][f"{name}_collision_rate"] for name in modules}):
+                best[name] = {key: value.detach().clone() for key, value in modules[name].state_dict().items()}
+        if config.revive_dead_codes and epoch % config.revive_every == 0:
+            for training in trainings:
+                training.revive_dead_codes()
+    for name, module in modules.items():
+        module.load_state_dict(best[name])
+    return modules, choice.epochs, log
 
 
-@torch.no_grad()
-def quantize(
-    module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.device
-) -> tuple[np.ndarray, torch.Tensor]:
-    """Quantize raw embeddings float32 [N, D], before any collision is resolved.
-
-    Returns:
-        The nearest codes, int64 [N, L], and what entered the last two levels, float [N, 2, H] on the CPU (twice the
-        same if there is one level).
-    """
-    codes, residuals = [], []
-    for begin in range(0, len(vectors), _INFERENCE_BATCH):
-        entering = [module.latents(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))]
-        chosen = []
-        for codebook in module.quantizer.codebooks:
-            chosen.append(nearest_codes(entering[-1], codebook))
-            entering.append(entering[-1] - codebook[chosen[-1]])
-        entering.pop()  # what no level explains
-        codes.append(torch.stack(chosen, dim=1).cpu())
-        residuals.append(torch.stack([entering[max(0, len(entering) - 2)], entering[-1]], dim=1).cpu())
-    return torch.cat(codes).numpy(), torch.cat(residuals)
+def _fit_k_means(
+    catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
+) -> _Fitted:
+    modules: dict[str, ResidualKMeans] = {}
+    row: dict[str, float] = {"epoch": 0.0, "loss": 0.0}
+    for done, (name, vectors) in enumerate(catalogue.vectors.items(), start=1):
+        modules[name] = ResidualKMeans(vectors.shape[1], config).to(device)
+        items = torch.tensor(vectors, device=device)
+        modules[name].standardize(items, collaborative_dim=catalogue.collaborative_dim)
+        errors = modules[name].fit(items, seed=codebook_seed(seed, name))
+        row |= {f"{name}_level_loss_{level}": error for level, error in enumerate(errors, start=1)}
+        row |= {f"{name}_reconstruction": errors[-1], "loss": row["loss"] + errors[-1]}
+        progress("quantizer", done, len(catalogue.vectors), {"loss": row["loss"]})
+    return modules, dict.fromkeys(modules, 0), [row | _measured(modules, catalogue, config, device=device)]
 
 
-@dataclass
-class _Best:
-    """The weights with the lowest collision rate so far; of equal rates the later ones, which reconstruct better."""
-
-    rate: float = float("inf")
-    epoch: int = 0
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def offer(self, rate: float, epoch: int, module: ModalityQuantizer) -> None:
-        if rate <= self.rate:
-            self.rate, self.epoch = rate, epoch
-            self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-@torch.no_grad()
-def _initialise(model: CrossModalQuantizer, tensors: list[torch.Tensor], chosen: np.ndarray, seed: int) -> None:
-    """Standardize each modality's input, then start its codebooks from the first batch's latents."""
-    rows = torch.from_numpy(chosen).to(tensors[0].device)
-    for modality, vectors in zip(MODALITIES, tensors, strict=False):
-        module: ModalityQuantizer = getattr(model, modality)
-        module.standardize(vectors)
-        start = derived_seed(seed, f"quantizer/{modality} codebooks")
-        module.quantizer.initialise(module.latents(vectors[rows]), seed=start % 2**31)
-
-
-def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Even slices of at most `batch_size`: a contrast against two left-over items would be worthless."""
-    yield from np.array_split(order, -(-len(order) // batch_size))
+def _measured(
+    modules: Mapping[str, ModalityQuantizer],
+    catalogue: Catalogue,
+    config: QuantizerConfig,
+    *,
+    device: torch.device,
+) -> dict[str, float]:
+    """Collision rate and dead codes, all and by level, of each modality, before any collision is resolved."""
+    figures: dict[str, float] = {}
+    for name, module in modules.items():
+        codes, _ = quantize(module, catalogue.vectors[name], device=device)
+        dead = dead_codes(codes, codebook_size=config.codebook_size)
+        figures[f"{name}_collision_rate"] = collision_rate(codes)
+        figures[f"{name}_dead_codes"] = float(sum(dead))
+        figures |= {f"{name}_dead_codes_{level}": float(count) for level, count in enumerate(dead, start=1)}
+    return figures

@@ -19,34 +19,39 @@ def draw_positives(clusters: torch.Tensor, *, generator: torch.Generator) -> tor
     Returns:
         int64 [B], positions in the batch.
     """
-    size = len(clusters)
-    alike = clusters[:, None] == clusters[None, :]
-    alike.fill_diagonal_(False)
-    scores = torch.rand(size, size, generator=generator).to(clusters.device).masked_fill(~alike, -1.0)
-    drawn = scores.argmax(dim=1)
-    return torch.where(alike.any(dim=1), drawn, torch.arange(size, device=clusters.device))
+    order = clusters.argsort(stable=True)  # an item's companions now lie side by side
+    _, group, sizes = torch.unique_consecutive(clusters[order], return_inverse=True, return_counts=True)
+    size, begin = sizes[group], (sizes.cumsum(0) - sizes)[group]
+    # a step of 1 .. size - 1 around the circle of the cluster meets every companion and never the item itself
+    uniform = torch.rand(len(clusters), generator=generator, dtype=torch.float64).to(clusters.device)
+    step = 1 + (uniform * (size - 1)).long()
+    place = torch.arange(len(clusters), device=clusters.device) - begin
+    positives = torch.empty_like(order)
+    positives[order] = order[begin + (place + step) % size]
+    return positives
 
 
 def layer_contrast(
     residuals: torch.Tensor, positives: torch.Tensor, *, from_level: int, temperature: float
 ) -> torch.Tensor:
-    """InfoNCE over the batch at each contrasted level, averaged over those levels; nats, a scalar.
+    """InfoNCE over the batch at each contrasted level.
 
     An item is never its own negative: its similarity to itself is left out of the sum, unless it is its own positive.
 
     Args:
         residuals: float [B, L, H], what enters each level.
         positives: int64 [B], the batch position of each item's positive.
-        from_level: first contrasted level, counted from 1; later than L gives zero.
+        from_level: first contrasted level, counted from 1.
         temperature: divides the cosine similarity.
+
+    Returns:
+        Float [L - from_level + 1], nats; the term is their mean.
     """
-    contrasted = residuals[:, from_level - 1 :]
-    if contrasted.shape[1] == 0:
-        return residuals.new_zeros(())
-    unit = F.normalize(contrasted, dim=-1).transpose(0, 1)  # [L', B, H]
+    unit = F.normalize(residuals[:, from_level - 1 :], dim=-1).transpose(0, 1)  # [L', B, H]
     similarity = unit @ unit.transpose(1, 2) / temperature  # [L', B, B]
     itself = torch.arange(len(positives), device=positives.device)
     left_out = torch.diag(positives != itself)
     similarity = similarity.masked_fill(left_out, float("-inf"))
     target = positives.expand(len(similarity), -1)
-    return F.cross_entropy(similarity.flatten(0, 1), target.flatten())
+    losses = F.cross_entropy(similarity.flatten(0, 1), target.flatten(), reduction="none")
+    return losses.view_as(target).mean(dim=1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from macrec_pipeline.runtime.seeds import derived_seed
 from macrec_pipeline.semantic_ids.pseudo_labels import k_means, nearest
 
 
@@ -22,15 +23,14 @@ class Quantized:
     Attributes:
         codes: int64 [B, L], each in [0, K).
         latent: float [B, H], the sum of the chosen code vectors, with the straight-through gradient of its input.
-        residuals: float [B, L, H], what enters each level: the input less the *detached* code vectors before. Detached,
-            since a straight-through code would cancel the input and leave the levels after the first no gradient.
-        level_loss: float scalar, codebook and commitment loss averaged over the levels.
+        residuals: float [B, L, H], what enters each level.
+        level_losses: float [L], codebook and commitment loss of each level.
     """
 
     codes: torch.Tensor
     latent: torch.Tensor
     residuals: torch.Tensor
-    level_loss: torch.Tensor
+    level_losses: torch.Tensor
 
 
 class ResidualQuantizer(nn.Module):
@@ -41,31 +41,48 @@ class ResidualQuantizer(nn.Module):
         codebook_size: K.
         latent_dim: H.
         commitment_weight: weight of the term that draws the residual to its code.
+        straight_through_residuals: take each residual against the straight-through code, as the authors' code does:
+            its gradient cancels the input's, so that levels after the first have none. By default the code is detached.
     """
 
-    def __init__(self, *, num_levels: int, codebook_size: int, latent_dim: int, commitment_weight: float) -> None:
+    def __init__(
+        self,
+        *,
+        num_levels: int,
+        codebook_size: int,
+        latent_dim: int,
+        commitment_weight: float,
+        straight_through_residuals: bool = False,
+    ) -> None:
         super().__init__()
         self.codebooks = nn.Parameter(torch.zeros(num_levels, codebook_size, latent_dim))
         self.initialised: torch.Tensor
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
         self.commitment_weight = commitment_weight
+        self.straight_through_residuals = straight_through_residuals
 
     @torch.no_grad()
-    def initialise(self, latents: torch.Tensor, *, seed: int) -> None:
+    def initialise(self, latents: torch.Tensor, *, seed: int) -> list[float]:
         """Set every codebook to the k-means centroids of the residuals that reach it, level by level.
 
         Args:
             latents: float [B, H]. With fewer distinct rows than K, the codes left over stay zero vectors.
             seed: of the k-means.
+
+        Returns:
+            The mean square of what each level leaves unexplained.
         """
         residual = latents.detach().cpu().float().numpy()
         num_levels, codebook_size, _ = self.codebooks.shape
+        left = []
         for level in range(num_levels):
             count = min(codebook_size, len(np.unique(residual, axis=0)))
             centroids = k_means(residual, num_clusters=count, num_iterations=25, seed=seed + level)
             self.codebooks[level, :count] = torch.from_numpy(centroids).to(self.codebooks)
             residual = residual - centroids[nearest(residual, centroids)]
+            left.append(float(np.square(residual).mean()))
         self.initialised.fill_(True)
+        return left
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """Quantize float [B, H]; the codebook loss is mse(code, sg(r)) + beta * mse(sg(code), r) a level."""
@@ -80,13 +97,19 @@ class ResidualQuantizer(nn.Module):
                 F.mse_loss(vector, residual.detach()) + self.commitment_weight * F.mse_loss(vector.detach(), residual)
             )
             total = total + vector.detach()
-            residual = residual - vector.detach()
+            straight_through = self.straight_through_residuals
+            residual = residual - (residual + (vector - residual).detach() if straight_through else vector.detach())
         return Quantized(
             torch.stack(codes, dim=1),
             latents + (total - latents).detach(),
             torch.stack(residuals, dim=1),
-            torch.stack(losses).mean(),
+            torch.stack(losses),
         )
+
+
+def codebook_seed(seed: int, modality: str) -> int:
+    """The seed of the k-means that starts the codebooks of a modality, under the root `seed`."""
+    return derived_seed(seed, f"quantizer/{modality} codebooks") % 2**31
 
 
 def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

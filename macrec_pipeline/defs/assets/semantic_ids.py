@@ -55,7 +55,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     kinds={"torch", "safetensors"},
     code_version="1",
     pool=TRAINING_POOL,
-    description="The cross-modal residual quantizer: both modalities' encoders, codebooks and decoders, as weights.",
+    description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
 )
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Embeddings and pseudo-labels -> a folder of weights."""
@@ -75,6 +75,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             seed=work.config.seed,
             device=prepare_device(work.config.runtime),
             progress=work.progress,
+            collaborative_vectors=_collaborative_vectors(work),
         )
         with work.store.new_folder("quantizer") as folder:
             fitted.save(folder)
@@ -111,14 +112,20 @@ def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.Ma
 def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
-    rates = ["text_collision_rate", "image_collision_rate"]
+    rates, dead = ([f"{route}_{figure}" for route in ("text", "image")] for figure in ("collision_rate", "dead_codes"))
     last = fitted.log[-1]
+    levels = {
+        f"{route}_level_losses": [name for name in last if name.startswith(f"{route}_level_loss_")]
+        for route in ("text", "image")
+    }
     return work.report(
-        summary=in_words({name: last[name] for name in ("loss", *rates)}),
+        summary=in_words({name: last[name] for name in ("loss", *rates, *dead)}),
         **last,
         best_text_epoch=fitted.best_epoch["text"],
         best_image_epoch=fitted.best_epoch["image"],
         loss_curve=work.plot("loss", plot_training_log(fitted.log, ["loss"])),
+        **{name: work.plot(name, plot_training_log(fitted.log, keys)) for name, keys in levels.items()},
+        dead_codes=work.plot("dead_codes", plot_training_log(fitted.log, dead)),
         collision_rates=work.plot("collision_rates", plot_training_log(fitted.log, rates)),
     )
 
@@ -145,7 +152,14 @@ def _assigned_ids(work: Stage) -> "AssignedIds":
     device = prepare_device(work.config.runtime)
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
     text, image = (vectors_of(work.table(f"{route}_embeddings")).copy() for route in ("text", "image"))
-    return assign_semantic_ids(quantizer, text, image, device=device)
+    return assign_semantic_ids(
+        quantizer, text, image, device=device, collaborative_vectors=_collaborative_vectors(work)
+    )
+
+
+def _collaborative_vectors(work: Stage) -> np.ndarray | None:
+    """Item vectors of a collaborative model, float32 [N, C] in the order of `items`; none while no asset makes them."""
+    return None
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:

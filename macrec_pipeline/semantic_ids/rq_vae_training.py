@@ -1,0 +1,104 @@
+"""Training the RQ-VAEs that share an optimizer: both modalities together, or one alone.
+
+In: a catalogue's raw vectors, pseudo-labels and, if wanted, collaborative vectors. Out: epoch by epoch the mean of each
+loss; at a measurement the collision rate and the dead codes of each modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
+from macrec_pipeline.runtime.training import guarded_step
+from macrec_pipeline.semantic_ids.catalogue import Catalogue
+from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, Items
+from macrec_pipeline.semantic_ids.modality_quantizer import centre_and_scale
+from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
+from macrec_pipeline.semantic_ids.revival import revive
+
+if TYPE_CHECKING:
+    from macrec_pipeline.config import QuantizerConfig
+
+
+class RqVaeTraining:
+    """A model, its optimizer, its order of the items and its draws: nothing is shared with another training.
+
+    Args:
+        catalogue: the items, with the modalities that are trained together.
+        config: sizes, weights and steps.
+        seed: root seed.
+        name: of the streams of random numbers.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, config: QuantizerConfig, *, seed: int, name: str, device: torch.device
+    ) -> None:
+        self.catalogue, self.config, self.device = catalogue, config, device
+        self.items = _items(catalogue, device=device)
+        self.model = CrossModalQuantizer(
+            {modality: vectors.shape[1] for modality, vectors in catalogue.vectors.items()},
+            config,
+            generator=torch_generator(seed, f"{name}/weights"),
+            collaborative_dim=0 if catalogue.collaborative is None else catalogue.collaborative.shape[1],
+        ).to(device)
+        self.order, self.draws = numpy_generator(seed, f"{name}/order"), torch_generator(seed, f"{name}/positives")
+        self.revivals = torch_generator(seed, f"{name}/revivals")
+        self._initialise(seed)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def one_epoch(self, epoch: int) -> dict[str, float]:
+        """Pass over the catalogue once; the mean of the loss and of each of its parts.
+
+        Raises:
+            TrainingError: the loss or its gradient is not finite.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        for chosen in _batches(self.order.permutation(len(self.catalogue)), self.config.batch_size):
+            items = self.items.rows(torch.from_numpy(chosen).to(self.device))
+            losses = self.model.losses(items, generator=self.draws)
+            guarded_step(
+                losses.total, self.optimizer, self.model.parameters(), where=f"quantizer training, epoch {epoch}"
+            )
+            for name, value in {"loss": losses.total, **losses.parts}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
+        # one transfer an epoch: each would make a GPU wait
+        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def revive_dead_codes(self) -> None:
+        """Bring the codes that no item has back, in every modality."""
+        for name, module in self.model.rq_vaes():
+            revive(module, self.catalogue.vectors[name], self.optimizer, generator=self.revivals, device=self.device)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Standardize each modality's input, then start its codebooks from the first batch's latents."""
+        first = self.order.permutation(len(self.catalogue))[: self.config.batch_size]
+        rows = torch.from_numpy(first).to(self.device)
+        for name, module in self.model.rq_vaes():
+            vectors = self.items.vectors[name]
+            module.standardize(vectors, collaborative_dim=self.catalogue.collaborative_dim)
+            module.quantizer.initialise(module.latents(vectors[rows]), seed=codebook_seed(seed, name))
+
+
+def _items(catalogue: Catalogue, *, device: torch.device) -> Items:
+    standardized = None
+    if catalogue.collaborative is not None:
+        raw = torch.tensor(catalogue.collaborative, device=device)
+        centre, scale = centre_and_scale(raw)
+        standardized = (raw - centre) / scale
+    return Items(
+        {name: torch.tensor(vectors, device=device) for name, vectors in catalogue.vectors.items()},
+        {name: torch.tensor(labels, device=device) for name, labels in catalogue.clusters.items()},
+        standardized,
+    )
+
+
+def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Even slices of at most `batch_size`: a contrast against two left-over items would be worthless."""
+    yield from np.array_split(order, -(-len(order) // batch_size))
