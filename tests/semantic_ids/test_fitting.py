@@ -102,10 +102,10 @@ def test_the_joint_epoch_is_one_and_has_the_lowest_mean() -> None:
 
 def test_training_halves_the_reconstruction_error() -> None:
     """With reconstruction and level losses alone, both modalities end at least twice as good as at first."""
-    log = fitted(tiny(contrast_weight=0.0, alignment_weight=0.0, num_epochs=200, evaluate_every=50)).log
-    first = fitted(tiny(contrast_weight=0.0, alignment_weight=0.0, num_epochs=1)).log
+    alone = tiny(contrast_weight=0.0, alignment_weight=0.0, num_epochs=60, evaluate_every=1, learning_rate=0.003)
+    log = fitted(alone).log
     for modality in ("text", "image"):
-        assert log[-1][f"{modality}_reconstruction"] < 0.5 * first[0][f"{modality}_reconstruction"]
+        assert log[-1][f"{modality}_reconstruction"] < 0.5 * log[0][f"{modality}_reconstruction"]
 
 
 def test_extreme_embeddings_stop_the_training() -> None:

@@ -1,7 +1,11 @@
 """Residual k-means by hand, and what one more level brings."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.semantic_ids.residual_k_means import ResidualKMeans
@@ -25,6 +29,17 @@ def test_two_levels_of_two_codes_by_hand() -> None:
     assert first[0] == first[1] != first[2] == first[3]
     assert second[0] == second[2] != second[1] == second[3]
     np.testing.assert_allclose(residuals[:, 1, 0] * scale, [-1, 1, -2, 2], rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(items=st.lists(st.tuples(*[st.integers(-9, 9)] * 2), min_size=2, max_size=12), seed=st.integers(0, 2**31))
+def test_no_level_makes_it_worse(items: list[tuple[int, int]], seed: int) -> None:
+    """Whatever the items, duplicates too, the error never grows from one level to the next, but for rounding."""
+    vectors = torch.tensor(items, dtype=torch.float32)
+    module = ResidualKMeans(2, tiny(codebook_size=3, method="residual_k_means"))
+    module.standardize(vectors)
+    errors = [module.latents(vectors).square().mean().item(), *module.fit(vectors, seed=seed)]
+    assert all(after <= before * 1.0001 + 1e-6 for before, after in pairwise(errors))
 
 
 def test_each_level_leaves_less() -> None:

@@ -53,7 +53,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="1",
+    code_version="2",
     pool=TRAINING_POOL,
     description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
 )
