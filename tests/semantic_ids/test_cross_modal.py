@@ -56,6 +56,18 @@ def test_the_loss_is_the_weighted_sum_and_each_term_the_mean_of_its_levels() -> 
     assert "text_contrast_1" not in parts
 
 
+@pytest.mark.parametrize(("modality", "other"), [("text", "image"), ("image", "text")])
+def test_the_positives_come_from_the_clusters_of_the_other_modality(modality: str, other: str) -> None:
+    """The other's clusters are pairs, so that each positive is known; the own ones, all of one item, have no say."""
+    model, vectors = a_model(), items().vectors
+    clusters = {other: torch.arange(32) // 2, modality: torch.arange(32)}
+    parts = losses_of(model, Items(vectors, clusters)).parts
+    quantized, _ = dict(model.rq_vaes())[modality](vectors[modality])
+    partners = torch.arange(32).view(16, 2).flip(1).flatten()
+    expected = layer_contrast(quantized.residuals, partners, from_level=2, temperature=0.1)
+    assert parts[f"{modality}_contrast"].item() == pytest.approx(expected.mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "absent", "uncalled"),
     [

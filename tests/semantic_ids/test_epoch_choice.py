@@ -7,8 +7,8 @@ from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
 LOG = {
     10: {"text": 0.5, "image": 0.5},
     20: {"text": 0.1, "image": 0.4},  # mean 0.25
-    30: {"text": 0.2, "image": 0.2},  # mean 0.2
-    40: {"text": 0.1, "image": 0.3},  # mean 0.2 but for rounding
+    30: {"text": 0.3, "image": 0.0},  # mean 0.15
+    40: {"text": 0.1, "image": 0.2},  # mean 0.15 too, but the sum of these floats is larger
     50: {"text": 0.3, "image": 0.25},
 }
 
