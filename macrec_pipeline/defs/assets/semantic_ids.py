@@ -49,7 +49,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
 
 
 @dg.asset(
-    deps=["text_embeddings", "image_embeddings", "pseudo_labels"],
+    deps=["text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
@@ -82,7 +82,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
 
 @dg.asset(
-    deps=["items", "text_embeddings", "image_embeddings", "quantizer"],
+    deps=["items", "text_embeddings", "image_embeddings", "quantizer", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
