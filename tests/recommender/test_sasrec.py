@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from macrec_pipeline.config import SasrecConfig
-from macrec_pipeline.errors import StorageError, TrainingError
+from macrec_pipeline.config import SasrecConfig, resolve_config
+from macrec_pipeline.errors import ConfigError, StorageError, TrainingError
 from macrec_pipeline.recommender.collaborative import log_probabilities, rank_catalogue
 from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec, load_item_embeddings, write_skipped
 from macrec_pipeline.recommender.sasrec import Sasrec, SeededDropout
@@ -338,6 +338,17 @@ def test_heads_must_divide_the_states() -> None:
     """A head would get a part of an element."""
     with pytest.raises(ValidationError, match="num_heads must divide d_model"):
         SasrecConfig(d_model=10, num_heads=4)
+
+
+def test_a_collaborative_route_needs_its_fusion_and_its_model() -> None:
+    """Each missing setting is named, in a line that does not print the whole tree."""
+    route = {"collaborative_route": True}
+    with pytest.raises(ConfigError, match=r"collaborative_route needs decoding\.fusion=calibrated, got published"):
+        resolve_config("demo", {"decoding": route})
+    calibrated = {"decoding": route | {"fusion": "calibrated"}}
+    assert resolve_config("demo", calibrated).decoding.collaborative_route
+    with pytest.raises(ConfigError, match=r"needs sasrec\.enabled=true: SASRec is that route$"):
+        resolve_config("demo", calibrated, {"sasrec": {"enabled": False}})
 
 
 @pytest.mark.parametrize("max_epochs", [1, 20])
