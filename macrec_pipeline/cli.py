@@ -168,7 +168,8 @@ def recommend(
     history: Annotated[str, typer.Option("--history", help="Item ids, oldest first, separated by commas.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
     route: Annotated[
-        Literal["fused", "text", "image"], typer.Option("--route", help="Both routes fused, or one alone.")
+        Literal["fused", "text", "image", "collaborative"],
+        typer.Option("--route", help="All routes fused, or one alone; collaborative where the model has that route."),
     ] = "fused",
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what is in the history.")] = False,
     home: HomeOption = DEFAULT_HOME,

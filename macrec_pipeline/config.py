@@ -81,6 +81,34 @@ class PseudoLabelConfig(Section):
     num_iterations: int = Field(25, ge=1, description="k-means iterations")
 
 
+class SasrecConfig(Section):
+    """SASRec (Kang & McAuley 2018) with cross-entropy over the catalogue: knows items by who took them when."""
+
+    enabled: bool = Field(True, description="train it and show it beside the baselines")
+    d_model: int = Field(64, ge=4, le=4096, description="size of an item's embedding and of a state")
+    num_layers: int = Field(2, ge=1, le=24, description="blocks of causal self-attention")
+    num_heads: int = Field(2, ge=1, description="attention heads; a divisor of d_model")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the input and of what a block adds")
+    max_length: int = Field(
+        100, ge=1, le=10_000, description="most recent items that are looked at, with a position each"
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    batch_size: int = Field(
+        1024,
+        ge=1,
+        description="targets a step, by whole windows of a history; each is scored against all N items",
+    )
+    max_epochs: int = Field(30, ge=1, description="passes over the training parts, at most")
+    patience: int = Field(5, ge=1, description="epochs without a better validation NDCG@10 before training stops")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_states(self) -> "SasrecConfig":
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}")
+        return self
+
+
 class QuantizerConfig(Section):
     """The residual quantizers of both modalities (MACRec section 3.2)."""
 
@@ -197,33 +225,17 @@ class DecodingConfig(Section):
         "published",
         description="published: an item of both routes scores the average + 1; calibrated: fitted on validation data",
     )
-
-
-class SasrecConfig(Section):
-    """The baseline SASRec (Kang & McAuley 2018) with cross-entropy over the catalogue, trained for the report."""
-
-    enabled: bool = Field(True, description="train it and show it beside the other baselines")
-    d_model: int = Field(64, ge=4, le=4096, description="size of an item's embedding and of a state")
-    num_layers: int = Field(2, ge=1, le=24, description="blocks of causal self-attention")
-    num_heads: int = Field(2, ge=1, description="attention heads; a divisor of d_model")
-    dropout: float = Field(0.2, ge=0, lt=1, description="of the input and of what a block adds")
-    max_length: int = Field(
-        100, ge=1, le=10_000, description="most recent items that are looked at, with a position each"
+    collaborative_route: bool = Field(
+        False, description="SASRec as a third route, weighed by calibrated fusion; what it adds is fitted, not assumed"
     )
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW")
-    batch_size: int = Field(
-        1024,
-        ge=1,
-        description="targets a step, by whole windows of a history; each is scored against all N items at once",
-    )
-    max_epochs: int = Field(30, ge=1, description="passes over the training parts, at most")
-    patience: int = Field(5, ge=1, description="epochs without a better validation NDCG@10 before training stops")
 
     @model_validator(mode="after")
-    def _heads_divide_the_states(self) -> "SasrecConfig":
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}")
+    def _a_third_route_is_weighed(self) -> "DecodingConfig":
+        if self.collaborative_route and self.fusion != "calibrated":
+            raise ValueError(
+                f"collaborative_route needs decoding.fusion=calibrated, got {self.fusion}: the published rule has no "
+                "place for a third route"
+            )
         return self
 
 
@@ -235,7 +247,6 @@ class EvaluationConfig(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     item_knn_history: int = Field(10, ge=1, description="most recent items that item-kNN looks at")
     num_sample_users: int = Field(12, ge=0, description="users shown with pictures in the report")
-    sasrec: SasrecConfig = SasrecConfig()
 
 
 class PipelineConfig(Section):
@@ -247,11 +258,24 @@ class PipelineConfig(Section):
     cleaning: CleaningConfig = CleaningConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    sasrec: SasrecConfig = SasrecConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _the_collaborative_signal_is_trained(self) -> "PipelineConfig":
+        asked = ["decoding.collaborative_route"] * self.decoding.collaborative_route
+        asked += [
+            f"quantizer.{name}"
+            for name in ("collaborative_input_weight", "collaborative_contrast_weight")
+            if getattr(self.quantizer, name) > 0
+        ]
+        if asked and not self.sasrec.enabled:
+            raise ValueError(f"{' and '.join(asked)} needs sasrec.enabled=true: SASRec is where that comes from")
+        return self
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON of the tree, in hexadecimal."""
@@ -349,7 +373,9 @@ def describe_validation_error(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+        # of a rule about several sections the input is the whole tree, which helps nobody
+        told = problem["type"] == "missing" or not problem["loc"]
+        got = "" if told else f" (got {problem['input']!r})"
         parts.append(f"{path}: {problem['msg']}{got}")
     return "; ".join(parts)
 

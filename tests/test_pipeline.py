@@ -27,6 +27,7 @@ ASSETS = (
     "histories",
     "text_embeddings",
     "image_embeddings",
+    "sasrec",
     "pseudo_labels",
     "quantizer",
     "semantic_ids",
@@ -47,12 +48,13 @@ source: {reader: demo, folder: shop, num_items: 60, num_users: 80, seed: 3}
 overrides:
   text_encoder: {max_tokens: 32}
   pseudo_labels: {num_clusters: 8}
+  sasrec: {d_model: 16, max_epochs: 2}
   quantizer: {codebook_size: 8, projection_dim: 32, hidden_dims: [32], latent_dim: 8, num_epochs: 20, batch_size: 64}
   recommender:
     {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, num_epochs: 3,
      batch_size: 64}
   decoding: {beam_width: 10}
-  evaluation: {bootstrap_samples: 50, num_sample_users: 3, sasrec: {d_model: 16, max_epochs: 2}}
+  evaluation: {bootstrap_samples: 50, num_sample_users: 3}
 """
 
 
@@ -142,7 +144,7 @@ def _dagster_statuses(shop: Shop, home: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
-    """One command makes all fifteen assets; each has a FINISHED MLflow child run below one FINISHED parent."""
+    """One command makes all sixteen assets; each has a FINISHED MLflow child run below one FINISHED parent."""
     assert finished.status == 0, finished.err[-3000:]
     (parent,) = finished.mlflow_runs("pipeline")
     children = finished.mlflow_runs("asset")
@@ -153,7 +155,7 @@ def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.params["quantizer.num_epochs"] == "20"
     recommender = next(child for child in children if child.data.tags["macrec.asset"] == "recommender")
-    inputs = {name: finished.store.manifest(name).digest for name in ("histories", "items", "semantic_ids")}
+    inputs = {name: finished.store.manifest(name).digest for name in ("histories", "items", "semantic_ids", "sasrec")}
     assert {name: recommender.data.params[f"input.{name}"] for name in inputs} == inputs
     assert _dagster_statuses(shop, finished.home) == ["SUCCESS"]
 
@@ -274,6 +276,36 @@ def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Sho
     assert _dagster_statuses(shop, tmp_path) == ["CANCELED", "SUCCESS"]
     _assert_same_bytes(finished, second)
     assert not list(tmp_path.glob("tiny/.versions/*/writing-*"))
+
+
+@pytest.mark.slow
+def test_sasrec_as_a_third_route_goes_all_the_way(finished: Run, shop: Shop, tmp_path: Path) -> None:
+    """Trained once, weighed on validation data, served from the bundle; its own list is what the route gives."""
+    settings = ("--set", "decoding.fusion=calibrated", "--set", "decoding.collaborative_route=true")
+    run = _finish(shop.start(tmp_path, *settings), tmp_path)
+    assert run.status == 0, run.err[-3000:]
+    assert run.store.manifest("sasrec").files == finished.store.manifest("sasrec").files
+    bundle = run.store.folder("recommender") / "bundle"
+    description = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    assert "sasrec.safetensors" in description["parts"]
+    assert set(description["fusion"]["weights"]) == {"text", "image", "collaborative"}
+    predictions = run.store.read_table("predictions")
+    assert set(predictions["system"]) == {"macrec", "macrec_text", "macrec_image", "sasrec"}
+    item_ids = run.store.read_table("items")["item_id"].to_list()
+    inputs = run.store.read_table("histories")["item_indices"][0].to_list()[:-1]
+    expected = predictions.filter((pl.col("system") == "sasrec") & pl.col("exclude_seen")).sort("user_index")
+    command = [sys.executable, "-m", "macrec_pipeline.cli", "recommend", "--model", "models:/macrec-tiny@champion"]
+    history = ",".join(item_ids[index] for index in inputs)
+    answered = subprocess.run(
+        [*command, "--history", history, "-k", "5", "--route", "collaborative", "--exclude-seen"],
+        env=shop.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answered.returncode == 0, answered.stderr
+    shown = [line.split()[1] for line in answered.stdout.splitlines()[-5:]]
+    assert shown == [item_ids[index] for index in expected["item_indices"][0][:5]]
 
 
 @pytest.mark.slow

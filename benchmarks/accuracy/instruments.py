@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.decoding import Decoder, Ranked
+from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.ranking import Ranked
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 
 CODEBOOK_SIZE = 256

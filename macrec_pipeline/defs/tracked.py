@@ -164,6 +164,11 @@ def codes_of(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
     return np.array(table[column].to_list(), dtype=np.int64)
 
 
+def sequences_of(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """One int64 [T] array of item indices a user of `HISTORIES`, oldest first."""
+    return [items.to_numpy(writable=True) for items in histories["item_indices"]]
+
+
 def in_words(values: Mapping[str, float]) -> str:
     """A row of a training log for the terminal."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

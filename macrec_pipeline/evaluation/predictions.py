@@ -13,6 +13,7 @@ from macrec_pipeline.evaluation.sequences import NO_ITEM, FlatHistories, IntArra
 FUSED_SYSTEM = "macrec"
 POPULARITY, ITEM_KNN, SASREC = "popularity", "item_knn", "sasrec"
 BASELINES = (POPULARITY, ITEM_KNN, SASREC)
+COMPUTED_HERE = (POPULARITY, ITEM_KNN)
 Lists = dict[tuple[str, bool], IntArray]
 
 
@@ -37,7 +38,7 @@ def predicted_lists(
     systems = predictions["system"].unique().sort().to_list()
     if FUSED_SYSTEM not in systems:
         raise DataError(f"predictions holds no rows of system {FUSED_SYSTEM!r}, only {systems}. Materialize it again.")
-    taken = set(systems) & set(BASELINES)
+    taken = set(systems) & set(COMPUTED_HERE)
     if taken:
         raise DataError(f"predictions holds rows of {sorted(taken)}: the evaluation computes those itself.")
     lists: Lists = {}

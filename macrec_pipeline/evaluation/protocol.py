@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.evaluation.contenders import run_contenders
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
-from macrec_pipeline.evaluation.predictions import FUSED_SYSTEM, POPULARITY, Lists, predicted_lists
+from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, POPULARITY, SASREC, Lists, predicted_lists
 from macrec_pipeline.evaluation.provenance import describe_protocol
 from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
@@ -28,7 +27,6 @@ from macrec_pipeline.evaluation.statistics import (
     paired_differences,
     percentile_intervals,
 )
-from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
@@ -36,7 +34,6 @@ from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 HEADLINE_CUTOFF = 10
 # One stream for every system and metric, so that all are measured on the same resamples.
 _STREAM = "evaluation/bootstrap"
-_CPU = torch.device("cpu")
 Metrics = dict[str, float | list[float]]
 
 
@@ -85,36 +82,33 @@ def evaluate(
     seed: int,
     top_k: int | None = None,
     items_imputed: Mapping[str, np.ndarray] | None = None,
-    device: torch.device = _CPU,
-    progress: Progress = quiet_progress,
+    sasrec_settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Rank every test target in every system's list, run the baselines, and say how sure the numbers are.
+    """Rank every test target in every system's list, run popularity and item-kNN, and say how sure the numbers are.
 
     Args:
         histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`.
-        predictions: schema PREDICTIONS; system `macrec` and any others, each with and without `exclude_seen`.
+        predictions: schema PREDICTIONS; system `macrec` and others, as `sasrec`; each with and without `exclude_seen`.
         num_items: N, the catalogue that is ranked.
-        config: the settings of cutoffs, bootstrap, item-kNN and SASRec.
-        seed: root seed of the resamples and of SASRec.
+        config: the settings of cutoffs, bootstrap and item-kNN.
+        seed: root seed of the resamples.
         top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
         items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
-        device, progress: where SASRec is trained, and what is called after each of its steps.
+        sasrec_settings: what the system `sasrec` was set to and which epoch was used, for the protocol.
 
     Raises:
         DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
         SchemaError: a table breaks its schema.
         ConfigError: the lists are shorter than the largest cutoff by `top_k`.
-        TrainingError: SASRec's loss is not finite.
     """
     HISTORIES.check(histories)
     PREDICTIONS.check(predictions)
     flat = flat_histories(histories, num_items=num_items)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    contenders = run_contenders(
-        flat, num_items=num_items, top_k=depth, config=config, seed=seed, device=device, progress=progress
-    )
-    lists = {key: values[:, :depth] for key, values in (lists | contenders.lists).items()}
+    contenders = run_contenders(flat, num_items=num_items, top_k=depth, config=config)
+    lists = {key: values[:, :depth] for key, values in _in_order(lists | contenders.lists).items()}
+    settings = contenders.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
     cutoffs = sorted({*config.cutoffs, HEADLINE_CUTOFF})
     measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
@@ -141,7 +135,7 @@ def evaluate(
             config=config,
             cutoffs=cutoffs,
             seed=seed,
-            baselines=contenders.settings,
+            baselines=settings,
         ),
     )
 
@@ -174,6 +168,12 @@ def metrics_document(
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }
+
+
+def _in_order(lists: Lists) -> Lists:
+    """The recommender's systems as they come, then the baselines."""
+    place = {system: number for number, system in enumerate(BASELINES)}
+    return dict(sorted(lists.items(), key=lambda entry: place.get(entry[0][0], -1)))
 
 
 def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: EvaluationConfig) -> int:

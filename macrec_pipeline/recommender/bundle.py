@@ -4,6 +4,7 @@
     model.safetensors      the recommender's weights
     semantic_ids.safetensors   codes of both modalities and the training popularity of every item
     catalogue.json         item ids, titles and picture paths, in the order of the item index
+    sasrec.safetensors     SASRec's weights, only where it is a retrieval route
 
 A bundle whose parts do not belong together refuses to load. Nothing in it is pickled.
 Shapes: N items, L levels.
@@ -23,11 +24,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from macrec_pipeline.errors import RequestError, StorageError
-from macrec_pipeline.recommender.bundle_parts import FORMAT_VERSION, PARTS, digest_of, verified_description
+from macrec_pipeline.recommender.bundle_parts import (
+    FORMAT_VERSION,
+    SASREC_PART,
+    digest_of,
+    parts_of,
+    read_sasrec,
+    verified_description,
+    write_sasrec,
+)
 from macrec_pipeline.recommender.calibration import described_fusion, load_fusion
-from macrec_pipeline.recommender.decoding import Decoder, Ranked
+from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.ranking import Ranked
 from macrec_pipeline.recommender.vocabulary import Vocabulary
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
@@ -77,7 +87,7 @@ class RecommenderBundle:
 
     @property
     def routes(self) -> list[str]:
-        """The retrieval routes that the model was trained for."""
+        """The retrieval routes: those that the model was trained for, and "collaborative" if the bundle has SASRec."""
         return self._decoder.routes
 
     @staticmethod
@@ -85,6 +95,7 @@ class RecommenderBundle:
         folder: Path,
         *,
         recommender_folder: Path,
+        sasrec_folder: Path | None = None,
         item_ids: Sequence[str],
         popularity: np.ndarray,
         text_codes: np.ndarray,
@@ -98,6 +109,7 @@ class RecommenderBundle:
 
         Args:
             recommender_folder: what `FittedRecommender.save` and, for calibrated fusion, `save_fusion` wrote.
+            sasrec_folder: what `FittedSasrec.save` wrote; needed, and read, only for `decoding.collaborative_route`.
             item_ids: N keys in the order of the item index.
             popularity: int64 [N], interactions of each item in the training parts.
             text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
@@ -125,8 +137,11 @@ class RecommenderBundle:
             "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
             "decoding": dict(decoding),
             "provenance": dict(provenance),
-            "parts": {part: digest_of(folder / part) for part in PARTS},
         }
+        parts = parts_of(decoding)
+        if SASREC_PART in parts:
+            description["sasrec"] = write_sasrec(folder, sasrec_folder=sasrec_folder)
+        description["parts"] = {part: digest_of(folder / part) for part in parts}
         if (fusion := load_fusion(recommender_folder)) is not None:
             description["fusion"] = asdict(fusion)
         (folder / "bundle.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -152,9 +167,10 @@ class RecommenderBundle:
         model = GenerativeRecommender(vocabulary, config)
         model.load_weights(folder / "model.safetensors")
         codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
-        decoder = Decoder(model.to(device).eval(), ItemCodes(codes))
+        sasrec = read_sasrec(folder, description, device=device)
+        decoder = Decoder(model.to(device).eval(), ItemCodes(codes), collaborative=sasrec)
         where = str(folder / "bundle.json")
-        decoder.fusion = described_fusion(description, num_routes=len(decoder.routes), where=where)
+        decoder.fusion = described_fusion(description, routes=decoder.routes, where=where)
         return cls(decoder, catalogue, tensors["popularity"].numpy(), description)
 
     def recommend(
@@ -185,7 +201,7 @@ class RecommenderBundle:
         )
 
     def exact_scores(self, histories: Sequence[np.ndarray], *, route: str) -> torch.Tensor:
-        """Score every item for a few histories by one route, without a beam: float [B, N], mean nats a code."""
+        """Score every item for a few histories by one route, without a beam: float [B, N], as `Decoder` does."""
         return self._decoder.exact_scores(histories, route=route)
 
     def recommend_ids(

@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from macrec_pipeline.errors import StorageError
+from macrec_pipeline.recommender.fitted_sasrec import DESCRIPTION_FILE, WEIGHTS_FILE, FittedSasrec, load_sasrec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from macrec_pipeline.recommender.sasrec import Sasrec
 
 FORMAT_VERSION = 1
 PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
+SASREC_PART = "sasrec.safetensors"
 
 
 def verified_description(folder: Path) -> dict[str, Any]:
@@ -22,12 +31,12 @@ def verified_description(folder: Path) -> dict[str, Any]:
     path = folder / "bundle.json"
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, parts = description["format_version"], description["parts"]
+        version, parts, needed = description["format_version"], description["parts"], parts_of(description["decoding"])
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(f"{path} is missing or not a bundle's description: {error}") from error
     if version != FORMAT_VERSION:
         raise StorageError(f"{path} has format {version}; this package reads format {FORMAT_VERSION}.")
-    for part in PARTS:
+    for part in needed:
         if not (folder / part).is_file():
             raise StorageError(f"{folder / part} is missing. Materialize `recommender` again, or load another version.")
         if digest_of(folder / part) != parts.get(part):
@@ -36,6 +45,45 @@ def verified_description(folder: Path) -> dict[str, Any]:
                 "Materialize `recommender` again, or load another version."
             )
     return description
+
+
+def parts_of(decoding: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a bundle with these `DecodingConfig` settings has beside its description."""
+    return (*PARTS, SASREC_PART) if decoding.get("collaborative_route", False) else PARTS
+
+
+def write_sasrec(folder: Path, *, sasrec_folder: Path | None) -> dict[str, Any]:
+    """Copy what `FittedSasrec.save` wrote into a bundle as its part; returns what `bundle.json` has to say of it.
+
+    Raises:
+        StorageError: there is no folder, SASRec was left out, or a file is missing or damaged.
+    """
+    if sasrec_folder is None:
+        raise StorageError(
+            "The bundle is to have a collaborative route, but got no trained SASRec. Give `sasrec_folder`, or set "
+            "decoding.collaborative_route=false."
+        )
+    FittedSasrec.load(sasrec_folder)
+    (folder / SASREC_PART).write_bytes((sasrec_folder / WEIGHTS_FILE).read_bytes())
+    description: dict[str, Any] = json.loads((sasrec_folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    return description
+
+
+def read_sasrec(folder: Path, description: Mapping[str, Any], *, device: torch.device) -> Sasrec | None:
+    """The collaborative route of a bundle whose parts are verified, None if it has none.
+
+    Raises:
+        StorageError: the weights are not what `bundle.json` says, or of another catalogue than the bundle.
+    """
+    if SASREC_PART not in parts_of(description["decoding"]):
+        return None
+    model = load_sasrec(folder / SASREC_PART, description.get("sasrec", {}))
+    if model.num_items != description["num_items"]:
+        raise StorageError(
+            f"{folder / SASREC_PART} knows {model.num_items} items, but bundle.json says {description['num_items']}. "
+            "Materialize `sasrec` and `recommender` again, from the same histories."
+        )
+    return model.to(device)
 
 
 def digest_of(path: Path) -> str:

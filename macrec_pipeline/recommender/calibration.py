@@ -1,12 +1,16 @@
-"""Fitting how the two routes are fused, on the validation targets: the last but one item of each history.
+"""Fitting how the routes are fused, on the validation targets: the last but one item of each history.
 
-In: a trained model and whole histories, of which the last item, the test target, is never looked at. Out: the rule and
-the weight with the highest NDCG@10 among a small grid. Shapes: B rows, W beams.
+In: a trained model, perhaps a trained SASRec, and whole histories, of which the last item, the test target, is never
+looked at. Out: the rule and the weights with the highest NDCG@10 among a small grid. Every route can get no weight at
+all, so that the collaborative one counts only if it ranks the validation targets better. Both models chose their epoch
+by these targets, too: the figure is no measure of how good the fused ranking is, only of which weights are best.
+Runs with torch and numpy alone. Shapes: B rows, W beams.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +21,7 @@ import torch
 
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.fusion import CalibratedFusion, fuse_calibrated
+from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse_candidates
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
@@ -25,10 +29,11 @@ if TYPE_CHECKING:
     from macrec_pipeline.config import DecodingConfig
     from macrec_pipeline.recommender.beam_search import Beams
     from macrec_pipeline.recommender.model import GenerativeRecommender
+    from macrec_pipeline.recommender.sasrec import Sasrec
 
 FILE_NAME = "fusion.json"
-WEIGHTS = tuple(step / 10 for step in range(11))
-GRID = tuple(CalibratedFusion(rule, weight, 0.0, 0) for rule in ("mixture", "product") for weight in WEIGHTS)
+# Weights are multiples of a tenth.
+_STEPS = 10
 # Two of the grid's figures differ by less noise than one has: this many users tell a thousandth of NDCG@10.
 MAX_USERS = 5000
 _CUTOFF = 10
@@ -40,26 +45,40 @@ def fit_fusion(
     codes: Mapping[str, np.ndarray],
     *,
     config: DecodingConfig,
+    sasrec: Sasrec | None = None,
     progress: Progress = quiet_progress,
 ) -> CalibratedFusion | None:
-    """Choose the rule and the weight that rank the validation targets best.
+    """Choose the rule and the weights that rank the validation targets best.
 
     Args:
         model: trained, in evaluation mode.
         histories: whole histories, int64 [T] item indices, at least 3 long; at most 5,000, evenly spaced, are used.
         codes: "text" and "image" -> int64 [N, L].
-        config: the beams are as wide as they are at serving.
+        config: the beams are as wide as they are at serving; `beam_width`, `top_k` and `batch_size` are read.
+        sasrec: the collaborative route, trained, in evaluation mode, on the model's device; None for none.
 
     Returns:
-        The best of the grid by NDCG@10, seen items allowed; None for a model of one route. Equal figures go to the more
-        even weight, then to the mixture, then to the lower weight.
+        The best of the grid by NDCG@10, seen items allowed; None for a single route. Equal figures go to less weight of
+        the collaborative route, then to more even weights of the others, then to the mixture, then to the lower weight
+        of the first route.
     """
     on_device = {route: torch.from_numpy(codes[route]).to(model.t5.device) for route in ("text", "image")}
-    decoder = Decoder(model, ItemCodes(on_device))
+    decoder = Decoder(model, ItemCodes(on_device), collaborative=sasrec)
     if len(decoder.routes) == 1:
         return None
-    gains, num_users = _measure(decoder, histories, config, progress)
-    return _best(gains / num_users, num_users=num_users)
+    grid = fusion_grid(decoder.routes)
+    gains, num_users = _measure(decoder, histories, grid, config, progress)
+    return _best(grid, gains / num_users, num_users=num_users)
+
+
+def fusion_grid(routes: Sequence[str]) -> tuple[CalibratedFusion, ...]:
+    """Both rules with all weights in steps of a tenth that sum to one, by rule, then by the first route's weight."""
+    shares = [parts for parts in itertools.product(range(_STEPS + 1), repeat=len(routes)) if sum(parts) == _STEPS]
+    return tuple(
+        CalibratedFusion(rule, dict(zip(routes, (part / _STEPS for part in parts), strict=True)), 0.0, 0)
+        for rule in ("mixture", "product")
+        for parts in shares
+    )
 
 
 def save_fusion(fusion: CalibratedFusion, folder: Path) -> None:
@@ -75,38 +94,45 @@ def load_fusion(folder: Path) -> CalibratedFusion | None:
     return CalibratedFusion.from_description(json.loads(path.read_text()), where=str(path))
 
 
-def described_fusion(description: Mapping[str, Any], *, num_routes: int, where: str) -> CalibratedFusion | None:
-    """The calibrated rule that a bundle's description asks for and holds; None is the published rule.
+def described_fusion(description: Mapping[str, Any], *, routes: Sequence[str], where: str) -> CalibratedFusion | None:
+    """The calibrated rule for `routes` that a bundle's description asks for and holds; None is the published rule.
 
     Raises:
-        StorageError: calibrated fusion is asked for, but was never fitted; names `where` it was looked for.
+        StorageError: calibrated fusion is asked for, but was never fitted, or for other routes; names `where` it was
+            looked for.
     """
-    if description["decoding"].get("fusion", "published") == "published" or num_routes == 1:
+    if description["decoding"].get("fusion", "published") == "published" or len(routes) == 1:
         return None
     if "fusion" not in description:
         raise StorageError(
             f"{where} asks for calibrated fusion, but has no fitted weights. "
             "Materialize `recommender` again, or set decoding.fusion to published."
         )
-    return CalibratedFusion.from_description(description["fusion"], where=f"fusion in {where}")
+    fusion = CalibratedFusion.from_description(description["fusion"], where=f"fusion in {where}")
+    weighed, existing = (", ".join(sorted(names)) for names in (fusion.weights, routes))
+    if weighed != existing:
+        raise StorageError(
+            f"fusion in {where} weighs {weighed}, but the routes are {existing}. Materialize `recommender` again."
+        )
+    return fusion
 
 
 def _measure(
-    decoder: Decoder, histories: Sequence[np.ndarray], config: DecodingConfig, progress: Progress
+    decoder: Decoder,
+    histories: Sequence[np.ndarray],
+    grid: Sequence[CalibratedFusion],
+    config: DecodingConfig,
+    progress: Progress,
 ) -> tuple[np.ndarray, int]:
-    """Each candidate's NDCG@10 summed over users, float64 [len(GRID)], and the number of users."""
+    """Each candidate's NDCG@10 summed over users, float64 [len(grid)], and the number of users."""
     chosen = np.linspace(0, len(histories) - 1, min(MAX_USERS, len(histories))).round().astype(int)
     users = sorted((histories[user][:-1] for user in chosen), key=len)  # like lengths share a batch
-    width = max(config.beam_width, config.top_k)
-    gains = np.zeros(len(GRID))
+    gains = np.zeros(len(grid))
     for begin in range(0, len(users), config.batch_size):
         batch = users[begin : begin + config.batch_size]
-        inputs = [history[:-1] for history in batch]
         targets = torch.tensor([history[-1] for history in batch], device=decoder.model.t5.device)
-        text, image = (decoder.search(inputs, route, width) for route in ("text", "image"))
-        for index, candidate in enumerate(GRID):
-            fused = fuse_calibrated(text, image, candidate, num_levels=decoder.model.vocabulary.num_levels)
-            gains[index] += _summed_gain(fused, targets)
+        found = decoder.candidates([history[:-1] for history in batch], width=max(config.beam_width, config.top_k))
+        gains += [_summed_gain(fuse_candidates(found, candidate), targets) for candidate in grid]
         progress("fusion", begin + len(batch), len(users))
     return gains, len(users)
 
@@ -117,12 +143,15 @@ def _summed_gain(fused: Beams, targets: torch.Tensor) -> float:
     return float((1 / torch.log2(places.double() + 2)).sum())
 
 
-def _best(ndcg: np.ndarray, *, num_users: int) -> CalibratedFusion:
-    """Figures of the grid, float64 [len(GRID)] -> the one to use."""
+def _best(grid: Sequence[CalibratedFusion], ndcg: np.ndarray, *, num_users: int) -> CalibratedFusion:
+    """Figures of the grid, float64 [len(grid)] -> the one to use."""
 
-    def merit(index: int) -> tuple[float, float]:
-        # summing equal gains in another order is no difference
-        return -round(float(ndcg[index]), 12), abs(GRID[index].text_weight - 0.5)
+    def merit(index: int) -> tuple[float, float, float]:
+        weights = grid[index].weights
+        generative = [share for route, share in weights.items() if route != COLLABORATIVE]
+        # summing equal gains in another order is no difference, nor is a tenth that is not quite one
+        spread = round(max(generative) - min(generative), 9)
+        return -round(float(ndcg[index]), 12), weights.get(COLLABORATIVE, 0.0), spread
 
-    index = min(range(len(GRID)), key=merit)
-    return dataclasses.replace(GRID[index], validation_ndcg=float(ndcg[index]), num_users=num_users)
+    index = min(range(len(grid)), key=merit)
+    return dataclasses.replace(grid[index], validation_ndcg=float(ndcg[index]), num_users=num_users)

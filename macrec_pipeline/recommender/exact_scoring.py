@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.decoding import Ranked
     from macrec_pipeline.recommender.model import GenerativeRecommender
     from macrec_pipeline.recommender.prefix_index import PrefixIndex
+    from macrec_pipeline.recommender.ranking import Ranked
 
 # Prefixes decoded at once, over all rows: bounds memory, changes no number.
 PREFIXES_AT_ONCE = 4096

@@ -1,18 +1,20 @@
-"""Fusing the two routes (MACRec section 3.4), by the published rule or by a calibrated one.
+"""Fusing the routes: two by the published rule (MACRec section 3.4), or any number by a calibrated one.
 
 Published: an item that both routes found scores the average of its two scores plus one, any other its own score; since
 scores are mean log-probabilities, never above zero, agreement within reach outranks everything that one route found
 alone.
 
-Calibrated: with t and i the log-probabilities that the routes give to an item's whole ID, it scores
-log(w exp(t) + (1 - w) exp(i)) as a mixture or w t + (1 - w) i as a product. What a route did not return scores as the
-worst that it returned. `calibration` picks w and the rule on the validation targets.
+Calibrated: with s_r the log-probability that route r gives to an item (to its whole ID), it scores
+log(sum_r w_r exp(s_r)) as a mixture or sum_r w_r s_r as a product; the weights are not negative and sum to one. What a
+generative route did not return scores as the worst that it returned; the collaborative route knows every item's score.
+`calibration` picks the weights and the rule on the validation targets.
 
-Shapes: B rows, W beams a route.
+Shapes: B rows, N items, W beams a route, C candidates, the items of all routes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.beam_search import Beams
 
 AGREEMENT_BONUS = 1.0
+COLLABORATIVE = "collaborative"
 
 
 @dataclass(frozen=True)
@@ -32,30 +35,52 @@ class CalibratedFusion:
 
     Attributes:
         rule: "mixture" or "product" of the routes' distributions.
-        text_weight: w, in [0, 1]; the image route has the rest.
+        weights: route -> w, each in [0, 1], together 1.
         validation_ndcg: NDCG@10 of the rule on the validation targets that it was chosen on.
         num_users: validation targets that it was chosen on.
     """
 
     rule: Literal["mixture", "product"]
-    text_weight: float
+    weights: dict[str, float]
     validation_ndcg: float
     num_users: int
 
     @staticmethod
     def from_description(values: Mapping[str, Any], *, where: str) -> CalibratedFusion:
         """What `dataclasses.asdict` gave; raises `StorageError`, naming `where`, for anything else."""
+        if "text_weight" in values:
+            raise StorageError(
+                f"{where} is {dict(values)}: it was fitted by an older version, which knew one weight for two routes. "
+                "Materialize `recommender` again."
+            )
         try:
             fusion = CalibratedFusion(**values)
-            valid = fusion.rule in ("mixture", "product") and 0 <= fusion.text_weight <= 1
-        except TypeError:
+            shares = list(fusion.weights.values())
+            valid = fusion.rule in ("mixture", "product") and all(0 <= share <= 1 for share in shares)
+            valid = valid and math.isclose(sum(shares), 1, abs_tol=1e-6)
+        except (TypeError, AttributeError):
             valid = False
         if not valid:
             raise StorageError(
-                f"{where} is {dict(values)}; it needs rule (mixture or product), text_weight in [0, 1], "
-                "validation_ndcg and num_users. Materialize `recommender` again."
+                f"{where} is {dict(values)}; it needs rule (mixture or product), weights (route -> a share in [0, 1], "
+                "together 1), validation_ndcg and num_users. Materialize `recommender` again."
             )
         return fusion
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The items that at least one route found, with every route's opinion of each.
+
+    Attributes:
+        items: int64 [B, C], -1 where there is none or the item is in an earlier column.
+        scores: route -> float [B, C], log-probability in nats of the item; arbitrary where there is no item.
+        num_generative: columns of items that a generative route found; those of the collaborative route come after.
+    """
+
+    items: torch.Tensor
+    scores: dict[str, torch.Tensor]
+    num_generative: int
 
 
 def fuse(first: Beams, second: Beams) -> Beams:
@@ -68,33 +93,59 @@ def fuse(first: Beams, second: Beams) -> Beams:
     return ranked(torch.cat([first.items, second.items], dim=1), torch.cat([scores, remaining], dim=1))
 
 
-def fuse_calibrated(text: Beams, image: Beams, fusion: CalibratedFusion, *, num_levels: int) -> Beams:
-    """Merge two routes' items by a calibrated rule; [B, W] each -> [B, 2 W], best first, ties by item index.
+def gather_candidates(
+    beams: Mapping[str, Beams], *, num_levels: int, collaborative: torch.Tensor | None = None, width: int = 0
+) -> Candidates:
+    """What every route says of every item that one of them found.
 
-    The scores are log-probabilities of whole IDs (a product's are not normalised), not means over the L levels.
+    Args:
+        beams: of the generative routes, [B, W] each.
+        num_levels: L; a beam's score is the mean over so many codes.
+        collaborative: float [B, N], log-probability of every item by the collaborative route, minus infinity for
+            items that a row must not get; its `width` best items become candidates.
+        width: W of the collaborative route.
     """
-    same = (text.items[:, :, None] == image.items[:, None, :]) & (text.items >= 0)[:, :, None]  # [B, W, W]
-    text_total, image_total = text.scores * num_levels, image.scores * num_levels
-    of_text = torch.where(same, image_total[:, None, :], 0.0).sum(dim=2)  # an item is at most once in a route
-    of_text = torch.where(same.any(dim=2), of_text, _floor(image, image_total))
-    first = _combine(text_total, of_text, fusion).masked_fill(text.items < 0, float("-inf"))
-    # what the text route found too was counted with it
-    counted = same.any(dim=1) | (image.items < 0)
-    second = _combine(_floor(text, text_total), image_total, fusion).masked_fill(counted, float("-inf"))
-    return ranked(torch.cat([text.items, image.items], dim=1), torch.cat([first, second], dim=1))
+    found = [route.items for route in beams.values()]
+    num_generative = sum(items.shape[1] for items in found)
+    if collaborative is not None:
+        found.append(best_items(collaborative, width=width).items)
+    items, scores, earlier, end = torch.cat(found, dim=1), {}, [], 0
+    for route, own in beams.items():
+        has, totals = _looked_up(own, items)
+        scores[route] = torch.where(has, totals, _floor(own)) * num_levels
+        end += own.items.shape[1]
+        earlier.append(has & (torch.arange(items.shape[1], device=items.device) >= end))
+    if collaborative is not None:
+        scores[COLLABORATIVE] = collaborative.gather(1, items.clamp(min=0))
+    repeated = functools.reduce(torch.logical_or, earlier)
+    return Candidates(items.masked_fill(repeated, -1), scores, num_generative)
 
 
-def _floor(beams: Beams, totals: torch.Tensor) -> torch.Tensor:
-    """The worst score that a route returned in each row, [B, 1]; both routes return something or neither does."""
-    return totals.masked_fill(beams.items < 0, float("inf")).amin(dim=1, keepdim=True)
+def fuse_candidates(candidates: Candidates, fusion: CalibratedFusion) -> Beams:
+    """Rank the candidates by a calibrated rule: [B, C], best first, ties by item index.
 
-
-def _combine(text: torch.Tensor, image: torch.Tensor, fusion: CalibratedFusion) -> torch.Tensor:
-    weight = fusion.text_weight
+    The scores are log-probabilities of whole IDs (a product's are not normalised), not means over the L levels. Where
+    the collaborative route has no weight, what it alone found is left out: the result is that of the other routes.
+    """
+    counted = candidates.items.shape[1] if fusion.weights.get(COLLABORATIVE) else candidates.num_generative
+    # in the candidates' order of routes: sums in another order, as of a file's keys, would differ in the last bits
+    weights = [(fusion.weights.get(route, 0.0), scores[:, :counted]) for route, scores in candidates.scores.items()]
+    weighed = [(share, scores) for share, scores in weights if share > 0]
     if fusion.rule == "product":
-        return weight * text + (1 - weight) * image
-    of_text, of_image = (math.log(share) if share else float("-inf") for share in (weight, 1 - weight))
-    return torch.logaddexp(text + of_text, image + of_image)
+        scores = functools.reduce(torch.add, [share * scores for share, scores in weighed])
+    else:
+        scores = functools.reduce(torch.logaddexp, [scores + math.log(share) for share, scores in weighed])
+    items = candidates.items[:, :counted]
+    return ranked(items, scores.masked_fill(items < 0, float("-inf")))
+
+
+def best_items(log_probabilities: torch.Tensor, *, width: int) -> Beams:
+    """The most probable items: float [B, N] -> [B, min(N, width)], best first, ties by item index.
+
+    The scores stay log-probabilities of items; minus infinity is an item that a row must not get.
+    """
+    best = log_probabilities.topk(min(width, log_probabilities.shape[1]), dim=1)
+    return ranked(best.indices, best.values)
 
 
 def ranked(items: torch.Tensor, scores: torch.Tensor) -> Beams:
@@ -103,3 +154,15 @@ def ranked(items: torch.Tensor, scores: torch.Tensor) -> Beams:
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     items, scores = items.gather(1, order), scores.gather(1, order)
     return Beams(torch.where(scores.isfinite(), items, -1), scores)
+
+
+def _floor(beams: Beams) -> torch.Tensor:
+    """The worst score that a route returned in each row, [B, 1]; all routes return something or none does."""
+    return beams.scores.masked_fill(beams.items < 0, float("inf")).amin(dim=1, keepdim=True)
+
+
+def _looked_up(beams: Beams, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether a route found each item, int64 [B, C] -> bool [B, C], and with what score, float [B, C]."""
+    known, order = beams.items.sort(dim=1)
+    place = torch.searchsorted(known, items.contiguous()).clamp(max=known.shape[1] - 1)
+    return known.gather(1, place) == items, beams.scores.gather(1, order.gather(1, place))

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from macrec_pipeline.recommender.decoding import Ranked
+from macrec_pipeline.recommender.collaborative import rank_catalogue
 from macrec_pipeline.recommender.exact_scoring import agreement
+from macrec_pipeline.recommender.fusion import COLLABORATIVE
+from macrec_pipeline.recommender.ranking import Ranked
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.bundle import RecommenderBundle
+    from macrec_pipeline.recommender.sasrec import Sasrec
 
 # Exact scores cost time by users times items: these bound it to a small part of what the predictions take.
 EXACT_ITEMS, EXACT_USERS, EXACT_PAIRS = 20_000, 256, 400_000
@@ -20,6 +23,7 @@ EXACT_CUTOFF = 10
 _EXACT_BATCH = 32
 
 SYSTEMS = {"macrec": "fused", "macrec_text": "text", "macrec_image": "image"}
+SASREC = "sasrec"
 
 
 def predict_test_users(
@@ -27,6 +31,7 @@ def predict_test_users(
     histories: Sequence[np.ndarray],
     *,
     top_k: int,
+    sasrec: Sasrec | None = None,
     progress: Progress = quiet_progress,
 ) -> dict[tuple[str, bool], list[Ranked]]:
     """Rank the whole catalogue for every user, from all items but the last.
@@ -34,9 +39,11 @@ def predict_test_users(
     Args:
         histories: whole histories, int64 [T] item indices, at least 2 long; the last item is the test target.
         top_k: items a user and system.
+        sasrec: in evaluation mode; ranks by itself as a system of its own. None for no such system.
 
     Returns:
-        (system, whether seen items are excluded) -> one `Ranked` a user, for the systems that the bundle has.
+        (system, whether seen items are excluded) -> one `Ranked` a user, for the systems that the bundle has, and
+        "sasrec".
     """
     inputs = [history[:-1] for history in histories]
     systems = {system: route for system, route in SYSTEMS.items() if route in ("fused", *bundle.routes)}
@@ -46,6 +53,10 @@ def predict_test_users(
             inputs, routes=list(systems.values()), k=top_k, exclude_seen=exclude_seen, progress=progress
         )
         results |= {(system, exclude_seen): found[route] for system, route in systems.items()}
+        if sasrec is not None:
+            results[SASREC, exclude_seen] = rank_catalogue(
+                sasrec, inputs, top_k=top_k, exclude_seen=exclude_seen, progress=progress
+            )
     return results
 
 
@@ -60,7 +71,8 @@ def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -
 
     Returns:
         For each route `same_top_10`, the share of users whose ten best items are the same set, `overlap_10`, the mean
-        share of the ten that are found, and `users`, how many these are of; empty for more than 20,000 items.
+        share of the ten that are found, and `users`, how many these are of; empty for more than 20,000 items. The
+        collaborative route has no beam and is left out.
     """
     if bundle.num_items > EXACT_ITEMS:
         return {}
@@ -69,7 +81,7 @@ def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -
     inputs = sorted((histories[user][:-1] for user in chosen), key=len)  # like lengths share a batch
     cutoff = min(EXACT_CUTOFF, bundle.num_items)
     measured = {}
-    for route in bundle.routes:
+    for route in (route for route in bundle.routes if route != COLLABORATIVE):
         found = bundle.recommend(inputs, routes=(route,), k=max(cutoff, bundle.description["decoding"]["top_k"]))[route]
         exact: list[Ranked] = []
         for begin in range(0, len(inputs), _EXACT_BATCH):

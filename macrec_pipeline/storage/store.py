@@ -18,7 +18,7 @@ from macrec_pipeline.schemas import TABLES
 from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
 from macrec_pipeline.storage.versions import AssetVersions
 
-FOLDER_ASSETS = ("quantizer", "recommender", "evaluation_report", "registered_model")
+FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model")
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")

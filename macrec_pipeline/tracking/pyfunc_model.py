@@ -10,7 +10,7 @@ A consumer needs neither Dagster nor polars. This is the only module of the pack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0}
 """The params and what each is if it is not given; a beam width of 0 is the bundle's own."""
-
-ROUTES = ("fused", "text", "image")
 
 
 class RecommenderModel(PythonModel):
@@ -56,7 +54,8 @@ class RecommenderModel(PythonModel):
             MlflowException: what was asked cannot be answered; its code makes a scoring server say 400.
         """
         try:
-            asked = _checked_params(params, num_items=self.bundle.num_items)
+            routes = ("fused", *self.bundle.routes)
+            asked = _checked_params(params, num_items=self.bundle.num_items, routes=routes)
             answers = self.bundle.recommend_ids(_histories(model_input), **asked)
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
@@ -68,7 +67,7 @@ class RecommenderModel(PythonModel):
         return pd.DataFrame(columns, index=model_input.index, dtype=object)
 
 
-def _checked_params(params: Mapping[str, Any] | None, *, num_items: int) -> dict[str, Any]:
+def _checked_params(params: Mapping[str, Any] | None, *, num_items: int, routes: Sequence[str]) -> dict[str, Any]:
     given = {name: value for name, value in (params or {}).items() if value is not None}
     if unknown := sorted(given.keys() - DEFAULTS.keys()):
         raise RequestError(f"There is no param {unknown[0]!r}. Use: {', '.join(DEFAULTS)}.")
@@ -80,8 +79,8 @@ def _checked_params(params: Mapping[str, Any] | None, *, num_items: int) -> dict
         asked[name] = int(value)
     if asked["k"] > num_items:
         raise RequestError(f"k is {asked['k']}, but the catalogue has only {num_items} items.")
-    if asked["route"] not in ROUTES:
-        raise RequestError(f"route must be one of {', '.join(ROUTES)}, got {asked['route']!r}.")
+    if asked["route"] not in routes:
+        raise RequestError(f"route must be one of {', '.join(routes)}, got {asked['route']!r}.")
     if not isinstance(asked["exclude_seen"], bool | np.bool_):
         raise RequestError(f"exclude_seen must be true or false, got {asked['exclude_seen']!r}.")
     return asked | {"exclude_seen": bool(asked["exclude_seen"]), "beam_width": asked["beam_width"] or None}

@@ -22,11 +22,12 @@ GRAPH = {
     "histories": ("ingestion", {"interactions", "items"}),
     "text_embeddings": ("embeddings", {"items"}),
     "image_embeddings": ("embeddings", {"items"}),
+    "sasrec": ("collaborative", {"histories", "items"}),
     "pseudo_labels": ("semantic_ids", {"text_embeddings", "image_embeddings"}),
-    "quantizer": ("semantic_ids", {"text_embeddings", "image_embeddings", "pseudo_labels"}),
-    "semantic_ids": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "quantizer"}),
-    "recommender": ("recommender", {"histories", "items", "semantic_ids"}),
-    "predictions": ("recommender", {"histories", "recommender"}),
+    "quantizer": ("semantic_ids", {"text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
+    "semantic_ids": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "quantizer", "sasrec"}),
+    "recommender": ("recommender", {"histories", "items", "semantic_ids", "sasrec"}),
+    "predictions": ("recommender", {"histories", "recommender", "sasrec"}),
     "evaluation_report": (
         "evaluation",
         {
@@ -98,9 +99,9 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
 
 
 def test_one_training_at_a_time() -> None:
-    """Both trainings fill the machine, so they share a pool that the instance limits to one."""
+    """All trainings fill the machine, so they share a pool that the instance limits to one."""
     pools = {asset.op.name: asset.op.pool for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
-    assert {name for name, pool in pools.items() if pool == "training"} == {"quantizer", "recommender"}
+    assert {name for name, pool in pools.items() if pool == "training"} == {"sasrec", "quantizer", "recommender"}
 
 
 def test_jobs_and_sensors_are_there() -> None:

@@ -4,16 +4,31 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.config import EvaluationConfig, SasrecConfig
+from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation import Evaluation, evaluate
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
 NUM_USERS, NUM_ITEMS, LIST_LENGTH = 40, 30, 20
+SASREC_SETTINGS = {
+    "d_model": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.2,
+    "max_length": 50,
+    "learning_rate": 0.003,
+    "weight_decay": 0.01,
+    "batch_size": 1024,
+    "max_epochs": 2,
+    "patience": 5,
+    "num_epochs": 2,
+    "best_epoch": 1,
+    "validation_ndcg_10": 0.125,
+}
 
 
 @pytest.fixture(scope="session")
 def small_config() -> EvaluationConfig:
-    return EvaluationConfig(bootstrap_samples=50, sasrec=SasrecConfig(d_model=8, max_epochs=2))
+    return EvaluationConfig(bootstrap_samples=50)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +50,7 @@ def histories() -> pl.DataFrame:
 def predictions(histories: pl.DataFrame) -> pl.DataFrame:
     rng = np.random.default_rng(1)
     rows = []
-    for system in ("macrec", "macrec_image", "macrec_text"):
+    for system in ("macrec", "macrec_image", "macrec_text", "sasrec"):
         for exclude_seen in (False, True):
             for user, items in enumerate(histories["item_indices"].to_list()):
                 order = [int(item) for item in rng.permutation(NUM_ITEMS)]
@@ -54,4 +69,5 @@ def evaluation(histories: pl.DataFrame, predictions: pl.DataFrame, small_config:
         config=small_config,
         seed=3,
         items_imputed={"image": imputed, "text": np.zeros(NUM_ITEMS, dtype=bool)},
+        sasrec_settings=SASREC_SETTINGS,
     )

@@ -11,6 +11,7 @@ from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError, DataError
 from macrec_pipeline.evaluation import Evaluation, evaluate, metrics_document
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
+from tests.evaluation.conftest import SASREC_SETTINGS
 
 SYSTEMS = ["macrec", "macrec_image", "macrec_text", "popularity", "item_knn", "sasrec"]
 NUM_ITEMS = 30
@@ -197,3 +198,20 @@ def test_metrics_document_is_the_contract(evaluation: Evaluation) -> None:
     ]
     assert document["num_test_users"] == 40
     assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_sasrec_comes_with_the_predictions_or_not_at_all(
+    evaluation: Evaluation, histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
+) -> None:
+    """Its lists are measured as they are, and the protocol says what it was set to; without rows it is nowhere."""
+    assert evaluation.protocol["sasrec"] == SASREC_SETTINGS
+    shown = predictions.filter((pl.col("system") == "sasrec") & ~pl.col("exclude_seen"))["item_indices"].to_list()
+    targets = [items[-1] for items in histories["item_indices"].to_list()]
+    hits = [target in items[:10] for target, items in zip(targets, shown, strict=True)]
+    assert evaluation.systems["sasrec"]["hr_10"] == pytest.approx(np.mean(hits))
+    others = predictions.filter(pl.col("system") != "sasrec")
+    without = _evaluate(histories, others, small_config)
+    assert "sasrec" not in without.systems | without.systems_excluding_seen | without.protocol
+    assert "sasrec" not in without.per_user["system"]
+    assert "sasrec" not in {comparison.against for comparison in without.comparisons}
+    assert without.systems == {name: values for name, values in evaluation.systems.items() if name != "sasrec"}

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from macrec_pipeline.recommender.beam_search import beam_search
-from macrec_pipeline.recommender.decoding import Ranked
 from macrec_pipeline.recommender.exact_scoring import Agreement, agreement, score_catalogue
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
+from macrec_pipeline.recommender.ranking import Ranked
 from tests.recommender.exhaustive import LEVELS, a_decoder, exhaustive_scores
 
 

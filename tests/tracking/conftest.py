@@ -73,7 +73,7 @@ class FakeBundle:
 
     def __init__(self, item_ids: list[str], answers: bool) -> None:
         self.item_ids, self._answers = item_ids, answers
-        self.num_items = len(item_ids)
+        self.num_items, self.routes = len(item_ids), ["text", "image"]
         self.asked: dict = {}
 
     @classmethod

@@ -35,17 +35,17 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     partitions_def=DATASETS,
     group_name="evaluation",
     kinds={"polars", "html"},
-    code_version="2",
+    code_version="3",
     description="Leave-one-out on the full catalogue, with intervals, beside baselines: metrics.json and report.html.",
 )
 def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Predictions and histories -> a folder with `metrics.json`, `report.html` and `per_user.parquet`."""
     from macrec_pipeline.evaluation.protocol import evaluate, metrics_document
     from macrec_pipeline.evaluation.report import render_report
-    from macrec_pipeline.runtime.devices import prepare_device
 
     with stage(context, settings, "evaluation_report") as work:
         tables = {name: work.table(name) for name in TABLES}
+        details = work.store.manifest("predictions").details
         evaluation = evaluate(
             tables["histories"],
             tables["predictions"],
@@ -54,11 +54,10 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             seed=work.config.seed,
             top_k=work.config.decoding.top_k,
             items_imputed=_imputed(tables),
-            device=prepare_device(work.config.runtime),
-            progress=work.progress,
+            sasrec_settings=details.get("sasrec"),
         )
         rates = work.store.manifest("semantic_ids").details["collision_rate"]
-        agreement = work.store.manifest("predictions").details.get("beam_agreement", {})
+        agreement = details.get("beam_agreement", {})
         metrics = metrics_document(evaluation, dataset=work.dataset, collision_rate=rates, beam_agreement=agreement)
         page = render_report(_report_input(work, tables, evaluation, dagster_run_id=context.run.run_id))
         with work.store.new_folder("evaluation_report") as folder:

@@ -1,31 +1,32 @@
 """The generative recommender and what it recommends to every test user (MACRec sections 3.3 and 3.4)."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, stage, table_metadata
+from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, sequences_of, stage, table_metadata
 from macrec_pipeline.schemas import PREDICTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from macrec_pipeline.recommender import FittedRecommender, Ranked
+    import torch
+
+    from macrec_pipeline.recommender import FittedRecommender, FittedSasrec, Ranked
 
 GROUP = "recommender"
 
 
 @dg.asset(
-    deps=["histories", "items", "semantic_ids"],
+    deps=["histories", "items", "semantic_ids", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="1",
+    code_version="2",
     pool=TRAINING_POOL,
     description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
 )
@@ -38,7 +39,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
         ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
             fitted = fit_recommender(
-                _sequences(work.table("histories")),
+                sequences_of(work.table("histories")),
                 codes_of(ids, "text_codes"),
                 codes_of(ids, "image_codes"),
                 codebook_size=codebook_size,
@@ -58,13 +59,13 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
 
 @dg.asset(
-    deps=["histories", "recommender"],
+    deps=["histories", "recommender", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("predictions"),
-    description="The top items of every test user: routes fused and each alone, seen items allowed and excluded.",
+    description="The top items of every test user: routes fused, each alone, SASRec; seen items allowed and excluded.",
 )
 def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """The bundle and the histories without their last item -> `PREDICTIONS`."""
@@ -74,17 +75,18 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     with stage(context, settings, "predictions") as work:
         device = prepare_device(work.config.runtime)
         bundle = RecommenderBundle.load(work.folder("recommender") / "bundle", device=device)
-        users = work.table("histories")
-        top_k = work.config.decoding.top_k
-        ranked = predict_test_users(bundle, _sequences(users), top_k=top_k, progress=work.progress)
-        table = pl.concat(
-            _prediction_rows(system, exclude_seen, users["user_index"], answers)
-            for (system, exclude_seen), answers in ranked.items()
+        users, sasrec = work.table("histories"), _sasrec(work, device) if work.config.sasrec.enabled else None
+        ranked = predict_test_users(
+            bundle,
+            sequences_of(users),
+            top_k=work.config.decoding.top_k,
+            sasrec=sasrec.model if sasrec else None,
+            progress=work.progress,
         )
-        agreement = beam_agreement(bundle, _sequences(users))
+        agreement = beam_agreement(bundle, sequences_of(users))
         return work.save(
-            table.sort("system", "exclude_seen", "user_index"),
-            details={"beam_agreement": agreement},
+            _prediction_table(ranked, users["user_index"]),
+            details={"beam_agreement": agreement} | ({"sasrec": sasrec.settings()} if sasrec else {}),
             users=users.height,
             systems=sorted({s for s, _ in ranked}),
             **{f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()},
@@ -95,15 +97,28 @@ def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> di
     """Fit and save how the routes are fused, if the settings ask for it; what was chosen, for the report."""
     from macrec_pipeline.recommender.calibration import fit_fusion, save_fusion
 
-    if work.config.decoding.fusion == "published":
+    decoding = work.config.decoding
+    if decoding.fusion == "published":
         return {}
-    ids, histories = work.table("semantic_ids"), _sequences(work.table("histories"))
+    ids, histories = work.table("semantic_ids"), sequences_of(work.table("histories"))
     codes = {route: codes_of(ids, f"{route}_codes") for route in ("text", "image")}
-    fusion = fit_fusion(fitted.model, histories, codes, config=work.config.decoding, progress=work.progress)
+    sasrec = _sasrec(work, fitted.model.t5.device).model if decoding.collaborative_route else None
+    fusion = fit_fusion(fitted.model, histories, codes, config=decoding, sasrec=sasrec, progress=work.progress)
     if fusion is None:
         return {}
     save_fusion(fusion, weights)
-    return {f"fusion_{name}": value for name, value in asdict(fusion).items()}
+    return {
+        "fusion_rule": fusion.rule,
+        **{f"fusion_weight_{route}": share for route, share in fusion.weights.items()},
+        "fusion_validation_ndcg": fusion.validation_ndcg,
+        "fusion_num_users": fusion.num_users,
+    }
+
+
+def _sasrec(work: Stage, device: "torch.device") -> "FittedSasrec":
+    from macrec_pipeline.recommender import FittedSasrec
+
+    return FittedSasrec.load(work.folder("sasrec"), device=device)
 
 
 def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:
@@ -125,10 +140,13 @@ def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size
     from macrec_pipeline.recommender import RecommenderBundle
 
     items, ids = work.table("items"), work.table("semantic_ids")
-    training = [sequence[:-2] for sequence in _sequences(work.table("histories"))]
+    training = [sequence[:-2] for sequence in sequences_of(work.table("histories"))]
+    collaborative = work.config.decoding.collaborative_route
+    inputs = ("histories", "items", "semantic_ids", *(("sasrec",) if collaborative else ()))
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
+        sasrec_folder=work.folder("sasrec") if collaborative else None,
         item_ids=items["item_id"].to_list(),
         popularity=np.bincount(np.concatenate(training), minlength=items.height).astype(np.int64),
         text_codes=codes_of(ids, "text_codes"),
@@ -140,14 +158,14 @@ def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size
             "dataset": work.dataset,
             "config_digest": work.config.digest(),
             "seed": work.config.seed,
-            "inputs": {name: work.store.manifest(name).digest for name in ("histories", "items", "semantic_ids")},
+            "inputs": {name: work.store.manifest(name).digest for name in inputs},
         },
     )
 
 
-def _sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """One int64 [T] array of item indices a user, oldest first."""
-    return [items.to_numpy(writable=True) for items in histories["item_indices"]]
+def _prediction_table(ranked: "Mapping[tuple[str, bool], list[Ranked]]", users: pl.Series) -> pl.DataFrame:
+    rows = [_prediction_rows(system, exclude, users, answers) for (system, exclude), answers in ranked.items()]
+    return pl.concat(rows).sort("system", "exclude_seen", "user_index")
 
 
 def _prediction_rows(system: str, exclude_seen: bool, users: pl.Series, answers: "list[Ranked]") -> pl.DataFrame:

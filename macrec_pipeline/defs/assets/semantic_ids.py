@@ -49,7 +49,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
 
 
 @dg.asset(
-    deps=["text_embeddings", "image_embeddings", "pseudo_labels"],
+    deps=["text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
@@ -83,7 +83,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
 
 @dg.asset(
-    deps=["items", "text_embeddings", "image_embeddings", "quantizer"],
+    deps=["items", "text_embeddings", "image_embeddings", "quantizer", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
@@ -158,8 +158,13 @@ def _assigned_ids(work: Stage) -> "AssignedIds":
 
 
 def _collaborative_vectors(work: Stage) -> np.ndarray | None:
-    """Item vectors of a collaborative model, float32 [N, C] in the order of `items`; none while no asset makes them."""
-    return None
+    """SASRec's item embeddings, float32 [N, C] in the order of `items`, if the quantizer is told to look at them."""
+    from macrec_pipeline.recommender.fitted_sasrec import load_item_embeddings
+
+    config = work.config.quantizer
+    if not (config.collaborative_input_weight or config.collaborative_contrast_weight):
+        return None
+    return load_item_embeddings(work.folder("sasrec"))
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""SASRec: causal self-attention over the items of a history, the baseline that a sequential recommender must beat.
+"""SASRec: causal self-attention over the items of a history, a collaborative model that knows items by who took them.
 
 Kang & McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), but for three things. The loss is cross-entropy
 over the whole catalogue: with it SASRec is better than with one sampled negative, and than BERT4Rec (Klenitskiy &
 Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). A block adds to its input what it makes of the normalized input,
 queries, keys and values alike. And attention weights are not dropped out, which would be most of the random draws.
-What enters: item indices. What leaves: states, and lists of items; `sasrec_fitting` trains it.
-B rows, T positions, N items, D `d_model`, A heads, U users, C candidates.
+What enters: item indices. What leaves: states, and scores of all items; `sasrec_fitting` trains it.
+B rows, T positions, N items, D `d_model`, A heads, M targets.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from macrec_pipeline.evaluation.baselines import SeenItems, empty_lists, fill_lists
-from macrec_pipeline.evaluation.sequences import FlatHistories, IntArray
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from macrec_pipeline.config import SasrecConfig
 
-# Scores held at once: 64 MiB of float32.
-_CELLS_AT_ONCE = 16_000_000
+# Scores held at once, 64 MiB of float32: bounds memory whatever the size of the catalogue.
+CELLS_AT_ONCE = 16_000_000
 _INITIAL_DEVIATION = 0.02
 
 
@@ -39,12 +37,12 @@ class Sasrec(nn.Module):
     Args:
         num_items: N.
         config: the sizes and the dropout rate.
-        generator: draws the initial weights.
+        generator: draws the initial weights; None is torch's own, for weights that are loaded over them.
     """
 
-    def __init__(self, num_items: int, config: SasrecConfig, generator: torch.Generator) -> None:
+    def __init__(self, num_items: int, config: SasrecConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.max_length = config.max_length
+        self.config, self.num_items = config, num_items
         with torch.random.fork_rng(devices=[]):  # what the layers draw by themselves is drawn anew below
             self.items = nn.Embedding(num_items, config.d_model)
             self.positions = nn.Embedding(config.max_length, config.d_model)
@@ -75,6 +73,27 @@ class Sasrec(nn.Module):
     def scores(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of every item as the next one: float32 [..., D] -> [..., N]."""
         return F.linear(states, self.items.weight)
+
+    def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the whole catalogue, in nats a target.
+
+        Where M times N scores are too many for memory they are made in parts, and made again for the gradient.
+
+        Args:
+            states: float32 [M, D], M at least 1.
+            targets: int64 [M], each in [0, N).
+        """
+        rows = max(1, CELLS_AT_ONCE // self.num_items)
+        if len(targets) <= rows:
+            return F.cross_entropy(self.scores(states), targets)
+        total = states.new_zeros(())
+        for begin in range(0, len(targets), rows):
+            part = slice(begin, begin + rows)
+            total = total + checkpoint(self._summed_loss, states[part], targets[part], use_reentrant=False)
+        return total / len(targets)
+
+    def _summed_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.scores(states), targets, reduction="sum")
 
     def item_embeddings(self) -> np.ndarray:
         """A copy of what was learned of each item: float32 [N, D], on the CPU."""
@@ -135,49 +154,40 @@ class SeededDropout(nn.Module):
         return states * (kept * (256 / (256 - self.dropped)))
 
 
-def recommend_sasrec(model: Sasrec, histories: FlatHistories, *, top_k: int) -> dict[bool, IntArray]:
-    """The items of the highest logit after `history[:-1]`, of which the model sees the newest `max_length`.
-
-    Equal logits go to the lower item index. A user without an input gets an empty list.
-
-    Returns:
-        exclude_seen -> int64 [U, top_k], best first, padded with `NO_ITEM` where the catalogue is too small.
-    """
-    num_items = model.items.num_embeddings
-    seen = SeenItems(histories, num_items=num_items)
-    lists = empty_lists(histories, top_k=top_k)
-    for users, scores in next_item_scores(model, histories, num_hidden=1):
-        num_candidates = min(num_items, top_k + seen.most(users))
-        best, found = (part.cpu().numpy() for part in scores.topk(num_candidates, dim=1))  # [B, C] each
-        order = np.lexsort((found, -best), axis=1)
-        fill_lists(lists, np.take_along_axis(found, order, axis=1), users, seen=seen)
-    return lists
-
-
 @torch.no_grad()
-def next_item_scores(
-    model: Sasrec, histories: FlatHistories, *, num_hidden: int
-) -> Iterator[tuple[IntArray, torch.Tensor]]:
-    """Logits of the item after `history[:-num_hidden]`, for users of similar length at once.
+def next_item_scores(model: Sasrec, histories: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Logits of the item after each history, of which the newest `max_length` items are read; like lengths at once.
+
+    Args:
+        model: in evaluation mode.
+        histories: int64 [T] item indices each, oldest first.
 
     Yields:
-        int64 [B] users, and float32 [B, N] on the model's device; users without an input are left out.
+        int64 [B], which histories, and float32 [B, N] on the model's device; histories without an item are left out.
     """
     device = model.items.weight.device
-    lengths = np.minimum(histories.lengths - num_hidden, model.max_length)
+    flat, starts = flatten(histories)
+    lengths = np.minimum(np.diff(starts), model.config.max_length)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
-    rows = max(1, _CELLS_AT_ONCE // model.items.num_embeddings)
-    for start in range(0, len(order), rows):
-        users = order[start : start + rows]
-        firsts = histories.starts[users + 1] - num_hidden - lengths[users]
-        inputs = windows_of(histories.items, firsts, lengths[users])[0].to(device)  # [B, T]
-        last = torch.from_numpy(lengths[users] - 1).to(device)
-        states = model(inputs)[torch.arange(len(users), device=device), last]  # [B, D]
-        yield users, model.scores(states)
+    widest = max(model.num_items, 3 * model.config.d_model * int(lengths.max(initial=0)))
+    rows = max(1, CELLS_AT_ONCE // widest)
+    for begin in range(0, len(order), rows):
+        chosen = order[begin : begin + rows]
+        inputs = windows_of(flat, starts[chosen + 1] - lengths[chosen], lengths[chosen])[0].to(device)  # [B, T]
+        last = torch.from_numpy(lengths[chosen] - 1).to(device)
+        states = model(inputs)[torch.arange(len(chosen), device=device), last]  # [B, D]
+        yield chosen, model.scores(states)
 
 
-def windows_of(items: IntArray, firsts: IntArray, lengths: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+def flatten(histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All items end to end, int64 [sum of T], and where each history starts and the last one ends, int64 [B + 1]."""
+    lengths = [len(history) for history in histories]
+    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories]).astype(np.int64)
+    return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def windows_of(items: np.ndarray, firsts: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut `items[first:first + length]` out for each row.
 
     Returns:
