@@ -36,19 +36,26 @@ def instruments_table(documents: Sequence[Mapping[str, Any]], published: Mapping
         documents: the files' content, in the order of their rows.
         published: the part of `published.json` that is about this data set.
     """
-    rows = []
-    for document in documents:
-        seeds = [str(run["seed"]) for run in document["runs"]]
-        for test in dict.fromkeys(key for run in document["runs"] for key in run if key.startswith("test_")):
-            for route in dict.fromkeys(route for run in document["runs"] for route in run.get(test, {})):
-                found = [run[test][route] for run in document["runs"] if route in run.get(test, {})]
-                name = ", ".join([document["variant"], _in_words(route), _in_words(test.removeprefix("test_"))])
-                rows.append([name, ", ".join(seeds), *(_spread_of(found, metric) for metric in METRICS)])
+    rows = [row for document in documents for row in _instruments_rows(document)]
     rows += [
-        [f"{system['name']} ({system['source']})", "", *(_figure(system.get(metric)) for metric in METRICS)]
+        [f"{system['name']} ({system['source']})", "", *(_figure(system.get(metric)) for metric in METRICS), ""]
         for system in published["systems"]
     ]
-    return _markdown(["system", "seeds", *METRIC_NAMES.values()], rows)
+    return _markdown(["system", "seeds", *METRIC_NAMES.values(), "validation NDCG@10"], rows)
+
+
+def _instruments_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each `test_*` part and route that any run has; the validation figure is that of the route."""
+    runs, rows = document["runs"], []
+    for test in dict.fromkeys(key for run in runs for key in run if key.startswith("test_")):
+        for route in dict.fromkeys(route for run in runs for route in run.get(test, {})):
+            having = [run for run in runs if route in run.get(test, {})]
+            name = ", ".join([document["variant"], _in_words(route), _in_words(test.removeprefix("test_"))])
+            seeds = ", ".join(str(run["seed"]) for run in having)
+            figures = [_spread_of([run[test][route] for run in having], metric) for metric in METRICS]
+            validation = [run.get("validation", {}).get(route, {}) for run in having]
+            rows.append([name, seeds, *figures, _spread_of(validation, _HEADLINE)])
+    return rows
 
 
 def _caption(document: Mapping[str, Any]) -> str:
@@ -135,4 +142,4 @@ def _in_words(name: str) -> str:
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("|  |", "| |")
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines)
