@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from macrec_pipeline.recommender import load_item_embeddings
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking.store import connect
 
@@ -280,11 +281,21 @@ def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Sho
 
 @pytest.mark.slow
 def test_sasrec_as_a_third_route_goes_all_the_way(finished: Run, shop: Shop, tmp_path: Path) -> None:
-    """Trained once, weighed on validation data, served from the bundle; its own list is what the route gives."""
-    settings = ("--set", "decoding.fusion=calibrated", "--set", "decoding.collaborative_route=true")
-    run = _finish(shop.start(tmp_path, *settings), tmp_path)
+    """Trained once, in the quantizer, weighed on validation data, served; its own list is what the route gives."""
+    asked = (
+        "decoding.fusion=calibrated",
+        "decoding.collaborative_route=true",
+        "quantizer.collaborative_input_weight=0.5",
+        "quantizer.collaborative_contrast_weight=0.1",
+    )
+    run = _finish(shop.start(tmp_path, *(word for setting in asked for word in ("--set", setting))), tmp_path)
     assert run.status == 0, run.err[-3000:]
     assert run.store.manifest("sasrec").files == finished.store.manifest("sasrec").files
+    assert run.store.manifest("quantizer").files != finished.store.manifest("quantizer").files
+    quantizer = json.loads((run.store.folder("quantizer") / "quantizer.json").read_text(encoding="utf-8"))
+    embeddings = load_item_embeddings(run.store.folder("sasrec"))
+    assert embeddings is not None
+    assert quantizer["collaborative_dim"] == embeddings.shape[1]
     bundle = run.store.folder("recommender") / "bundle"
     description = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
     assert "sasrec.safetensors" in description["parts"]

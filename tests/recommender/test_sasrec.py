@@ -347,7 +347,7 @@ def test_a_collaborative_route_needs_its_fusion_and_its_model() -> None:
         resolve_config("demo", {"decoding": route})
     calibrated = {"decoding": route | {"fusion": "calibrated"}}
     assert resolve_config("demo", calibrated).decoding.collaborative_route
-    with pytest.raises(ConfigError, match=r"needs sasrec\.enabled=true: SASRec is that route$"):
+    with pytest.raises(ConfigError, match=r"needs sasrec\.enabled=true: SASRec is where that comes from$"):
         resolve_config("demo", calibrated, {"sasrec": {"enabled": False}})
 
 

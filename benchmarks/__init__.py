@@ -1,0 +1,1 @@
+"""Questions that need a clock or hours of training: commands, and the results that they wrote."""

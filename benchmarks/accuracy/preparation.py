@@ -1,0 +1,126 @@
+"""A data set as every variant gets it: histories and the embeddings of both modalities, made once.
+
+In: a data set's file and its data. Out: `Prepared`. Reading and cleaning take seconds and are repeated; embeddings are
+kept, by what the texts and pictures hold and which encoder read them. N items, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from benchmarks.accuracy.work_folder import code_digest, digest_of_arrays, remembered
+from macrec_pipeline.config import ROUTES, PipelineConfig, Route
+from macrec_pipeline.data.cleaning import clean
+from macrec_pipeline.data.given import given_embeddings
+from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.datasets import DatasetSpec, IndexedSource
+from macrec_pipeline.embeddings import embed_images, embed_texts
+from macrec_pipeline.errors import ConfigError, MissingFileError
+from macrec_pipeline.runtime.devices import prepare_device
+from macrec_pipeline.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One data set.
+
+    Attributes:
+        histories: whole histories, int64 [T] item indices each, oldest first, at least 3 long.
+        text_vectors, image_vectors: float32 [N, D].
+    """
+
+    histories: list[np.ndarray]
+    text_vectors: np.ndarray
+    image_vectors: np.ndarray
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self.text_vectors)
+
+    @cached_property
+    def blinded(self) -> list[np.ndarray]:
+        """The histories with item 0 in the place of the test target: all that anything is fitted on or ranked from."""
+        return [np.append(history[:-1], 0) for history in self.histories]
+
+    @cached_property
+    def vectors_digest(self) -> str:
+        """Of both modalities' embeddings."""
+        return digest_of_arrays([self.text_vectors, self.image_vectors])
+
+    @cached_property
+    def blinded_digest(self) -> str:
+        """Of the histories but for the test targets."""
+        return digest_of_arrays(self.blinded)
+
+
+def prepare(spec: DatasetSpec, config: PipelineConfig, *, data: Path, work: Path, progress: Progress) -> Prepared:
+    """Read, clean and embed a data set.
+
+    Raises:
+        MissingFileError: the data is not there; says which file.
+        ConfigError: the data set brings its IDs, so there is no quantizer to compare.
+        MacrecError: what else a stage raises on purpose.
+    """
+    if isinstance(spec.source, IndexedSource) and spec.source.text_index is not None:
+        raise ConfigError(
+            f"{spec.name} brings its semantic IDs, so its quantizer has no parts to leave out. "
+            "Use a data set with texts and pictures; benchmarks/accuracy/instruments.py is for given IDs."
+        )
+    if problems := validate_source(spec, data):
+        raise MissingFileError(f"{spec.name} is not ready: {' '.join(problems)} Name the data folder with --data.")
+    tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), config.cleaning)
+    histories = build_histories(tables.interactions, tables.items)
+    text, image = (
+        _vectors(spec, tables.items, route, config=config, data=data, work=work, progress=progress) for route in ROUTES
+    )
+    return Prepared([items.to_numpy(writable=True) for items in histories["item_indices"]], text, image)
+
+
+def _vectors(
+    spec: DatasetSpec,
+    items: pl.DataFrame,
+    route: Route,
+    *,
+    config: PipelineConfig,
+    data: Path,
+    work: Path,
+    progress: Progress,
+) -> np.ndarray:
+    """The embeddings of one modality: float32 [N, D]."""
+    given = given_embeddings(spec, data, items, route)
+    if given is not None:
+        return given
+    device = prepare_device(config.runtime)
+    encoder = config.text_encoder if route == "text" else config.image_encoder
+    paths = [None if path is None else data / path for path in items["image_path"]]
+    content = items["text"].to_list() if route == "text" else [_digest_of_file(path) for path in paths]
+    identity = {
+        "encoder": encoder.model_dump(mode="json"),
+        "runtime": config.runtime.model_dump(mode="json"),
+        "content": content,
+        "torch": torch.__version__,
+        "code": code_digest("embeddings"),
+    }
+
+    def embed() -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        if route == "text":
+            embedded = embed_texts(items["text"].to_list(), config.text_encoder, device=device, progress=progress)
+        else:
+            embedded = embed_images(paths, config.image_encoder, device=device, progress=progress)
+        return {"vectors": embedded.vectors}, {"imputed": int(embedded.imputed.sum())}
+
+    return remembered(work, f"{route}-embeddings", identity, embed).arrays["vectors"]
+
+
+def _digest_of_file(path: Path | None) -> str | None:
+    """SHA-256 of a picture; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None

@@ -1,0 +1,44 @@
+"""A data set of a few dozen items that no encoder has seen, and settings that train on it in a second."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.ablations import Study, run_study
+from benchmarks.accuracy.preparation import Prepared
+
+NUM_ITEMS, NUM_USERS = 40, 50
+TINY = (
+    "quantizer={num_levels: 2, codebook_size: 8, projection_dim: 8, hidden_dims: [8], latent_dim: 4, num_epochs: 4}",
+    "recommender={d_model: 8, d_ff: 8, d_kv: 4, num_heads: 1, num_epochs: 1, batch_size: 64}",
+    "decoding={beam_width: 10, top_k: 10}",
+    "evaluation={cutoffs: [1, 5, 10], bootstrap_samples: 50}",
+    "sasrec={d_model: 8, num_heads: 1, max_epochs: 1}",
+    "runtime.device=cpu",
+)
+SYSTEMS = ("full", "no_implicit", "sasrec", "item_knn", "popularity")
+
+
+def small_data(*, poisoned: bool = False) -> Prepared:
+    """People who go round the catalogue; poisoned, the last item of each is another one."""
+    generator = np.random.default_rng(5)
+    histories = []
+    for user in range(NUM_USERS):
+        history = (np.arange(generator.integers(5, 9)) + user) % NUM_ITEMS
+        histories.append(np.append(history[:-1], (history[-1] + 17 * poisoned) % NUM_ITEMS).astype(np.int64))
+    vectors = generator.normal(size=(2, NUM_ITEMS, 6)).astype(np.float32)
+    return Prepared(histories, vectors[0], vectors[1])
+
+
+def small_study(**changes: Any) -> Study:
+    """One seed of a few systems, one thread."""
+    return Study(**({"dataset": "demo", "systems": SYSTEMS, "overrides": TINY, "threads": 1} | changes))
+
+
+def run_small(work: Path, *, poisoned: bool = False, **changes: Any) -> dict[str, Any]:
+    """The results document without what the clock says."""
+    document = run_study(small_study(**changes), small_data(poisoned=poisoned), work=work)
+    for run in document["runs"]:
+        del run["seconds"]
+    return document
