@@ -131,7 +131,9 @@ class QuantizerConfig(Section):
     contrast_weight: float = Field(0.1, ge=0, description="weight of the layer contrast, a modality; 0 is off")
     alignment_weight: float = Field(0.001, ge=0, description="weight of the reconstruction alignment; 0 is off")
     collaborative_input_weight: float = Field(
-        0.0, ge=0, description="scale of the collaborative vectors beside each modality's embeddings; 0 is off"
+        0.0,
+        ge=0,
+        description="size of SASRec's item vectors beside each modality's embeddings, whose own is 1; 0 is off",
     )
     collaborative_contrast_weight: float = Field(
         0.0, ge=0, description="weight of the contrast with the collaborative vectors, a modality; 0 is off"

@@ -8,6 +8,7 @@ Shapes: N items, B batch, D input (embedding and collaborative vector), H latent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,8 @@ class ModalityQuantizer(nn.Module):
     def standardize(self, vectors: torch.Tensor, *, collaborative_dim: int = 0) -> None:
         """Set centre and scale from all items, float [N, D]: mean square one around the mean.
 
-        The last `collaborative_dim` columns are a block with a scale of its own, and come out times
-        `config.collaborative_input_weight`.
+        The last `collaborative_dim` columns are a block with a scale of its own. A weight of 1 gives it the sum of
+        squares that all the others have together, whatever the sizes, so that both count the same in a distance.
 
         Raises:
             TrainingError: the spread overflows float32, so that everything would be divided down to zero.
@@ -71,7 +72,7 @@ class ModalityQuantizer(nn.Module):
         self.centre[:own], self.scale[:own] = centre_and_scale(vectors[:, :own])
         if collaborative_dim:
             self.centre[own:], scale = centre_and_scale(vectors[:, own:])
-            self.scale[own:] = scale / self.collaborative_input_weight
+            self.scale[own:] = scale / (self.collaborative_input_weight * math.sqrt(own / collaborative_dim))
 
     def standardized(self, vectors: torch.Tensor) -> torch.Tensor:
         """Raw float [B, D] -> standardized float [B, D]."""
