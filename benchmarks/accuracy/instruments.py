@@ -10,11 +10,15 @@ repeated.
 Public text IDs repeat, so items that share one are moved to free IDs before training, as the pipeline does it. A hit is
 the target item itself; beside it stands the count of the published code, in which any item with the target's public
 text ID is a hit of the text route.
+
+Ranked by each route, by both as published (`fused`), by both with weights fitted on validation targets (`two_routes`),
+and by the two with SASRec as a third, weighed likewise (`three_routes`).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import json
 import platform
@@ -23,16 +27,23 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender.calibration import fit_fusion
+from macrec_pipeline.recommender.collaborative import log_probabilities
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender.fusion import CalibratedFusion, best_items, fuse, fuse_candidates, gather_candidates
 from macrec_pipeline.recommender.objective import ItemCodes
-from macrec_pipeline.recommender.ranking import Ranked
+from macrec_pipeline.recommender.ranking import Ranked, as_ranked
+from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
+
+if TYPE_CHECKING:
+    from macrec_pipeline.recommender.sasrec import Sasrec
 
 CODEBOOK_SIZE = 256
 CUTOFFS = (1, 5, 10)
@@ -69,6 +80,20 @@ PUBLISHED: dict[str, Any] = {
     "early_stopping": "validation_loss",
     "patience": 10,
 }
+# Chosen on validation data, see docs/results.md.
+SASREC: dict[str, Any] = {
+    "enabled": True,
+    "d_model": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout": 0.3,
+    "max_length": 20,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.01,
+    "batch_size": 1024,
+    "max_epochs": 30,
+    "patience": 4,
+}
 # One layer a side and no dropout, chosen on validation data: see docs/results.md.
 SHALLOW: dict[str, Any] = {
     "d_ff": 512,
@@ -80,13 +105,17 @@ SHALLOW: dict[str, Any] = {
     "learning_rate": 2e-3,
     "batch_size": 1024,
     "num_epochs": 8,
+    "early_stopping": "validation_ndcg",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
     "published_item_causal": {"encoding": "item_causal"},
     "shallow_exact": SHALLOW,
     "shallow": SHALLOW | {"encoding": "item_causal"},
+    # four times as long, with the published dropout
+    "long": SHALLOW | {"encoding": "item_causal", "dropout": 0.1, "num_epochs": 30, "patience": 100},
 }
+TOP_K, BATCH_SIZE = 20, 256
 
 
 def load(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
@@ -123,23 +152,41 @@ def metrics(ranks: np.ndarray) -> dict[str, float]:
     return result
 
 
+def rankings(
+    decoder: Decoder, histories: list[np.ndarray], fusions: Mapping[str, CalibratedFusion], *, beam_width: int
+) -> dict[str, list[Ranked]]:
+    """Lists of every route, and of every way to fuse them, from one search: system -> one list a history."""
+    assert decoder.collaborative is not None, "SASRec is one of the systems"
+    order = np.argsort([len(history) for history in histories], kind="stable")
+    found: dict[str, list[Ranked]] = {}
+    for begin in range(0, len(order), BATCH_SIZE):
+        batch = [histories[index] for index in order[begin : begin + BATCH_SIZE]]
+        beams = {route: decoder.search(batch, route, beam_width) for route in decoder.generative}
+        exact = log_probabilities(decoder.collaborative, batch)
+        num_levels = decoder.model.vocabulary.num_levels
+        candidates = gather_candidates(beams, num_levels=num_levels, collaborative=exact, width=beam_width)
+        systems = {"fused": fuse(*beams.values())} if len(beams) == 2 else {}
+        systems |= beams | {"sasrec": best_items(exact, width=beam_width)}
+        systems |= {name: fuse_candidates(candidates, fusion) for name, fusion in fusions.items()}
+        for system, ranked in systems.items():
+            found.setdefault(system, []).extend(as_ranked(ranked, TOP_K))
+    places = np.argsort(order)
+    return {system: [lists[place] for place in places] for system, lists in found.items()}
+
+
 def evaluate(
-    fitted: FittedRecommender,
-    items: ItemCodes,
+    decoder: Decoder,
+    fusions: Mapping[str, CalibratedFusion],
     histories: list[np.ndarray],
     public_numbers: np.ndarray,
     *,
     left_out: int,
     beam_width: int,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the fused routes and of each alone; the target is the `left_out`-th item from a history's end."""
-    decoder = Decoder(fitted.model, items)
+    """Metrics of every system; the target is the `left_out`-th item from a history's end."""
     targets = np.array([history[-left_out] for history in histories])
-    routes = ("fused", *decoder.routes) if len(decoder.routes) == 2 else tuple(decoder.routes)
-    ranked = decoder.rank(
-        [history[:-left_out] for history in histories], routes=routes, top_k=20, beam_width=beam_width, batch_size=256
-    )
-    measured = {route: metrics(ranks_of(targets, ranked[route])) for route in routes}
+    ranked = rankings(decoder, [history[:-left_out] for history in histories], fusions, beam_width=beam_width)
+    measured = {system: metrics(ranks_of(targets, lists)) for system, lists in ranked.items()}
     if "text" in ranked:
         shared = [Ranked(_first_of_each(public_numbers[found.item_indices]), found.scores) for found in ranked["text"]]
         measured["text_by_code_string"] = metrics(ranks_of(public_numbers[targets], shared))
@@ -150,36 +197,81 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train and measure once; the test targets are looked at after the last choice was made."""
     histories, public = load(arguments.data / "amazon-instruments")
     ids = resolve_given_ids(public["text"], public["image"], codebook_size=CODEBOOK_SIZE)
-    config = SimpleNamespace(**PUBLISHED | VARIANTS[arguments.variant] | arguments.set)
-    device = torch.device(arguments.device)
-    started = time.monotonic()
+    codes = {"text": ids.text_codes, "image": ids.image_codes}
+    device, clock = torch.device(arguments.device), _Clock()
     fitted = fit_recommender(
         histories,
-        ids.text_codes,
-        ids.image_codes,
+        *codes.values(),
         codebook_size=CODEBOOK_SIZE,
-        config=config,  # type: ignore[arg-type]
+        config=SimpleNamespace(**PUBLISHED | VARIANTS[arguments.variant] | arguments.set),  # type: ignore[arg-type]
         seed=seed,
         device=device,
-        progress=_show,
+        progress=clock.show,
         checkpoint=arguments.work / f"instruments-{arguments.variant}-{seed}.safetensors",
     )
-    trained = time.monotonic()
-    codes = {"text": ids.text_codes, "image": ids.image_codes}
+    trained = clock.seconds()
+    sasrec = fit_sasrec(
+        histories,
+        num_items=len(ids.text_codes),
+        config=SimpleNamespace(**SASREC),  # type: ignore[arg-type]
+        seed=seed,
+        device=device,
+        progress=clock.show,
+        checkpoint=arguments.work / f"instruments-sasrec-{seed}.safetensors",
+    )
+    fusions = _fusions(fitted, histories, codes, sasrec.model)
     items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
+    decoder = Decoder(fitted.model, items, collaborative=sasrec.model)
     numbers = np.unique(public["text"], axis=0, return_inverse=True)[1].ravel()
     result: dict[str, Any] = {
         "seed": seed,
-        "train_seconds": round(trained - started, 1),
+        "train_seconds": trained,
+        "epoch_seconds": clock.epochs(fitted),
         "best_epoch": fitted.best_epoch,
+        "log": fitted.log,
+        "sasrec": sasrec.settings(),
+        "fusions": {name: dataclasses.asdict(fusion) for name, fusion in fusions.items()},
+        "validation": evaluate(decoder, fusions, histories, numbers, left_out=2, beam_width=20),
     }
-    result["log"] = fitted.log
-    result["validation"] = evaluate(fitted, items, histories, numbers, left_out=2, beam_width=20)
-    for width in arguments.beam_widths:
+    for width in [] if arguments.validation_only else arguments.beam_widths:
         begun = time.monotonic()
-        result[f"test_beam_{width}"] = evaluate(fitted, items, histories, numbers, left_out=1, beam_width=width)
+        result[f"test_beam_{width}"] = evaluate(decoder, fusions, histories, numbers, left_out=1, beam_width=width)
         result[f"users_per_second_beam_{width}"] = round(len(histories) / (time.monotonic() - begun), 1)
     return result
+
+
+def _fusions(
+    fitted: FittedRecommender, histories: list[np.ndarray], codes: dict[str, np.ndarray], sasrec: Sasrec
+) -> dict[str, CalibratedFusion]:
+    decoding: Any = SimpleNamespace(beam_width=20, top_k=TOP_K, batch_size=BATCH_SIZE)
+    found = {
+        "two_routes": fit_fusion(fitted.model, histories, codes, config=decoding),
+        "three_routes": fit_fusion(fitted.model, histories, codes, config=decoding, sasrec=sasrec),
+    }
+    return {name: fusion for name, fusion in found.items() if fusion is not None}
+
+
+class _Clock:
+    """Shows how far training is, and remembers when each of its epochs ended."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.steps: dict[int, float] = {}
+        self.total = 0
+
+    def seconds(self) -> float:
+        return round(time.monotonic() - self.begun, 1)
+
+    def show(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        if stage == "recommender":
+            self.steps[done], self.total = self.seconds(), total
+        _show(stage, done, total, metrics)
+
+    def epochs(self, fitted: FittedRecommender) -> list[float]:
+        """Seconds from the start to the end of each epoch's steps; empty for a training that went on after a cut."""
+        steps = self.total // fitted.model.config.num_epochs
+        ends = [self.steps.get(steps * epoch) for epoch in range(1, len(fitted.log) + 1)]
+        return [] if None in ends else [end for end in ends if end is not None]
 
 
 def _first_of_each(numbers: np.ndarray) -> np.ndarray:
@@ -209,6 +301,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--beam-widths", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--validation-only", action="store_true", help="for choosing settings: no test target is read")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", type=_settings, action="append", default=[], metavar="NAME=JSON")
     arguments = parser.parse_args()
@@ -227,10 +320,12 @@ def main() -> None:
         "runs": runs,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"instruments-{arguments.variant}.json"
+    suffix = "-validation" if arguments.validation_only else ""
+    path = arguments.out / f"instruments-{arguments.variant}{suffix}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for run in runs:
-        for name, figures in run[f"test_beam_{arguments.beam_widths[0]}"].items():
+        shown = "validation" if arguments.validation_only else f"test_beam_{arguments.beam_widths[0]}"
+        for name, figures in run[shown].items():
             print(run["seed"], name, {key: round(value, 4) for key, value in figures.items()})
     print(path)
 
