@@ -38,9 +38,10 @@ from benchmarks.accuracy.preparation import Prepared, prepare
 from benchmarks.accuracy.rendering import table
 from benchmarks.accuracy.trained import HIDDEN, variant_lists
 from benchmarks.accuracy.variants import BASELINES, DETERMINISTIC, FULL, SYSTEMS, VARIANTS
-from macrec_pipeline.config import PipelineConfig, parse_overrides
+from macrec_pipeline.config import PipelineConfig, RecommenderConfig, parse_overrides
 from macrec_pipeline.datasets import DemoSource, load_dataset
 from macrec_pipeline.errors import ConfigError, MacrecError
+from macrec_pipeline.recommender.vocabulary import HISTORY_TASKS
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
@@ -71,7 +72,12 @@ class Study:
     def config(self, system: str, seed: int) -> PipelineConfig:
         """The resolved settings of one run. Raises `ConfigError`."""
         changes = [*self.overrides, *VARIANTS.get(system, ()), f"runtime.num_threads={self.threads}", f"seed={seed}"]
-        return load_dataset(self.dataset).config(parse_overrides(changes))
+        spec = load_dataset(self.dataset)
+        config = spec.config(parse_overrides(changes))
+        whole = spec.config(parse_overrides(self.overrides)).recommender
+        # a variant with fewer tasks has as many steps and as many targets of each task in a step as the whole method
+        share = config.recommender.batch_size * _num_history_tasks(config.recommender) // _num_history_tasks(whole)
+        return spec.config(parse_overrides([*changes, f"recommender.batch_size={share}"]))
 
     def check(self) -> None:
         """Resolve every run's settings before the first one starts.
@@ -89,6 +95,11 @@ class Study:
                 self.config(system, self.seeds[0])
             except ConfigError as error:
                 raise type(error)(f"{system}: {error}") from None
+
+
+def _num_history_tasks(config: RecommenderConfig) -> int:
+    """Tasks among which a step's targets are shared out."""
+    return sum(task in HISTORY_TASKS for task in config.tasks)
 
 
 def run_study(study: Study, prepared: Prepared, *, work: Path, progress: Progress = quiet_progress) -> dict[str, Any]:

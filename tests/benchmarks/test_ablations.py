@@ -150,3 +150,11 @@ def test_every_variant_changes_what_it_says() -> None:
     """Each variant but the whole method differs from it, and from every other one."""
     assert SYSTEMS[: len(VARIANTS)] == tuple(VARIANTS)
     assert len(set(VARIANTS.values())) == len(VARIANTS)
+
+
+@pytest.mark.parametrize(("variant", "share"), [("full", 1.0), ("no_explicit", 0.5), ("text_only", 0.25)])
+def test_fewer_tasks_have_as_many_steps(variant: str, share: float) -> None:
+    """A step has as many targets of each task in every variant: none wins or loses by the number of its steps."""
+    study = small_study(systems=("full", variant) if variant != "full" else ("full",))
+    whole, own = (study.config(system, 1).recommender.batch_size for system in ("full", variant))
+    assert own == share * whole
