@@ -25,8 +25,13 @@ from macrec_pipeline.runtime.seeds import numpy_generator
 METRICS = ("hr_1", "hr_5", "hr_10", "ndcg_5", "ndcg_10")
 COMPARED = ("hr_10", "ndcg_10")
 REFERENCE = f"{FULL}/fused"
-# Beside the reference against every other system: what the explicit tasks give by themselves.
-FURTHER_PAIRS = (("no_implicit/fused", "no_explicit/fused"),)
+# Beside the reference against every other system: what the explicit tasks give by themselves, and whether everything
+# together passes the strongest baselines.
+FURTHER_PAIRS = (
+    ("no_implicit/fused", "no_explicit/fused"),
+    ("anchored_three_routes/fused", "sasrec"),
+    ("anchored_three_routes/fused", "item_knn"),
+)
 _STREAM = "benchmarks/ablations/bootstrap"
 
 

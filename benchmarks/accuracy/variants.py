@@ -6,6 +6,8 @@ A variant is what must be laid over the settings of a data set, written as after
 
 FULL = "full"
 ROUTES_ONLY = "recommender.tasks=[text_to_text, image_to_image]"
+ANCHORED = "quantizer.collaborative_input_weight=3"
+THREE_ROUTES = ("decoding.fusion=calibrated", "decoding.collaborative_route=true")
 VARIANTS: dict[str, tuple[str, ...]] = {
     FULL: (),
     # The layer contrast and the reconstruction alignment of the quantizer (MACRec section 3.2).
@@ -25,6 +27,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no_cross_modal": ("quantizer.method=single_modality", "recommender.implicit_weight=0"),
     # IDs without any training.
     "residual_k_means": ("quantizer.method=residual_k_means",),
+    # The whole method and a collaborative signal: SASRec's item vectors beside the quantizer's input, in a contrast of
+    # the quantizer, or SASRec as a third route (`calibrated` is its fusion without it). Fusion is fitted on validation
+    # targets. The weight of the anchor was chosen on those of MovieLens-100K, of 0, 1 and 3.
+    "anchored": (ANCHORED,),
+    "collaborative_contrast": ("quantizer.collaborative_contrast_weight=0.1",),
+    "calibrated": ("decoding.fusion=calibrated",),
+    "three_routes": THREE_ROUTES,
+    "anchored_three_routes": (ANCHORED, *THREE_ROUTES),
 }
 SASREC, ITEM_KNN, POPULARITY = "sasrec", "item_knn", "popularity"
 BASELINES = (SASREC, ITEM_KNN, POPULARITY)
