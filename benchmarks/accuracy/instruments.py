@@ -209,7 +209,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         progress=clock.show,
         checkpoint=arguments.work / f"instruments-{arguments.variant}-{seed}.safetensors",
     )
-    trained = clock.seconds()
+    trained, epochs = clock.seconds(), clock.epochs(fitted)
     sasrec = fit_sasrec(
         histories,
         num_items=len(ids.text_codes),
@@ -225,8 +225,8 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     numbers = np.unique(public["text"], axis=0, return_inverse=True)[1].ravel()
     result: dict[str, Any] = {
         "seed": seed,
-        "train_seconds": trained,
-        "epoch_seconds": clock.epochs(fitted),
+        "train_seconds": trained if epochs else None,  # a training that went on after a cut has no time of its own
+        "epoch_seconds": epochs,
         "best_epoch": fitted.best_epoch,
         "log": fitted.log,
         "sasrec": sasrec.settings(),
