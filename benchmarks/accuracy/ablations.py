@@ -37,7 +37,7 @@ from benchmarks.accuracy.measuring import Run, measure
 from benchmarks.accuracy.preparation import Prepared, prepare
 from benchmarks.accuracy.rendering import table
 from benchmarks.accuracy.trained import HIDDEN, variant_lists
-from benchmarks.accuracy.variants import BASELINES, DETERMINISTIC, FULL, SYSTEMS, VARIANTS
+from benchmarks.accuracy.variants import AS_PUBLISHED, BASELINES, DETERMINISTIC, FULL, SYSTEMS, VARIANTS
 from macrec_pipeline.config import PipelineConfig, RecommenderConfig, parse_overrides
 from macrec_pipeline.datasets import DemoSource, load_dataset
 from macrec_pipeline.errors import ConfigError, MacrecError
@@ -71,7 +71,8 @@ class Study:
 
     def config(self, system: str, seed: int) -> PipelineConfig:
         """The resolved settings of one run. Raises `ConfigError`."""
-        changes = [*self.overrides, *VARIANTS.get(system, ()), f"runtime.num_threads={self.threads}", f"seed={seed}"]
+        own = [*VARIANTS.get(system, ()), f"runtime.num_threads={self.threads}", f"seed={seed}"]
+        changes = [*AS_PUBLISHED, *self.overrides, *own]
         spec = load_dataset(self.dataset)
         config = spec.config(parse_overrides(changes))
         whole = spec.config(parse_overrides(self.overrides)).recommender

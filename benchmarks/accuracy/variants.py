@@ -6,6 +6,13 @@ A variant is what must be laid over the settings of a data set, written as after
 
 FULL = "full"
 ROUTES_ONLY = "recommender.tasks=[text_to_text, image_to_image]"
+# What a data set's file turns on beyond the published method is off, unless the variant asks for it.
+AS_PUBLISHED = (
+    "quantizer.collaborative_input_weight=0",
+    "quantizer.collaborative_contrast_weight=0",
+    "decoding.collaborative_route=false",
+    "decoding.fusion=published",
+)
 ANCHORED = "quantizer.collaborative_input_weight=3"
 THREE_ROUTES = ("decoding.fusion=calibrated", "decoding.collaborative_route=true")
 VARIANTS: dict[str, tuple[str, ...]] = {

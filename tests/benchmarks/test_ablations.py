@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy import trained
-from benchmarks.accuracy.ablations import main
+from benchmarks.accuracy.ablations import Study, main
 from benchmarks.accuracy.variants import SYSTEMS, VARIANTS
+from macrec_pipeline.datasets import load_dataset
 from tests.benchmarks.small_study import NUM_USERS, run_small, small_study
 
 
@@ -158,3 +159,14 @@ def test_fewer_tasks_have_as_many_steps(variant: str, share: float) -> None:
     study = small_study(systems=("full", variant) if variant != "full" else ("full",))
     whole, own = (study.config(system, 1).recommender.batch_size for system in ("full", variant))
     assert own == share * whole
+
+
+def test_what_a_data_set_turns_on_beyond_the_paper_is_asked_for_by_name() -> None:
+    """MovieLens' own file anchors its IDs and has a third route; the whole method of the study does not."""
+    study = Study("movielens-100k")
+    assert load_dataset("movielens-100k").config().quantizer.collaborative_input_weight > 0
+    full, anchored, routes = (study.config(name, 1) for name in ("full", "anchored", "three_routes"))
+    assert (full.quantizer.collaborative_input_weight, full.decoding.fusion) == (0, "published")
+    assert anchored.quantizer.collaborative_input_weight > 0
+    assert not anchored.decoding.collaborative_route
+    assert routes.decoding.collaborative_route
