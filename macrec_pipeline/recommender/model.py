@@ -20,6 +20,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from macrec_pipeline.errors import StorageError
+from macrec_pipeline.recommender.dropout import ByteDropout
 from macrec_pipeline.recommender.tasks import FIRST_ITEM_LAG, HIDDEN_LAG, num_lags
 from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
 
@@ -156,31 +157,6 @@ class GenerativeRecommender(nn.Module):
         levels = torch.arange(codes.shape[-1], device=codes.device)
         tokens = codes + levels * words.codebook_size + words.first_code_token(modality)
         return F.pad(tokens, (1, 0), value=PADDING)
-
-
-class ByteDropout(nn.Module):
-    """Dropout that draws one random byte an element, from a generator of its own.
-
-    Eight decisions a draw: on a CPU the ordinary mask costs as much as the matrix products around it. The rate is
-    rounded to a multiple of 1/256, and the survivors are scaled by the rounded rate, so the expectation is exact.
-    """
-
-    def __init__(self, rate: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.dropped = round(rate * 256)
-        self.generator = generator
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States of any shape, unchanged outside training."""
-        if not (self.training and self.dropped):
-            return states
-        if self.generator.device != states.device:
-            kept = torch.rand_like(states) * 256 >= self.dropped
-        else:
-            words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
-            words.random_(-(2**63), None, generator=self.generator)
-            kept = words.view(torch.uint8)[: states.numel()].view(states.shape) >= self.dropped
-        return states * (kept * (256 / (256 - self.dropped)))
 
 
 class _fixed_global_seed:  # noqa: N801 - reads as a statement

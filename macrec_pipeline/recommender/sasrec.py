@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from macrec_pipeline.recommender.dropout import ByteDropout
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -48,7 +50,7 @@ class Sasrec(nn.Module):
             self.positions = nn.Embedding(config.max_length, config.d_model)
             self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
             self.norm = nn.LayerNorm(config.d_model)
-        self.dropout = SeededDropout(config.dropout)
+        self.dropout = ByteDropout(config.dropout)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
@@ -102,7 +104,7 @@ class Sasrec(nn.Module):
     def draw_dropout_from(self, generator: torch.Generator) -> None:
         """Let every dropout draw its masks from this generator, which is on the CPU."""
         for module in self.modules():
-            if isinstance(module, SeededDropout):
+            if isinstance(module, ByteDropout):
                 module.generator = generator
 
 
@@ -117,7 +119,7 @@ class _Block(nn.Module):
         self.projections = nn.Linear(width, 3 * width)
         self.merge = nn.Linear(width, width)
         self.feed = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.dropout = SeededDropout(config.dropout)
+        self.dropout = ByteDropout(config.dropout)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """float32 [B, T, D] -> the same shape."""
@@ -130,28 +132,6 @@ class _Block(nn.Module):
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # [B, A, T, D / A] each
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return cast(torch.Tensor, self.merge(mixed.transpose(1, 2).reshape(rows, length, width)))
-
-
-class SeededDropout(nn.Module):
-    """Dropout whose mask comes from a generator that it is given, one random byte an element.
-
-    The rate is rounded to a multiple of 1/256, and the survivors are scaled by the rounded rate.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.dropped = round(rate * 256)
-        self.generator: torch.Generator | None = None
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States of any shape, unchanged outside training."""
-        if not (self.training and self.dropped):
-            return states
-        # eight decisions a draw: one draw an element costs as much as the matrix products around it
-        words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
-        words.random_(-(2**63), None, generator=self.generator)
-        kept = words.view(torch.uint8)[: states.numel()].view(states.shape).to(states.device) >= self.dropped
-        return states * (kept * (256 / (256 - self.dropped)))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec
 from macrec_pipeline.recommender.sasrec import Sasrec, flatten, next_item_scores, windows_of
 from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
+from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import guarded_step
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def fit_sasrec(
         {"config": dict(vars(config)), "seed": seed, "num_items": num_items}, flatten(histories)
     )
     model = Sasrec(num_items, config, torch_generator(seed, "sasrec/weights")).to(device)
-    return _Fit(model, histories, config, seed, progress).run(checkpoint, identity)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _Fit(model, histories, config, seed, progress).run(checkpoint, identity)
 
 
 def training_windows(lengths: np.ndarray, *, max_length: int) -> Windows:
@@ -110,6 +111,7 @@ class _Fit:
         self, model: Sasrec, histories: Sequence[np.ndarray], config: SasrecConfig, seed: int, progress: Progress
     ) -> None:
         self.model, self.histories, self.config, self.progress = model, histories, config, progress
+        self.seed = seed
         self.order, self.dropout = numpy_generator(seed, "sasrec/order"), torch_generator(seed, "sasrec/dropout")
         model.draw_dropout_from(self.dropout)
         self.optimizer = torch.optim.AdamW(
@@ -146,6 +148,7 @@ class _Fit:
     def _train_epoch(self, epoch: int) -> float:
         """One pass over all windows; the mean loss a target in nats."""
         self.model.train()
+        torch.manual_seed(derived_seed(self.seed, f"sasrec/dropout/{epoch}"))  # for devices other than the CPU
         device = self.model.items.weight.device
         total, count = 0.0, 0
         for step, batch in enumerate(plan_batches(self.windows, self.config.batch_size, self.order), start=1):

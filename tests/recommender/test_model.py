@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender.model import ByteDropout, GenerativeRecommender
+from macrec_pipeline.recommender.dropout import ByteDropout
+from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, encode_histories, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, last_target_rows, training_rows
 from macrec_pipeline.recommender.vocabulary import Vocabulary

@@ -15,7 +15,7 @@ from macrec_pipeline.config import SasrecConfig, resolve_config
 from macrec_pipeline.errors import ConfigError, StorageError, TrainingError
 from macrec_pipeline.recommender.collaborative import log_probabilities, rank_catalogue
 from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec, load_item_embeddings, write_skipped
-from macrec_pipeline.recommender.sasrec import Sasrec, SeededDropout
+from macrec_pipeline.recommender.sasrec import Sasrec
 from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec, training_windows, validation_ndcg
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import torch_generator
@@ -315,16 +315,6 @@ def test_a_folder_that_holds_no_model_says_so(tmp_path: Path) -> None:
     (broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(StorageError, match=r"model\.safetensors is missing or damaged"):
         load_item_embeddings(broken)
-
-
-def test_dropout_keeps_the_expectation_and_the_share() -> None:
-    """A quarter of the elements is zero, the others are scaled up; outside training nothing changes."""
-    dropout = SeededDropout(0.25)
-    dropout.generator = torch_generator(0, "test")
-    dropped = dropout(torch.ones(101, 97))
-    assert sorted(dropped.unique().tolist()) == pytest.approx([0.0, 4 / 3])
-    assert (dropped == 0).double().mean() == pytest.approx(0.25, abs=0.02)
-    assert torch.equal(dropout.eval()(torch.ones(3)), torch.ones(3))
 
 
 def test_a_loss_that_is_not_finite_stops_training() -> None:
