@@ -49,7 +49,7 @@ def picture(documents: Sequence[Mapping[str, Any]]) -> Figure:
     """Two figures against samples and against minutes, a line a run."""
     figure = Figure(figsize=(9.6, 6.4), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2, sharey="row", squeeze=False)
+    panels = figure.subplots(2, 2, sharex="col", sharey="row", squeeze=False)
     for number, (name, samples, minutes, figures) in enumerate(
         curve for document in documents for curve in curves(document)
     ):
