@@ -4,11 +4,13 @@ People of the shop move by a chain of kinds *and* keep to a style. Texts tell th
 (`data/demo_shop.py`). So whoever reads one of them cannot know half of what decides, whoever fuses both can, and any of
 them knows more than a list that is the same for everyone, of which the shop makes a poor one: popularity moves only the
 choice between the two or so items of one look. Nothing of that depends on fine tuning, and on the CPU the figures are
-the same in each run, so margins are asserted and not only signs.
+the same in each run. Asserted is that the paired interval over users leaves zero out, and of popularity a multiple.
 
 Not promised by the construction, and not asserted: where the variants with both modalities stand to each other, and
 where any stands to item-kNN and SASRec, which learn the shop's rules without looking at an item.
 """
+
+from typing import Any
 
 import pytest
 
@@ -33,9 +35,6 @@ STUDY = Study(
     ),
     threads=THREADS,
 )
-# NDCG@10 that the whole method is ahead at least.
-AHEAD_OF_TEXT_ONLY = 0.05
-AHEAD_OF_A_ROUTE = 0.05
 # How many times the NDCG@10 of popularity.
 TIMES_POPULARITY = 5.0
 TIMES_POPULARITY_WITHOUT_A_PART = 3.0
@@ -44,26 +43,32 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """NDCG@10 of every system's test targets, seen items allowed."""
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The study's own results document."""
     folder = tmp_path_factory.mktemp("demo-ordering")
     spec, config = load_dataset(STUDY.dataset), STUDY.config(FULL, STUDY.seeds[0])
     prepared = prepare(spec, config, data=folder / "data", work=folder / "work", progress=quiet_progress)
-    document = run_study(STUDY, prepared, work=folder / "work")
+    return run_study(STUDY, prepared, work=folder / "work")
+
+
+@pytest.fixture(scope="module")
+def measured(document: dict[str, Any]) -> dict[str, float]:
+    """NDCG@10 of every system's test targets, seen items allowed."""
     return {
         label: measured["test"]["seen_allowed"]["ndcg_10"]["mean"] for label, measured in document["systems"].items()
     }
 
 
-def test_two_modalities_know_more_than_one_text(measured: dict[str, float]) -> None:
-    """A recommender of texts alone knows which kind comes next, and not in which style."""
-    assert measured["full/fused"] > measured["text_only/text"] + AHEAD_OF_TEXT_ONLY, measured
-
-
-@pytest.mark.parametrize("route", ["text", "image"])
-def test_the_routes_together_know_more_than_each(measured: dict[str, float], route: str) -> None:
-    """Each route reads one modality; the fused list has what both agree on first."""
-    assert measured["full/fused"] > measured[f"full/{route}"] + AHEAD_OF_A_ROUTE, measured
+@pytest.mark.parametrize("other", ["text_only/text", "full/text", "full/image"])
+def test_both_modalities_together_know_more_than_one(document: dict[str, Any], other: str) -> None:
+    """The fused list is ahead of texts alone and of either route, by more than other users would have changed."""
+    (found,) = (
+        row
+        for row in document["comparisons"]
+        if (row["against"], row["setting"], row["metric"]) == (other, "seen_allowed", "ndcg_10")
+    )
+    assert found["system"] == "full/fused"
+    assert found["low"] > 0, found
 
 
 def test_the_whole_method_is_far_above_popularity(measured: dict[str, float]) -> None:
