@@ -64,7 +64,8 @@ def _caption(document: Mapping[str, Any]) -> str:
     spread = "mean ± standard deviation" if len(seeds) > 1 else "one seed, so no spread"
     return (
         f"`{document['command']}`: {target} targets of {document['num_users']:,} users, {document['num_items']:,} "
-        f"items; seeds {', '.join(map(str, seeds))} ({spread}); {machine['threads']} threads, {machine['device']}. "
+        f"items; seeds {', '.join(map(str, seeds))} ({spread}); {machine['threads']} "
+        f"thread{'s' * (machine['threads'] > 1)}, {machine['device']}. "
         f"In the last column the paired difference of {_in_words(_SHOWN_WHOLE)}, fused, less the row, with the "
         f"{document['confidence']:.0%} bootstrap interval over users, each user's figure averaged over seeds first."
     )
