@@ -19,9 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from macrec_pipeline import __version__
-from macrec_pipeline.config import parse_overrides
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, datasets_folder, load_dataset
 from macrec_pipeline.errors import ConfigError, MacrecError, MissingFileError
+from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import (
     WIDE,
     answer_table,

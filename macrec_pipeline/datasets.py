@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from macrec_pipeline.config import PipelineConfig, Section, describe_validation_error, resolve_config
+from macrec_pipeline.config import PipelineConfig, Section
 from macrec_pipeline.errors import ConfigError, UnknownDatasetError
+from macrec_pipeline.presets import describe_validation_error, resolve_config
 
 
 def _inside(path: str) -> str:

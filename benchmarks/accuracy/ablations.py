@@ -38,9 +38,10 @@ from benchmarks.accuracy.preparation import Prepared, prepare
 from benchmarks.accuracy.rendering import table
 from benchmarks.accuracy.trained import HIDDEN, variant_lists
 from benchmarks.accuracy.variants import AS_PUBLISHED, BASELINES, DETERMINISTIC, FULL, SYSTEMS, VARIANTS
-from macrec_pipeline.config import PipelineConfig, RecommenderConfig, parse_overrides
+from macrec_pipeline.config import PipelineConfig, RecommenderConfig
 from macrec_pipeline.datasets import DemoSource, load_dataset
 from macrec_pipeline.errors import ConfigError, MacrecError
+from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.recommender.vocabulary import HISTORY_TASKS
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress, quiet_progress

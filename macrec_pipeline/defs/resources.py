@@ -9,8 +9,9 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from macrec_pipeline.config import PipelineConfig, parse_overrides
+from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
+from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking import Tracker, open_tracking
 

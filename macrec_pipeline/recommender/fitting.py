@@ -21,7 +21,13 @@ from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, h
 from macrec_pipeline.recommender.tasks import Batch, Rows, batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
-from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint, training_identity
+from macrec_pipeline.runtime.checkpoint import (
+    load_checkpoint,
+    restore_training,
+    save_checkpoint,
+    training_identity,
+    training_tensors,
+)
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import MovingAverage, cosine_schedule, evaluated_weights, guarded_step
@@ -148,10 +154,7 @@ class _Fit:
             return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best_state.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        tensors = training_tensors(self.model, self.best_state, self.optimizer)
         if self.average is not None:
             tensors |= {f"average/{index}": value for index, value in enumerate(self.average.values)}
         return tensors
@@ -162,18 +165,8 @@ class _Fit:
     def _restore(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         self.log, self.best_epoch = values["log"], values["best_epoch"]
         self.schedule.load_state_dict(values["schedule"])
-        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "average": {}}
-        for name, value in tensors.items():
-            group, rest = name.split("/", 1)
-            groups[group][rest] = value
-        self.model.load_state_dict(groups["model"])
+        groups = restore_training(tensors, self.model, self.optimizer)
         self.best_state = {name: value.to(self.device) for name, value in groups["best"].items()}
-        state = self.optimizer.state_dict()
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in groups["optimizer"].items():
-            index, _, moment = name.partition("/")
-            moments.setdefault(int(index), {})[moment] = value
-        self.optimizer.load_state_dict(state | {"state": moments})
         for settings, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             settings["lr"] = rate
         if self.average is not None:

@@ -17,7 +17,13 @@ import torch
 
 from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec
 from macrec_pipeline.recommender.sasrec import Sasrec, flatten, next_item_scores, windows_of
-from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint, training_identity
+from macrec_pipeline.runtime.checkpoint import (
+    load_checkpoint,
+    restore_training,
+    save_checkpoint,
+    training_identity,
+    training_tensors,
+)
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import guarded_step
@@ -168,10 +174,7 @@ class _Fit:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"best/{name}": value for name, value in self.best_state.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        tensors = training_tensors(self.model, self.best_state, self.optimizer)
         return tensors | {"generator/dropout": self.dropout.get_state()}
 
     def _values(self) -> dict[str, Any]:
@@ -180,18 +183,9 @@ class _Fit:
     def _restore(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         self.log, self.best_epoch = values["log"], values["best_epoch"]
         self.order.bit_generator.state = values["order"]
-        groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}, "generator": {}}
-        for name, value in tensors.items():
-            group, rest = name.split("/", 1)
-            groups[group][rest] = value
-        self.model.load_state_dict(groups["model"])
+        groups = restore_training(tensors, self.model, self.optimizer)
         self.best_state = groups["best"]
         self.dropout.set_state(groups["generator"]["dropout"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in groups["optimizer"].items():
-            index, _, moment = name.partition("/")
-            moments.setdefault(int(index), {})[moment] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
 
 
 def plan_batches(windows: Windows, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:

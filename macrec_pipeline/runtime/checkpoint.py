@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 _log = logging.getLogger(__name__)
 
@@ -57,3 +58,35 @@ def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tenso
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         _log.warning("%s cannot be read (%s), so training starts at the beginning.", path, error)
         return None
+
+
+def training_tensors(
+    model: nn.Module, best_state: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """The weights, the best ones so far and the optimizer's memory, as `model/..`, `best/..` and `optimizer/..`."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in best_state.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+    return tensors
+
+
+def restore_training(
+    tensors: Mapping[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Put back the weights and the optimizer's memory of `training_tensors`.
+
+    Returns:
+        All tensors by what stands before the first slash of their names, "best" among them.
+    """
+    groups: dict[str, dict[str, torch.Tensor]] = {"optimizer": {}}
+    for name, value in tensors.items():
+        group, rest = name.split("/", 1)
+        groups.setdefault(group, {})[rest] = value
+    model.load_state_dict(groups["model"])
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in groups["optimizer"].items():
+        index, _, moment = name.partition("/")
+        moments.setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return groups

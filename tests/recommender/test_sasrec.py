@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from macrec_pipeline.config import SasrecConfig, resolve_config
+from macrec_pipeline.config import SasrecConfig
 from macrec_pipeline.errors import ConfigError, StorageError, TrainingError
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender.collaborative import log_probabilities, rank_catalogue
 from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec, load_item_embeddings, write_skipped
 from macrec_pipeline.recommender.sasrec import Sasrec

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from macrec_pipeline.config import PseudoLabelConfig, QuantizerConfig, resolve_config
+from macrec_pipeline.config import PseudoLabelConfig, QuantizerConfig
 from macrec_pipeline.errors import ConfigError, SemanticIdError, StorageError, TrainingError
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.semantic_ids import (
     FittedQuantizer,
     assign_semantic_ids,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from macrec_pipeline.config import resolve_config
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import AssetRun, Tracker, metric_progress
 from macrec_pipeline.tracking.store import connect
 

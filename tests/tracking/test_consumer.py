@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from macrec_pipeline.config import RecommenderConfig, resolve_config
+from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
 from macrec_pipeline.tracking import Tracker
 

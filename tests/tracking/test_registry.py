@@ -12,8 +12,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.scoring_server import invocations
 
-from macrec_pipeline.config import resolve_config
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import RegisteredVersion, Tracker, load_model, packaging
 from macrec_pipeline.tracking.packaging import copy_code
 from macrec_pipeline.tracking.registry import bundle_digest

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from macrec_pipeline.config import PipelineConfig, resolve_config
+from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import AssetRun, Tracker
 from macrec_pipeline.tracking.commit import git_commit
 from macrec_pipeline.tracking.runs import MAX_PARAM_LENGTH, flat_params
@@ -155,7 +156,7 @@ def test_settings_of_the_process_do_not_matter(tracker: Tracker, home: Path) -> 
 KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
-from macrec_pipeline.config import resolve_config
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import open_tracking
 tracker = open_tracking(Path(sys.argv[1]))
 config = resolve_config("demo")

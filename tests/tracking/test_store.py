@@ -30,7 +30,7 @@ def test_importing_the_package_does_not_import_mlflow() -> None:
 SIX_AT_ONCE = """
 import multiprocessing, sys, warnings
 from pathlib import Path
-from macrec_pipeline.config import resolve_config
+from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import open_tracking
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
