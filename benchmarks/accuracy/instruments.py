@@ -33,10 +33,9 @@ import numpy as np
 import torch
 
 from macrec_pipeline.recommender.calibration import fit_fusion
-from macrec_pipeline.recommender.collaborative import log_probabilities
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
-from macrec_pipeline.recommender.fusion import CalibratedFusion, best_items, fuse, fuse_candidates, gather_candidates
+from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked
 from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec
@@ -126,6 +125,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 TOP_K, BATCH_SIZE = 20, 256
+SYSTEM_OF = {COLLABORATIVE: "sasrec"}
 
 
 def load(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
@@ -166,18 +166,20 @@ def rankings(
     decoder: Decoder, histories: list[np.ndarray], fusions: Mapping[str, CalibratedFusion], *, beam_width: int
 ) -> dict[str, list[Ranked]]:
     """Lists of every route, and of every way to fuse them, from one search: system -> one list a history."""
-    assert decoder.collaborative is not None, "SASRec is one of the systems"
     order = np.argsort([len(history) for history in histories], kind="stable")
     found: dict[str, list[Ranked]] = {}
     for begin in range(0, len(order), BATCH_SIZE):
-        batch = [histories[index] for index in order[begin : begin + BATCH_SIZE]]
-        beams = {route: decoder.search(batch, route, beam_width) for route in decoder.generative}
-        exact = log_probabilities(decoder.collaborative, batch)
-        num_levels = decoder.model.vocabulary.num_levels
-        candidates = gather_candidates(beams, num_levels=num_levels, collaborative=exact, width=beam_width)
-        systems = {"fused": fuse(*beams.values())} if len(beams) == 2 else {}
-        systems |= beams | {"sasrec": best_items(exact, width=beam_width)}
-        systems |= {name: fuse_candidates(candidates, fusion) for name, fusion in fusions.items()}
+        reading = decoder.read([histories[index] for index in order[begin : begin + BATCH_SIZE]])
+        systems = {
+            SYSTEM_OF.get(route, route): reading.beams(route, width=beam_width, exclude_seen=False)
+            for route in decoder.routes
+        }
+        if len(decoder.generative) == 2:
+            systems["fused"] = fuse(*(systems[route] for route in decoder.generative))
+        for name, fusion in fusions.items():
+            weighed = [route for route, weight in fusion.weights.items() if weight > 0]
+            candidates = reading.candidates(weighed, width=beam_width, exclude_seen=not fusion.recommend_seen)
+            systems[name] = fuse_candidates(candidates, fusion)
         for system, ranked in systems.items():
             found.setdefault(system, []).extend(as_ranked(ranked, TOP_K))
     places = np.argsort(order)

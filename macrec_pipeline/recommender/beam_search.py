@@ -1,7 +1,7 @@
 """Beam search over the existing semantic IDs (MACRec section 3.4).
 
 One encoder pass a history, shared by all its beams; no Python loop over rows, beams or codes, only over the L levels.
-Shapes: B rows, S encoder tokens, W beams, N items, L levels, K codes, D d_model, A heads.
+Shapes: B rows, W beams, N items, L levels, E children.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from macrec_pipeline.recommender.expansion import Children, expand
+
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.model import GenerativeRecommender
+    from macrec_pipeline.recommender.model import GenerativeRecommender, Memory
     from macrec_pipeline.recommender.prefix_index import PrefixIndex
 
 
@@ -32,8 +34,7 @@ class Beams:
 @torch.no_grad()
 def beam_search(
     model: GenerativeRecommender,
-    memory: torch.Tensor,
-    memory_bias: torch.Tensor,
+    memory: Memory,
     index: PrefixIndex,
     *,
     modality: str,
@@ -47,34 +48,32 @@ def beam_search(
     come back whenever W are allowed. Equal scores break towards the smaller prefix.
 
     Args:
-        memory: float [B, S, D] from `model.encode`.
-        memory_bias: float broadcastable to [B, A, 1, S], what `model.decode` adds for every beam.
+        memory: of the B histories; its bias is the same for all beams.
         modality: of the IDs to write, "text" or "image".
         beam_width: W.
         forbidden: bool [B, N], items that a row must not get.
     """
-    rows, num_levels = len(memory), index.num_levels
+    rows = memory.num_rows
     nodes = torch.zeros(rows, 1, dtype=torch.int64, device=memory.device)
-    codes = torch.empty(rows, 1, 0, dtype=torch.int64, device=memory.device)
     scores = torch.zeros(rows, 1, device=memory.device)
-    for level in range(num_levels):
-        inputs = model.decoder_inputs(codes, modality=modality)  # [B, W, level + 1]
-        states = model.decode(inputs, memory, memory_bias)[:, :, -1:]  # [B, W, 1, D]
-        logits = model.code_logits(states, modality=modality, first_level=level)[:, :, 0]  # [B, W, K]
-        legal, child = index.children(nodes, depth=level)
-        if forbidden is not None:
-            gone = index.exhausted(forbidden, depth=level + 1)
-            legal &= ~gone.gather(1, child.flatten(1)).view_as(legal)
-        legal &= scores.isfinite()[..., None]
-        step = torch.log_softmax(logits.masked_fill(~legal, float("-inf")), dim=-1)
-        total = (scores[..., None] + step).masked_fill(~legal, float("-inf")).flatten(1)  # [B, W * K]
-        width = min(beam_width, total.shape[1])
-        # a stable sort, unlike topk, has one answer when scores are equal
-        ordered = torch.sort(total, dim=1, descending=True, stable=True)
-        scores, chosen = ordered.values[:, :width], ordered.indices[:, :width]
-        beam = torch.div(chosen, index.codebook_size, rounding_mode="floor")
-        nodes = child.flatten(1).gather(1, chosen)
-        kept = codes.gather(1, beam[..., None].expand(-1, -1, level))
-        codes = torch.cat([kept, (chosen % index.codebook_size)[..., None]], dim=2)
-    found = scores.isfinite()
-    return Beams(torch.where(found, index.items(nodes.clamp(max=index.num_items - 1)), -1), scores / num_levels)
+    for depth in range(index.num_levels):
+        gone = None if forbidden is None else index.exhausted(forbidden, depth=depth + 1)
+        children = expand(model, memory, index, nodes, depth=depth, modality=modality, gone=gone)
+        nodes, scores = _best(children, scores, beam_width=beam_width)
+    items = index.items(nodes.clamp(min=0)).masked_fill(nodes < 0, -1)
+    return Beams(items, scores / index.num_levels)
+
+
+def _best(children: Children, scores: torch.Tensor, *, beam_width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable children of each row: nodes int64 [B, <= W], -1 for none, and their scores."""
+    totals = scores[children.row, children.prefix] + children.log_probability  # [E]
+    count = torch.bincount(children.row, minlength=len(scores))  # [B]
+    place = torch.arange(len(totals), device=totals.device) - (count.cumsum(0) - count)[children.row]
+    shape = len(scores), max(1, int(count.max()))
+    table = torch.full(shape, float("-inf"), device=totals.device)
+    nodes = torch.full(shape, -1, device=totals.device)
+    table[children.row, place] = totals
+    nodes[children.row, place] = children.node
+    # a stable sort, unlike topk, has one answer when scores are equal
+    ordered = torch.sort(table, dim=1, descending=True, stable=True)
+    return nodes.gather(1, ordered.indices[:, :beam_width]), ordered.values[:, :beam_width]

@@ -2,8 +2,9 @@
 
 In: a trained model, perhaps a trained SASRec, and whole histories, of which the last item, the test target, is never
 looked at. Out: the rule and the weights with the highest NDCG@10 among a small grid. Every route can get no weight at
-all, so that the collaborative one counts only if it ranks the validation targets better. Both models chose their epoch
-by these targets, too: the figure is no measure of how good the fused ranking is, only of which weights are best.
+all, so that the collaborative one counts only if it ranks the validation targets better. Where no target was taken
+before, none is ever recommended again: neither T5 nor SASRec learns that by itself. Both models chose their epoch by
+these targets, too: the figure is no measure of how good the fused ranking is, only of which weights are best.
 Runs with torch and numpy alone. Shapes: B rows, W beams.
 """
 
@@ -58,15 +59,16 @@ def fit_fusion(
         sasrec: the collaborative route, trained, in evaluation mode, on the model's device; None for none.
 
     Returns:
-        The best of the grid by NDCG@10, seen items allowed; None for a single route. Equal figures go to less weight of
-        the collaborative route, then to more even weights of the others, then to the mixture, then to the lower weight
-        of the first route.
+        The best of the grid by NDCG@10; None for a single route. Equal figures go to less weight of the collaborative
+        route, then to more even weights of the others, then to the mixture, then to the lower weight of the first
+        route, then to leaving seen items out.
     """
     on_device = {route: torch.from_numpy(codes[route]).to(model.t5.device) for route in ("text", "image")}
     decoder = Decoder(model, ItemCodes(on_device), collaborative=sasrec)
     if len(decoder.routes) == 1:
         return None
-    grid = fusion_grid(decoder.routes)
+    ways = (False, True) if _some_repeat(histories) else (False,)
+    grid = [dataclasses.replace(one, recommend_seen=way) for way in ways for one in fusion_grid(decoder.routes)]
     gains, num_users = _measure(decoder, histories, grid, config, progress)
     return _best(grid, gains / num_users, num_users=num_users)
 
@@ -117,6 +119,11 @@ def described_fusion(description: Mapping[str, Any], *, routes: Sequence[str], w
     return fusion
 
 
+def _some_repeat(histories: Sequence[np.ndarray]) -> bool:
+    """Whether any validation target was taken before; if not, leaving out what was can only raise the figures."""
+    return any(history[-2] in history[:-2] for history in histories)
+
+
 def _measure(
     decoder: Decoder,
     histories: Sequence[np.ndarray],
@@ -131,8 +138,12 @@ def _measure(
     for begin in range(0, len(users), config.batch_size):
         batch = users[begin : begin + config.batch_size]
         targets = torch.tensor([history[-1] for history in batch], device=decoder.model.t5.device)
-        found = decoder.candidates([history[:-1] for history in batch], width=max(config.beam_width, config.top_k))
-        gains += [_summed_gain(fuse_candidates(found, candidate), targets) for candidate in grid]
+        reading, width = decoder.read([history[:-1] for history in batch]), max(config.beam_width, config.top_k)
+        found = {
+            way: reading.candidates(decoder.routes, width=width, exclude_seen=not way)
+            for way in dict.fromkeys(candidate.recommend_seen for candidate in grid)
+        }
+        gains += [_summed_gain(fuse_candidates(found[one.recommend_seen], one), targets) for one in grid]
         progress("fusion", begin + len(batch), len(users))
     return gains, len(users)
 

@@ -2,7 +2,7 @@
 
 The generative routes, text and image, are searched with a beam; the collaborative one, SASRec, scores every item.
 
-Shapes: B rows, N items, W beams.
+Shapes: B rows, N items.
 """
 
 from __future__ import annotations
@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.beam_search import Beams, beam_search
-from macrec_pipeline.recommender.collaborative import log_probabilities
-from macrec_pipeline.recommender.exact_scoring import score_catalogue
-from macrec_pipeline.recommender.fusion import (
-    COLLABORATIVE,
-    CalibratedFusion,
-    Candidates,
-    best_items,
-    fuse,
-    fuse_candidates,
-    gather_candidates,
-)
-from macrec_pipeline.recommender.objective import ItemCodes, encode_histories
+from macrec_pipeline.recommender.beam_search import Beams
+from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
+from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
-from macrec_pipeline.recommender.ranking import Ranked, as_ranked, seen_items
-from macrec_pipeline.recommender.tasks import Batch, receptive_field
+from macrec_pipeline.recommender.ranking import Ranked, as_ranked
+from macrec_pipeline.recommender.reading import Reading
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
@@ -83,7 +73,8 @@ class Decoder:
             top_k: items returned; a narrower beam is widened to it.
             beam_width: W, beams a route.
             batch_size: histories decoded at once.
-            exclude_seen: never return an item of the history, however long ago.
+            exclude_seen: never return an item of the history, however long ago; where it is False, a calibrated rule
+                may still have learned to.
 
         Returns:
             For each asked route one `Ranked` a history, in the order given.
@@ -95,82 +86,35 @@ class Decoder:
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size]
             batch = [histories[index] for index in chosen]
-            beams = self._beams(batch, routes, max(beam_width, top_k), self._seen(batch) if exclude_seen else None)
+            reading, width = self.read(batch), max(beam_width, top_k)
             for route in routes:
-                for index, found in zip(chosen, as_ranked(beams[route], top_k), strict=True):
+                if route == "fused":
+                    beams = self._fused(reading, width=width, exclude_seen=exclude_seen)
+                else:
+                    beams = reading.beams(route, width=width, exclude_seen=exclude_seen)
+                for index, found in zip(chosen, as_ranked(beams, top_k), strict=True):
                     results[route][index] = found
             progress("decoding", min(begin + batch_size, len(order)), len(order))
         return results
+
+    def read(self, histories: Sequence[np.ndarray]) -> Reading:
+        """One batch of histories, int64 [T] item indices each, T >= 1, oldest first, for all routes to look at."""
+        return Reading(self, histories)
 
     def exact_scores(self, histories: Sequence[np.ndarray], *, route: str) -> torch.Tensor:
         """Score the whole catalogue for a few histories by one route, without a beam: float [B, N] on the device.
 
         Mean nats a code by a generative route, nats by the collaborative one.
         """
-        if route == COLLABORATIVE and self.collaborative is not None:
-            return log_probabilities(self.collaborative, histories)
-        memory, bias = self._encode(histories, route)
-        return score_catalogue(self.model, memory, bias, self.indices[route], modality=route)
+        return self.read(histories).catalogue(route)
 
-    def candidates(self, histories: Sequence[np.ndarray], *, width: int) -> Candidates:
-        """What all routes find with `width` beams, seen items allowed, and what each says of it: for fitting fusion."""
-        beams = {route: self.search(histories, route, width) for route in self.generative}
-        exact = None if self.collaborative is None else log_probabilities(self.collaborative, histories)
-        return self._gather(beams, exact, width)
-
-    def _beams(
-        self, batch: Sequence[np.ndarray], routes: Sequence[str], width: int, forbidden: torch.Tensor | None
-    ) -> dict[str, Beams]:
-        """The beams of the routes that are asked for."""
-        fused = "fused" in routes
-        beams = {
-            route: self.search(batch, route, width, forbidden) for route in self.generative if fused or route in routes
-        }
-        exact = None
-        # a route that validation gave no weight changes nothing, so it is not asked
-        weighed = fused and self.fusion is not None and self.fusion.weights.get(COLLABORATIVE, 0) > 0
-        if self.collaborative is not None and (weighed or COLLABORATIVE in routes):
-            exact = log_probabilities(self.collaborative, batch, forbidden=forbidden)
-        if fused:
-            beams["fused"] = self._fuse(beams, exact, width)
-        if exact is not None and COLLABORATIVE in routes:
-            beams[COLLABORATIVE] = best_items(exact, width=width)
-        return beams
-
-    def _fuse(self, beams: dict[str, Beams], exact: torch.Tensor | None, width: int) -> Beams:
-        """All generative routes' beams, and the collaborative scores [B, N] if they count, as one ranking."""
+    def _fused(self, reading: Reading, *, width: int, exclude_seen: bool) -> Beams:
+        """All routes as one ranking: by the calibrated rule if there is one, else the published one."""
         if self.fusion is not None:
-            return fuse_candidates(self._gather(beams, exact, width), self.fusion)
-        return next(iter(beams.values())) if len(beams) == 1 else fuse(*beams.values())
-
-    def _gather(self, beams: dict[str, Beams], exact: torch.Tensor | None, width: int) -> Candidates:
-        num_levels = self.model.vocabulary.num_levels
-        return gather_candidates(beams, num_levels=num_levels, collaborative=exact, width=width)
-
-    def _encode(self, histories: Sequence[np.ndarray], route: str) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad():
-            batch = self._batch(histories)
-            return encode_histories(self.model, self.items, batch, task=f"{route}_to_{route}", source=route)
-
-    def search(
-        self, histories: Sequence[np.ndarray], route: str, width: int, forbidden: torch.Tensor | None = None
-    ) -> Beams:
-        """The items that one route finds for a batch of histories with `width` beams; `forbidden` bool [B, N]."""
-        memory, bias = self._encode(histories, route)
-        return beam_search(
-            self.model, memory, bias, self.indices[route], modality=route, beam_width=width, forbidden=forbidden
-        )
-
-    def _batch(self, histories: Sequence[np.ndarray]) -> Batch:
-        """The items that matter of each history, padded; the target is unknown, and a placeholder."""
-        recent = [history[-receptive_field(self.model.config) :] for history in histories]
-        device = self.model.t5.device
-        length = torch.tensor([len(history) for history in recent])
-        read = torch.zeros(len(recent), int(length.max()), dtype=torch.int64)
-        inside = torch.arange(read.shape[1]) < length[:, None]
-        read[inside] = torch.from_numpy(np.concatenate(recent).astype(np.int64))
-        targets = torch.zeros(len(recent), 1, dtype=torch.int64)
-        return Batch(read, length, targets, targets.bool(), 0, True).to(device)
-
-    def _seen(self, histories: Sequence[np.ndarray]) -> torch.Tensor:
-        return seen_items(histories, num_items=self.items.num_items).to(self.model.t5.device)
+            # a route that validation gave no weight changes nothing, so it is not asked
+            weighed = [route for route in self.routes if self.fusion.weights.get(route, 0) > 0]
+            exclude_seen = exclude_seen or not self.fusion.recommend_seen
+            candidates = reading.candidates(weighed, width=width, exclude_seen=exclude_seen)
+            return fuse_candidates(candidates, self.fusion)
+        beams = [reading.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative]
+        return beams[0] if len(beams) == 1 else fuse(*beams)

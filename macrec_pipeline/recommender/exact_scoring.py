@@ -1,11 +1,9 @@
-"""The log-probability of every item, without a beam: the oracle of small catalogues.
+"""The log-probability of any item, without a beam, and how far a beam search finds what this finds.
 
-Teacher-forced and sharing prefixes: at each level every prefix that has a choice of codes is decoded once a history,
-as a target of the one encoder pass. An only child is certain, and most prefixes of the last levels have one: nothing is
-decoded for those. What a beam search returns can be held against it.
+Teacher-forced and sharing prefixes: at each level every prefix that has a choice of codes is decoded once a history. Of
+the whole catalogue it is the oracle of small ones; of a few items, what fusion asks one route about another's.
 
-Shapes: B rows, S encoder tokens, A heads, N items, L levels, K codes, M prefixes of a level, C prefixes of a chunk,
-D d_model.
+Shapes: B rows, N items, C items asked about, L levels.
 """
 
 from __future__ import annotations
@@ -16,13 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from macrec_pipeline.recommender.expansion import PREFIXES_AT_ONCE, expand
+
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.model import GenerativeRecommender
+    from macrec_pipeline.recommender.model import GenerativeRecommender, Memory
     from macrec_pipeline.recommender.prefix_index import PrefixIndex
     from macrec_pipeline.recommender.ranking import Ranked
-
-# Prefixes decoded at once, over all rows: bounds memory, changes no number.
-PREFIXES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -39,52 +36,62 @@ class Agreement:
 
 
 @torch.no_grad()
+def score_items(
+    model: GenerativeRecommender,
+    memory: Memory,
+    index: PrefixIndex,
+    items: torch.Tensor,
+    *,
+    modality: str,
+    forbidden: torch.Tensor | None = None,
+    prefixes_at_once: int = PREFIXES_AT_ONCE,
+) -> torch.Tensor:
+    """Score items as `beam_search` scores those that it finds.
+
+    Args:
+        memory: of the B histories; its bias is the same for all items.
+        items: int64 [B, C], -1 where a row asks about fewer.
+        modality: of the IDs, "text" or "image".
+        forbidden: bool [B, N], items that a row must not get; they score minus infinity.
+        prefixes_at_once: decoded together, over all rows.
+
+    Returns:
+        float [B, C], mean log-probability a code in nats, among the items that are allowed; minus infinity for -1.
+    """
+    asked = items.clamp(min=0)
+    row = torch.arange(len(items), device=items.device)[:, None]
+    totals = torch.zeros(items.shape, device=items.device)
+    for depth in range(index.num_levels):
+        prefixes = _distinct(index.nodes_of(asked, depth=depth), items >= 0)
+        gone = None if forbidden is None else index.exhausted(forbidden, depth=depth + 1)
+        children = expand(
+            model, memory, index, prefixes, depth=depth, modality=modality, gone=gone, prefixes_at_once=prefixes_at_once
+        )
+        num_nodes = index.num_nodes(depth=depth + 1)
+        known = children.row * num_nodes + children.node  # ascending
+        wanted = row * num_nodes + index.nodes_of(asked, depth=depth + 1)
+        place = torch.searchsorted(known, wanted).clamp(max=max(0, len(known) - 1))
+        if not len(known):
+            return totals.fill_(float("-inf"))
+        found = known[place] == wanted  # what is gone is no child
+        totals += torch.where(found, children.log_probability[place], float("-inf"))
+    return totals.masked_fill_(items < 0, float("-inf")) / index.num_levels
+
+
 def score_catalogue(
     model: GenerativeRecommender,
-    memory: torch.Tensor,
-    memory_bias: torch.Tensor,
+    memory: Memory,
     index: PrefixIndex,
     *,
     modality: str,
     forbidden: torch.Tensor | None = None,
     prefixes_at_once: int = PREFIXES_AT_ONCE,
 ) -> torch.Tensor:
-    """Score all items as `beam_search` scores those that it finds.
-
-    Args:
-        memory: float [B, S, D] from `model.encode`.
-        memory_bias: float broadcastable to [B, A, 1, S].
-        modality: of the IDs, "text" or "image".
-        forbidden: bool [B, N], items that a row must not get; they score minus infinity.
-        prefixes_at_once: decoded together, over all rows.
-
-    Returns:
-        float [B, N], mean log-probability a code in nats, among the items that are allowed.
-    """
-    rows = len(memory)
-    chunk = max(1, prefixes_at_once // rows)
-    totals = torch.zeros(rows, 1, device=memory.device)
-    for level in range(index.num_levels):
-        prefixes, longer = index.prefixes(depth=level), index.prefixes(depth=level + 1)
-        parent = _parents(longer)  # [M of the level below]
-        gone = None if forbidden is None else index.exhausted(forbidden, depth=level + 1)
-        steps = torch.zeros(rows, len(longer), device=memory.device)
-        for nodes in torch.split(torch.nonzero(torch.bincount(parent) > 1).flatten(), chunk):
-            inputs = model.decoder_inputs(prefixes[nodes], modality=modality).repeat(rows, 1, 1)
-            states = model.decode(inputs, memory, memory_bias)[:, :, -1:]  # [B, C, 1, D]
-            logits = model.code_logits(states, modality=modality, first_level=level)[:, :, 0]  # [B, C, K]
-            below = torch.nonzero(torch.isin(parent, nodes)).flatten()
-            slot, code = torch.searchsorted(nodes, parent[below]), longer[below, -1]
-            legal = torch.zeros_like(logits, dtype=torch.bool)
-            legal[:, slot, code] = True if gone is None else ~gone[:, below]
-            distribution = torch.log_softmax(logits.masked_fill(~legal, float("-inf")), dim=-1)
-            steps[:, below] = distribution[:, slot, code]
-        if gone is not None:  # a prefix with nothing left has no distribution, an only child may be forbidden
-            steps = steps.masked_fill(gone, float("-inf"))
-        totals = totals[:, parent] + steps
-    scores = torch.empty_like(totals)
-    scores[:, index.items(torch.arange(index.num_items, device=memory.device))] = totals / index.num_levels
-    return scores
+    """`score_items` of all items: float [B, N]."""
+    everything = torch.arange(index.num_items, device=memory.device).expand(memory.num_rows, -1)
+    return score_items(
+        model, memory, index, everything, modality=modality, forbidden=forbidden, prefixes_at_once=prefixes_at_once
+    )
 
 
 def agreement(found: Sequence[Ranked], exact: Sequence[Ranked], *, cutoff: int = 10) -> Agreement:
@@ -102,7 +109,13 @@ def agreement(found: Sequence[Ranked], exact: Sequence[Ranked], *, cutoff: int =
     return Agreement(same / len(shares), sum(shares) / len(shares))
 
 
-def _parents(prefixes: torch.Tensor) -> torch.Tensor:
-    """Distinct prefixes int64 [M, l + 1] in lexicographic order -> each one's node at depth l, int64 [M]."""
-    differs = (prefixes[1:, :-1] != prefixes[:-1, :-1]).any(dim=1)
-    return torch.cat([differs.new_zeros(1, dtype=torch.int64), differs.cumsum(dim=0)])
+def _distinct(nodes: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Each row's distinct nodes that are counted, ascending: int64 [B, C] -> int64 [B, at most C], then -1."""
+    nothing = torch.iinfo(nodes.dtype).max
+    ordered = nodes.masked_fill(~counted, nothing).sort(dim=1).values
+    first = torch.ones_like(counted)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first &= ordered != nothing
+    count = first.sum(dim=1)
+    kept = ordered.masked_fill(~first, nothing).sort(dim=1).values[:, : max(1, int(count.max()))]
+    return kept.masked_fill(kept == nothing, -1)

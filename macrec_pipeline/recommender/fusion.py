@@ -5,9 +5,9 @@ scores are mean log-probabilities, never above zero, agreement within reach outr
 alone.
 
 Calibrated: with s_r the log-probability that route r gives to an item (to its whole ID), it scores
-log(sum_r w_r exp(s_r)) as a mixture or sum_r w_r s_r as a product; the weights are not negative and sum to one. What a
-generative route did not return scores as the worst that it returned; the collaborative route knows every item's score.
-`calibration` picks the weights and the rule on the validation targets.
+log(sum_r w_r exp(s_r)) as a mixture or sum_r w_r s_r as a product; the weights are not negative and sum to one. Every
+route scores every candidate, also those that only another one found. `calibration` picks the weights, the rule, and
+whether seen items may come back, on the validation targets.
 
 Shapes: B rows, N items, W beams a route, C candidates, the items of all routes.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,12 +38,14 @@ class CalibratedFusion:
         weights: route -> w, each in [0, 1], together 1.
         validation_ndcg: NDCG@10 of the rule on the validation targets that it was chosen on.
         num_users: validation targets that it was chosen on.
+        recommend_seen: whether items of the history may come back; False where nobody was seen to take one twice.
     """
 
     rule: Literal["mixture", "product"]
     weights: dict[str, float]
     validation_ndcg: float
     num_users: int
+    recommend_seen: bool = True
 
     @staticmethod
     def from_description(values: Mapping[str, Any], *, where: str) -> CalibratedFusion:
@@ -57,7 +59,7 @@ class CalibratedFusion:
             fusion = CalibratedFusion(**values)
             shares = list(fusion.weights.values())
             valid = fusion.rule in ("mixture", "product") and all(0 <= share <= 1 for share in shares)
-            valid = valid and math.isclose(sum(shares), 1, abs_tol=1e-6)
+            valid = valid and math.isclose(sum(shares), 1, abs_tol=1e-6) and isinstance(fusion.recommend_seen, bool)
         except (TypeError, AttributeError):
             valid = False
         if not valid:
@@ -74,7 +76,8 @@ class Candidates:
 
     Attributes:
         items: int64 [B, C], -1 where there is none or the item is in an earlier column.
-        scores: route -> float [B, C], log-probability in nats of the item; arbitrary where there is no item.
+        scores: route -> float [B, C], log-probability in nats of the item (of its whole ID); arbitrary where there is
+            no item.
         num_generative: columns of items that a generative route found; those of the collaborative route come after.
     """
 
@@ -93,32 +96,13 @@ def fuse(first: Beams, second: Beams) -> Beams:
     return ranked(torch.cat([first.items, second.items], dim=1), torch.cat([scores, remaining], dim=1))
 
 
-def gather_candidates(
-    beams: Mapping[str, Beams], *, num_levels: int, collaborative: torch.Tensor | None = None, width: int = 0
-) -> Candidates:
-    """What every route says of every item that one of them found.
-
-    Args:
-        beams: of the generative routes, [B, W] each.
-        num_levels: L; a beam's score is the mean over so many codes.
-        collaborative: float [B, N], log-probability of every item by the collaborative route, minus infinity for
-            items that a row must not get; its `width` best items become candidates.
-        width: W of the collaborative route.
-    """
-    found = [route.items for route in beams.values()]
-    num_generative = sum(items.shape[1] for items in found)
-    if collaborative is not None:
-        found.append(best_items(collaborative, width=width).items)
-    items, scores, earlier, end = torch.cat(found, dim=1), {}, [], 0
-    for route, own in beams.items():
-        has, totals = _looked_up(own, items)
-        scores[route] = torch.where(has, totals, _floor(own)) * num_levels
-        end += own.items.shape[1]
-        earlier.append(has & (torch.arange(items.shape[1], device=items.device) >= end))
-    if collaborative is not None:
-        scores[COLLABORATIVE] = collaborative.gather(1, items.clamp(min=0))
-    repeated = functools.reduce(torch.logical_or, earlier)
-    return Candidates(items.masked_fill(repeated, -1), scores, num_generative)
+def distinct_candidates(found: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The items of several routes, int64 [B, W] each -> int64 [B, sum of W]; -1 where the same came before."""
+    items = torch.cat(list(found), dim=1)
+    ordered, place = items.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(ordered, dtype=torch.bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return items.masked_fill(torch.zeros_like(repeated).scatter_(1, place, repeated), -1)
 
 
 def fuse_candidates(candidates: Candidates, fusion: CalibratedFusion) -> Beams:
@@ -154,15 +138,3 @@ def ranked(items: torch.Tensor, scores: torch.Tensor) -> Beams:
     order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
     items, scores = items.gather(1, order), scores.gather(1, order)
     return Beams(torch.where(scores.isfinite(), items, -1), scores)
-
-
-def _floor(beams: Beams) -> torch.Tensor:
-    """The worst score that a route returned in each row, [B, 1]; all routes return something or none does."""
-    return beams.scores.masked_fill(beams.items < 0, float("inf")).amin(dim=1, keepdim=True)
-
-
-def _looked_up(beams: Beams, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether a route found each item, int64 [B, C] -> bool [B, C], and with what score, float [B, C]."""
-    known, order = beams.items.sort(dim=1)
-    place = torch.searchsorted(known, items.contiguous()).clamp(max=known.shape[1] - 1)
-    return known.gather(1, place) == items, beams.scores.gather(1, order.gather(1, place))

@@ -11,6 +11,7 @@ Shapes: B rows, S encoder tokens, J targets a row, L levels, K codes, D d_model,
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -31,6 +32,30 @@ if TYPE_CHECKING:
 
 # Logits that the slowest and the fastest head lose at first for each item further back.
 SLOWEST_DECAY, FASTEST_DECAY = 0.02, 1.28
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An encoder pass as the decoder's layers look at it, worked out once for all that is decoded from it.
+
+    Attributes:
+        keys, values: float [B, A, S, d_kv], one a decoder layer.
+        bias: float, broadcastable to [B, A, J, S], added where a target looks at an encoder token; None for nothing.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    bias: torch.Tensor | None
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.keys[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.keys[0].device
 
 
 class GenerativeRecommender(nn.Module):
@@ -118,25 +143,33 @@ class GenerativeRecommender(nn.Module):
         bias = F.embedding(lags, self.recency).masked_fill((lags == HIDDEN_LAG)[..., None], float("-inf"))
         return bias.movedim(-1, -3)
 
-    def decode(self, inputs: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def remember(self, states: torch.Tensor, bias: torch.Tensor | None = None) -> Memory:
+        """What the decoder needs of an encoder pass: float [B, S, D] from `encode`, and the bias towards it."""
+        layers = [block.layer[1].EncDecAttention for block in cast(Any, self.t5.decoder).block]
+        return Memory(
+            [_heads(attention, attention.k(states)) for attention in layers],
+            [_heads(attention, attention.v(states)) for attention in layers],
+            bias,
+        )
+
+    def decode(self, inputs: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Decode J targets a row from one encoder pass; no target sees another.
 
         Args:
             inputs: int64 [B, J, T], start token first, T <= L.
-            memory: float [B, S, D] from `encode`.
-            bias: float, broadcastable to [B, A, J, S], added where a target looks at an encoder token.
+            memory: from `remember`.
 
         Returns:
             float [B, J, T, D], scaled so that `code_logits` may follow.
         """
         rows, num_targets, length = inputs.shape
         stack: Any = self.t5.decoder
-        states = stack.dropout(self.t5.shared(inputs.view(rows * num_targets, length)))  # [B*J, T, D]
+        states = stack.dropout(self.t5.shared(inputs.reshape(rows * num_targets, length)))  # [B*J, T, D]
         causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
         own_bias = _attention_bias(stack, length, causal)
-        for block in stack.block:
+        for block, keys, values in zip(stack.block, memory.keys, memory.values, strict=True):
             states = _self_attention(block, states, own_bias)
-            states = _cross_attention(block, states, memory, bias)
+            states = _cross_attention(block, states, keys, values, memory.bias)
             states = block.layer[-1](states)
         states = stack.dropout(stack.final_layer_norm(states))
         if self.t5.config.scale_decoder_outputs:
@@ -205,14 +238,14 @@ def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> tor
     return cast(torch.Tensor, states + layer.dropout(attention.o(_attend(query, key, value, bias))))
 
 
-def _cross_attention(block: Any, states: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Every target's tokens [B*J, T, D] look at their row's memory [B, S, D], as one long query a row."""
+def _cross_attention(
+    block: Any, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Every target's tokens [B*J, T, D] look at their row's memory, as one long query a row."""
     layer = block.layer[1]
     attention = layer.EncDecAttention
-    normed = layer.layer_norm(states).view(memory.shape[0], -1, memory.shape[2])  # [B, J*T, D]
-    query = _heads(attention, attention.q(normed))
-    key, value = _heads(attention, attention.k(memory)), _heads(attention, attention.v(memory))
-    mixed = attention.o(_attend(query, key, value, bias)).view_as(states)
+    normed = layer.layer_norm(states).view(len(keys), -1, states.shape[-1])  # [B, J*T, D]
+    mixed = attention.o(_attend(_heads(attention, attention.q(normed)), keys, values, bias)).view_as(states)
     return cast(torch.Tensor, states + layer.dropout(mixed))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from macrec_pipeline.recommender.model import as_bias
+from macrec_pipeline.recommender.model import Memory, as_bias
 from macrec_pipeline.recommender.tasks import Batch, item_causal_views, padding_mask
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
@@ -37,15 +37,13 @@ class ItemCodes:
 def history_loss(model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str) -> torch.Tensor:
     """Summed cross-entropy in nats of a history task over the counted targets, each the mean over its L levels."""
     source, target = HISTORY_TASKS[task]  # type: ignore[index]
-    memory, bias = encode_histories(model, items, batch, task=task, source=source)
-    losses = _target_losses(model, items.codes[target][batch.targets], memory, bias, modality=target)  # [B, J]
+    memory = encode_histories(model, items, batch, task=task, source=source)
+    losses = _target_losses(model, items.codes[target][batch.targets], memory, modality=target)  # [B, J]
     return (losses * batch.counted).sum()
 
 
-def encode_histories(
-    model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str, source: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoder states float [B, S, D], and the targets' bias towards them, float broadcastable to [B, A, J, S]."""
+def encode_histories(model: GenerativeRecommender, items: ItemCodes, batch: Batch, *, task: str, source: str) -> Memory:
+    """What the targets of a batch are decoded from, with the bias of each towards the encoder's tokens."""
     config, words = model.config, model.vocabulary
     prompt = words.prompt(task).to(batch.read.device)
     tokens = words.item_tokens(items.codes[source][batch.read], modality=source).flatten(1)
@@ -53,12 +51,12 @@ def encode_histories(
     sizes = {"num_items": batch.read.shape[1], "num_levels": words.num_levels, "num_prompts": len(prompt)}
     if config.encoding == "exact":
         real = padding_mask(batch.length, **sizes)
-        return model.encode(tokens, real[:, None, None, :]), as_bias(real)[:, None, None, :]
+        return model.remember(model.encode(tokens, real[:, None, None, :]), as_bias(real)[:, None, None, :])
     among, lags = item_causal_views(**sizes, history_length=config.history_length)
     # rows whose only target is the last end at different places
     lags = lags.to(tokens.device)
     lags = lags[batch.length - 1][:, None, :] if batch.only_last else lags[batch.first :]
-    return model.encode(tokens, among.to(tokens.device)), model.recency_bias(lags)
+    return model.remember(model.encode(tokens, among.to(tokens.device)), model.recency_bias(lags))
 
 
 def alignment_losses(
@@ -68,16 +66,19 @@ def alignment_losses(
 
     Returns:
         The summed cross-entropy of writing the other modality's ID, and the implicit alignment: symmetric InfoNCE in
-        nats between the pooled encodings of each item's two IDs, each encoded alone, against the batch.
+        nats between the pooled encodings of each item's two IDs, each encoded alone, against the batch; 0 where its
+        weight is 0, for then it is not worked out.
     """
     source, target = ALIGNMENT_TASKS[task]  # type: ignore[index]
     words = model.vocabulary
     prompt = words.prompt(task).to(chosen.device)
     read = words.item_tokens(items.codes[source][chosen], modality=source)
-    memory = model.encode(torch.cat([prompt.expand(len(read), -1), read], dim=1))  # [B, P + L, D]
+    states = model.encode(torch.cat([prompt.expand(len(read), -1), read], dim=1))  # [B, P + L, D]
     written = items.codes[target][chosen]
-    explicit = _target_losses(model, written[:, None], memory, None, modality=target).sum()
-    own = memory[:, len(prompt) :].mean(dim=1)
+    explicit = _target_losses(model, written[:, None], model.remember(states), modality=target).sum()
+    if not model.config.implicit_weight:
+        return explicit, torch.zeros_like(explicit)
+    own = states[:, len(prompt) :].mean(dim=1)
     other = model.encode(words.item_tokens(written, modality=target)).mean(dim=1)
     return explicit, symmetric_info_nce(own, other, temperature=model.config.implicit_temperature)
 
@@ -85,14 +86,13 @@ def alignment_losses(
 def _target_losses(
     model: GenerativeRecommender,
     codes: torch.Tensor,
-    memory: torch.Tensor,
-    bias: torch.Tensor | None,
+    memory: Memory,
     *,
     modality: str,
 ) -> torch.Tensor:
     """Cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
     inputs = model.decoder_inputs(codes[..., :-1], modality=modality)  # [B, J, L]
-    logits = model.code_logits(model.decode(inputs, memory, bias), modality=modality)  # [B, J, L, K]
+    logits = model.code_logits(model.decode(inputs, memory), modality=modality)  # [B, J, L, K]
     smoothing = model.config.label_smoothing if model.training else 0.0
     losses = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none", label_smoothing=smoothing)
     return losses.view(codes.shape).mean(dim=-1)

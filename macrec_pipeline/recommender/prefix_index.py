@@ -4,7 +4,7 @@ The N semantic IDs are the leaves of a tree of depth L. A node is an int within 
 root, and nodes at every depth stand in lexicographic order of their prefixes, so a leaf's number is its rank. The
 children of all nodes of a depth lie end to end (CSR): no memory beyond a few ints an item, whatever K is.
 
-Shapes: N items, L levels, K codes, B rows, W beams, M nodes of a depth.
+Shapes: N items, L levels, K codes, B rows, M nodes of a depth, E children.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class _Depth:
         code: int64 [M], the last code of each node's prefix.
         num_leaves: int64 [M], items below each node.
         node_of_item: int64 [N], the node whose prefix an item's ID has.
+        any_item: int64 [M], an item below each node.
     """
 
     first_child: torch.Tensor
     code: torch.Tensor
     num_leaves: torch.Tensor
     node_of_item: torch.Tensor
+    any_item: torch.Tensor
 
 
 class PrefixIndex:
@@ -55,8 +57,10 @@ class PrefixIndex:
             key = node * codebook_size + codes[:, level]
             prefixes, node, leaves = torch.unique(key, return_inverse=True, return_counts=True)  # sorted
             above = torch.div(prefixes, codebook_size, rounding_mode="floor")
-            bounds = torch.arange(num_above + 1, device=codes.device)
-            self._depths.append(_Depth(torch.searchsorted(above, bounds), prefixes % codebook_size, leaves, node))
+            first_child = torch.searchsorted(above, torch.arange(num_above + 1, device=codes.device))
+            any_item = torch.empty_like(prefixes)
+            any_item[node] = torch.arange(self.num_items, device=codes.device)
+            self._depths.append(_Depth(first_child, prefixes % codebook_size, leaves, node, any_item))
             num_above = len(prefixes)
         if num_above < self.num_items:
             repeated = torch.nonzero(leaves > 1)[0, 0]
@@ -66,25 +70,29 @@ class PrefixIndex:
         self._item_of_leaf[node] = torch.arange(self.num_items, device=codes.device)
 
     def children(self, nodes: torch.Tensor, *, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What may follow prefixes of length `depth`.
+        """What may follow prefixes of length `depth`, end to end.
 
         Args:
-            nodes: int64 [B, W], nodes at `depth`.
+            nodes: int64 [M], nodes at `depth`, in any order.
 
         Returns:
-            legal: bool [B, W, K]; child: int64 [B, W, K], the node at `depth` + 1, 0 where not legal.
+            parent: int64 [E], ascending places in `nodes`; child: int64 [E], nodes at `depth` + 1, ascending below one
+            parent.
         """
         below = self._depths[depth]
-        first, end = below.first_child[nodes.flatten()], below.first_child[nodes.flatten() + 1]
-        count = end - first
-        row = torch.repeat_interleave(torch.arange(len(count), device=nodes.device), count)
-        rank = torch.arange(len(row), device=nodes.device) - torch.repeat_interleave(count.cumsum(0) - count, count)
-        child = first[row] + rank
-        legal = torch.zeros(len(count), self.codebook_size, dtype=torch.bool, device=nodes.device)
-        table = torch.zeros(len(count), self.codebook_size, dtype=torch.int64, device=nodes.device)
-        legal[row, below.code[child]] = True
-        table[row, below.code[child]] = child
-        return legal.view(*nodes.shape, -1), table.view(*nodes.shape, -1)
+        first = below.first_child[nodes]
+        count = below.first_child[nodes + 1] - first
+        parent = torch.repeat_interleave(torch.arange(len(count), device=nodes.device), count)
+        rank = torch.arange(len(parent), device=nodes.device) - (count.cumsum(0) - count)[parent]
+        return parent, first[parent] + rank
+
+    def last_codes(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """The last code of the prefixes of nodes at `depth` (from 1), int64 of the shape of `nodes`."""
+        return self._depths[depth - 1].code[nodes]
+
+    def nodes_of(self, items: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """The node at `depth` whose prefix each item's ID has, int64 of the shape of `items`."""
+        return torch.zeros_like(items) if depth == 0 else self._depths[depth - 1].node_of_item[items]
 
     def exhausted(self, forbidden: torch.Tensor, *, depth: int) -> torch.Tensor:
         """Which nodes at `depth` (from 1) have no item left, if some items are forbidden.
@@ -101,14 +109,15 @@ class PrefixIndex:
         gone.scatter_add_(1, index, forbidden.to(torch.int32))
         return gone >= below.num_leaves
 
-    def prefixes(self, *, depth: int) -> torch.Tensor:
-        """The codes of all nodes at `depth`: int64 [M, depth]."""
+    def prefixes(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """The codes of nodes at `depth`: int64 [...] -> int64 [..., depth]."""
         if depth == 0:
-            return self._codes.new_empty(1, 0)
-        below = self._depths[depth - 1]
-        owner = torch.empty_like(below.code)
-        owner[below.node_of_item] = torch.arange(self.num_items, device=owner.device)  # any item below the node
-        return self._codes[owner, :depth]
+            return nodes.new_empty(*nodes.shape, 0)
+        return self._codes[self._depths[depth - 1].any_item[nodes], :depth]
+
+    def num_nodes(self, *, depth: int) -> int:
+        """Distinct prefixes of length `depth`."""
+        return 1 if depth == 0 else len(self._depths[depth - 1].code)
 
     def items(self, leaves: torch.Tensor) -> torch.Tensor:
         """Leaves (nodes at depth L) of any shape -> item indices int64 of that shape."""

@@ -37,10 +37,10 @@ def a_decoder(num_items: int = 40, encoding: Literal["exact", "item_causal"] = "
     return Decoder(model, ItemCodes({"text": distinct_codes(num_items, 1), "image": distinct_codes(num_items, 2)}))
 
 
-def exhaustive_scores(decoder: Decoder, memory: torch.Tensor, modality: str, allowed: list[int]) -> dict[int, float]:
+def exhaustive_scores(decoder: Decoder, encoded: torch.Tensor, modality: str, allowed: list[int]) -> dict[int, float]:
     """Each allowed item's mean log-probability a code, by a plain loop over the tree in double precision."""
     codes = decoder.items.codes[modality]
-    model = decoder.model
+    model, memory = decoder.model, decoder.model.remember(encoded)
     scores = {}
     for item in allowed:
         total = 0.0

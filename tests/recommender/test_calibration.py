@@ -77,7 +77,35 @@ def test_equal_figures_go_to_the_even_mixture(fitted: FittedRecommender) -> None
     ]
     narrow = DECODING.model_copy(update={"beam_width": 1, "top_k": 1})
     fusion = fit_fusion(fitted.model, missed, TRUE_CODES, config=narrow)
-    assert fusion == CalibratedFusion("mixture", {"text": 0.5, "image": 0.5}, 0.0, len(histories))
+    assert fusion == CalibratedFusion("mixture", {"text": 0.5, "image": 0.5}, 0.0, len(histories), recommend_seen=False)
+
+
+def test_seen_items_come_back_only_where_someone_took_one_twice(fitted: FittedRecommender) -> None:
+    """Learned from the validation targets: without a repeat none is recommended, asked or not; the test target is no
+    evidence, and repeats among the validation targets bring them back."""
+    fresh = [np.array([*history[:-1], history[0]]) for history in cyclic_histories()]
+    fusion = fit_fusion(fitted.model, fresh, TRUE_CODES, config=DECODING)
+    assert fusion is not None
+    assert not fusion.recommend_seen
+    inputs = [history[:-1] for history in fresh]
+    ranked = decoder_of(fitted, TRUE_CODES, fusion).rank(
+        inputs, routes=["fused", "text"], top_k=25, beam_width=25, batch_size=16
+    )
+    assert all(
+        not set(found.item_indices) & set(history) for found, history in zip(ranked["fused"], inputs, strict=True)
+    )
+    assert any(set(found.item_indices) & set(history) for found, history in zip(ranked["text"], inputs, strict=True))
+    assert all(
+        len(found.item_indices) == 30 - len(set(h)) or len(found.item_indices) == 25
+        for found, h in zip(ranked["fused"], inputs, strict=True)
+    )
+
+    # everyone goes once around and takes the first item again
+    again = [(history[0] + np.arange(NUM_ITEMS + 2)) % NUM_ITEMS for history in cyclic_histories()]
+    repeating = fit_fusion(fitted.model, again, TRUE_CODES, config=DECODING)
+    assert repeating is not None
+    assert repeating.recommend_seen
+    assert repeating.validation_ndcg > 0.5
 
 
 def test_a_model_of_one_route_has_nothing_to_fuse() -> None:

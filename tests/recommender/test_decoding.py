@@ -23,9 +23,12 @@ def test_the_prefix_index_knows_exactly_the_prefixes_that_exist(num_items: int, 
     for depth in range(LEVELS):
         longer = {}
         for prefix, node in reached.items():
-            legal, child = index.children(torch.tensor([[node]]), depth=depth)
-            for code in torch.nonzero(legal[0, 0]).flatten().tolist():
-                longer[(*prefix, code)] = int(child[0, 0, code])
+            assert index.prefixes(torch.tensor(node), depth=depth).tolist() == list(prefix)
+            _, children = index.children(torch.tensor([node]), depth=depth)
+            codes_of_children = index.last_codes(children, depth=depth + 1)
+            for child, code in zip(children.tolist(), codes_of_children.tolist(), strict=True):
+                longer[(*prefix, code)] = child
+        assert len(longer) == index.num_nodes(depth=depth + 1)
         reached = longer
     found = {prefix: int(index.items(torch.tensor(node))) for prefix, node in reached.items()}
     assert found == {tuple(row.tolist()): item for item, row in enumerate(codes)}
@@ -43,20 +46,19 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive(forbidden: list[int]) -> 
     """All allowed items come back, in the order and with the scores of exhaustive scoring."""
     decoder = a_decoder()
     tokens = decoder.model.vocabulary.item_tokens(decoder.items.codes["text"][torch.tensor([[7, 9]])], modality="text")
-    memory = decoder.model.encode(tokens.flatten(1))
+    states = decoder.model.encode(tokens.flatten(1))
     mask = torch.zeros(1, 40, dtype=torch.bool)
     mask[0, forbidden] = True
     beams = beam_search(
         decoder.model,
-        memory,
-        torch.zeros(1, 1, 1, memory.shape[1]),
+        decoder.model.remember(states),
         decoder.indices["text"],
         modality="text",
         beam_width=40,
         forbidden=mask if forbidden else None,
     )
     allowed = [item for item in range(40) if item not in forbidden]
-    expected = exhaustive_scores(decoder, memory, "text", allowed)
+    expected = exhaustive_scores(decoder, states, "text", allowed)
     order = sorted(allowed, key=lambda item: (-expected[item], item))
     assert beams.items[0, : len(allowed)].tolist() == order
     assert (beams.items[0, len(allowed) :] == -1).all()

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from macrec_pipeline.recommender.beam_search import beam_search
-from macrec_pipeline.recommender.exact_scoring import Agreement, agreement, score_catalogue
-from macrec_pipeline.recommender.model import GenerativeRecommender
+from macrec_pipeline.recommender.exact_scoring import Agreement, agreement, score_catalogue, score_items
+from macrec_pipeline.recommender.model import GenerativeRecommender, Memory
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from macrec_pipeline.recommender.ranking import Ranked
 from tests.recommender.exhaustive import LEVELS, a_decoder, exhaustive_scores
@@ -24,13 +24,12 @@ def test_exact_scores_are_those_of_a_plain_loop(forbidden: list[int], prefixes_a
     tokens = decoder.model.vocabulary.item_tokens(
         decoder.items.codes["text"][torch.tensor([[7, 9], [3, 30]])], modality="text"
     )
-    memory = decoder.model.encode(tokens.flatten(1))
+    states = decoder.model.encode(tokens.flatten(1))
     mask = torch.zeros(2, 40, dtype=torch.bool)
     mask[1, forbidden] = True  # of the second history alone
     scores = score_catalogue(
         decoder.model,
-        memory,
-        torch.zeros(1, 1, 1, memory.shape[1]),
+        decoder.model.remember(states),
         decoder.indices["text"],
         modality="text",
         forbidden=mask if forbidden else None,
@@ -38,10 +37,30 @@ def test_exact_scores_are_those_of_a_plain_loop(forbidden: list[int], prefixes_a
     )
     for row, left_out in ((0, []), (1, forbidden)):
         allowed = [item for item in range(40) if item not in left_out]
-        expected = exhaustive_scores(decoder, memory[row : row + 1], "text", allowed)
+        expected = exhaustive_scores(decoder, states[row : row + 1], "text", allowed)
         torch.testing.assert_close(scores[row, allowed], torch.tensor([expected[item] for item in allowed]))
         assert scores[row, left_out].isneginf().all()
     torch.testing.assert_close((scores * LEVELS).exp().sum(dim=1), torch.ones(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forbidden", [[], [7, 30]])
+def test_some_items_score_what_the_whole_catalogue_says(forbidden: list[int]) -> None:
+    """Each row's own items, in any order, repeated or fewer; forbidden ones score nothing, and change the others."""
+    decoder = a_decoder()
+    model, index = decoder.model, decoder.indices["image"]
+    tokens = model.vocabulary.item_tokens(decoder.items.codes["text"][torch.tensor([[7, 9], [3, 30]])], modality="text")
+    memory = model.remember(model.encode(tokens.flatten(1)))
+    mask = torch.zeros(2, 40, dtype=torch.bool)
+    mask[0, forbidden] = True
+    asked = torch.tensor([[39, 7, 7, 0, -1], [30, -1, 12, -1, 5]])
+    found = score_items(model, memory, index, asked, modality="image", forbidden=mask if forbidden else None)
+    whole = score_catalogue(model, memory, index, modality="image", forbidden=mask if forbidden else None)
+    expected = whole.gather(1, asked.clamp(min=0)).masked_fill(asked < 0, float("-inf"))
+    torch.testing.assert_close(found, expected)
+    assert found[0, 1].isneginf().item() == bool(forbidden)
+    everything = torch.ones_like(mask)
+    assert score_items(model, memory, index, asked, modality="image", forbidden=everything).isneginf().all()
 
 
 @pytest.mark.parametrize("encoding", ["exact", "item_causal"])
@@ -61,14 +80,14 @@ def test_nothing_is_decoded_for_an_only_child() -> None:
     """Prefixes that one code follows cost nothing: three items that differ in the first code need the root alone."""
     model = TableModel()
     index = PrefixIndex(torch.tensor([[0, 1], [1, 0]]), codebook_size=2)
-    scores = score_catalogue(
-        cast(GenerativeRecommender, model), torch.tensor([[[0.6]]]), NO_BIAS, index, modality="text"
-    )
+    scores = score_catalogue(cast(GenerativeRecommender, model), remembered(0.6), index, modality="text")
     torch.testing.assert_close((scores * 2).exp(), torch.tensor([[0.6, 0.4]]))
     assert model.decoded == 1
 
 
-NO_BIAS = torch.zeros(1, 1, 1, 1)
+def remembered(*first: float) -> Memory:
+    """One number a history."""
+    return Memory([torch.tensor(first)[:, None, None]], [], None)
 
 
 class TableModel:
@@ -79,9 +98,9 @@ class TableModel:
     def decoder_inputs(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
         return F.pad(codes, (1, 0))
 
-    def decode(self, inputs: torch.Tensor, memory: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def decode(self, inputs: torch.Tensor, memory: Memory) -> torch.Tensor:
         self.decoded += inputs.shape[0] * inputs.shape[1]
-        return memory[:, None].expand(*inputs.shape, 1)
+        return memory.keys[0][:, None].expand(*inputs.shape, 1)
 
     def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int) -> torch.Tensor:
         first = states if first_level == 0 else torch.full_like(states, 0.55)
@@ -96,17 +115,17 @@ def test_a_narrow_beam_by_hand() -> None:
     """
     model = cast(GenerativeRecommender, TableModel())
     index = PrefixIndex(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
-    memory = torch.tensor([[[0.6]], [[0.3]]])
-    scores = score_catalogue(model, memory, NO_BIAS, index, modality="text")
+    memory = remembered(0.6, 0.3)
+    scores = score_catalogue(model, memory, index, modality="text")
     torch.testing.assert_close((scores * 2).exp(), torch.tensor([[0.33, 0.27, 0.4], [0.165, 0.135, 0.7]]))
     exact = _ranked(scores.argsort(dim=1, descending=True))
     assert [ranked.item_indices.tolist() for ranked in exact] == [[2, 0, 1], [2, 0, 1]]
 
-    found = _ranked(beam_search(model, memory, NO_BIAS, index, modality="text", beam_width=1).items)
+    found = _ranked(beam_search(model, memory, index, modality="text", beam_width=1).items)
     assert [ranked.item_indices.tolist() for ranked in found] == [[0], [2]]
     assert agreement(found, exact, cutoff=1) == Agreement(same_set=0.5, overlap=0.5)
     assert agreement(found, exact, cutoff=2) == Agreement(same_set=0.0, overlap=0.5)
-    wider = _ranked(beam_search(model, memory, NO_BIAS, index, modality="text", beam_width=2).items)
+    wider = _ranked(beam_search(model, memory, index, modality="text", beam_width=2).items)
     assert agreement(wider, exact, cutoff=2) == Agreement(same_set=1.0, overlap=1.0)
 
 

@@ -40,7 +40,7 @@ def test_the_walked_layers_give_the_numbers_of_transformers() -> None:
     history, target = torch.tensor([[3, 7, 11]]), torch.tensor([5])
     tokens = model.vocabulary.item_tokens(codes.codes["text"][history], modality="text").flatten(1)
     inputs = model.decoder_inputs(codes.codes["text"][target][:, None, :-1], modality="text")
-    memory = model.encode(tokens)
+    memory = model.remember(model.encode(tokens))
     ours = model.code_logits(model.decode(inputs, memory), modality="text")[0, 0]
     with torch.no_grad():
         theirs = model.t5(input_ids=tokens, decoder_input_ids=inputs[:, 0]).logits[0]
@@ -52,9 +52,8 @@ def test_the_walked_layers_give_the_numbers_of_transformers() -> None:
 def test_packed_targets_give_what_each_gives_alone() -> None:
     """Decoding several targets from one encoder pass is decoding them one by one."""
     model, codes = small_model("exact"), some_codes()
-    memory = model.encode(
-        model.vocabulary.item_tokens(codes.codes["image"][torch.tensor([[1, 2]])], modality="image").flatten(1)
-    )
+    tokens = model.vocabulary.item_tokens(codes.codes["image"][torch.tensor([[1, 2]])], modality="image").flatten(1)
+    memory = model.remember(model.encode(tokens))
     inputs = model.decoder_inputs(codes.codes["image"][torch.tensor([4, 9, 13]), :-1][None], modality="image")
     together = model.decode(inputs, memory)
     for target in range(3):
@@ -73,9 +72,9 @@ def test_an_item_causal_target_never_sees_itself_or_what_follows() -> None:
     def losses(items: np.ndarray) -> torch.Tensor:
         rows = training_rows([items], model.config)
         batch = batch_of(rows, np.array([0]), only_last=False)
-        memory, bias = encode_histories(model, codes, batch, task="text_to_text", source="text")
+        memory = encode_histories(model, codes, batch, task="text_to_text", source="text")
         inputs = torch.zeros(1, 9, 1, dtype=torch.int64)
-        return model.decode(inputs, memory, bias)[0, :, 0]  # the state that predicts items 1 .. 9
+        return model.decode(inputs, memory)[0, :, 0]  # the state that predicts items 1 .. 9
 
     before, after = losses(history), losses(changed)
     torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
@@ -104,14 +103,14 @@ def test_the_recency_bias_acts_by_distance() -> None:
     lags = torch.tensor(
         [[1, 5, 6, 7, 2, 3, 4], [1, 0, 0, 0, 5, 6, 7]]
     )  # two targets, prompts and two items of 3 tokens
-    memory, inputs = torch.randn(1, 7, 16), torch.zeros(1, 2, 1, dtype=torch.int64)
+    encoded, inputs = torch.randn(1, 7, 16), torch.zeros(1, 2, 1, dtype=torch.int64)
     assert model.recency is not None
     with torch.no_grad():
         model.recency.zero_()
         model.recency[2:5] = 100.0  # FIRST_ITEM_LAG and the two levels after it
-        states = model.decode(inputs, memory, model.recency_bias(lags))
-        only = model.decode(inputs[:, :1], memory[:, 4:])
-        without_first_item = model.decode(inputs[:, 1:], memory[:, [0, 4, 5, 6]])
+        states = model.decode(inputs, model.remember(encoded, model.recency_bias(lags)))
+        only = model.decode(inputs[:, :1], model.remember(encoded[:, 4:]))
+        without_first_item = model.decode(inputs[:, 1:], model.remember(encoded[:, [0, 4, 5, 6]]))
     torch.testing.assert_close(states[:, :1], only)
     torch.testing.assert_close(states[:, 1:], without_first_item)
 
