@@ -166,10 +166,11 @@ def rankings(
     decoder: Decoder, histories: list[np.ndarray], fusions: Mapping[str, CalibratedFusion], *, beam_width: int
 ) -> dict[str, list[Ranked]]:
     """Lists of every route, and of every way to fuse them, from one search: system -> one list a history."""
-    order = np.argsort([len(history) for history in histories], kind="stable")
+    order: list[int] = []
     found: dict[str, list[Ranked]] = {}
-    for begin in range(0, len(order), BATCH_SIZE):
-        reading = decoder.read([histories[index] for index in order[begin : begin + BATCH_SIZE]])
+    for batch in decoder.batches(histories, batch_size=BATCH_SIZE):
+        order.extend(batch.tolist())
+        reading = decoder.read([histories[index] for index in batch])
         systems = {
             SYSTEM_OF.get(route, route): reading.beams(route, width=beam_width, exclude_seen=False)
             for route in decoder.routes

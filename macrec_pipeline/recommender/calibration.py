@@ -133,10 +133,10 @@ def _measure(
 ) -> tuple[np.ndarray, int]:
     """Each candidate's NDCG@10 summed over users, float64 [len(grid)], and the number of users."""
     chosen = np.linspace(0, len(histories) - 1, min(MAX_USERS, len(histories))).round().astype(int)
-    users = sorted((histories[user][:-1] for user in chosen), key=len)  # like lengths share a batch
-    gains = np.zeros(len(grid))
-    for begin in range(0, len(users), config.batch_size):
-        batch = users[begin : begin + config.batch_size]
+    users = [histories[user][:-1] for user in chosen]
+    gains, done = np.zeros(len(grid)), 0
+    for places in decoder.batches([history[:-1] for history in users], batch_size=config.batch_size):
+        batch = [users[place] for place in places]
         targets = torch.tensor([history[-1] for history in batch], device=decoder.model.t5.device)
         reading, width = decoder.read([history[:-1] for history in batch]), max(config.beam_width, config.top_k)
         found = {
@@ -144,7 +144,8 @@ def _measure(
             for way in dict.fromkeys(candidate.recommend_seen for candidate in grid)
         }
         gains += [_summed_gain(fuse_candidates(found[one.recommend_seen], one), targets) for one in grid]
-        progress("fusion", begin + len(batch), len(users))
+        done += len(batch)
+        progress("fusion", done, len(users))
     return gains, len(users)
 
 

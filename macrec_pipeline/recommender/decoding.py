@@ -7,7 +7,7 @@ Shapes: B rows, N items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +19,16 @@ from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked
 from macrec_pipeline.recommender.reading import Reading
+from macrec_pipeline.recommender.tasks import receptive_field
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender
     from macrec_pipeline.recommender.sasrec import Sasrec
+
+
+# A batch grows while its padded items are no more than this many, or than this multiple of the real ones.
+SMALL_BATCH, MOST_PADDED = 1024, 1.2
 
 
 class Decoder:
@@ -82,11 +87,9 @@ class Decoder:
         results: dict[str, list[Ranked]] = {
             route: [Ranked(np.empty(0), np.empty(0))] * len(histories) for route in routes
         }
-        order = np.argsort([len(history) for history in histories], kind="stable")  # like lengths share a batch
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin : begin + batch_size]
-            batch = [histories[index] for index in chosen]
-            reading, width = self.read(batch), max(beam_width, top_k)
+        width, done = max(beam_width, top_k), 0
+        for chosen in self.batches(histories, batch_size=batch_size):
+            reading = self.read([histories[index] for index in chosen])
             for route in routes:
                 if route == "fused":
                     beams = self._fused(reading, width=width, exclude_seen=exclude_seen)
@@ -94,8 +97,22 @@ class Decoder:
                     beams = reading.beams(route, width=width, exclude_seen=exclude_seen)
                 for index, found in zip(chosen, as_ranked(beams, top_k), strict=True):
                     results[route][index] = found
-            progress("decoding", min(begin + batch_size, len(order)), len(order))
+            done += len(chosen)
+            progress("decoding", done, len(histories))
         return results
+
+    def batches(self, histories: Sequence[np.ndarray], *, batch_size: int) -> Iterator[np.ndarray]:
+        """Places of histories of like length, int64 [B] with B <= `batch_size`: each place once, shortest first."""
+        lengths = np.minimum([len(history) for history in histories], receptive_field(self.model.config))
+        order = np.argsort(lengths, kind="stable")
+        begin, items = 0, 0
+        for end, length in enumerate(lengths[order], start=1):
+            padded = (end - begin) * length
+            if end - begin > batch_size or padded > max(SMALL_BATCH, MOST_PADDED * (items + length)):
+                yield order[begin : end - 1]
+                begin, items = end - 1, 0
+            items += length
+        yield order[begin:]
 
     def read(self, histories: Sequence[np.ndarray]) -> Reading:
         """One batch of histories, int64 [T] item indices each, T >= 1, oldest first, for all routes to look at."""

@@ -98,3 +98,20 @@ def test_fusion_by_hand() -> None:
     fused = fuse(text, image)
     assert fused.items.tolist() == [[4, 7, 2, -1, -1, -1]]
     assert fused.scores[0, :3].tolist() == pytest.approx([0.0, -0.2, -1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),
+    batch_size=st.integers(1, 50),
+)
+def test_batches_are_of_like_lengths(lengths: list[int], batch_size: int) -> None:
+    """Each history once, no batch too large, and little padding where there is enough of it to matter."""
+    decoder = a_decoder()  # reads four items at most
+    decoder.model.config = decoder.model.config.model_copy(update={"history_length": 50})
+    batches = list(decoder.batches([np.zeros(length, dtype=np.int64) for length in lengths], batch_size=batch_size))
+    assert sorted(place for batch in batches for place in batch.tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        read = np.minimum(np.array(lengths)[batch], 50)
+        assert read.max() * len(batch) <= max(1024, 1.2 * read.sum())
