@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from macrec_pipeline.recommender.expansion import Children, expand
+from macrec_pipeline.recommender.walk import Children, Walk
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender, Memory
@@ -53,27 +53,29 @@ def beam_search(
         beam_width: W.
         forbidden: bool [B, N], items that a row must not get.
     """
-    rows = memory.num_rows
-    nodes = torch.zeros(rows, 1, dtype=torch.int64, device=memory.device)
-    scores = torch.zeros(rows, 1, device=memory.device)
-    for depth in range(index.num_levels):
-        gone = None if forbidden is None else index.exhausted(forbidden, depth=depth + 1)
-        children = expand(model, memory, index, nodes, depth=depth, modality=modality, gone=gone)
-        nodes, scores = _best(children, scores, beam_width=beam_width)
+    walk = Walk(model, memory, index, modality=modality, forbidden=forbidden)
+    nodes = torch.zeros(memory.num_rows, 1, dtype=torch.int64, device=memory.device)
+    scores, parents = torch.zeros(nodes.shape, device=memory.device), None
+    for _ in range(index.num_levels):
+        nodes, scores, parents = _best(walk.step(nodes, parents), scores, beam_width=beam_width)
     items = index.items(nodes.clamp(min=0)).masked_fill(nodes < 0, -1)
     return Beams(items, scores / index.num_levels)
 
 
-def _best(children: Children, scores: torch.Tensor, *, beam_width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable children of each row: nodes int64 [B, <= W], -1 for none, and their scores."""
+def _best(
+    children: Children, scores: torch.Tensor, *, beam_width: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most probable children of each row: nodes int64 [B, <= W], -1 for none, their scores, and whose they are."""
     totals = scores[children.row, children.prefix] + children.log_probability  # [E]
     count = torch.bincount(children.row, minlength=len(scores))  # [B]
     place = torch.arange(len(totals), device=totals.device) - (count.cumsum(0) - count)[children.row]
     shape = len(scores), max(1, int(count.max()))
     table = torch.full(shape, float("-inf"), device=totals.device)
-    nodes = torch.full(shape, -1, device=totals.device)
+    nodes, prefixes = (torch.full(shape, -1, device=totals.device) for _ in range(2))
     table[children.row, place] = totals
     nodes[children.row, place] = children.node
+    prefixes[children.row, place] = children.prefix
     # a stable sort, unlike topk, has one answer when scores are equal
     ordered = torch.sort(table, dim=1, descending=True, stable=True)
-    return nodes.gather(1, ordered.indices[:, :beam_width]), ordered.values[:, :beam_width]
+    best = ordered.indices[:, :beam_width]
+    return nodes.gather(1, best), ordered.values[:, :beam_width], prefixes.gather(1, best)

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from macrec_pipeline.recommender.expansion import PREFIXES_AT_ONCE, expand
+from macrec_pipeline.recommender.walk import Walk
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender, Memory
     from macrec_pipeline.recommender.prefix_index import PrefixIndex
     from macrec_pipeline.recommender.ranking import Ranked
+
+
+NO_NODE = torch.iinfo(torch.int64).max
+# Items scored at once, over all rows, when the whole catalogue is: bounds memory.
+ITEMS_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,6 @@ def score_items(
     *,
     modality: str,
     forbidden: torch.Tensor | None = None,
-    prefixes_at_once: int = PREFIXES_AT_ONCE,
 ) -> torch.Tensor:
     """Score items as `beam_search` scores those that it finds.
 
@@ -53,7 +57,6 @@ def score_items(
         items: int64 [B, C], -1 where a row asks about fewer.
         modality: of the IDs, "text" or "image".
         forbidden: bool [B, N], items that a row must not get; they score minus infinity.
-        prefixes_at_once: decoded together, over all rows.
 
     Returns:
         float [B, C], mean log-probability a code in nats, among the items that are allowed; minus infinity for -1.
@@ -61,12 +64,15 @@ def score_items(
     asked = items.clamp(min=0)
     row = torch.arange(len(items), device=items.device)[:, None]
     totals = torch.zeros(items.shape, device=items.device)
+    walk = Walk(model, memory, index, modality=modality, forbidden=forbidden)
+    prefixes, parents = torch.zeros(len(items), 1, dtype=torch.int64, device=items.device), None
     for depth in range(index.num_levels):
-        prefixes = _distinct(index.nodes_of(asked, depth=depth), items >= 0)
-        gone = None if forbidden is None else index.exhausted(forbidden, depth=depth + 1)
-        children = expand(
-            model, memory, index, prefixes, depth=depth, modality=modality, gone=gone, prefixes_at_once=prefixes_at_once
-        )
+        if depth > 0:
+            longer = _distinct(index.nodes_of(asked, depth=depth), items >= 0)
+            above = index.parents(longer.clamp(min=0), depth=depth)
+            parents = torch.searchsorted(_last_if_none(prefixes), above).clamp(max=prefixes.shape[1] - 1)
+            prefixes = longer
+        children = walk.step(prefixes, parents)
         num_nodes = index.num_nodes(depth=depth + 1)
         known = children.row * num_nodes + children.node  # ascending
         wanted = row * num_nodes + index.nodes_of(asked, depth=depth + 1)
@@ -85,13 +91,18 @@ def score_catalogue(
     *,
     modality: str,
     forbidden: torch.Tensor | None = None,
-    prefixes_at_once: int = PREFIXES_AT_ONCE,
+    items_at_once: int = ITEMS_AT_ONCE,
 ) -> torch.Tensor:
-    """`score_items` of all items: float [B, N]."""
-    everything = torch.arange(index.num_items, device=memory.device).expand(memory.num_rows, -1)
-    return score_items(
-        model, memory, index, everything, modality=modality, forbidden=forbidden, prefixes_at_once=prefixes_at_once
-    )
+    """`score_items` of all items: float [B, N]; of `items_at_once` over all rows, which changes no number."""
+    everything = torch.arange(index.num_items, device=memory.device)
+    scores = []
+    size = max(1, items_at_once // index.num_items)
+    for begin in range(0, memory.num_rows, size):
+        part = memory.rows(slice(begin, begin + size))
+        gone = None if forbidden is None else forbidden[begin : begin + size]
+        asked = everything.expand(part.num_rows, -1)
+        scores.append(score_items(model, part, index, asked, modality=modality, forbidden=gone))
+    return torch.cat(scores)
 
 
 def agreement(found: Sequence[Ranked], exact: Sequence[Ranked], *, cutoff: int = 10) -> Agreement:
@@ -111,11 +122,14 @@ def agreement(found: Sequence[Ranked], exact: Sequence[Ranked], *, cutoff: int =
 
 def _distinct(nodes: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Each row's distinct nodes that are counted, ascending: int64 [B, C] -> int64 [B, at most C], then -1."""
-    nothing = torch.iinfo(nodes.dtype).max
-    ordered = nodes.masked_fill(~counted, nothing).sort(dim=1).values
-    first = torch.ones_like(counted)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first &= ordered != nothing
-    count = first.sum(dim=1)
-    kept = ordered.masked_fill(~first, nothing).sort(dim=1).values[:, : max(1, int(count.max()))]
-    return kept.masked_fill(kept == nothing, -1)
+    ordered = nodes.masked_fill(~counted, NO_NODE).sort(dim=1).values
+    repeated = torch.zeros_like(counted)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    kept = ordered.masked_fill(repeated, NO_NODE).sort(dim=1).values
+    width = max(1, int((kept != NO_NODE).sum(dim=1).max()))
+    return kept[:, :width].masked_fill(kept[:, :width] == NO_NODE, -1)
+
+
+def _last_if_none(nodes: torch.Tensor) -> torch.Tensor:
+    """What `_distinct` gave, ascending to the end."""
+    return nodes.masked_fill(nodes < 0, NO_NODE)

@@ -47,6 +47,11 @@ class Memory:
     values: list[torch.Tensor]
     bias: torch.Tensor | None
 
+    def rows(self, chosen: slice) -> Memory:
+        """Of some of the histories."""
+        bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[chosen]
+        return Memory([each[chosen] for each in self.keys], [each[chosen] for each in self.values], bias)
+
     @property
     def num_rows(self) -> int:
         """B."""
@@ -56,6 +61,26 @@ class Memory:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.keys[0].device
+
+
+@dataclass(frozen=True)
+class Position:
+    """What the decoder's layers keep of one position of J targets a row, for those that come after it.
+
+    Attributes:
+        keys, values: float [B, A, J, d_kv], one a decoder layer.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def of(self, targets: torch.Tensor) -> Position:
+        """Those of other targets: int64 [B, J'] of places among the J."""
+
+        def picked(each: torch.Tensor) -> torch.Tensor:
+            return each.gather(2, targets[:, None, :, None].expand(-1, each.shape[1], -1, each.shape[3]))
+
+        return Position([picked(each) for each in self.keys], [picked(each) for each in self.values])
 
 
 class GenerativeRecommender(nn.Module):
@@ -176,6 +201,41 @@ class GenerativeRecommender(nn.Module):
             states = states * self.t5.config.d_model**-0.5
         return cast(torch.Tensor, states.view(rows, num_targets, length, -1))
 
+    def decode_next(self, tokens: torch.Tensor, memory: Memory, past: list[Position]) -> tuple[torch.Tensor, Position]:
+        """The last position of `decode`, if what the layers made of the ones before is at hand; for evaluation mode.
+
+        Args:
+            tokens: int64 [B, J], the last of each target's decoder inputs.
+            memory: from `remember`.
+            past: of the same targets, the positions before, first one first.
+
+        Returns:
+            float [B, J, D], scaled so that `code_logits` may follow, and what is to be kept of this position.
+        """
+        stack: Any = self.t5.decoder
+        states = self.t5.shared(tokens)  # [B, J, D]
+        own_bias = _attention_bias(stack, len(past) + 1, None)[0, :, -1]  # [A, T], as the last of T positions looks
+        position = Position([], [])
+        for number, block in enumerate(stack.block):
+            attention = block.layer[0].SelfAttention
+            normed = block.layer[0].layer_norm(states)
+            query, key, value = (
+                _heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v)
+            )  # [B, A, J, d_kv] each
+            position.keys.append(key)
+            position.values.append(value)
+            keys = torch.stack([*(before.keys[number] for before in past), key], dim=3)  # [B, A, J, T, d_kv]
+            values = torch.stack([*(before.values[number] for before in past), value], dim=3)
+            scores = (keys @ query[..., None])[..., 0] + own_bias[:, None]  # [B, A, J, T]
+            mixed = (scores.softmax(dim=-1)[..., None, :] @ values)[..., 0, :]  # [B, A, J, d_kv]
+            states = states + attention.o(mixed.transpose(1, 2).flatten(2))
+            states = _cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
+            states = block.layer[-1](states)
+        states = stack.final_layer_norm(states)
+        if self.t5.config.scale_decoder_outputs:
+            states = states * self.t5.config.d_model**-0.5
+        return states, position
+
     def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int = 0) -> torch.Tensor:
         """Logits over the K codes of each level: float [..., T, D] -> [..., T, K], for T levels from `first_level`."""
         words = self.vocabulary
@@ -183,6 +243,10 @@ class GenerativeRecommender(nn.Module):
         stop = start + states.shape[-2] * words.codebook_size
         codes = self.t5.shared.weight[start:stop].view(states.shape[-2], words.codebook_size, -1)  # [T, K, D]
         return torch.einsum("...td,tkd->...tk", states, codes)
+
+    def last_tokens(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
+        """The last of `decoder_inputs`: int64 [..., T] -> [...]."""
+        return self.decoder_inputs(codes, modality=modality)[..., -1]
 
     def decoder_inputs(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
         """Codes int64 [..., T] chosen so far -> decoder inputs int64 [..., T + 1], start token first."""

@@ -109,6 +109,16 @@ class PrefixIndex:
         gone.scatter_add_(1, index, forbidden.to(torch.int32))
         return gone >= below.num_leaves
 
+    def num_items_below(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """Items whose ID begins with the prefix of each node at `depth`, int64 of the shape of `nodes`."""
+        if depth == 0:
+            return torch.full_like(nodes, self.num_items)
+        return self._depths[depth - 1].num_leaves[nodes]
+
+    def parents(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """The node one code shorter of each node at `depth` (from 1), int64 of the shape of `nodes`."""
+        return torch.searchsorted(self._depths[depth - 1].first_child, nodes, right=True) - 1
+
     def prefixes(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
         """The codes of nodes at `depth`: int64 [...] -> int64 [..., depth]."""
         if depth == 0:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.recommender.beam_search import Beams, beam_search
+from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fusion import fuse
+from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from tests.recommender.exhaustive import LEVELS, SIZE, a_decoder, distinct_codes, exhaustive_scores
 
@@ -115,3 +117,17 @@ def test_batches_are_of_like_lengths(lengths: list[int], batch_size: int) -> Non
         assert 1 <= len(batch) <= batch_size
         read = np.minimum(np.array(lengths)[batch], 50)
         assert read.max() * len(batch) <= max(1024, 1.2 * read.sum())
+
+
+def test_items_that_differ_in_the_first_code_need_one_decision() -> None:
+    """A catalogue in which every first code is one item's: the walk goes on without the model, to the same scores."""
+    model = a_decoder().model
+    codes = torch.tensor([[2, 1, 1], [0, 3, 2], [3, 3, 0]])
+    decoder = Decoder(model, ItemCodes({"text": codes, "image": codes}))
+    histories = [np.array([0, 2]), np.array([1])]
+    exact = decoder.exact_scores(histories, route="text")
+    ranked = decoder.rank(histories, routes=["text"], top_k=3, beam_width=3, batch_size=2)["text"]
+    for row, found in enumerate(ranked):
+        assert found.item_indices.tolist() == exact[row].argsort(descending=True).tolist()
+        np.testing.assert_allclose(found.scores, exact[row, found.item_indices])
+    torch.testing.assert_close((exact * LEVELS).exp().sum(dim=1), torch.ones(2))

@@ -6,7 +6,7 @@ import torch
 
 from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.recommender.dropout import ByteDropout
-from macrec_pipeline.recommender.model import GenerativeRecommender
+from macrec_pipeline.recommender.model import GenerativeRecommender, Position
 from macrec_pipeline.recommender.objective import ItemCodes, encode_histories, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, last_target_rows, training_rows
 from macrec_pipeline.recommender.vocabulary import Vocabulary
@@ -60,6 +60,25 @@ def test_packed_targets_give_what_each_gives_alone() -> None:
         torch.testing.assert_close(
             together[:, target : target + 1], model.decode(inputs[:, target : target + 1], memory)
         )
+
+
+@torch.no_grad()
+def test_decoding_one_position_after_the_other_is_decoding_all() -> None:
+    """What the layers kept of the positions before, picked by target, gives the states of the whole input."""
+    model, codes = small_model("exact"), some_codes()
+    history = codes.codes["image"][torch.tensor([[1, 2], [8, 3]])]
+    memory = model.remember(
+        model.encode(model.vocabulary.item_tokens(history, modality="image").flatten(1)), torch.randn(2, 2, 1, 6)
+    )
+    inputs = model.decoder_inputs(codes.codes["image"][torch.tensor([[4, 9, 13], [5, 6, 7]])], modality="image")
+    past: list[Position] = []
+    for length in range(1, 5):
+        order = torch.randperm(3, generator=torch.Generator().manual_seed(length)).expand(2, -1)
+        inputs = inputs.gather(1, order[..., None].expand_as(inputs))
+        past = [position.of(order) for position in past]
+        states, position = model.decode_next(inputs[..., length - 1], memory, past)
+        past.append(position)
+        torch.testing.assert_close(states, model.decode(inputs[..., :length], memory)[:, :, -1])
 
 
 def test_an_item_causal_target_never_sees_itself_or_what_follows() -> None:
