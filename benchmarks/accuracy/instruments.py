@@ -323,24 +323,29 @@ def main() -> None:
         parser.error(f"{arguments.data / 'amazon-instruments'} is not there; name the folder above it with --data")
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    runs = [run_seed(arguments, seed) for seed in arguments.seeds]
-    settings = PUBLISHED | VARIANTS[arguments.variant] | arguments.set
+    suffix = "-validation" if arguments.validation_only else ""
+    path = arguments.out / f"instruments-{arguments.variant}{suffix}.json"
+    shown = "validation" if arguments.validation_only else f"test_beam_{arguments.beam_widths[0]}"
+    runs: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        runs.append(run_seed(arguments, seed))
+        for name, figures in runs[-1][shown].items():
+            print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
+        _write(path, arguments, runs)  # after each, for who looks on
+    print(path)
+
+
+def _write(path: Path, arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """Replace the results file."""
     document = {
         "variant": arguments.variant,
-        "settings": settings,
+        "settings": PUBLISHED | VARIANTS[arguments.variant] | arguments.set,
         "machine": {"device": arguments.device, "threads": arguments.threads, "torch": torch.__version__},
         "python": platform.python_version(),
         "runs": runs,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    suffix = "-validation" if arguments.validation_only else ""
-    path = arguments.out / f"instruments-{arguments.variant}{suffix}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    for run in runs:
-        shown = "validation" if arguments.validation_only else f"test_beam_{arguments.beam_widths[0]}"
-        for name, figures in run[shown].items():
-            print(run["seed"], name, {key: round(value, 4) for key, value in figures.items()})
-    print(path)
 
 
 if __name__ == "__main__":
