@@ -223,6 +223,15 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         checkpoint=arguments.work / f"instruments-{arguments.variant}-{seed}.safetensors",
     )
     trained, epochs = clock.seconds(), clock.epochs(fitted)
+    training = {
+        "seed": seed,
+        "train_seconds": trained if epochs else None,  # a training that went on after a cut has no time of its own
+        "epoch_seconds": epochs,
+        "best_epoch": fitted.best_epoch,
+        "log": fitted.log,
+    }
+    if arguments.training_only:
+        return training
     sasrec = fit_sasrec(
         histories,
         num_items=len(ids.text_codes),
@@ -236,12 +245,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
     decoder = Decoder(fitted.model, items, collaborative=sasrec.model)
     numbers = np.unique(public["text"], axis=0, return_inverse=True)[1].ravel()
-    result: dict[str, Any] = {
-        "seed": seed,
-        "train_seconds": trained if epochs else None,  # a training that went on after a cut has no time of its own
-        "epoch_seconds": epochs,
-        "best_epoch": fitted.best_epoch,
-        "log": fitted.log,
+    result: dict[str, Any] = training | {
         "sasrec": sasrec.settings(),
         "fusions": {name: dataclasses.asdict(fusion) for name, fusion in fusions.items()},
         "validation": evaluate(decoder, fusions, histories, numbers, left_out=2, beam_width=20),
@@ -315,6 +319,7 @@ def main() -> None:
     parser.add_argument("--beam-widths", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--validation-only", action="store_true", help="for choosing settings: no test target is read")
+    parser.add_argument("--training-only", action="store_true", help="for curves: nothing is ranked after the training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--set", type=_settings, action="append", default=[], metavar="NAME=JSON")
     arguments = parser.parse_args()
@@ -323,13 +328,13 @@ def main() -> None:
         parser.error(f"{arguments.data / 'amazon-instruments'} is not there; name the folder above it with --data")
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    suffix = "-validation" if arguments.validation_only else ""
+    suffix = "-training" if arguments.training_only else "-validation" if arguments.validation_only else ""
     path = arguments.out / f"instruments-{arguments.variant}{suffix}.json"
     shown = "validation" if arguments.validation_only else f"test_beam_{arguments.beam_widths[0]}"
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         runs.append(run_seed(arguments, seed))
-        for name, figures in runs[-1][shown].items():
+        for name, figures in runs[-1].get(shown, {}).items():
             print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
         _write(path, arguments, runs)  # after each, for who looks on
     print(path)

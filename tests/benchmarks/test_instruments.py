@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy.curves import curves
+from benchmarks.accuracy.rendering import instruments_table
 from benchmarks.accuracy.tables import HERE
 
 NUM_ITEMS, NUM_USERS = 30, 40
@@ -86,3 +87,15 @@ def test_with_validation_only_no_test_item_is_read(measured: dict[str, Any], tmp
     assert not [name for name in poisoned if name.startswith("test_")]
     assert poisoned["validation"] == plain["validation"]
     assert poisoned["fusions"] == plain["fusions"]
+
+
+def test_with_training_only_there_are_curves_and_no_rankings(measured: dict[str, Any], tmp_path: Path) -> None:
+    """The same log, and a file that the tables pass over."""
+    document = run(tmp_path, small_log(tmp_path / "data"), "--training-only")
+    (trained,), (whole,) = document["runs"], measured["runs"]
+    assert trained["log"] == whole["log"]
+    assert "validation" not in trained
+    assert (tmp_path / "instruments-shallow-training.json").is_file()
+    ((_, samples, minutes, _),) = curves(document)
+    assert len(samples) == len(minutes) == 2
+    assert "shallow" not in instruments_table([document], {"systems": []})
