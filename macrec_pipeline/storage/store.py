@@ -1,4 +1,4 @@
-"""The store of one data set's assets: tables as parquet, everything else as folders.
+"""The store of one data set's assets: tables as parquet, embeddings as Arrow files, everything else as folders.
 
 In: polars tables that keep their schema, or folders of files. Out: the same, verified against the manifest that was
 written with them. See `versions` for the layout and for what makes a write atomic.
@@ -16,13 +16,13 @@ import polars as pl
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import TABLES
 from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
+from macrec_pipeline.storage.table_files import find_table_file, read_table_file, write_table_file
 from macrec_pipeline.storage.versions import AssetVersions
 
 FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model")
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_COMPRESSION_LEVEL = 3
 
 
 class AssetStore:
@@ -67,9 +67,7 @@ class AssetStore:
         versions = self._versions(asset)
         with versions.writing() as folder:
             try:
-                table.write_parquet(
-                    folder / f"{asset}.parquet", compression="zstd", compression_level=_COMPRESSION_LEVEL
-                )
+                write_table_file(folder, schema, asset, table)
             except OSError as error:
                 raise StorageError(f"{asset} cannot be stored: {folder}: {error}.") from error
             manifest = seal(folder, asset, details or {})
@@ -79,16 +77,19 @@ class AssetStore:
     def read_table(self, asset: str) -> pl.DataFrame:
         """Read a table.
 
+        Embeddings are mapped into memory, not copied: their pages are read when they are used, and shared between
+        processes. The columns are read-only, and stay valid after the version is gone.
+
         Raises:
             StorageError: it is not there yet, incomplete or damaged; says what to run.
             SchemaError: an older version of this package wrote it to another schema; says what to run.
         """
         schema = TABLES[self._known(asset, TABLES)]
         versions = self._versions(asset)
-        path = self.folder(asset) / f"{asset}.parquet"
+        path = find_table_file(self.folder(asset), schema, asset)
         if not path.is_file():
             raise StorageError(f"{path} is no part of the version. {versions.remedy}")
-        table = pl.read_parquet(path, memory_map=False)
+        table = read_table_file(path)
         try:
             return schema.check(table, where=str(versions.link / path.name))
         except SchemaError as error:
