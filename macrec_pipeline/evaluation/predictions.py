@@ -79,7 +79,9 @@ def _check_unseen(
     users, items = flat.without_last(1)
     rows, places = np.nonzero(lists != NO_ITEM)
     shown = rows * num_items + lists[rows, places]
-    repeated = np.isin(shown, users * num_items + items)
+    seen = np.sort(users * num_items + items)
+    places = np.minimum(np.searchsorted(seen, shown), max(len(seen) - 1, 0))  # rows ascend, so neighbours are near
+    repeated = seen[places] == shown if len(seen) else np.zeros(len(shown), dtype=bool)
     if repeated.any():
         row, item = divmod(int(shown[repeated.argmax()]), num_items)
         raise DataError(

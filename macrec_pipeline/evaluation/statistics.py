@@ -16,7 +16,9 @@ from macrec_pipeline.evaluation.sequences import NO_ITEM, IntArray
 
 Interval = tuple[float, float]
 # Resamples are drawn so many users at a time: it bounds the memory, and changing it changes no number.
-_DRAWS_AT_ONCE = 2_000_000
+_DRAWS_AT_ONCE = 4_000_000
+# An item that so many users are shown is almost never lost: its other users are looked at only where it is.
+_USERS_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,19 @@ class PairedDifference:
     high: float
     share_better: float
     num_users: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resamples of the users.
+
+    Attributes:
+        means: float64 [S, M], the mean of each value in each resample.
+        drawn: uint8 [U, ceil(S / 8)], bit s of a user's row (highest first) set where resample s holds the user.
+    """
+
+    means: FloatArray
+    drawn: NDArray[np.uint8]
 
 
 def resamples(num_users: int, *, num_samples: int, generator: np.random.Generator) -> Iterator[FloatArray]:
@@ -59,9 +74,43 @@ def bootstrap_means(values: FloatArray, *, num_samples: int, generator: np.rando
     Returns:
         float64 [S, M].
     """
+    return bootstrap(values, num_samples=num_samples, generator=generator).means
+
+
+def bootstrap(values: FloatArray, *, num_samples: int, generator: np.random.Generator) -> Bootstrap:
+    """The mean of each column in each resample of the rows, and who was drawn; arguments as in `bootstrap_means`."""
     num_users = len(values)
-    chunks = resamples(num_users, num_samples=num_samples, generator=generator)
-    return np.concatenate([counts @ values / num_users for counts in chunks])
+    means, drawn, waiting = [], [], np.zeros((0, num_users), dtype=bool)
+    for counts in resamples(num_users, num_samples=num_samples, generator=generator):
+        means.append(counts @ values / num_users)
+        waiting = np.concatenate([waiting, counts > 0])
+        whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
+        drawn.append(np.packbits(waiting[:whole], axis=0))
+        waiting = waiting[whole:]
+    drawn.append(np.packbits(waiting, axis=0))
+    return Bootstrap(np.concatenate(means), np.ascontiguousarray(np.concatenate(drawn).T))
+
+
+def bootstrap_means_of_groups(
+    values: FloatArray, num_members: IntArray, *, num_samples: int, generator: np.random.Generator
+) -> FloatArray:
+    """`bootstrap_means` for users of whom many have the same values: how often a group is drawn is multinomial.
+
+    The resamples have the same distribution as those of single users, at the cost of groups instead of users.
+
+    Args:
+        values: float64 [G, M], one row a group of users with these values.
+        num_members: int64 [G], users in each group.
+        num_samples: S.
+        generator: draws the groups; two calls with other groups are not paired.
+
+    Returns:
+        float64 [S, M].
+    """
+    num_users = int(num_members.sum())
+    counts = generator.multinomial(num_users, num_members / num_users, size=num_samples)
+    means: FloatArray = counts @ values / num_users
+    return means
 
 
 def percentile_intervals(draws: FloatArray, *, confidence: float) -> list[Interval]:
@@ -75,9 +124,8 @@ def coverage_intervals(
     systems: Sequence[IntArray],
     *,
     num_items: int,
-    num_samples: int,
+    resampled: Bootstrap,
     confidence: float,
-    generator: np.random.Generator,
     depth: int = COVERAGE_DEPTH,
 ) -> list[Interval]:
     """An interval for `metrics.coverage` of each system's lists, all on the same resamples.
@@ -88,20 +136,15 @@ def coverage_intervals(
     Args:
         systems: int64 [U, R] lists of each system, padded with `NO_ITEM`.
         num_items: N.
-        num_samples: resamples of the users.
+        resampled: S resamples of the users.
         confidence: of the intervals.
-        generator: draws the users.
         depth: first items of a list that count.
     """
-    shown = [_users_by_item(lists[:, :depth]) for lists in systems]
-    covered: list[list[IntArray]] = [[] for _ in systems]
-    for counts in resamples(len(systems[0]), num_samples=num_samples, generator=generator):
-        drawn = counts > 0
-        for (users, firsts), found in zip(shown, covered, strict=True):
-            found.append(_items_with_a_user(drawn, users, firsts))
+    num_samples = len(resampled.means)
     intervals = []
-    for (_, firsts), found in zip(shown, covered, strict=True):
-        draws = np.concatenate(found)
+    for lists in systems:
+        users, firsts = _users_by_item(lists[:, :depth])
+        draws = _items_with_a_user(resampled.drawn, users, firsts)[:num_samples]
         moved = np.clip((draws - draws.mean() + len(firsts)) / num_items, 0.0, 1.0)
         intervals += percentile_intervals(moved[:, None], confidence=confidence)
     return intervals
@@ -130,6 +173,13 @@ def paired_differences(
     assert first.shape == second.shape, "paired values must be of the same users"
     differences = first - second
     draws = bootstrap_means(differences, num_samples=num_samples, generator=generator)
+    return summarized_differences(differences, draws, confidence=confidence)
+
+
+def summarized_differences(
+    differences: FloatArray, draws: FloatArray, *, confidence: float
+) -> list[PairedDifference]:
+    """What `paired_differences` returns, from differences float64 [U, M] and their means in resamples [S, M]."""
     return [
         PairedDifference(
             difference=float(differences[:, column].mean()),
@@ -151,9 +201,19 @@ def _users_by_item(lists: IntArray) -> tuple[IntArray, IntArray]:
     return users[order], firsts
 
 
-def _items_with_a_user(drawn: NDArray[np.bool_], users: IntArray, firsts: IntArray) -> IntArray:
-    """How many items are shown to at least one drawn user: int64 [S] for bool [S, U]."""
+def _items_with_a_user(drawn: NDArray[np.uint8], users: IntArray, firsts: IntArray) -> IntArray:
+    """How many items are shown to at least one drawn user, in each resample: int64 [8 * bytes of a row of `drawn`].
+
+    Resamples are bits, so that a byte of one user answers for eight of them.
+    """
     if not len(firsts):
-        return np.zeros(len(drawn), dtype=np.int64)
-    shown: IntArray = np.logical_or.reduceat(drawn[:, users], firsts, axis=1).sum(axis=1)
-    return shown
+        return np.zeros(8 * drawn.shape[1], dtype=np.int64)
+    ends = np.append(firsts[1:], len(users))
+    looked_at = np.minimum(ends - firsts, _USERS_LOOKED_AT)
+    starts = np.cumsum(looked_at) - looked_at
+    places = np.arange(looked_at.sum()) + np.repeat(firsts - starts, looked_at)
+    shown = np.bitwise_or.reduceat(drawn[users[places]], starts, axis=0)  # [items, bytes]
+    ever = np.bitwise_or.reduce(drawn, axis=0)  # padding bits are set for nobody
+    for item in np.flatnonzero((shown != ever).any(axis=1) & (ends - firsts > looked_at)):
+        shown[item] = np.bitwise_or.reduce(drawn[users[firsts[item] : ends[item]]], axis=0)
+    return np.unpackbits(shown, axis=1).sum(axis=0, dtype=np.int64)
