@@ -242,6 +242,6 @@ def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], In
             pl.when(pl.col("rank") != MISSED).then(pl.col("rank")).alias("rank"),
         )
         .select("user_index", "system", "exclude_seen", "rank")
-        for (system, exclude_seen), values in ranks.items()
+        for (system, exclude_seen), values in sorted(ranks.items())
     ]
-    return pl.concat(parts).sort("system", "exclude_seen", "user_index")
+    return pl.concat(parts)  # in the order of system, exclude_seen and, as histories are, user_index

@@ -6,6 +6,7 @@ U users, M metrics, S resamples.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +81,11 @@ def bootstrap_means(values: FloatArray, *, num_samples: int, generator: np.rando
 def bootstrap(values: FloatArray, *, num_samples: int, generator: np.random.Generator) -> Bootstrap:
     """The mean of each column in each resample of the rows, and who was drawn; arguments as in `bootstrap_means`."""
     num_users = len(values)
+    used = np.flatnonzero(values.any(axis=1))  # most users miss everywhere, and add nothing to a mean
+    used_values = values[used]
     means, drawn, waiting = [], [], np.zeros((0, num_users), dtype=bool)
     for counts in resamples(num_users, num_samples=num_samples, generator=generator):
-        means.append(counts @ values / num_users)
+        means.append(counts[:, used] @ used_values / num_users)
         waiting = np.concatenate([waiting, counts > 0])
         whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
         drawn.append(np.packbits(waiting[:whole], axis=0))
@@ -140,14 +143,15 @@ def coverage_intervals(
         confidence: of the intervals.
         depth: first items of a list that count.
     """
-    num_samples = len(resampled.means)
-    intervals = []
-    for lists in systems:
+
+    def interval(lists: IntArray) -> Interval:
         users, firsts = _users_by_item(lists[:, :depth])
-        draws = _items_with_a_user(resampled.drawn, users, firsts)[:num_samples]
+        draws = _items_with_a_user(resampled.drawn, users, firsts)[: len(resampled.means)]
         moved = np.clip((draws - draws.mean() + len(firsts)) / num_items, 0.0, 1.0)
-        intervals += percentile_intervals(moved[:, None], confidence=confidence)
-    return intervals
+        return percentile_intervals(moved[:, None], confidence=confidence)[0]
+
+    with ThreadPoolExecutor() as pool:  # sorting and bit operations free the interpreter
+        return list(pool.map(interval, systems))
 
 
 def paired_differences(
@@ -195,10 +199,10 @@ def summarized_differences(
 def _users_by_item(lists: IntArray) -> tuple[IntArray, IntArray]:
     """The users who are shown an item, item after item, and where each item's users begin."""
     users, places = np.nonzero(lists != NO_ITEM)
-    items = lists[users, places]
-    order = np.argsort(items, kind="stable")
-    _, firsts = np.unique(items[order], return_index=True)
-    return users[order], firsts
+    pairs = np.sort(lists[users, places] << 32 | users)  # sorting integers is faster than sorting by argument
+    items = pairs >> 32
+    firsts = np.flatnonzero(np.diff(items, prepend=-1))
+    return pairs & 0xFFFFFFFF, firsts
 
 
 def _items_with_a_user(drawn: NDArray[np.uint8], users: IntArray, firsts: IntArray) -> IntArray:
