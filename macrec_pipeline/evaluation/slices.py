@@ -85,7 +85,9 @@ def _measure(
     ranks: Mapping[str, IntArray], *, config: EvaluationConfig, seed: int, stream: str
 ) -> dict[str, SliceMetrics]:
     """Each system on the same users and resamples; users whose ranks agree in every system are drawn as a group."""
-    places = np.stack([np.where(values <= _CUTOFF, values, MISSED) for values in ranks.values()], axis=1)  # [U, systems]
+    places = np.stack(
+        [np.where(values <= _CUTOFF, values, MISSED) for values in ranks.values()], axis=1
+    )  # [U, systems]
     radix = (_CUTOFF + 1) ** np.arange(places.shape[1])
     _, first, num_members = np.unique(places @ radix, return_index=True, return_counts=True)
     groups = places[first]

@@ -180,9 +180,7 @@ def paired_differences(
     return summarized_differences(differences, draws, confidence=confidence)
 
 
-def summarized_differences(
-    differences: FloatArray, draws: FloatArray, *, confidence: float
-) -> list[PairedDifference]:
+def summarized_differences(differences: FloatArray, draws: FloatArray, *, confidence: float) -> list[PairedDifference]:
     """What `paired_differences` returns, from differences float64 [U, M] and their means in resamples [S, M]."""
     return [
         PairedDifference(
