@@ -1,10 +1,14 @@
-"""The decided log -> `INTERACTIONS` and `QUARANTINE`, slice by slice in their order, so that neither need fit in memory.
+"""The decided log -> `INTERACTIONS` and `QUARANTINE`, slice by slice in their order; neither need fit into memory.
 
 M rows, U users.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +18,9 @@ from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, batches
 from macrec_pipeline.data.core import Peeled, count_codes, needed_of_user
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
-_ROWS_A_SLICE = 4_000_000
+# The rows of a slice bound the memory; so many slices are made ahead of the one that is written.
+_ROWS_A_SLICE = 2_000_000
+_SLICES_AT_ONCE = 2
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
 
@@ -40,19 +46,50 @@ class CleanLog:
     items: pl.DataFrame
     dropped_items: pl.DataFrame
 
+    @property
+    def num_kept(self) -> int:
+        """Rows of `INTERACTIONS`."""
+        return int(np.count_nonzero(self.log.reasons == KEPT))
+
+    def interactions_of_user(self) -> NDArray[np.int64]:
+        """Kept rows of each user who has any, in the order of user_id."""
+        counts = count_codes(self.log.users, self.log.reasons == KEPT)
+        return counts[counts > 0]
+
+    def period(self) -> tuple[int, int]:
+        """The first and the last time that is kept, in ms since the epoch."""
+        stamps = self.log.timestamps[self.log.reasons == KEPT]
+        return int(stamps.min()), int(stamps.max())
+
+    def reasons(self) -> list[tuple[str, str, int]]:
+        """Rows in quarantine by table and reason, the most frequent first."""
+        numbers = np.bincount(self.log.reasons, minlength=len(self.rules) + 1)[1:].tolist()
+        counts = [
+            ("raw_interactions", rule.reason, count) for rule, count in zip(self.rules, numbers, strict=True) if count
+        ]
+        counts += self.dropped_items.group_by("table", "reason").len().rows()
+        return sorted(counts, key=lambda row: (row[0], -row[2], row[1]))
+
     def interactions(self) -> Iterator[pl.DataFrame]:
         """`INTERACTIONS` in order, whole users at a time."""
         log = self.log
         alive = log.reasons == KEPT
         ends = np.cumsum(count_codes(log.users, alive))
-        first = 0
-        while first < len(ends):
-            done = int(ends[first - 1]) if first else 0
-            beyond = max(int(np.searchsorted(ends, done + _ROWS_A_SLICE, side="right")), first + 1)
-            rows = _rows_between(log.users, alive, first, beyond)
-            first = beyond
-            if len(rows):
-                yield self._interactions_of(rows)
+        borders = [0]
+        while borders[-1] < len(ends):
+            done = int(ends[borders[-1] - 1]) if borders[-1] else 0
+            borders.append(max(int(np.searchsorted(ends, done + _ROWS_A_SLICE, side="right")), borders[-1] + 1))
+        rows = (_rows_between(log.users, alive, *users) for users in pairwise(borders))
+        with ThreadPoolExecutor() as pool:  # sorting frees the interpreter
+            made: deque[Future[pl.DataFrame]] = deque()
+            for own in rows:
+                if not len(own):
+                    continue
+                made.append(pool.submit(self._interactions_of, own))
+                if len(made) > _SLICES_AT_ONCE:
+                    yield made.popleft().result()
+            for slice_ in made:
+                yield slice_.result()
 
     def quarantine(self) -> Iterator[pl.DataFrame]:
         """`QUARANTINE` in the order of table, file and row."""
@@ -65,17 +102,16 @@ class CleanLog:
 
     def _interactions_of(self, rows: NDArray[np.int64]) -> pl.DataFrame:
         log = self.log
-        table = pl.DataFrame(
+        users, items, stamps, ratings = log.users[rows], log.items[rows], log.timestamps[rows], log.ratings[rows]
+        order = order_of(users, stamps, items, ratings)
+        return pl.DataFrame(
             {
-                "user_id": log.users[rows],
-                "item_id": log.items[rows],
-                "rating": pl.Series(log.ratings[rows], nan_to_null=True),
-                "timestamp": log.timestamps[rows],
-            }
-        ).sort("user_id", "timestamp", "item_id", "rating", nulls_last=True)
-        ids = {"user_id": log.user_ids, "item_id": log.item_ids}
-        return table.with_columns(series.gather(table[name]).alias(name) for name, series in ids.items()).select(
-            *INTERACTIONS.columns
+                "user_id": log.user_ids.gather(users[order]),
+                "item_id": log.item_ids.gather(items[order]),
+                "rating": pl.Series(ratings[order], nan_to_null=True),
+                "timestamp": stamps[order],
+            },
+            schema=INTERACTIONS.columns,
         )
 
     def _dropped_rows(self, start: int, part: pl.DataFrame) -> pl.DataFrame:
@@ -128,3 +164,48 @@ def _rows_between(users: NDArray[np.uint32], alive: NDArray[np.bool_], first: in
         chosen = (own >= first) & (own < beyond) & alive[start : start + _ROWS_A_SLICE]
         found.append(np.flatnonzero(chosen) + start)
     return np.concatenate(found)
+
+
+def order_of(
+    users: NDArray[np.uint32],
+    timestamps: NDArray[np.int64],
+    items: NDArray[np.uint32],
+    ratings: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """The order of rows by user, time, item and rating, NaN last; rows that agree in all of them in any order.
+
+    As many of the columns as fit are packed into one integer, which sorts several times faster than columns do; the
+    others decide among equals.
+    """
+    columns = [_shifted(users), _coarsest(_shifted(timestamps)), _shifted(items)]
+    keys, bits = columns[0], int(columns[0].max(initial=0)).bit_length()
+    for column in columns[1:]:
+        more = int(column.max(initial=0)).bit_length()
+        if bits + more > 63:
+            break
+        keys, bits = keys << more | column, bits + more
+    order = np.argsort(keys)
+    if len(order) < 2:
+        return order
+    ordered = keys[order]
+    equal = ordered[1:] == ordered[:-1]
+    tied = np.append(equal, False) | np.append(False, equal)
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((ratings[rows], items[rows], timestamps[rows], keys[rows]))]
+    return order
+
+
+def _shifted(column: NDArray[Any]) -> NDArray[np.int64]:
+    """The same order from 0 on."""
+    values = column.astype(np.int64)
+    if len(values):
+        values -= values.min()
+    return values
+
+
+def _coarsest(stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Times counted in days, hours, minutes or seconds if they are whole ones; fewer bits in the same order."""
+    for unit in (86_400_000, 3_600_000, 60_000, 1000):
+        if not (stamps[:1000] % unit).any() and not (stamps % unit).any():
+            return stamps // unit
+    return stamps

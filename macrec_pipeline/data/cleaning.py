@@ -75,8 +75,9 @@ def clean_log(
         SchemaError: a raw table is not of its schema.
         DataError: nothing is left; says which step removed how many rows.
     """
-    whole = isinstance(raw_interactions, pl.DataFrame)
-    RAW_INTERACTIONS.check(raw_interactions if whole else raw_interactions.lazy().head(0).collect())
+    RAW_INTERACTIONS.check(
+        raw_interactions if isinstance(raw_interactions, pl.DataFrame) else raw_interactions.head(0).collect()
+    )
     RAW_ITEMS.check(raw_items)
     catalogue = _Sieve(raw_items, "raw_items")
     _sift_items(catalogue)

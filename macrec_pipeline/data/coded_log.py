@@ -87,14 +87,13 @@ def code_log(raw: RawLog, rules: list[Rule]) -> CodedLog:
     reasons = np.zeros(size, dtype=np.uint8)
     # Categories of its own a call: they number the ids as they come, and go when the log goes.
     user_categories, item_categories = pl.Categories.random(), pl.Categories.random()
-    columns = _coded_columns(rules, user_categories, item_categories)
+    coded = raw.lazy().select("source_file", "source_row", **_coded_columns(rules, user_categories, item_categories))
     in_order, last = True, None
-    for start, part in batches(raw):
-        coded = part.select(**columns)
+    for start, part in batches(coded):
         own = slice(start, start + part.height)
-        users[own], items[own] = coded["user"].to_numpy(), coded["item"].to_numpy()
-        timestamps[own], ratings[own] = coded["timestamp"].to_numpy(), coded["rating"].to_numpy()
-        reasons[own] = coded["reason"].to_numpy()
+        users[own], items[own] = part["user"].to_numpy(), part["item"].to_numpy()
+        timestamps[own], ratings[own] = part["timestamp"].to_numpy(), part["rating"].to_numpy()
+        reasons[own] = part["reason"].to_numpy()
         if in_order and part.height:
             in_order, last = _goes_on(last, part)
     user_ids = _in_order_of_ids(users, user_categories)
@@ -119,7 +118,11 @@ def _coded_columns(
 
 def _in_order_of_ids(codes: Codes, categories: pl.Categories) -> pl.Series:
     """Renumber codes in place so that they ascend as the ids do; returns the ids in that order."""
-    ids = categories.to_series()
+    largest = int(codes.max(initial=0))
+    if largest:
+        ids = pl.Series(np.arange(largest + 1, dtype=np.uint32)).cat.to(pl.Categorical(categories)).cast(pl.String)
+    else:
+        ids = categories.to_series()  # one id, or none
     order = ids.arg_sort().to_numpy()
     rank = np.empty(max(len(order), 1), dtype=np.uint32)
     rank[order] = np.arange(len(order), dtype=np.uint32)

@@ -218,4 +218,5 @@ def _items_with_a_user(drawn: NDArray[np.uint8], users: IntArray, firsts: IntArr
     ever = np.bitwise_or.reduce(drawn, axis=0)  # padding bits are set for nobody
     for item in np.flatnonzero((shown != ever).any(axis=1) & (ends - firsts > looked_at)):
         shown[item] = np.bitwise_or.reduce(drawn[users[firsts[item] : ends[item]]], axis=0)
-    return np.unpackbits(shown, axis=1).sum(axis=0, dtype=np.int64)
+    counts: IntArray = np.unpackbits(shown, axis=1).sum(axis=0, dtype=np.int64)
+    return counts

@@ -21,7 +21,6 @@ from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.semantic_ids.placing import Placing
 
-
 if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 

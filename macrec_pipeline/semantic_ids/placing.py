@@ -96,7 +96,8 @@ class Placing:
     def _nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """The nearest last code of every item and its squared distance: int64 [N], float [N]."""
         choices, distances = [], []
-        for entering in self._residuals[:, 1].split(_ITEMS_AT_ONCE):
+        for begin in range(0, len(self.codes), _ITEMS_AT_ONCE):
+            entering = self._residuals[begin : begin + _ITEMS_AT_ONCE, 1]
             distance, choice = squared_distances(entering, self._codebooks[-1]).min(dim=1)
             choices.append(choice)
             distances.append(distance)

@@ -4,10 +4,12 @@ Parquet decodes a vector number by number, at a third of the speed of the disk; 
 lies in memory, so reading it is mapping it.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+from polars.io.plugins import register_io_source
 
 from macrec_pipeline.schemas import ANY_WIDTH_VECTOR, TableSchema
 
@@ -31,6 +33,51 @@ def write_table_file(folder: Path, schema: TableSchema, name: str, table: pl.Dat
     return path
 
 
+def write_slices_file(
+    folder: Path, schema: TableSchema, name: str, slices: Iterable[pl.DataFrame], *, where: str
+) -> Path:
+    """Write a parquet table from parts that keep `schema`, also at their borders, while they come. Returns the file.
+
+    Raises:
+        SchemaError: a part does not keep it; `where` says what was being done.
+    """
+    assert not schema.unique, f"{schema.name} asks for unique rows, which parts by themselves cannot show"
+    path = folder / f"{name}{_PARQUET}"
+    writer = _SliceChecker(schema, slices, where=where)
+    try:
+        register_io_source(lambda *_: iter(writer), schema=schema.columns).sink_parquet(
+            path, compression="zstd", compression_level=_COMPRESSION_LEVEL
+        )
+    except pl.exceptions.ComputeError:
+        if writer.error is not None:
+            raise writer.error from None
+        raise
+    return path
+
+
+class _SliceChecker:
+    """Hands on slices that keep the schema; what went wrong in Python is kept, since polars only tells of it."""
+
+    def __init__(self, schema: TableSchema, slices: Iterable[pl.DataFrame], *, where: str) -> None:
+        self._schema = schema
+        self._slices = slices
+        self._where = where
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        above = self._schema.empty()
+        try:
+            for part in self._slices:
+                self._schema.check(part, where=self._where)
+                if part.height:
+                    self._schema.check(pl.concat([above, part.head(1)]), where=self._where)
+                    above = part.tail(1)
+                    yield part
+        except Exception as error:
+            self.error = error
+            raise
+
+
 def find_table_file(folder: Path, schema: TableSchema, name: str) -> Path:
     """The table's file in a folder, whether it is there or not; versions before 0.2 kept embeddings in parquet."""
     path = folder / f"{name}{_ending(schema)}"
@@ -46,6 +93,11 @@ def read_table_file(path: Path) -> pl.DataFrame:
         table = pl.from_arrow(pa.ipc.open_file(source).read_all(), rechunk=False)
     assert isinstance(table, pl.DataFrame), "a file holds a table"
     return table
+
+
+def scan_table_file(path: Path) -> pl.LazyFrame:
+    """The same to be read in parts; parquet only."""
+    return pl.scan_parquet(path)
 
 
 def _ending(schema: TableSchema) -> str:

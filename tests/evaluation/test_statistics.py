@@ -82,9 +82,7 @@ def test_coverage_interval_holds_the_measured_coverage() -> None:
     """Though resamples can only lose items, the interval lies around the measured value and has a width."""
     lists = np.random.default_rng(0).integers(0, 40, (30, 3))
     measured = len(np.unique(lists)) / 50
-    ((low, high),) = coverage_intervals(
-        [lists], num_items=50, resampled=_resampled(30, 400, 1), confidence=0.95
-    )
+    ((low, high),) = coverage_intervals([lists], num_items=50, resampled=_resampled(30, 400, 1), confidence=0.95)
     assert low < measured < high <= 1.0
 
 
@@ -96,17 +94,13 @@ def test_coverage_interval_matches_a_slow_version() -> None:
         [len({item for user in np.nonzero(row)[0] for item in lists[user] if item >= 0}) / 8 for row in counts]
     )
     expected = np.quantile(np.clip(slow - slow.mean() + 6 / 8, 0, 1), [0.05, 0.95])
-    (found,) = coverage_intervals(
-        [lists], num_items=8, resampled=_resampled(4, 200, 9), confidence=0.9
-    )
+    (found,) = coverage_intervals([lists], num_items=8, resampled=_resampled(4, 200, 9), confidence=0.9)
     assert found == pytest.approx(tuple(expected))
 
 
 def test_coverage_of_nothing_is_zero() -> None:
     """Lists without any item cover nothing, for certain."""
-    found = coverage_intervals(
-        [np.full((3, 2), -1)], num_items=5, resampled=_resampled(3, 10, 1), confidence=0.9
-    )
+    found = coverage_intervals([np.full((3, 2), -1)], num_items=5, resampled=_resampled(3, 10, 1), confidence=0.9)
     assert found == [(0.0, 0.0)]
 
 
@@ -135,9 +129,7 @@ def test_popular_items_are_counted_exactly(users_looked_at: int, monkeypatch: py
 def test_groups_give_the_spread_of_single_users() -> None:
     """Mean and standard deviation over many resamples are those of drawing the users one by one."""
     groups, members = np.array([[0.0, 1.0], [1.0, 0.5], [0.25, 0.0]]), np.array([50, 30, 20])
-    single = bootstrap_means(
-        np.repeat(groups, members, axis=0), num_samples=20_000, generator=numpy_generator(1, "a")
-    )
+    single = bootstrap_means(np.repeat(groups, members, axis=0), num_samples=20_000, generator=numpy_generator(1, "a"))
     grouped = bootstrap_means_of_groups(groups, members, num_samples=20_000, generator=numpy_generator(1, "b"))
     np.testing.assert_allclose(grouped.mean(axis=0), single.mean(axis=0), atol=0.002)
     np.testing.assert_allclose(grouped.std(axis=0), single.std(axis=0), rtol=0.03)
