@@ -34,6 +34,7 @@ def cases() -> list[Case]:
     """The table."""
     return [
         _case(6_250, dims=_RAW, target=1, repeats=7, baseline_repeats=3),
+        _case(6_250, dims=_LATENT, target=1, repeats=7, baseline_repeats=3),
         _case(1_000_000, dims=_LATENT, target=60, peak_limit_mb=4000, repeats=3, baseline_repeats=0),
     ]
 

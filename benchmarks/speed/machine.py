@@ -34,7 +34,7 @@ def measure_machine() -> Machine:
     import torch
 
     left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    source = np.zeros(32 * 2**20)
+    source = np.full(32 * 2**20, 2.0)
     target = np.ones_like(source)
     return Machine(
         machine_name(),

@@ -113,9 +113,9 @@ def evaluate(
     lists = {key: values[:, :depth] for key, values in _in_order(lists | contenders.lists).items()}
     settings = contenders.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
-    cutoffs = sorted({*config.cutoffs, HEADLINE_CUTOFF})
+    cutoffs = _cutoffs(config)
     measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
-    means, comparisons = _with_intervals(measured, lists, num_items=num_items, config=config, seed=seed)
+    means, comparisons = _with_intervals(measured, ranks, lists, num_items=num_items, config=config, seed=seed)
     return Evaluation(
         systems={system: values for (system, exclude), values in means.items() if not exclude},
         systems_excluding_seen={system: values for (system, exclude), values in means.items() if exclude},
@@ -193,6 +193,7 @@ def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: Eva
 
 def _with_intervals(
     measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
+    ranks: Mapping[tuple[str, bool], IntArray],
     lists: Lists,
     *,
     num_items: int,
@@ -200,12 +201,19 @@ def _with_intervals(
     seed: int,
 ) -> tuple[dict[tuple[str, bool], Metrics], tuple[Comparison, ...]]:
     """Means of every system and metric with their intervals, and the comparisons, all on the same resamples."""
-    means = {(key, name): values for key, columns in measured.items() for name, values in columns.items()}
-    rivals, differences = _differences(measured)
-    values = np.concatenate([np.stack(list(means.values()), axis=1), differences], axis=1)  # [U, metrics + rivals]
-    resampled = bootstrap(values, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, _STREAM))
-    own, paired = np.split(resampled.means, [len(means)], axis=1)
-    intervals = dict(zip(means, percentile_intervals(own, confidence=config.confidence), strict=True))
+    resampled = bootstrap(
+        np.stack(list(ranks.values()), axis=1),
+        num_samples=config.bootstrap_samples,
+        generator=numpy_generator(seed, _STREAM),
+    )
+    by_rank = user_metrics(np.arange(resampled.histograms.shape[2]), cutoffs=_cutoffs(config))
+    draws = {
+        (key, name): resampled.means(column, values)
+        for column, key in enumerate(ranks)
+        for name, values in by_rank.items()
+    }
+    found = percentile_intervals(np.stack(list(draws.values()), axis=1), confidence=config.confidence)
+    intervals = dict(zip(draws, found, strict=True))
     coverages = coverage_intervals(
         list(lists.values()), num_items=num_items, resampled=resampled, confidence=config.confidence
     )
@@ -215,22 +223,34 @@ def _with_intervals(
         result["coverage"] = coverage(lists[key], num_items=num_items)
         result |= {f"{name}_ci": list(intervals[key, name]) for name in columns}
         results[key] = result | {"coverage_ci": list(covered)}
-    found = summarized_differences(differences, paired, confidence=config.confidence)
-    comparisons = tuple(
-        Comparison(FUSED_SYSTEM, system, _COMPARED, exclude_seen, result)
-        for (system, exclude_seen), result in zip(rivals, found, strict=True)
-    )
-    return results, comparisons
+    return results, _comparisons(measured, draws, config=config)
 
 
-def _differences(
+def _comparisons(
     measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
-) -> tuple[list[tuple[str, bool]], FloatArray]:
-    """The other systems, and by how much the fused one is better, user by user: float64 [U, others]."""
+    draws: Mapping[tuple[tuple[str, bool], str], FloatArray],
+    *,
+    config: EvaluationConfig,
+) -> tuple[Comparison, ...]:
+    """The fused system against every other one, from the means in the same resamples."""
     others = sorted((key for key in measured if key[0] != FUSED_SYSTEM), key=lambda key: key[1])
-    ours = [measured[FUSED_SYSTEM, exclude_seen][_COMPARED] for _, exclude_seen in others]
-    theirs = [measured[key][_COMPARED] for key in others]
-    return others, np.stack(ours, axis=1) - np.stack(theirs, axis=1)
+    ours = [(FUSED_SYSTEM, exclude_seen) for _, exclude_seen in others]
+    differences, resampled = (
+        np.stack([values[a] - values[b] for a, b in zip(ours, others, strict=True)], axis=1)
+        for values in (
+            {key: columns[_COMPARED] for key, columns in measured.items()},
+            {key: values for (key, name), values in draws.items() if name == _COMPARED},
+        )
+    )
+    results = summarized_differences(differences, resampled, confidence=config.confidence)
+    return tuple(
+        Comparison(FUSED_SYSTEM, system, _COMPARED, exclude_seen, result)
+        for (system, exclude_seen), result in zip(others, results, strict=True)
+    )
+
+
+def _cutoffs(config: EvaluationConfig) -> list[int]:
+    return sorted({*config.cutoffs, HEADLINE_CUTOFF})
 
 
 def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], IntArray]) -> pl.DataFrame:

@@ -1,8 +1,8 @@
 """How sure the numbers are: bootstrap over the test users, as percentile intervals and as paired differences.
 
-A resample draws U of the U users with replacement. It is held as counts a user, so that one matrix product gives the
-means of every metric; the same generator state gives the same resamples, which is what pairs two systems.
-U users, M metrics, S resamples.
+A resample draws U of the U users with replacement, held as counts a user. Metrics are values of ranks, so counting the
+ranks of a resample gives the means of them all; the same generator state gives the same resamples, which is what pairs
+two systems. U users, M metrics, S resamples, C columns of ranks, R largest rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,26 +42,32 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples of the users.
+    """Resamples of the users, of whom each has a rank in several columns.
 
     Attributes:
-        means: float64 [S, M], the mean of each value in each resample.
+        histograms: int64 [S, C, R + 1], how many drawn users have each rank, 0 for missed.
         drawn: uint8 [U, ceil(S / 8)], bit s of a user's row (highest first) set where resample s holds the user.
     """
 
-    means: FloatArray
+    histograms: IntArray
     drawn: NDArray[np.uint8]
 
+    def means(self, column: int, values: FloatArray) -> FloatArray:
+        """The mean in each resample of what float64 [R + 1] gives for a rank in one column: float64 [S]."""
+        histogram = self.histograms[:, column]
+        means: FloatArray = (histogram * values).sum(axis=1) / histogram.sum(axis=1)
+        return means
 
-def resamples(num_users: int, *, num_samples: int, generator: np.random.Generator) -> Iterator[FloatArray]:
-    """How often each user is drawn: float64 [<= S, U] a chunk, each row summing to U; S rows over all chunks."""
+
+def resamples(num_users: int, *, num_samples: int, generator: np.random.Generator) -> Iterator[IntArray]:
+    """How often each user is drawn: int64 [<= S, U] a chunk, each row summing to U; S rows over all chunks."""
     rows_at_once = max(1, _DRAWS_AT_ONCE // num_users)
     for start in range(0, num_samples, rows_at_once):
         rows = min(rows_at_once, num_samples - start)
         drawn = generator.integers(num_users, size=(rows, num_users), dtype=np.int64)
         drawn += np.arange(rows)[:, None] * num_users
         counts = np.bincount(drawn.ravel(), minlength=rows * num_users)
-        yield counts.reshape(rows, num_users).astype(np.float64)
+        yield counts.reshape(rows, num_users)
 
 
 def bootstrap_means(values: FloatArray, *, num_samples: int, generator: np.random.Generator) -> FloatArray:
@@ -75,23 +81,41 @@ def bootstrap_means(values: FloatArray, *, num_samples: int, generator: np.rando
     Returns:
         float64 [S, M].
     """
-    return bootstrap(values, num_samples=num_samples, generator=generator).means
-
-
-def bootstrap(values: FloatArray, *, num_samples: int, generator: np.random.Generator) -> Bootstrap:
-    """The mean of each column in each resample of the rows, and who was drawn; arguments as in `bootstrap_means`."""
     num_users = len(values)
-    used = np.flatnonzero(values.any(axis=1))  # most users miss everywhere, and add nothing to a mean
-    used_values = values[used]
-    means, drawn, waiting = [], [], np.zeros((0, num_users), dtype=bool)
+    chunks = resamples(num_users, num_samples=num_samples, generator=generator)
+    return np.concatenate([counts.astype(np.float64) @ values / num_users for counts in chunks])
+
+
+def bootstrap(ranks: IntArray, *, num_samples: int, generator: np.random.Generator) -> Bootstrap:
+    """Resamples of users by their ranks: most users miss, and whoever does not adds to one rank of a column.
+
+    Args:
+        ranks: int64 [U, C], 1-based, 0 for missed.
+        num_samples: S.
+        generator: draws the users, the same ones as `bootstrap_means` in the same state.
+    """
+    num_users, num_columns = ranks.shape
+    depth = int(ranks.max(initial=0))
+    columns, users = np.nonzero(ranks.T)
+    keys = columns * (depth + 1) + ranks[users, columns]
+    order = np.argsort(keys, kind="stable")
+    users, keys = users[order], keys[order]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    histograms = np.zeros((num_samples, num_columns * (depth + 1)), dtype=np.int64)
+    drawn, waiting, done = [], np.zeros((0, num_users), dtype=bool), 0
     for counts in resamples(num_users, num_samples=num_samples, generator=generator):
-        means.append(counts[:, used] @ used_values / num_users)
+        if len(firsts):
+            by_user = np.ascontiguousarray(counts.T, dtype=np.int32)  # [U, <= S]
+            histograms[done : done + len(counts), keys[firsts]] = np.add.reduceat(by_user[users], firsts, axis=0).T
+        done += len(counts)
         waiting = np.concatenate([waiting, counts > 0])
         whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
         drawn.append(np.packbits(waiting[:whole], axis=0))
         waiting = waiting[whole:]
     drawn.append(np.packbits(waiting, axis=0))
-    return Bootstrap(np.concatenate(means), np.ascontiguousarray(np.concatenate(drawn).T))
+    histograms = histograms.reshape(num_samples, num_columns, depth + 1)
+    histograms[:, :, 0] = num_users - histograms.sum(axis=2)
+    return Bootstrap(histograms, np.ascontiguousarray(np.concatenate(drawn).T))
 
 
 def bootstrap_means_of_groups(
@@ -146,7 +170,7 @@ def coverage_intervals(
 
     def interval(lists: IntArray) -> Interval:
         users, firsts = _users_by_item(lists[:, :depth])
-        draws = _items_with_a_user(resampled.drawn, users, firsts)[: len(resampled.means)]
+        draws = _items_with_a_user(resampled.drawn, users, firsts)[: len(resampled.histograms)]
         moved = np.clip((draws - draws.mean() + len(firsts)) / num_items, 0.0, 1.0)
         return percentile_intervals(moved[:, None], confidence=confidence)[0]
 

@@ -18,7 +18,9 @@ from macrec_pipeline.runtime.seeds import numpy_generator
 
 
 def _resampled(num_users: int, num_samples: int, seed: int) -> Bootstrap:
-    return bootstrap(np.zeros((num_users, 1)), num_samples=num_samples, generator=numpy_generator(seed, "a"))
+    return bootstrap(
+        np.zeros((num_users, 1), dtype=np.int64), num_samples=num_samples, generator=numpy_generator(seed, "a")
+    )
 
 
 def test_every_resample_draws_as_many_users_as_there_are() -> None:
@@ -134,3 +136,15 @@ def test_groups_give_the_spread_of_single_users() -> None:
     np.testing.assert_allclose(grouped.mean(axis=0), single.mean(axis=0), atol=0.002)
     np.testing.assert_allclose(grouped.std(axis=0), single.std(axis=0), rtol=0.03)
     np.testing.assert_allclose(np.corrcoef(grouped.T), np.corrcoef(single.T), atol=0.03)
+
+
+def test_ranks_give_the_means_of_single_users() -> None:
+    """Counting ranks in each resample gives the mean of any value of a rank, on the resamples of `bootstrap_means`."""
+    ranks = np.random.default_rng(4).integers(0, 4, (60, 3))
+    ranks[:, 2] = 0
+    values = np.array([0.0, 1.0, 0.5, 0.25])
+    resampled = bootstrap(ranks, num_samples=21, generator=numpy_generator(3, "a"))
+    single = bootstrap_means(values[ranks], num_samples=21, generator=numpy_generator(3, "a"))
+    for column in range(3):
+        np.testing.assert_allclose(resampled.means(column, values), single[:, column], rtol=1e-12)
+    assert (resampled.histograms.sum(axis=2) == 60).all()
