@@ -6,7 +6,7 @@ two systems. U users, M metrics, S resamples, C columns of ranks, R largest rank
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,20 +102,32 @@ def bootstrap(ranks: IntArray, *, num_samples: int, generator: np.random.Generat
     users, keys = users[order], keys[order]
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     histograms = np.zeros((num_samples, num_columns * (depth + 1)), dtype=np.int64)
+
+    def count(counts: IntArray) -> IntArray:
+        by_user = np.ascontiguousarray(counts.T, dtype=np.int32)  # [U, <= S]
+        found: IntArray = np.add.reduceat(by_user[users], firsts, axis=0).T
+        return found
+
     drawn, waiting, done = [], np.zeros((0, num_users), dtype=bool), 0
-    for counts in resamples(num_users, num_samples=num_samples, generator=generator):
-        if len(firsts):
-            by_user = np.ascontiguousarray(counts.T, dtype=np.int32)  # [U, <= S]
-            histograms[done : done + len(counts), keys[firsts]] = np.add.reduceat(by_user[users], firsts, axis=0).T
-        done += len(counts)
-        waiting = np.concatenate([waiting, counts > 0])
-        whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
-        drawn.append(np.packbits(waiting[:whole], axis=0))
-        waiting = waiting[whole:]
+    with ThreadPoolExecutor() as pool:  # ranks are counted while the next users are drawn
+        counted: list[tuple[int, Future[IntArray]]] = []
+        for counts in resamples(num_users, num_samples=num_samples, generator=generator):
+            if len(firsts):
+                counted.append((done, pool.submit(count, counts)))
+                if len(counted) > 2:
+                    counted[-3][1].result()  # bounds what waits in memory
+            done += len(counts)
+            waiting = np.concatenate([waiting, counts > 0])
+            whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
+            drawn.append(np.packbits(waiting[:whole], axis=0))
+            waiting = waiting[whole:]
+        for start, future in counted:
+            found = future.result()
+            histograms[start : start + len(found), keys[firsts]] = found
     drawn.append(np.packbits(waiting, axis=0))
-    histograms = histograms.reshape(num_samples, num_columns, depth + 1)
-    histograms[:, :, 0] = num_users - histograms.sum(axis=2)
-    return Bootstrap(histograms, np.ascontiguousarray(np.concatenate(drawn).T))
+    by_column = histograms.reshape(num_samples, num_columns, depth + 1)
+    by_column[:, :, 0] = num_users - by_column.sum(axis=2)
+    return Bootstrap(by_column, np.ascontiguousarray(np.concatenate(drawn).T))
 
 
 def bootstrap_means_of_groups(
