@@ -19,8 +19,8 @@ from macrec_pipeline.data.core import Peeled, count_codes, needed_of_user
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
 # The rows of a slice bound the memory; so many slices are made ahead of the one that is written.
-_ROWS_A_SLICE = 2_000_000
-_SLICES_AT_ONCE = 2
+_ROWS_A_SLICE = 1_000_000
+_SLICES_AT_ONCE = 1
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
 

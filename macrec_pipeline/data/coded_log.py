@@ -17,7 +17,7 @@ from macrec_pipeline.data.core import Codes
 
 KEPT = 0
 RawLog = pl.DataFrame | pl.LazyFrame
-_BATCH = 1_000_000
+_BATCH = 250_000
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,11 @@ def _in_order_of_ids(codes: Codes, categories: pl.Categories) -> pl.Series:
 
 def _goes_on(last: tuple[str, int] | None, part: pl.DataFrame) -> tuple[bool, tuple[str, int]]:
     """Whether rows ascend by where they came from, also after the row `last`; and the last one."""
-    file, row = pl.col("source_file"), pl.col("source_row")
-    above = part.select(
-        ((file.shift(1) > file) | ((file.shift(1) == file) & (row.shift(1) > row))).fill_null(False).any()
-    ).item()
-    first, final = ((part["source_file"][place], part["source_row"][place]) for place in (0, -1))
-    return not above and (last is None or last <= first), final
+    files, rows = part["source_file"], part["source_row"]
+    if files[0] == files[-1] and files.is_sorted():  # one file: comparing its name in every row is not needed
+        ascends = rows.is_sorted()
+    else:
+        file, row = pl.col("source_file"), pl.col("source_row")
+        descends = (file.shift(1) > file) | ((file.shift(1) == file) & (row.shift(1) > row))
+        ascends = not part.select(descends.fill_null(False).any()).item()
+    return ascends and (last is None or last <= (files[0], rows[0])), (files[-1], rows[-1])
