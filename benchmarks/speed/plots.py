@@ -20,7 +20,7 @@ from benchmarks.speed.measuring import ROOT
 from benchmarks.speed.run import RESULTS, table
 
 DOCUMENT, IMAGES = ROOT / "docs" / "performance.md", ROOT / "docs" / "images"
-_TABLE = re.compile(r"(?<=<!-- table:speed -->\n).*?(?=\n<!-- /table -->)", re.DOTALL)
+_TABLE = re.compile(r"<!-- table:speed -->\n.*?<!-- /table -->", re.DOTALL)
 _COLOURS = ("#1f6f8b", "#c8553d", "#6a8d3a", "#7d5ba6")
 Rows = Sequence[dict[str, Any]]
 
@@ -74,7 +74,8 @@ def with_table(text: str, rows: Rows) -> str:
     origins = sorted({f"{row['machine']}, commit {row['commit']}" for row in rows})
     loads = [row["load"] for row in rows if "load" in row]
     below = f"Measured on: {'; '.join(origins)}. Load average during the rows: {min(loads)} to {max(loads)}."
-    return _TABLE.sub(lambda _: f"{table(rows)}\n\n{below}", text)
+    marked = f"<!-- table:speed -->\n{table(rows)}\n\n{below}\n<!-- /table -->"
+    return _TABLE.sub(lambda _: marked, text)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from benchmarks.speed import rows
 from benchmarks.speed.case import Case
 from benchmarks.speed.machine import Machine, forget, machine_name
 from benchmarks.speed.measuring import measure, row_of
+from benchmarks.speed.plots import with_table
 from benchmarks.speed.run import line, table
 
 TINY = list(rows.cases("tiny"))
@@ -115,3 +116,14 @@ def test_a_machine_is_told_without_its_name(tmp_path: Path) -> None:
     path.write_bytes(b"kept")
     forget(path)
     assert path.read_bytes() == b"kept"
+
+
+def test_the_table_is_put_between_its_marks_again_and_again() -> None:
+    """An empty place is filled, a full one replaced, what stands around it stays."""
+    row = row_of(_case(), _runs(2.0), [], MACHINE, commit="c") | {"load": 0.5}
+    empty = "before\n<!-- table:speed -->\n<!-- /table -->\nafter"
+    once = with_table(empty, [row])
+    assert line(row) in once
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter")
+    assert with_table(once, [row]) == once
