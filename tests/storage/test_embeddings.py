@@ -5,6 +5,7 @@ import pytest
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
 from macrec_pipeline.storage import AssetStore, embedding_table, vectors_of
+from macrec_pipeline.storage.table_files import find_table_file, read_table_file
 
 
 def items(num_items: int) -> pl.DataFrame:
@@ -64,3 +65,27 @@ def test_what_does_not_fit_is_refused(vectors, imputed, problem: str) -> None:
     """A wrong dtype, shape or number of rows is told with what was got."""
     with pytest.raises(SchemaError, match=problem):
         embedding_table(items(3), vectors=vectors, imputed=imputed)
+
+
+def test_embeddings_are_mapped_and_outlive_their_version(tmp_path) -> None:
+    """Reading copies nothing; the matrix stays what it was when its file has been replaced and removed."""
+    store = AssetStore(tmp_path, "demo")
+    for value in range(4):
+        vectors = np.full((3, 8), value, dtype=np.float32)
+        store.write_table("text_embeddings", embedding_table(items(3), vectors=vectors, imputed=np.zeros(3, bool)))
+        if value == 0:
+            path = store.folder("text_embeddings") / "text_embeddings.arrow"
+            held = vectors_of(store.read_table("text_embeddings"))
+    assert not path.exists()
+    assert not held.flags.owndata
+    assert not held.flags.writeable
+    assert (held == 0).all()
+
+
+def test_embeddings_of_an_older_version_are_still_read(tmp_path) -> None:
+    """A version that holds parquet, as they once did, gives the same table."""
+    table = embedding_table(items(3), vectors=np.eye(3, dtype=np.float32), imputed=np.zeros(3, bool))
+    table.write_parquet(tmp_path / "text_embeddings.parquet")
+    path = find_table_file(tmp_path, EMBEDDINGS, "text_embeddings")
+    assert path.suffix == ".parquet"
+    assert read_table_file(path).equals(table)
