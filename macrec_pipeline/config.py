@@ -44,6 +44,11 @@ class CleaningConfig(Section):
     duplicates: Literal["first", "last", "keep"] = Field(
         "first", description="which of several rows of one user and one item stays; keep: repeat purchases count"
     )
+    ties: Literal["item_id", "position"] = Field(
+        "item_id",
+        description="what orders a user's interactions at one time: item_id, whatever the order of the lines, or "
+        "position, the order of the lines, for files that are known to be in order",
+    )
 
 
 class TextEncoderConfig(Section):

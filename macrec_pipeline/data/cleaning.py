@@ -1,12 +1,15 @@
 """Raw interactions and raw items -> clean interactions, the catalogue, and the quarantine (MACRec section 4.1: 5-core).
 
 No row disappears: each raw row is kept or lies in quarantine with the first reason that applied, and the result does
-not depend on the order of the lines in the files. The steps, in this order:
+not depend on the order of the lines in the files, unless `ties: position` says that this order counts. The steps, in
+this order:
 
-    interactions  missing_user_id, missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating,
-                  missing_rating and below_min_rating (with `min_rating` only), unknown_item, duplicate,
-                  then k_core and too_short together until nothing changes
-    items         missing_item_id, duplicate_item, no_interactions (nobody ever touched it), k_core (who did is gone)
+    interactions  what the reader found wrong (invalid_json, wrong_type, wrong_number_of_cells), missing_user_id,
+                  missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating, missing_rating and
+                  below_min_rating (with `min_rating` only), unknown_item, duplicate, then k_core and too_short
+                  together until nothing changes
+    items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
+                  it), k_core (who did is gone)
 
 The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else.
 """
@@ -70,8 +73,8 @@ def clean(
         log.take(kept, dropped)
     if log.rows.is_empty():
         raise DataError(_why_nothing_is_left(log, raw_interactions, config))
-    interactions = log.rows.select(*INTERACTIONS.columns).sort(
-        "user_id", "timestamp", "item_id", "rating", nulls_last=True
+    interactions = log.rows.sort("user_id", "timestamp", *_tie_order(config), nulls_last=True).select(
+        *INTERACTIONS.columns
     )
     items = _catalogue(catalogue, interactions, touched)
     quarantine = pl.concat([*log.dropped, *catalogue.dropped]).sort("table", *_SOURCE)
@@ -86,7 +89,12 @@ class _Sieve:
         self.table = table
         self.dropped: list[pl.DataFrame] = [QUARANTINE.empty()]
 
-    def drop(self, bad: pl.Expr, reason: str, detail: pl.Expr | None = None) -> None:
+    def drop_unreadable(self) -> None:
+        """Move the rows that the reader cannot vouch for to quarantine, with the reader's reason."""
+        parts = pl.col("problem").str.splitn(": ", 2).struct
+        self.drop(pl.col("problem").is_not_null(), parts.field("field_0"), parts.field("field_1"))
+
+    def drop(self, bad: pl.Expr, reason: str | pl.Expr, detail: pl.Expr | None = None) -> None:
         """Move the rows where `bad` holds to quarantine."""
         marked = self.rows.with_columns(bad.fill_null(False).alias("_bad"))
         gone = marked.filter("_bad").drop("_bad")
@@ -95,7 +103,9 @@ class _Sieve:
         text = pl.lit(None, dtype=pl.String) if detail is None else detail
         self.take(
             marked.filter(~pl.col("_bad")).drop("_bad"),
-            gone.with_columns(pl.lit(reason).alias("reason"), text.alias("detail")),
+            gone.with_columns(
+                (pl.lit(reason) if isinstance(reason, str) else reason).alias("reason"), text.alias("detail")
+            ),
         )
 
     def take(self, kept: pl.DataFrame, dropped: pl.DataFrame) -> None:
@@ -108,11 +118,21 @@ class _Sieve:
 
 def _sift_items(catalogue: _Sieve) -> None:
     """One row an item: the one with most cells filled, then the longest text, then the first."""
+    catalogue.drop_unreadable()
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
     filled = pl.sum_horizontal(pl.col("title", "text", "image_path").is_not_null())
     length = pl.col("text").str.len_chars().fill_null(0)
     # Lines come last: the same rows in another order must give the same catalogue.
-    order = ["item_id", -filled.cast(pl.Int64), -length.cast(pl.Int64), "title", "text", "image_path", *_SOURCE]
+    order = [
+        "item_id",
+        -filled.cast(pl.Int64),
+        -length.cast(pl.Int64),
+        "title",
+        "text",
+        "image_path",
+        "image_url",
+        *_SOURCE,
+    ]
     catalogue.rows = catalogue.rows.sort(order, nulls_last=True).with_columns(
         pl.col("source_row").first().over("item_id").alias("_kept_row"),
         pl.col("source_file").first().over("item_id").alias("_kept_file"),
@@ -126,6 +146,7 @@ def _sift_items(catalogue: _Sieve) -> None:
 
 
 def _sift_values(log: _Sieve, config: CleaningConfig, latest: int) -> None:
+    log.drop_unreadable()
     for column in ("user_id", "item_id"):
         log.drop(pl.col(column).is_null() | (pl.col(column) == ""), f"missing_{column}")
     stamp = pl.col("timestamp")
@@ -154,12 +175,17 @@ def _sift_duplicates(log: _Sieve, config: CleaningConfig) -> None:
     # Only the repeated rows are put in order, by time and then by what they hold: sorting the whole log would cost more
     # than everything else here.
     repeated = log.rows.filter(pl.struct(key).is_duplicated()).sort(
-        "timestamp", "rating", *_SOURCE, nulls_last=True, descending=last
+        "timestamp", *_tie_order(config), *_SOURCE, nulls_last=True, descending=last
     )
     surplus = repeated.filter(~pl.struct(key).is_first_distinct())["_row"]
     which = "last" if last else "first"
     log.drop(pl.col("_row").is_in(surplus.implode()), "duplicate", pl.lit(f"the {which} row of {', '.join(key)} stays"))
     log.rows = log.rows.drop("_row")
+
+
+def _tie_order(config: CleaningConfig) -> list[str]:
+    """The columns that put a user's interactions at one time in order."""
+    return _SOURCE if config.ties == "position" else ["item_id", "rating"]
 
 
 def _catalogue(catalogue: _Sieve, interactions: pl.DataFrame, touched: pl.DataFrame) -> pl.DataFrame:
@@ -187,6 +213,9 @@ def _why_nothing_is_left(log: _Sieve, raw: pl.DataFrame, config: CleaningConfig)
     counts = pl.concat(log.dropped).group_by("reason").len().sort("len", "reason", descending=[True, False])
     steps = ", ".join(f"{reason} {count}" for reason, count in counts.iter_rows())
     hint = {
+        "invalid_json": "Is it the file that the reader expects, and did its download end well?",
+        "wrong_number_of_cells": "Is it the file that the reader expects?",
+        "wrong_type": "Is it the file that the reader expects?",
         "unknown_item": "Check that the item ids of both files mean the same.",
         "missing_timestamp": "Check timestamp and timestamp_unit in the data set's file.",
         "timestamp_out_of_range": "Check timestamp_unit in the data set's file.",

@@ -33,6 +33,7 @@ class SourceTable:
         width: how many columns the file has.
         cells: the columns that were read, each named by its position: "0", "1", ...
         lines: int64, the line (from 1) on which each row begins; in parquet the row.
+        overfull: bool, whether a row has more cells than there are columns; None: no row has.
     """
 
     file: str
@@ -40,6 +41,7 @@ class SourceTable:
     width: int
     cells: pl.DataFrame
     lines: pl.Series
+    overfull: pl.Series | None = None
 
     def column(self, ref: str | int) -> pl.Series:
         """The cells of one column, by name or position.
@@ -48,6 +50,13 @@ class SourceTable:
             SchemaError: it is not there, or its name is there twice; lists the columns that are.
         """
         return self.cells[str(column_position(ref, self.names, self.width, self.file))]
+
+    def problems(self) -> pl.Series:
+        """Why a row cannot be used, as the raw tables say it; null for the others."""
+        if self.overfull is None:
+            return pl.repeat(None, len(self.lines), dtype=pl.String, eager=True)
+        reason = pl.lit(f"wrong_number_of_cells: more than the {self.width} columns of the file")
+        return pl.select(pl.when(self.overfull).then(reason).alias("problem")).to_series()
 
 
 def column_position(ref: str | int, names: tuple[str, ...] | None, width: int, file: str) -> int:
@@ -121,14 +130,12 @@ def read_delimited(path: Path, file: str, *, separator: str, header: bool) -> So
     except pl.exceptions.PolarsError:
         return _read_with_stray_quotes(path, file, names, separator=separator, columns=columns, skip=header_lines)
     lines = _line_numbers(rows, header_lines, quoted=quoted)
-    return SourceTable(file, names, width, _without_shifted_rows(rows, columns), lines)
-
-
-def _without_shifted_rows(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """Null every cell of a row that has more cells than there are columns."""
-    if rows[_OVERFLOW].null_count() == rows.height:
-        return rows.select(columns)
-    return rows.select(pl.when(pl.col(_OVERFLOW).is_null()).then(pl.col(name)).alias(name) for name in columns)
+    overfull = rows[_OVERFLOW].is_not_null()
+    if not overfull.any():
+        return SourceTable(file, names, width, rows.select(columns), lines)
+    # No cell of an overfull row is believed: its columns cannot be told apart.
+    believed = rows.select(pl.when(~overfull).then(pl.col(columns)))
+    return SourceTable(file, names, width, believed, lines, overfull)
 
 
 def _line_numbers(rows: pl.DataFrame, header_lines: int, *, quoted: bool) -> pl.Series:
@@ -149,6 +156,7 @@ def _read_with_stray_quotes(
     width = len(columns)
     cells: list[list[str | None]] = []
     lines: list[int] = []
+    overfull: list[bool] = []
     with _open_text(path) as stream:
         for _ in range(skip):
             next(stream)
@@ -156,8 +164,8 @@ def _read_with_stray_quotes(
         begin = 1
         try:
             for row in reader:
-                shifted = any(row[width : width + 1])
-                cells.append([None] * width if shifted else [*(row + [None] * width)[:width]])
+                overfull.append(any(row[width : width + 1]))
+                cells.append([None] * width if overfull[-1] else [*(row + [None] * width)[:width]])
                 lines.append(skip + begin)
                 begin = reader.line_num + 1
         except csv.Error as error:
@@ -166,7 +174,9 @@ def _read_with_stray_quotes(
                 'begins with a quote must end with one, and quotes inside it are doubled (""): correct the line.'
             ) from None
     frame = pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String), orient="row")
-    return SourceTable(file, names, width, frame, pl.Series("source_row", lines, dtype=pl.Int64))
+    return SourceTable(
+        file, names, width, frame, pl.Series("source_row", lines, dtype=pl.Int64), pl.Series(overfull, dtype=pl.Boolean)
+    )
 
 
 def _has_quotes(path: Path) -> bool:

@@ -105,6 +105,7 @@ def read_indexed_interactions(source: IndexedSource, data_dir: Path) -> pl.DataF
         (_FIRST_TIME + _STEP * pl.col("position")).alias("timestamp"),
         pl.lit(file).alias("source_file"),
         pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("source_row"),
+        pl.lit(None, dtype=pl.String).alias("problem"),
     )
     return RAW_INTERACTIONS.check(frame, file)
 
@@ -128,8 +129,10 @@ def read_indexed_items(source: IndexedSource, data_dir: Path) -> pl.DataFrame:
             "title": pl.select(pl.coalesce(titles, item_ids)).to_series(),
             "text": compose_texts(titles, [descriptions]),
             "image_path": pl.repeat(None, len(names), dtype=pl.String, eager=True),
+            "image_url": pl.repeat(None, len(names), dtype=pl.String, eager=True),
             "source_file": pl.repeat(file, len(names), eager=True),
             "source_row": pl.int_range(1, len(names) + 1, dtype=pl.Int64, eager=True),
+            "problem": pl.repeat(None, len(names), dtype=pl.String, eager=True),
         }
     )
     return RAW_ITEMS.check(frame, file)

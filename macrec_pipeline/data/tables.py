@@ -38,6 +38,7 @@ def read_interactions_table(mapping: InteractionsTable, data_dir: Path) -> pl.Da
             "timestamp": time_cells(table.column(mapping.timestamp), mapping.timestamp_unit),
             "source_file": pl.repeat(table.file, len(table.lines), eager=True),
             "source_row": table.lines,
+            "problem": table.problems(),
         }
     )
     return RAW_INTERACTIONS.check(frame, table.file)
@@ -53,19 +54,18 @@ def read_items_table(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
     table = _read(mapping, data_dir, what="source.items.file", columns=_item_columns(mapping))
     item_ids = id_cells(table.column(mapping.item_id))
     titles = text_cells(table.column(mapping.title))
-    pictures = (
-        pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
-        if mapping.image is None
-        else existing_pictures(item_ids, mapping.image, data_dir)
-    )
+    nothing = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
+    pictures = nothing if mapping.image is None else existing_pictures(item_ids, mapping.image, data_dir)
     frame = pl.DataFrame(
         {
             "item_id": item_ids,
             "title": titles,
             "text": compose_texts(titles, _text_parts(table, mapping)),
             "image_path": pictures,
+            "image_url": nothing if mapping.image_url is None else text_cells(table.column(mapping.image_url)),
             "source_file": pl.repeat(table.file, len(table.lines), eager=True),
             "source_row": table.lines,
+            "problem": table.problems(),
         }
     )
     return RAW_ITEMS.check(frame, table.file)
@@ -114,6 +114,8 @@ def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
 
 def _item_columns(mapping: ItemsTable) -> list[str | int]:
     columns = [mapping.item_id, mapping.title]
+    if mapping.image_url is not None:
+        columns.append(mapping.image_url)
     for part in mapping.texts:
         columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
     return columns

@@ -33,8 +33,8 @@ def test_interactions_from_csv_tsv_and_parquet_agree(tmp_path: Path) -> None:
         for mapping in (_CSV, tsv, _CSV.model_copy(update={"file": "log.parquet"}))
     ]
     assert tables[0].rows() == [
-        ("1", "10", 4.0, 1_000_000_000_000, "log.csv", 2),
-        ("2", "B7", None, 1_000_000_001_000, "log.csv", 3),
+        ("1", "10", 4.0, 1_000_000_000_000, "log.csv", 2, None),
+        ("2", "B7", None, 1_000_000_001_000, "log.csv", 3, None),
     ]
     for table, file, first in zip(tables, ("log.csv", "log.tsv", "log.parquet"), (2, 1, 1), strict=True):
         RAW_INTERACTIONS.check(table)
@@ -44,7 +44,7 @@ def test_interactions_from_csv_tsv_and_parquet_agree(tmp_path: Path) -> None:
 
 
 def test_unreadable_cells_are_null_and_keep_their_line(tmp_path: Path) -> None:
-    """Nothing is raised for a bad row: cleaning has to find it, with its line."""
+    """Nothing is raised for a bad row: cleaning has to find it, with its line; a cell too many is said."""
     (tmp_path / "log.csv").write_text("u,i,t,r\n1,2,soon,x\n,2,5,1\n1,2\n1,2,3,4,5\n")
     table = read_interactions_table(_CSV, tmp_path)
     assert table.select("user_id", "item_id", "rating", "timestamp", "source_row").rows() == [
@@ -53,6 +53,7 @@ def test_unreadable_cells_are_null_and_keep_their_line(tmp_path: Path) -> None:
         ("1", "2", None, None, 4),
         (None, None, None, None, 5),
     ]
+    assert table["problem"].to_list() == [None] * 3 + ["wrong_number_of_cells: more than the 4 columns of the file"]
 
 
 def test_no_rating_column(tmp_path: Path) -> None:
@@ -72,9 +73,9 @@ def test_items_have_text_and_picture(tmp_path: Path) -> None:
     table = read_items_table(_ITEMS, tmp_path)
     RAW_ITEMS.check(table)
     assert table.rows() == [
-        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", "items.csv", 2),
-        ("2", None, None, None, "items.csv", 3),
-        ("3", "Dune", "Dune. Genres: War, Drama.", None, "items.csv", 4),
+        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", None, "items.csv", 2, None),
+        ("2", None, None, None, None, "items.csv", 3, None),
+        ("3", "Dune", "Dune. Genres: War, Drama.", None, None, "items.csv", 4, None),
     ]
 
 
