@@ -190,6 +190,13 @@ PREDICTIONS = TableSchema(
     sorted_by=("system", "exclude_seen", "user_index"),
     description="The top items of the fused model and of each route for every test user, best first.",
 )
+FETCH_FAILURES = TableSchema(
+    "fetch_failures",
+    {"item_id": _STRING, "image_url": _STRING, "reason": _STRING, "detail": _STRING, "attempts": _INT},
+    unique=(("item_id",),),
+    sorted_by=("item_id",),
+    description="Pictures that the last `macrec fetch images` could not load, and why; in the data folder.",
+)
 
 TABLES: dict[str, TableSchema] = {
     "raw_interactions": RAW_INTERACTIONS,

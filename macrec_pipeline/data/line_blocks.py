@@ -50,9 +50,9 @@ def line_blocks(path: Path, file: str, *, block_bytes: int = BLOCK_BYTES) -> Ite
     line, rest = 1, b""
     try:
         with open_unpacked(path) as stream:
-            while chunk := stream.read(block_bytes):
-                if line == 1 and not rest:
-                    chunk = chunk.removeprefix(_BYTE_ORDER_MARK)
+            start = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
+            while chunk := start + stream.read(block_bytes):
+                start = b""
                 end = chunk.rfind(b"\n") + 1
                 if not end:
                     rest += chunk
