@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.cells import text_cells
-from macrec_pipeline.data.delimited import open_unpacked
-from macrec_pipeline.data.files import require_file_or_gz
+from macrec_pipeline.data.files import open_unpacked, require_file_or_gz
 from macrec_pipeline.data.texts import compose_texts
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.errors import MissingFileError, SchemaError

@@ -140,7 +140,7 @@ def _rows(block: LineBlock, parse: Callable[[JsonFields], Cells], nothing: Cells
 
 def _is_unicode(text: str) -> bool:
     """Whether there is no half of a surrogate pair in it, which JSON can write but no UTF-8 holds."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _as_unicode(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from macrec_pipeline.data.delimited import open_unpacked
+from macrec_pipeline.data.files import open_unpacked
 from macrec_pipeline.errors import DataError, SchemaError
 
 BLOCK_BYTES = 16 << 20

@@ -9,13 +9,13 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.cells import id_cells, number_cells, time_cells
+from macrec_pipeline.data.delimited import OVERFLOW, split_cells
 from macrec_pipeline.data.line_blocks import BLOCK_BYTES, LineBlock, line_blocks
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS
 
 # polars splits at one byte only; this one stands for a longer separator and is in no log.
 _UNIT_SEPARATOR = "\x1f"
-_OVERFLOW = "overflow"
 _SHOWN = 40
 
 
@@ -69,7 +69,7 @@ def _without_header(blocks: Iterator[LineBlock], file: str, header: str) -> Iter
 def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separator: str) -> pl.DataFrame:
     cells = _split(block.data, columns, separator)
     rating, timestamp = number_cells(cells["rating"]), time_cells(cells["timestamp"], "s")
-    shifted = cells[_OVERFLOW].is_not_null()
+    shifted = cells[OVERFLOW].is_not_null()
     problem = (
         pl.when(shifted)
         .then(pl.lit(f"wrong_number_of_cells: more than {len(columns)}, separated by {separator!r}"))
@@ -101,17 +101,6 @@ def _wrong_number(cells: pl.Series) -> pl.Expr:
 def _split(data: bytes, columns: tuple[str, ...], separator: str) -> pl.DataFrame:
     if len(separator) > 1:
         data, separator = data.replace(separator.encode(), _UNIT_SEPARATOR.encode()), _UNIT_SEPARATOR
-    schema = dict.fromkeys([*columns, _OVERFLOW], pl.String)
-    if not data:
-        return pl.DataFrame(schema=schema)
-    return pl.read_csv(
-        data,
-        has_header=False,
-        schema=schema,
-        separator=separator,
-        quote_char=None,
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        missing_columns="insert",
-        extra_columns="ignore",
+    return split_cells(data, len(columns), separator).rename(
+        dict(zip(map(str, range(len(columns))), columns, strict=True))
     )
