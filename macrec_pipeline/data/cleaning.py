@@ -6,8 +6,8 @@ this order:
 
     interactions  what the reader found wrong (invalid_json, wrong_type, wrong_number_of_cells), missing_user_id,
                   missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating, missing_rating and
-                  below_min_rating (with `min_rating` only), unknown_item, duplicate, then k_core and too_short
-                  together until nothing changes
+                  below_min_rating (with `min_rating` only); with `session_gap_minutes` sessions are users from here
+                  on; unknown_item, duplicate, then k_core and too_short together until nothing changes
     items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
                   it), k_core (who did is gone)
 
@@ -21,6 +21,7 @@ import polars as pl
 
 from macrec_pipeline.config import CleaningConfig
 from macrec_pipeline.data.core import iterate_k_core
+from macrec_pipeline.data.sessions import MINUTE_MS, split_sessions
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
 
@@ -66,6 +67,8 @@ def clean(
     _sift_items(catalogue)
     log = _Sieve(raw_interactions, "raw_interactions")
     _sift_values(log, config, latest_ms() if latest is None else latest)
+    if config.session_gap_minutes is not None:
+        log.rows = split_sessions(log.rows, gap_ms=config.session_gap_minutes * MINUTE_MS)
     _sift_unknown_items(log, catalogue.rows)
     _sift_duplicates(log, config)
     touched = log.rows.group_by("item_id").len("num_before")

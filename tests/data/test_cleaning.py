@@ -216,6 +216,7 @@ _configs = st.builds(
     k_core=st.integers(1, 3),
     min_rating=st.sampled_from([None, 2.0]),
     duplicates=st.sampled_from(["first", "last", "keep"]),
+    session_gap_minutes=st.sampled_from([None, 1 / 60_000]),
 )
 
 
