@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.Abort:
         status = INTERRUPTED
     if status == INTERRUPTED:
-        _complain("Interrupted. Finished assets are kept.", INTERRUPTED)
+        _complain("Interrupted. What is finished is kept.", INTERRUPTED)
     raise SystemExit(status or 0)
 
 

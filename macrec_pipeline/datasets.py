@@ -95,34 +95,31 @@ class IndexedSource(Section):
     image_embeddings: str | None = Field(None, description="suffix of the image embeddings")
 
 
-class Amazon2018Source(Section):
-    """Amazon reviews, edition of 2018: `X.csv` and `meta_X.json`. Either may end in .gz."""
+class AmazonSource(Section):
+    """What both editions of the Amazon reviews have in common. Any file may end in .gz."""
+
+    folder: DataPath
+    prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
+    image: PictureTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
+
+    @property
+    def image_template(self) -> str:
+        """Where pictures are, and where they are fetched to."""
+        return self.image or f"{self.folder}/images/{{item_id}}.jpg"
+
+
+class Amazon2018Source(AmazonSource):
+    """Amazon reviews, edition of 2018: `X.csv` and `meta_X.json`."""
 
     reader: Literal["amazon2018"]
-    folder: DataPath
-    prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
     texts: tuple[Literal["description", "feature", "brand", "category"], ...] = ("description", "brand", "category")
-    image: PictureTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
-
-    @property
-    def image_template(self) -> str:
-        """Where pictures are, and where they are fetched to."""
-        return self.image or f"{self.folder}/images/{{item_id}}.jpg"
 
 
-class Amazon2023Source(Section):
-    """Amazon reviews, edition of 2023: `X.jsonl` and `meta_X.jsonl`. Either may end in .gz."""
+class Amazon2023Source(AmazonSource):
+    """Amazon reviews, edition of 2023: `X.jsonl` and `meta_X.jsonl`."""
 
     reader: Literal["amazon2023"]
-    folder: DataPath
-    prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
     texts: tuple[Literal["features", "description", "store", "categories"], ...] = ("features", "description")
-    image: PictureTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
-
-    @property
-    def image_template(self) -> str:
-        """Where pictures are, and where they are fetched to."""
-        return self.image or f"{self.folder}/images/{{item_id}}.jpg"
 
 
 class MovielensSource(Section):

@@ -78,6 +78,8 @@ async def open_session(limits: FetchLimits) -> AsyncIterator[aiohttp.ClientSessi
 
 async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits) -> bytes:
     """One attempt. Raises `FetchError` for whatever address and server do."""
+    if url.startswith("//"):  # aiohttp has no answer to an address without a scheme
+        raise FetchError("invalid_address", "it has no scheme: put https: before it")
     try:
         async with session.get(url, max_redirects=_MAX_REDIRECTS) as response:
             _check_head(response, limits)
@@ -90,7 +92,8 @@ async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits
         raise FetchError("not_http", f"only http and https are followed, got {str(error)[:200]}") from None
     except aiohttp.ClientPayloadError as error:
         raise FetchError("broken_off", _words(error), wait=0) from None
-    except (aiohttp.InvalidURL, aiohttp.RedirectClientError, ValueError) as error:
+    # LookupError is what the parser of addresses raises for some brackets, as in http://[]@.
+    except (aiohttp.InvalidURL, aiohttp.RedirectClientError, ValueError, LookupError) as error:
         raise FetchError("invalid_address", _words(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         raise FetchError("connection", _words(error), wait=0) from None

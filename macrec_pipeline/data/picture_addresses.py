@@ -7,7 +7,7 @@ import polars as pl
 from macrec_pipeline.data.cleaning import clean
 from macrec_pipeline.data.pictures import PLACEHOLDER
 from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items
-from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source, DatasetSpec, TablesSource
+from macrec_pipeline.datasets import AmazonSource, DatasetSpec, TablesSource
 from macrec_pipeline.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def picture_template(spec: DatasetSpec) -> str:
     """
     source = spec.source
     match source:
-        case Amazon2018Source() | Amazon2023Source():
+        case AmazonSource():
             template: str | None = source.image_template
         case TablesSource() if source.items.image_url is not None:
             template = source.items.image

@@ -97,16 +97,17 @@ def tables_problems(source: TablesSource, data_dir: Path) -> list[str]:
                 column_position(column, names, width, mapping.file)
             except SchemaError as error:
                 problems.append(str(error))
-    return problems + _picture_problems(source.items.image, data_dir)
+    return problems + _picture_problems(source.items, data_dir)
 
 
-def _picture_problems(template: str | None, data_dir: Path) -> list[str]:
+def _picture_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
+    template = mapping.image
     if template is None:
         return []
     if PLACEHOLDER not in template:
         return [f"source.items.image is {template!r}, but it must hold {PLACEHOLDER}, as in posters/{PLACEHOLDER}.jpg."]
     folder = data_dir / pictures_folder(template)
-    if folder.is_dir():
+    if folder.is_dir() or mapping.image_url is not None:  # pictures with an address can still be fetched
         return []
     return [
         f"There is no folder {folder} for the pictures (source.items.image). Put it there, set MACREC_DATA to the "

@@ -88,6 +88,8 @@ _ADDRESSES = {
     "http://[::1": "invalid_address",
     "http://127.0.0.1:99999999/x.jpg": "invalid_address",
     "no address at all": "invalid_address",
+    "//127.0.0.1/x.jpg": "invalid_address",
+    "http://[]@": "invalid_address",
     "http://": "invalid_address",
     "http://" + "x" * 5000 + ".example/": "invalid_address",
     "http://127.0.0.1:1/x.jpg": "connection",

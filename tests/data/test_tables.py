@@ -109,6 +109,9 @@ def test_ready_tables_have_no_problems(tmp_path: Path) -> None:
     assert tables_problems(TablesSource(reader="tables", interactions=_CSV, items=_ITEMS), tmp_path) == []
     fixed = TablesSource(reader="tables", interactions=_CSV, items=_ITEMS.model_copy(update={"image": "posters/a.jpg"}))
     assert "{item_id}" in tables_problems(fixed, tmp_path)[0]
+    (tmp_path / "items.csv").write_text("id,name,about,War,Drama,url\n")
+    fetched = _ITEMS.model_copy(update={"image": "not/yet/{item_id}.jpg", "image_url": "url"})
+    assert tables_problems(TablesSource(reader="tables", interactions=_CSV, items=fetched), tmp_path) == []
 
 
 def test_broken_parquet_is_one_clear_error(tmp_path: Path) -> None:
