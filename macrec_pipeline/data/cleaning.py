@@ -76,9 +76,10 @@ def clean(
         log.take(kept, dropped)
     if log.rows.is_empty():
         raise DataError(_why_nothing_is_left(log, raw_interactions, config))
-    interactions = log.rows.sort("user_id", "timestamp", *_tie_order(config), nulls_last=True).select(
-        *INTERACTIONS.columns
-    )
+    order = ["user_id", "timestamp", *_tie_order(config)]
+    # Only what is kept or sorted by: the sort copies the log.
+    interactions = log.rows.select(*dict.fromkeys([*INTERACTIONS.columns, *order])).sort(order, nulls_last=True)
+    interactions = interactions.select(*INTERACTIONS.columns)
     items = _catalogue(catalogue, interactions, touched)
     quarantine = pl.concat([*log.dropped, *catalogue.dropped]).sort("table", *_SOURCE)
     return CleanTables(INTERACTIONS.check(interactions), ITEMS.check(items), QUARANTINE.check(quarantine))

@@ -127,6 +127,13 @@ class Handler(BaseHTTPRequestHandler):
     def give_busy_once(self) -> None:
         self.answer(status=429, Retry_After="0") if self.first_asked() else self.answer(picture())
 
+    def give_busy_for_a_second(self) -> None:
+        self.answer(status=429, Retry_After="1") if self.first_asked() else self.answer(picture())
+
+    def give_pause(self) -> None:
+        time.sleep(0.3)
+        self.answer(picture())
+
     def give_away_once(self) -> None:
         self.answer(status=503) if self.first_asked() else self.answer(picture())
 

@@ -226,6 +226,21 @@ def test_progress_counts_every_address(server: PictureServer, tmp_path: Path) ->
     assert told[-1][2] == 1
 
 
+def test_the_server_says_how_long_to_wait(server: PictureServer, tmp_path: Path) -> None:
+    """Retry-After counts where it is longer than the own wait."""
+    begin = time.monotonic()
+    assert fetch_pictures(_addresses({"1": server.url("busy-for-a-second")}), _TEMPLATE, tmp_path, _LIMITS).fetched == 1
+    assert time.monotonic() - begin >= 1
+
+
+def test_many_are_fetched_at_once(server: PictureServer, tmp_path: Path) -> None:
+    """Twelve pictures of 0.3 s each take far less than one after the other."""
+    begin = time.monotonic()
+    addresses = _addresses({str(place): server.url("pause") for place in range(12)})
+    assert fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12)).fetched == 12
+    assert time.monotonic() - begin < 2.4
+
+
 def test_two_fetches_at_once_are_refused(tmp_path: Path) -> None:
     """They would clear each other's parts away."""
     (tmp_path / "shop" / "pictures" / ".fetch").mkdir(parents=True)
