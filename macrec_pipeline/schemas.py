@@ -91,9 +91,11 @@ RAW_INTERACTIONS = TableSchema(
         "timestamp": _INT,
         "source_file": _STRING,
         "source_row": _INT,
+        "problem": _STRING,
     },
-    nullable=frozenset({"user_id", "item_id", "rating", "timestamp"}),
-    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1.",
+    nullable=frozenset({"user_id", "item_id", "rating", "timestamp", "problem"}),
+    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1. "
+    "problem is `reason: detail` of a row that the reader cannot vouch for.",
 )
 RAW_ITEMS = TableSchema(
     "raw_items",
@@ -102,18 +104,22 @@ RAW_ITEMS = TableSchema(
         "title": _STRING,
         "text": _STRING,
         "image_path": _STRING,
+        "image_url": _STRING,
         "source_file": _STRING,
         "source_row": _INT,
+        "problem": _STRING,
     },
-    nullable=frozenset({"item_id", "title", "text", "image_path"}),
-    description="The catalogue as found. image_path is relative to the data folder, null where there is no file.",
+    nullable=frozenset({"item_id", "title", "text", "image_path", "image_url", "problem"}),
+    description="The catalogue as found. image_path is relative to the data folder, null where there is no file; "
+    "image_url is what the source names; problem as in raw_interactions.",
 )
 INTERACTIONS = TableSchema(
     "interactions",
     {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INT},
     nullable=frozenset({"rating"}),
-    sorted_by=("user_id", "timestamp", "item_id"),
-    description="What is left after cleaning and the k-core; equal times break by item_id.",
+    sorted_by=("user_id", "timestamp"),
+    description="What is left after cleaning and the k-core, each user's in the order in which they count; equal times "
+    "are in the order of item_id, or of the file with cleaning.ties=position.",
 )
 ITEMS = TableSchema(
     "items",
@@ -191,6 +197,13 @@ PREDICTIONS = TableSchema(
     unique=(("system", "exclude_seen", "user_index"),),
     sorted_by=("system", "exclude_seen", "user_index"),
     description="The top items of the fused model and of each route for every test user, best first.",
+)
+FETCH_FAILURES = TableSchema(
+    "fetch_failures",
+    {"item_id": _STRING, "image_url": _STRING, "reason": _STRING, "detail": _STRING, "attempts": _INT},
+    unique=(("item_id",),),
+    sorted_by=("item_id",),
+    description="Pictures that the last `macrec fetch images` could not load, and why; in the data folder.",
 )
 
 TABLES: dict[str, TableSchema] = {

@@ -63,10 +63,11 @@ def write_log(folder: Path, rows: int) -> None:
             "item_id",
             "title",
             pl.lit("a thing").alias("text"),
-            pl.lit(None, dtype=pl.String).alias("image_path"),
+            *(pl.lit(None, dtype=pl.String).alias(name) for name in ("image_path", "image_url", "problem")),
             pl.lit("items.parquet").alias("source_file"),
             "source_row",
         )
+        .select(*RAW_ITEMS.columns)
         .match_to_schema(RAW_ITEMS.columns),
     )
 
@@ -87,6 +88,7 @@ def _slices(rows: int, *, num_users: int, num_items: int) -> Iterator[pl.DataFra
                 "timestamp": times,
                 "source_file": pl.repeat("log.parquet", size, eager=True),
                 "source_row": np.arange(start + 1, start + size + 1),
+                "problem": pl.repeat(None, size, dtype=pl.String, eager=True),
             },
             schema=RAW_INTERACTIONS.columns,
         )

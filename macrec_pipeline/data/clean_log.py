@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,10 +14,10 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, batches
 from macrec_pipeline.data.core import Peeled, count_codes, needed_of_user
+from macrec_pipeline.data.user_slices import order_of, slices_of_users
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
-# The rows of a slice bound the memory; so many slices are made ahead of the one that is written.
-_ROWS_A_SLICE = 1_000_000
+# So many slices are made ahead of the one that is written.
 _SLICES_AT_ONCE = 1
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
@@ -34,6 +32,7 @@ class CleanLog:
         rules: what the reasons are, in the order of their numbers.
         peeled: the rounds of the k-core.
         k_core: interactions that a user and an item must keep.
+        positions: int64 [M], what orders a user's rows at one time; None: the item, then the rating.
         items: `ITEMS`.
         dropped_items: `QUARANTINE`, the rows of `raw_items` that are not in the catalogue.
     """
@@ -43,6 +42,7 @@ class CleanLog:
     rules: Sequence[Rule]
     peeled: Sequence[Peeled]
     k_core: int
+    positions: NDArray[np.int64] | None
     items: pl.DataFrame
     dropped_items: pl.DataFrame
 
@@ -72,19 +72,9 @@ class CleanLog:
 
     def interactions(self) -> Iterator[pl.DataFrame]:
         """`INTERACTIONS` in order, whole users at a time."""
-        log = self.log
-        alive = log.reasons == KEPT
-        ends = np.cumsum(count_codes(log.users, alive))
-        borders = [0]
-        while borders[-1] < len(ends):
-            done = int(ends[borders[-1] - 1]) if borders[-1] else 0
-            borders.append(max(int(np.searchsorted(ends, done + _ROWS_A_SLICE, side="right")), borders[-1] + 1))
-        rows = (_rows_between(log.users, alive, *users) for users in pairwise(borders))
         with ThreadPoolExecutor() as pool:  # sorting frees the interpreter
             made: deque[Future[pl.DataFrame]] = deque()
-            for own in rows:
-                if not len(own):
-                    continue
+            for own in slices_of_users(self.log.users, self.log.reasons == KEPT):
                 made.append(pool.submit(self._interactions_of, own))
                 if len(made) > _SLICES_AT_ONCE:
                     yield made.popleft().result()
@@ -103,7 +93,7 @@ class CleanLog:
     def _interactions_of(self, rows: NDArray[np.int64]) -> pl.DataFrame:
         log = self.log
         users, items, stamps, ratings = log.users[rows], log.items[rows], log.timestamps[rows], log.ratings[rows]
-        order = order_of(users, stamps, items, ratings)
+        order = order_of(users, stamps, *((items, ratings) if self.positions is None else (self.positions[rows],)))
         return pl.DataFrame(
             {
                 "user_id": log.user_ids.gather(users[order]),
@@ -119,6 +109,10 @@ class CleanLog:
         places = np.flatnonzero(reasons != KEPT)
         dropped = part[places].with_columns(pl.Series("_reason", reasons[places]))
         names = pl.Series(["", *(rule.reason for rule in self.rules)])
+        of_session = np.array([False, *(rule.of_session for rule in self.rules)])[reasons[places]]
+        if of_session.any():
+            sessions = self.log.user_ids.gather(self.log.users[places + start])
+            dropped = dropped.with_columns(user_id=pl.when(pl.Series(of_session)).then(sessions).otherwise("user_id"))
         detail = _NO_DETAIL
         for number, rule in enumerate(self.rules, start=1):
             detail = pl.when(pl.col("_reason") == number).then(rule.detail).otherwise(detail)
@@ -154,58 +148,3 @@ def core_detail(k_core: int) -> pl.Expr:
         .then(pl.format("its user has {} of {} interactions in round {}", of_user, pl.lit(needed), number))
         .otherwise(pl.format("its item has {} of {} interactions in round {}", of_item, pl.lit(k_core), number))
     )
-
-
-def _rows_between(users: NDArray[np.uint32], alive: NDArray[np.bool_], first: int, beyond: int) -> NDArray[np.int64]:
-    """The rows that are kept of the users [first, beyond), ascending."""
-    found = []
-    for start in range(0, len(users), _ROWS_A_SLICE):
-        own = users[start : start + _ROWS_A_SLICE]
-        chosen = (own >= first) & (own < beyond) & alive[start : start + _ROWS_A_SLICE]
-        found.append(np.flatnonzero(chosen) + start)
-    return np.concatenate(found)
-
-
-def order_of(
-    users: NDArray[np.uint32],
-    timestamps: NDArray[np.int64],
-    items: NDArray[np.uint32],
-    ratings: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """The order of rows by user, time, item and rating, NaN last; rows that agree in all of them in any order.
-
-    As many of the columns as fit are packed into one integer, which sorts several times faster than columns do; the
-    others decide among equals.
-    """
-    columns = [_shifted(users), _coarsest(_shifted(timestamps)), _shifted(items)]
-    keys, bits = columns[0], int(columns[0].max(initial=0)).bit_length()
-    for column in columns[1:]:
-        more = int(column.max(initial=0)).bit_length()
-        if bits + more > 63:
-            break
-        keys, bits = keys << more | column, bits + more
-    order = np.argsort(keys)
-    if len(order) < 2:
-        return order
-    ordered = keys[order]
-    equal = ordered[1:] == ordered[:-1]
-    tied = np.append(equal, False) | np.append(False, equal)
-    rows = order[tied]
-    order[tied] = rows[np.lexsort((ratings[rows], items[rows], timestamps[rows], keys[rows]))]
-    return order
-
-
-def _shifted(column: NDArray[Any]) -> NDArray[np.int64]:
-    """The same order from 0 on."""
-    values = column.astype(np.int64)
-    if len(values):
-        values -= values.min()
-    return values
-
-
-def _coarsest(stamps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Times counted in days, hours, minutes or seconds if they are whole ones; fewer bits in the same order."""
-    for unit in (86_400_000, 3_600_000, 60_000, 1000):
-        if not (stamps[:1000] % unit).any() and not (stamps % unit).any():
-            return stamps // unit
-    return stamps

@@ -1,12 +1,15 @@
 """Raw interactions and raw items -> clean interactions, the catalogue, and the quarantine (MACRec section 4.1: 5-core).
 
 No row disappears: each raw row is kept or lies in quarantine with the first reason that applied, and the result does
-not depend on the order of the lines in the files. The steps, in this order:
+not depend on the order of the lines in the files, unless `ties: position` says that this order counts. The steps, in
+this order:
 
-    interactions  missing_user_id, missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating,
-                  missing_rating and below_min_rating (with `min_rating` only), unknown_item, duplicate,
-                  then k_core and too_short together until nothing changes
-    items         missing_item_id, duplicate_item, no_interactions (nobody ever touched it), k_core (who did is gone)
+    interactions  what the reader found wrong (invalid_json, wrong_type, wrong_number_of_cells), missing_user_id,
+                  missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating, missing_rating and
+                  below_min_rating (with `min_rating` only); with `session_gap_minutes` sessions are users from here
+                  on; unknown_item, duplicate, then k_core and too_short together until nothing changes
+    items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
+                  it), k_core (who did is gone)
 
 The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else. The log is
 read in batches and decided upon as numbers (`coded_log`), so that it need not fit into memory as a table.
@@ -22,9 +25,10 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.config import CleaningConfig
 from macrec_pipeline.data.clean_log import CleanLog, core_detail
-from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, code_log
+from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, code_log, line_positions
 from macrec_pipeline.data.core import count_codes, iterate_k_core
 from macrec_pipeline.data.duplicates import duplicate_key, surplus_rows
+from macrec_pipeline.data.sessions import MINUTE_MS, split_sessions
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
 
@@ -81,9 +85,15 @@ def clean_log(
     RAW_ITEMS.check(raw_items)
     catalogue = _Sieve(raw_items, "raw_items")
     _sift_items(catalogue)
-    rules = [*_value_rules(config, latest_ms() if latest is None else latest), *_log_rules(config)]
+    rules = [
+        *_reader_rules(raw_interactions),
+        *_value_rules(config, latest_ms() if latest is None else latest),
+        *_log_rules(config),
+    ]
     number = {rule.reason: place for place, rule in enumerate(rules, start=1)}
     log = code_log(raw_interactions, rules)
+    if config.session_gap_minutes is not None:
+        log = split_sessions(log, gap_ms=config.session_gap_minutes * MINUTE_MS)
     _mark_unknown_items(log, catalogue.rows["item_id"], number["unknown_item"])
     log.reasons[surplus_rows(raw_interactions, log, config)] = number["duplicate"]
     alive = log.reasons == KEPT
@@ -97,7 +107,21 @@ def clean_log(
         raise DataError(_why_nothing_is_left(log, rules, config))
     items = _catalogue(catalogue, _by_item(log, alive, "num_interactions"), touched)
     dropped_items = pl.concat(catalogue.dropped).sort("table", *_SOURCE)
-    return CleanLog(raw_interactions, log, rules, peeled, config.k_core, ITEMS.check(items), dropped_items)
+    positions = line_positions(raw_interactions, log) if config.ties == "position" else None
+    return CleanLog(raw_interactions, log, rules, peeled, config.k_core, positions, ITEMS.check(items), dropped_items)
+
+
+def _problem_parts() -> tuple[pl.Expr, pl.Expr]:
+    """Reason and detail of a row that the reader cannot vouch for."""
+    parts = pl.col("problem").str.splitn(": ", 2).struct
+    return parts.field("field_0"), parts.field("field_1")
+
+
+def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
+    """A rule for each reason that the reader gave: most logs have none, and no row is looked at for it again."""
+    reason, detail = _problem_parts()
+    given = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
+    return [Rule(name, reason == name, detail) for name in given.collect(engine="streaming").to_series().sort()]
 
 
 def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
@@ -134,7 +158,8 @@ def _log_rules(config: CleaningConfig) -> list[Rule]:
         "k_core": core_detail(config.k_core),
         "too_short": core_detail(config.k_core),
     }
-    return [Rule(reason, pl.lit(False), detail) for reason, detail in details.items()]
+    of_session = config.session_gap_minutes is not None
+    return [Rule(reason, pl.lit(False), detail, of_session) for reason, detail in details.items()]
 
 
 def _mark_unknown_items(log: CodedLog, known_ids: pl.Series, reason: int) -> None:
@@ -160,7 +185,12 @@ class _Sieve:
         self.table = table
         self.dropped: list[pl.DataFrame] = [QUARANTINE.empty()]
 
-    def drop(self, bad: pl.Expr, reason: str, detail: pl.Expr | None = None) -> None:
+    def drop_unreadable(self) -> None:
+        """Move the rows that the reader cannot vouch for to quarantine, with the reader's reason."""
+        reason, detail = _problem_parts()
+        self.drop(pl.col("problem").is_not_null(), reason, detail)
+
+    def drop(self, bad: pl.Expr, reason: str | pl.Expr, detail: pl.Expr | None = None) -> None:
         """Move the rows where `bad` holds to quarantine."""
         marked = self.rows.with_columns(bad.fill_null(False).alias("_bad"))
         gone = marked.filter("_bad").drop("_bad")
@@ -169,7 +199,9 @@ class _Sieve:
         text = pl.lit(None, dtype=pl.String) if detail is None else detail
         self.take(
             marked.filter(~pl.col("_bad")).drop("_bad"),
-            gone.with_columns(pl.lit(reason).alias("reason"), text.alias("detail")),
+            gone.with_columns(
+                (pl.lit(reason) if isinstance(reason, str) else reason).alias("reason"), text.alias("detail")
+            ),
         )
 
     def take(self, kept: pl.DataFrame, dropped: pl.DataFrame) -> None:
@@ -182,11 +214,21 @@ class _Sieve:
 
 def _sift_items(catalogue: _Sieve) -> None:
     """One row an item: the one with most cells filled, then the longest text, then the first."""
+    catalogue.drop_unreadable()
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
     filled = pl.sum_horizontal(pl.col("title", "text", "image_path").is_not_null())
     length = pl.col("text").str.len_chars().fill_null(0)
     # Lines come last: the same rows in another order must give the same catalogue.
-    order = ["item_id", -filled.cast(pl.Int64), -length.cast(pl.Int64), "title", "text", "image_path", *_SOURCE]
+    order = [
+        "item_id",
+        -filled.cast(pl.Int64),
+        -length.cast(pl.Int64),
+        "title",
+        "text",
+        "image_path",
+        "image_url",
+        *_SOURCE,
+    ]
     catalogue.rows = catalogue.rows.sort(order, nulls_last=True).with_columns(
         pl.col("source_row").first().over("item_id").alias("_kept_row"),
         pl.col("source_file").first().over("item_id").alias("_kept_file"),
@@ -224,6 +266,9 @@ def _why_nothing_is_left(log: CodedLog, rules: Sequence[Rule], config: CleaningC
     counts = sorted((-count, rule.reason) for count, rule in zip(numbers, rules, strict=True) if count)
     steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hint = {
+        "invalid_json": "Is it the file that the reader expects, and did its download end well?",
+        "wrong_number_of_cells": "Is it the file that the reader expects?",
+        "wrong_type": "Is it the file that the reader expects?",
         "unknown_item": "Check that the item ids of both files mean the same.",
         "missing_timestamp": "Check timestamp and timestamp_unit in the data set's file.",
         "timestamp_out_of_range": "Check timestamp_unit in the data set's file.",

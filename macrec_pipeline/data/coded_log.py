@@ -22,11 +22,15 @@ _BATCH = 250_000
 
 @dataclass(frozen=True)
 class Rule:
-    """A reason to leave a row out: where `bad` holds (null: it does not), `detail` says more."""
+    """A reason to leave a row out: where `bad` holds (null: it does not), `detail` says more.
+
+    With `of_session` it was found when sessions had taken the place of users, and quarantine names the session.
+    """
 
     reason: str
     bad: pl.Expr
     detail: pl.Expr
+    of_session: bool = False
 
 
 @dataclass
@@ -34,7 +38,8 @@ class CodedLog:
     """The log in its own order.
 
     Attributes:
-        users, items: uint32 [M], numbers in the order of the ids as strings; 0 where the id is null.
+        users, items: uint32 [M], numbers in the order of the ids as strings; 0 where the id is null. Users may be
+            sessions (`sessions.split_sessions`).
         timestamps: int64 [M], ms since the epoch; 0 where null.
         ratings: float64 [M], NaN where null.
         reasons: uint8 [M], the first rule that a row breaks, counted from 1; 0 if none.
@@ -81,6 +86,7 @@ def code_log(raw: RawLog, rules: list[Rule]) -> CodedLog:
         raw: `RAW_INTERACTIONS`.
         rules: what one row by itself may break, the most important first; fewer than 255.
     """
+    assert len(rules) < 255, "a reason is one byte"
     size = num_rows(raw)
     users, items = np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
     timestamps, ratings = np.zeros(size, dtype=np.int64), np.full(size, np.nan)
@@ -99,6 +105,22 @@ def code_log(raw: RawLog, rules: list[Rule]) -> CodedLog:
     user_ids = _in_order_of_ids(users, user_categories)
     item_ids = _in_order_of_ids(items, item_categories)
     return CodedLog(users, items, timestamps, ratings, reasons, user_ids, item_ids, in_order)
+
+
+def line_positions(raw: RawLog, log: CodedLog) -> NDArray[np.int64]:
+    """The place of each row of the log in the order of source_file and source_row: int64 [M]."""
+    if log.in_order:
+        return np.arange(len(log), dtype=np.int64)
+    files, lines = np.zeros(len(log), dtype=np.uint32), np.zeros(len(log), dtype=np.int64)
+    categories = pl.Categories.random()
+    file = pl.col("source_file").cast(pl.Categorical(categories)).to_physical()
+    for start, part in batches(raw.lazy().select(file, "source_row")):
+        own = slice(start, start + part.height)
+        files[own], lines[own] = part["source_file"].to_numpy(), part["source_row"].to_numpy()
+    _in_order_of_ids(files, categories)
+    positions = np.empty(len(log), dtype=np.int64)
+    positions[np.lexsort((lines, files))] = np.arange(len(log))
+    return positions
 
 
 def _coded_columns(
@@ -123,6 +145,11 @@ def _in_order_of_ids(codes: Codes, categories: pl.Categories) -> pl.Series:
         ids = pl.Series(np.arange(largest + 1, dtype=np.uint32)).cat.to(pl.Categorical(categories)).cast(pl.String)
     else:
         ids = categories.to_series()  # one id, or none
+    return renumber(codes, ids)
+
+
+def renumber(codes: Codes, ids: pl.Series) -> pl.Series:
+    """Renumber places in `ids`, which are distinct, so that they ascend as the ids do; returns the ids in order."""
     order = ids.arg_sort().to_numpy()
     rank = np.empty(max(len(order), 1), dtype=np.uint32)
     rank[order] = np.arange(len(order), dtype=np.uint32)

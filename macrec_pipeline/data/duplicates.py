@@ -22,7 +22,7 @@ def surplus_rows(raw: RawLog, log: CodedLog, config: CleaningConfig) -> NDArray[
     Args:
         raw: the log as it was read, for where its rows came from.
         log: the same rows; those with a reason take no part.
-        config: the policy, by time and then by what the rows hold.
+        config: the policy, by time and then by what the rows hold, or by their lines with `ties: position`.
     """
     rows = _rows_of_repeated_pairs(log)
     if not len(rows):
@@ -36,7 +36,8 @@ def surplus_rows(raw: RawLog, log: CodedLog, config: CleaningConfig) -> NDArray[
         pl.Series("rating", log.ratings[rows], nan_to_null=True),
     )
     # Only the repeated rows are put in order: sorting the whole log would cost more than everything else here.
-    ordered = repeated.sort("timestamp", "rating", *_SOURCE, nulls_last=True, descending=last)
+    ties = _SOURCE if config.ties == "position" else ("rating", *_SOURCE)
+    ordered = repeated.sort("timestamp", *ties, nulls_last=True, descending=last)
     return ordered.filter(~pl.struct(duplicate_key(config)).is_first_distinct())["row"].to_numpy()
 
 

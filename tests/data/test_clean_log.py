@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data import clean_log, coded_log, core, duplicates
-from macrec_pipeline.data.clean_log import order_of
+from macrec_pipeline.data import coded_log, core, duplicates, user_slices
 from macrec_pipeline.data.cleaning import clean
 from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.data.user_slices import order_of
 from macrec_pipeline.schemas import INTERACTIONS, RAW_INTERACTIONS, RAW_ITEMS
 
 _NOW = 1_700_000_000_000
@@ -36,27 +36,32 @@ def _raw(rows: int, *, files_in_order: bool) -> tuple[pl.DataFrame, pl.DataFrame
         "timestamp": some(_NOW + _DAY * draw.integers(-6, 1, rows)),
         "source_file": [f"log-{file}.csv" for file in (np.sort(files) if files_in_order else files)],
         "source_row": range(rows),
+        "problem": [
+            None if row % 29 else f"wrong_type: row {row}" if row % 2 else "invalid_json" for row in range(rows)
+        ],
     }
     ids = [f"i{item}" for item in range(10)]
-    items = {"item_id": ids, "title": ids, "text": None, "image_path": None, "source_file": "items.csv"}
+    items = dict.fromkeys(RAW_ITEMS.columns) | {"item_id": ids, "title": ids, "source_file": "items.csv"}
     raw_items = pl.DataFrame(items | {"source_row": range(10)}, schema=RAW_ITEMS.columns)
     return pl.DataFrame(log, schema=RAW_INTERACTIONS.columns), raw_items
 
 
 @pytest.mark.parametrize("files_in_order", [True, False])
 @pytest.mark.parametrize("policy", ["first", "last", "keep"])
+@pytest.mark.parametrize("ties", ["item_id", "position"])
+@pytest.mark.parametrize("gap", [None, 2 * _DAY / 60_000])
 @pytest.mark.parametrize("at_once", [1, 7, 64])
 def test_the_size_of_the_parts_changes_nothing(
-    at_once: int, policy: str, files_in_order: bool, monkeypatch: pytest.MonkeyPatch
+    at_once: int, gap: float | None, ties: str, policy: str, files_in_order: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches that split users and repeated rows give what one batch gives, whether read from a table or a scan."""
     raw, items = _raw(300, files_in_order=files_in_order)
-    config = CleaningConfig(k_core=3, min_rating=2.0, duplicates=policy)
+    config = CleaningConfig(k_core=3, min_rating=2.0, duplicates=policy, ties=ties, session_gap_minutes=gap)
     whole = clean(raw, items, config, latest=_NOW)
     histories = build_histories(whole.interactions, whole.items)
     for module, name in (
         (coded_log, "_BATCH"),
-        (clean_log, "_ROWS_A_SLICE"),
+        (user_slices, "_ROWS_A_SLICE"),
         (core, "_ROWS_AT_ONCE"),
         (duplicates, "_ROWS_AT_ONCE"),
     ):
@@ -68,7 +73,20 @@ def test_the_size_of_the_parts_changes_nothing(
         assert parts.quarantine.equals(whole.quarantine)
     assert build_histories(whole.interactions.lazy(), whole.items).equals(histories)
     assert INTERACTIONS.check(whole.interactions).height > 20
-    assert whole.quarantine["reason"].n_unique() > 6
+    assert whole.quarantine["reason"].n_unique() > 8
+
+
+@pytest.mark.parametrize("gap", [None, 2 * _DAY / 60_000])
+@pytest.mark.parametrize("policy", ["first", "last", "keep"])
+def test_lines_in_order_and_shuffled_keep_their_positions(policy: str, gap: float | None) -> None:
+    """With ties by position a row's file and line count, not where the raw table happens to have it."""
+    raw, items = _raw(300, files_in_order=True)
+    config = CleaningConfig(k_core=3, duplicates=policy, ties="position", session_gap_minutes=gap)
+    in_order, shuffled = (
+        clean(log, items, config, latest=_NOW) for log in (raw, raw.sample(fraction=1.0, shuffle=True, seed=3))
+    )
+    assert in_order.interactions.equals(shuffled.interactions)
+    assert in_order.quarantine.equals(shuffled.quarantine)
 
 
 def test_the_facts_are_those_of_the_tables() -> None:
@@ -76,7 +94,7 @@ def test_the_facts_are_those_of_the_tables() -> None:
     raw, items = _raw(300, files_in_order=True)
     from macrec_pipeline.data.cleaning import clean_log as decide
 
-    log = decide(raw.lazy(), items, CleaningConfig(k_core=3), latest=_NOW)
+    log = decide(raw.lazy(), items, CleaningConfig(k_core=3, session_gap_minutes=2 * _DAY / 60_000), latest=_NOW)
     table, dropped = pl.concat(log.interactions()), pl.concat(log.quarantine())
     assert log.num_kept == table.height
     assert log.interactions_of_user().tolist() == table.group_by("user_id").len().sort("user_id")["len"].to_list()

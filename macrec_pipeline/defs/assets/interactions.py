@@ -28,7 +28,7 @@ CLEAN = {
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
 )
@@ -43,6 +43,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
             users=table["user_id"].n_unique(),
             items=table["item_id"].n_unique(),
             unreadable_times=table["timestamp"].null_count(),
+            rows_with_a_problem=table["problem"].count(),
             period=_period(table["timestamp"].min(), table["timestamp"].max()),
             first_rows=preview(table, ["user_id", "item_id", "rating", "timestamp"]),
         )
@@ -52,7 +53,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("raw_items"),
     description="The catalogue as it was found: titles, texts, and which pictures are there.",
 )
@@ -67,6 +68,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
             without_picture=table["image_path"].null_count(),
+            rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
@@ -80,7 +82,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             deps=["raw_interactions", "raw_items"],
             group_name=GROUP,
             kinds=KINDS,
-            code_version="1",
+            code_version="2",
             description=description,
             metadata=table_metadata(name),
         )
@@ -112,7 +114,7 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("histories"),
     description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests.",
 )
