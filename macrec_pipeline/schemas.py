@@ -32,6 +32,11 @@ class TableSchema:
     sorted_by: tuple[str, ...] = ()
     description: str = field(default="", compare=False)
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a column holds vectors."""
+        return ANY_WIDTH_VECTOR in self.columns.values()
+
     def check(self, table: pl.DataFrame, where: str = "") -> pl.DataFrame:
         """Return the table unchanged, or raise `SchemaError` that says what is wrong, where, and in which row."""
         place = f"{self.name}{f' ({where})' if where else ''}"

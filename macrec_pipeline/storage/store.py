@@ -1,4 +1,4 @@
-"""The store of one data set's assets: tables as parquet, embeddings as Arrow files, everything else as folders.
+"""The store of one data set's assets: tables as parquet, everything else as folders.
 
 In: polars tables that keep their schema, or folders of files. Out: the same, verified against the manifest that was
 written with them. See `versions` for the layout and for what makes a write atomic.
@@ -7,6 +7,7 @@ written with them. See `versions` for the layout and for what makes a write atom
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.errors import SchemaError, StorageError
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.schemas import TABLES, TableSchema
 from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
 from macrec_pipeline.storage.table_files import (
-    find_table_file,
     read_table_file,
     scan_table_file,
+    table_file,
     write_slices_file,
     write_table_file,
 )
@@ -93,15 +94,17 @@ class AssetStore:
     def read_table(self, asset: str) -> pl.DataFrame:
         """Read a table.
 
-        Embeddings are mapped into memory, not copied: their pages are read when they are used, and shared between
-        processes. The columns are read-only, and stay valid after the version is gone.
-
         Raises:
             StorageError: it is not there yet, incomplete or damaged; says what to run.
             SchemaError: an older version of this package wrote it to another schema; says what to run.
         """
-        path = self._table_path(asset)
-        return self._checked(asset, read_table_file(path), path)
+        schema = TABLES[self._known(asset, TABLES)]
+        if schema.has_vectors:
+            path, table = self._decode_while_verifying(asset, schema)
+        else:
+            path = self._table_path(asset)
+            table = read_table_file(path, schema)
+        return self._checked(asset, table, path)
 
     def scan_table(self, asset: str) -> pl.LazyFrame:
         """A table to be read in parts. Its file is verified, its schema held against names and dtypes.
@@ -117,11 +120,21 @@ class AssetStore:
         return scan
 
     def _table_path(self, asset: str) -> Path:
-        schema = TABLES[self._known(asset, TABLES)]
-        path = find_table_file(self.folder(asset), schema, asset)
+        path = table_file(self.folder(self._known(asset, TABLES)), asset)
         if not path.is_file():
             raise StorageError(f"{path} is no part of the version. {self._versions(asset).remedy}")
         return path
+
+    def _decode_while_verifying(self, asset: str, schema: TableSchema) -> tuple[Path, pl.DataFrame]:
+        """A large table's file and what it holds; nothing is returned of a file that is not what was written."""
+        path = table_file(self._current(asset)[0], asset)
+        with ThreadPoolExecutor(max_workers=1) as pool:  # hashing waits for the disk, and leaves the interpreter alone
+            verified = pool.submit(self._table_path, asset)
+            try:
+                table = read_table_file(path, schema)
+            finally:
+                verified.result()  # what is wrong with the file comes before what reading it led to
+        return path, table
 
     def _checked(self, asset: str, table: pl.DataFrame, path: Path) -> pl.DataFrame:
         versions = self._versions(asset)
