@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 MANIFESTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint format ui accuracy-demo clean
+.PHONY: help demo test lint format ui accuracy-demo bench clean
 
 help: ## Say what there is
 	@echo 'make demo    install into $(VENV), then run the whole pipeline on the built-in data set'
@@ -24,6 +24,7 @@ help: ## Say what there is
 	@echo 'make format  let ruff rewrite the code'
 	@echo 'make ui      open the Dagster UI and the MLflow UI on this machine'
 	@echo 'make accuracy-demo  train every variant and baseline on the built-in data set, three seeds; takes an hour or two'
+	@echo 'make bench   measure the heavy stages beside baselines and the limits of this machine; half an hour, 8 GB, 20 GB of disk'
 	@echo 'make clean   remove the virtual environment and the caches; .macrec (runs and models) and data stay'
 
 demo: $(VENV)/.installed-demo ## The whole pipeline on the built-in data set
@@ -48,6 +49,9 @@ ui: $(VENV)/.installed-demo
 accuracy-demo: $(VENV)/.installed-demo ## The ablation table of docs/results.md; goes on where it was cut off
 	$(BIN)/python benchmarks/accuracy/ablations.py demo --seeds 1 2 3
 	$(BIN)/python benchmarks/accuracy/tables.py
+
+bench: $(VENV)/.installed-demo ## The table of docs/performance.md; the machine should have nothing else to do
+	$(BIN)/python -m benchmarks.speed.run
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

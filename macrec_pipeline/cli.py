@@ -26,6 +26,7 @@ from macrec_pipeline.terminal import (
     WIDE,
     answer_table,
     console,
+    failures_table,
     history_lines,
     metrics_table,
     quieten_libraries,
@@ -56,6 +57,8 @@ app = typer.Typer(
 )
 datasets_app = typer.Typer(help="The data sets that there are: list them, or check whether they are ready to run.")
 app.add_typer(datasets_app, name="datasets")
+fetch_app = typer.Typer(help="Load into the data folder what a data set names but does not hold.")
+app.add_typer(fetch_app, name="fetch")
 
 HomeOption = Annotated[
     Path, typer.Option("--home", metavar="DIR", envvar="MACREC_HOME", help="Folder of all state: tables, models, runs.")
@@ -162,6 +165,53 @@ def validate_datasets(
     return 2 if broken else 0
 
 
+@fetch_app.command("images")
+def fetch_images(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set whose source names addresses.")],
+    data: DataOption = DEFAULT_DATA,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every item of the catalogue, not only those that cleaning leaves.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Addresses at once.")] = 16,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds of one attempt, to its last byte.")] = 30,
+    attempts: Annotated[int, typer.Option(min=1, max=20, help="Attempts a picture, with growing waits.")] = 4,
+    max_megabytes: Annotated[float, typer.Option(min=0.1, help="A larger picture is refused.")] = 20,
+) -> None:
+    """Load the pictures of a data set by their addresses; what is there already is not loaded again.
+
+    Ctrl-C is safe: the same command goes on. A parquet file says which pictures failed, and why.
+    """
+    from macrec_pipeline.data.downloads import FetchLimits
+    from macrec_pipeline.data.fetch import fetch_pictures
+    from macrec_pipeline.data.picture_addresses import picture_addresses, picture_template
+    from macrec_pipeline.runtime.progress import TerminalProgress
+
+    spec = load_dataset(dataset)
+    template = picture_template(spec)
+    _require_files(spec, data.resolve())
+    addresses = picture_addresses(spec, data.resolve(), everything=everything)
+    limits = FetchLimits(
+        concurrency=concurrency,
+        timeout=timeout,
+        attempts=attempts,
+        max_bytes=int(max_megabytes * 1e6),
+        max_pixels=spec.config().image_encoder.max_pixels,
+    )
+    progress = TerminalProgress(interactive=sys.stderr.isatty())
+    try:
+        report = fetch_pictures(addresses, template, data.resolve(), limits, progress)
+    finally:
+        progress.close()
+    out = console()
+    out.print(
+        f"{addresses.height:,} items: {report.present:,} pictures were there, {report.fetched:,} are new, "
+        f"{len(report.failures):,} failed, {report.without_url:,} items have no address.",
+        highlight=False,
+    )
+    out.print(failures_table(report.failures))
+    out.print(f"failures          {escape(str(report.failures_table))}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def recommend(
     model: Annotated[str, typer.Option("--model", help="A registered model, as in models:/macrec-demo@champion.")],
@@ -244,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except typer.Abort:
         status = INTERRUPTED
     if status == INTERRUPTED:
-        _complain("Interrupted. Finished assets are kept.", INTERRUPTED)
+        _complain("Interrupted. What is finished is kept.", INTERRUPTED)
     raise SystemExit(status or 0)
 
 

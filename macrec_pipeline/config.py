@@ -44,6 +44,17 @@ class CleaningConfig(Section):
     duplicates: Literal["first", "last", "keep"] = Field(
         "first", description="which of several rows of one user and one item stays; keep: repeat purchases count"
     )
+    ties: Literal["item_id", "position"] = Field(
+        "item_id",
+        description="what orders a user's interactions at one time: item_id, whatever the order of the lines, or "
+        "position, the order of the lines, for files that are known to be in order",
+    )
+    session_gap_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="a longer pause of a user begins a new session, and each session is a history of its own with the "
+        "id USER#1, USER#2, ...; None: one history a user",
+    )
 
 
 class TextEncoderConfig(Section):

@@ -24,6 +24,8 @@ def _inside(path: str) -> str:
 
 DataPath = Annotated[str, AfterValidator(_inside)]
 ColumnRef = Annotated[str | int, Field(description="a column's name, or its position from 0 in a file without header")]
+PictureTemplate = Annotated[DataPath, Field(description="where an item's picture is, as in posters/{item_id}.jpg")]
+FilePrefix = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
 
@@ -59,7 +61,8 @@ class ItemsTable(TableFile):
     item_id: ColumnRef
     title: ColumnRef
     texts: tuple[ColumnRef | FlagColumns, ...] = Field((), description="joined in this order after the title")
-    image: DataPath | None = Field(None, description="path template, as in posters/{item_id}.jpg")
+    image: PictureTemplate | None = None
+    image_url: ColumnRef | None = Field(None, description="addresses that `macrec fetch images` loads pictures from")
 
 
 class TablesSource(Section):
@@ -85,14 +88,53 @@ class IndexedSource(Section):
 
     reader: Literal["indexed"]
     folder: DataPath
-    prefix: str = Field(description="X in X.inter.json", pattern=r"^[\w.-]+$")
+    prefix: FilePrefix = Field(description="X in X.inter.json")
     text_index: str | None = Field(None, description="suffix of the index file of text IDs, as in index_lemb.json")
     image_index: str | None = Field(None, description="suffix of the index file of image IDs")
     text_embeddings: str | None = Field(None, description="suffix of the text embeddings, as in emb-llama-td.npy")
     image_embeddings: str | None = Field(None, description="suffix of the image embeddings")
 
 
-Source = Annotated[TablesSource | DemoSource | IndexedSource, Field(discriminator="reader")]
+class AmazonSource(Section):
+    """What both editions of the Amazon reviews have in common. Any file may end in .gz."""
+
+    folder: DataPath
+    prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
+    image: PictureTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
+
+    @property
+    def image_template(self) -> str:
+        """Where pictures are, and where they are fetched to."""
+        return self.image or f"{self.folder}/images/{{item_id}}.jpg"
+
+
+class Amazon2018Source(AmazonSource):
+    """Amazon reviews, edition of 2018: `X.csv` and `meta_X.json`."""
+
+    reader: Literal["amazon2018"]
+    texts: tuple[Literal["description", "feature", "brand", "category"], ...] = ("description", "brand", "category")
+
+
+class Amazon2023Source(AmazonSource):
+    """Amazon reviews, edition of 2023: `X.jsonl` and `meta_X.jsonl`."""
+
+    reader: Literal["amazon2023"]
+    texts: tuple[Literal["features", "description", "store", "categories"], ...] = ("features", "description")
+
+
+class MovielensSource(Section):
+    """MovieLens as GroupLens publishes it: 100K, 1M (and 10M), latest (and 20M, 25M, 32M)."""
+
+    reader: Literal["movielens"]
+    folder: DataPath
+    layout: Literal["100k", "1m", "latest"]
+    image: PictureTemplate | None = None
+
+
+Source = Annotated[
+    TablesSource | DemoSource | IndexedSource | Amazon2018Source | Amazon2023Source | MovielensSource,
+    Field(discriminator="reader"),
+]
 
 
 class EncoderNames(Section):

@@ -32,6 +32,11 @@ class TableSchema:
     sorted_by: tuple[str, ...] = ()
     description: str = field(default="", compare=False)
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether a column holds vectors."""
+        return ANY_WIDTH_VECTOR in self.columns.values()
+
     def check(self, table: pl.DataFrame, where: str = "") -> pl.DataFrame:
         """Return the table unchanged, or raise `SchemaError` that says what is wrong, where, and in which row."""
         place = f"{self.name}{f' ({where})' if where else ''}"
@@ -40,13 +45,12 @@ class TableSchema:
         for column, expected in self.columns.items():
             self._check_column(table[column], expected, place)
         for group in self.unique:
-            repeated = table.select(pl.struct(group).is_duplicated().arg_true().first()).item()
+            key = pl.col(group[0]) if len(group) == 1 else pl.struct(group)
+            repeated = table.select(key.is_duplicated().arg_true().first()).item()
             if repeated is not None:
                 row = table.row(repeated, named=True)
                 raise SchemaError(f"{place}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
-        if self.sorted_by and not table.select(self.sorted_by).equals(
-            table.select(self.sorted_by).sort(self.sorted_by)
-        ):
+        if self.sorted_by and table.select(_descends(self.sorted_by).any()).item():
             raise SchemaError(f"{place}: rows must be sorted by {', '.join(self.sorted_by)}.")
         return table
 
@@ -71,6 +75,15 @@ class TableSchema:
             )
 
 
+def _descends(columns: tuple[str, ...]) -> pl.Expr:
+    """Whether a row comes before the one above it, by the first column that differs; sorts nothing."""
+    descends = pl.lit(False)
+    for name in reversed(columns):
+        above = pl.col(name).shift(1)
+        descends = (above > pl.col(name)) | ((above == pl.col(name)) & descends)
+    return descends.fill_null(False)
+
+
 _STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
 _INTS = pl.List(pl.Int64())
 
@@ -83,9 +96,11 @@ RAW_INTERACTIONS = TableSchema(
         "timestamp": _INT,
         "source_file": _STRING,
         "source_row": _INT,
+        "problem": _STRING,
     },
-    nullable=frozenset({"user_id", "item_id", "rating", "timestamp"}),
-    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1.",
+    nullable=frozenset({"user_id", "item_id", "rating", "timestamp", "problem"}),
+    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1. "
+    "problem is `reason: detail` of a row that the reader cannot vouch for.",
 )
 RAW_ITEMS = TableSchema(
     "raw_items",
@@ -94,18 +109,22 @@ RAW_ITEMS = TableSchema(
         "title": _STRING,
         "text": _STRING,
         "image_path": _STRING,
+        "image_url": _STRING,
         "source_file": _STRING,
         "source_row": _INT,
+        "problem": _STRING,
     },
-    nullable=frozenset({"item_id", "title", "text", "image_path"}),
-    description="The catalogue as found. image_path is relative to the data folder, null where there is no file.",
+    nullable=frozenset({"item_id", "title", "text", "image_path", "image_url", "problem"}),
+    description="The catalogue as found. image_path is relative to the data folder, null where there is no file; "
+    "image_url is what the source names; problem as in raw_interactions.",
 )
 INTERACTIONS = TableSchema(
     "interactions",
     {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INT},
     nullable=frozenset({"rating"}),
-    sorted_by=("user_id", "timestamp", "item_id"),
-    description="What is left after cleaning and the k-core; equal times break by item_id.",
+    sorted_by=("user_id", "timestamp"),
+    description="What is left after cleaning and the k-core, each user's in the order in which they count; equal times "
+    "are in the order of item_id, or of the file with cleaning.ties=position.",
 )
 ITEMS = TableSchema(
     "items",
@@ -183,6 +202,13 @@ PREDICTIONS = TableSchema(
     unique=(("system", "exclude_seen", "user_index"),),
     sorted_by=("system", "exclude_seen", "user_index"),
     description="The top items of the fused model and of each route for every test user, best first.",
+)
+FETCH_FAILURES = TableSchema(
+    "fetch_failures",
+    {"item_id": _STRING, "image_url": _STRING, "reason": _STRING, "detail": _STRING, "attempts": _INT},
+    unique=(("item_id",),),
+    sorted_by=("item_id",),
+    description="Pictures that the last `macrec fetch images` could not load, and why; in the data folder.",
 )
 
 TABLES: dict[str, TableSchema] = {

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,16 @@ def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, dat
         item = catalogue[item_id]
         picture = str(data / item["image_path"]) if item.get("image_path") else "none"
         table.add_row(str(rank), escape(item_id), escape(_title(item)), f"{score:.4f}", escape(picture))
+    return table
+
+
+def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:
+    """Reasons why pictures could not be loaded, most frequent first, each with an example (`FETCH_FAILURES`)."""
+    counts = Counter(reason for _, _, reason, _, _ in failures)
+    examples = {reason: (url, detail) for _, url, reason, detail, _ in reversed(failures)}
+    table = Table("reason", "pictures", "for example", "", box=None, pad_edge=False)
+    for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
+        table.add_row(escape(reason), f"{count:,}", *map(escape, examples[reason]))
     return table
 
 

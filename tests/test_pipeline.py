@@ -328,7 +328,7 @@ def test_ctrl_c_closes_the_run_and_keeps_what_is_there(finished: Run, shop: Shop
     process.send_signal(signal.SIGINT)
     interrupted = _finish(process, finished.home)
     assert interrupted.status == 130
-    assert interrupted.err.splitlines() == ["macrec: Interrupted. Finished assets are kept."]
+    assert interrupted.err.splitlines() == ["macrec: Interrupted. What is finished is kept."]
     assert interrupted.store.manifest("recommender").digest == before
     assert sorted(run.info.status for run in interrupted.mlflow_runs("pipeline")) == ["FINISHED", "KILLED"]
     assert _dagster_statuses(shop, finished.home) == ["SUCCESS", "CANCELED"]

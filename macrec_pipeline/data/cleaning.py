@@ -1,23 +1,34 @@
 """Raw interactions and raw items -> clean interactions, the catalogue, and the quarantine (MACRec section 4.1: 5-core).
 
 No row disappears: each raw row is kept or lies in quarantine with the first reason that applied, and the result does
-not depend on the order of the lines in the files. The steps, in this order:
+not depend on the order of the lines in the files, unless `ties: position` says that this order counts. The steps, in
+this order:
 
-    interactions  missing_user_id, missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating,
-                  missing_rating and below_min_rating (with `min_rating` only), unknown_item, duplicate,
-                  then k_core and too_short together until nothing changes
-    items         missing_item_id, duplicate_item, no_interactions (nobody ever touched it), k_core (who did is gone)
+    interactions  what the reader found wrong (invalid_json, wrong_type, wrong_number_of_cells), missing_user_id,
+                  missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating, missing_rating and
+                  below_min_rating (with `min_rating` only); with `session_gap_minutes` sessions are users from here
+                  on; unknown_item, duplicate, then k_core and too_short together until nothing changes
+    items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
+                  it), k_core (who did is gone)
 
-The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else.
+The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else. The log is
+read in batches and decided upon as numbers (`coded_log`), so that it need not fit into memory as a table.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data.core import iterate_k_core
+from macrec_pipeline.data.clean_log import CleanLog, core_detail
+from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, code_log, line_positions
+from macrec_pipeline.data.core import count_codes, iterate_k_core
+from macrec_pipeline.data.duplicates import duplicate_key, surplus_rows
+from macrec_pipeline.data.sessions import MINUTE_MS, split_sessions
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
 
@@ -26,6 +37,7 @@ EARLIEST_MS = 631_152_000_000
 DAY_MS = 86_400_000
 
 _SOURCE = ["source_file", "source_row"]
+_NO_DETAIL = pl.lit(None, dtype=pl.String)
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,22 @@ def latest_ms() -> int:
 
 
 def clean(
-    raw_interactions: pl.DataFrame, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
+    raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
 ) -> CleanTables:
+    """What `clean_log` finds as whole tables; arguments and errors as there."""
+    log = clean_log(raw_interactions, raw_items, config, latest=latest)
+    return CleanTables(
+        INTERACTIONS.check(pl.concat(log.interactions())), log.items, QUARANTINE.check(pl.concat(log.quarantine()))
+    )
+
+
+def clean_log(
+    raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
+) -> CleanLog:
     """Drop what cannot be used, with the reason, and keep the k-core.
 
     Args:
-        raw_interactions: `RAW_INTERACTIONS`.
+        raw_interactions: `RAW_INTERACTIONS`, a table or a scan, which is read a few times in batches.
         raw_items: `RAW_ITEMS`.
         config: thresholds and the policy for repeated rows.
         latest: the latest accepted time in ms since the epoch; None: a day from now.
@@ -57,25 +79,102 @@ def clean(
         SchemaError: a raw table is not of its schema.
         DataError: nothing is left; says which step removed how many rows.
     """
-    RAW_INTERACTIONS.check(raw_interactions)
+    RAW_INTERACTIONS.check(
+        raw_interactions if isinstance(raw_interactions, pl.DataFrame) else raw_interactions.head(0).collect()
+    )
     RAW_ITEMS.check(raw_items)
     catalogue = _Sieve(raw_items, "raw_items")
     _sift_items(catalogue)
-    log = _Sieve(raw_interactions, "raw_interactions")
-    _sift_values(log, config, latest_ms() if latest is None else latest)
-    _sift_unknown_items(log, catalogue.rows)
-    _sift_duplicates(log, config)
-    touched = log.rows.group_by("item_id").len("num_before")
-    for dropped, kept in iterate_k_core(log.rows, k_core=config.k_core):
-        log.take(kept, dropped)
-    if log.rows.is_empty():
-        raise DataError(_why_nothing_is_left(log, raw_interactions, config))
-    interactions = log.rows.select(*INTERACTIONS.columns).sort(
-        "user_id", "timestamp", "item_id", "rating", nulls_last=True
+    rules = [
+        *_reader_rules(raw_interactions),
+        *_value_rules(config, latest_ms() if latest is None else latest),
+        *_log_rules(config),
+    ]
+    number = {rule.reason: place for place, rule in enumerate(rules, start=1)}
+    log = code_log(raw_interactions, rules)
+    if config.session_gap_minutes is not None:
+        log = split_sessions(log, gap_ms=config.session_gap_minutes * MINUTE_MS)
+    _mark_unknown_items(log, catalogue.rows["item_id"], number["unknown_item"])
+    log.reasons[surplus_rows(raw_interactions, log, config)] = number["duplicate"]
+    alive = log.reasons == KEPT
+    touched = _by_item(log, alive, "num_before")
+    peeled = []
+    for fallen in iterate_k_core(log.users, log.items, alive, k_core=config.k_core):
+        in_core = (fallen.of_user >= config.k_core) & (fallen.of_item >= config.k_core)
+        log.reasons[fallen.rows] = np.where(in_core, number["too_short"], number["k_core"])
+        peeled.append(fallen)
+    if not alive.any():
+        raise DataError(_why_nothing_is_left(log, rules, config))
+    items = _catalogue(catalogue, _by_item(log, alive, "num_interactions"), touched)
+    dropped_items = pl.concat(catalogue.dropped).sort("table", *_SOURCE)
+    positions = line_positions(raw_interactions, log) if config.ties == "position" else None
+    return CleanLog(raw_interactions, log, rules, peeled, config.k_core, positions, ITEMS.check(items), dropped_items)
+
+
+def _problem_parts() -> tuple[pl.Expr, pl.Expr]:
+    """Reason and detail of a row that the reader cannot vouch for."""
+    parts = pl.col("problem").str.splitn(": ", 2).struct
+    return parts.field("field_0"), parts.field("field_1")
+
+
+def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
+    """A rule for each reason that the reader gave: most logs have none, and no row is looked at for it again."""
+    reason, detail = _problem_parts()
+    given = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
+    return [Rule(name, reason == name, detail) for name in given.collect(engine="streaming").to_series().sort()]
+
+
+def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
+    """What a row by itself may break."""
+    stamp, rating = pl.col("timestamp"), pl.col("rating")
+    rules = [
+        Rule(f"missing_{name}", pl.col(name).is_null() | (pl.col(name) == ""), _NO_DETAIL)
+        for name in ("user_id", "item_id")
+    ]
+    rules += [
+        Rule("missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit")),
+        Rule(
+            "timestamp_out_of_range",
+            (stamp < EARLIEST_MS) | (stamp > latest),
+            pl.format("{} ms since 1970 is before 1990 or after tomorrow", stamp),
+        ),
+        Rule("non_finite_rating", rating.is_not_null() & ~rating.is_finite(), _NO_DETAIL),
+    ]
+    if config.min_rating is not None:
+        rules += [
+            Rule("missing_rating", rating.is_null(), pl.lit(f"needed for min_rating {config.min_rating}")),
+            Rule("below_min_rating", rating < config.min_rating, pl.format("rated {}", rating)),
+        ]
+    return rules
+
+
+def _log_rules(config: CleaningConfig) -> list[Rule]:
+    """What a row breaks beside other rows, found after the log was read."""
+    which = "last" if config.duplicates == "last" else "first"
+    stays = pl.lit(f"the {which} row of {', '.join(duplicate_key(config))} stays")
+    details = {
+        "unknown_item": pl.lit("not in raw_items"),
+        "duplicate": stays,
+        "k_core": core_detail(config.k_core),
+        "too_short": core_detail(config.k_core),
+    }
+    of_session = config.session_gap_minutes is not None
+    return [Rule(reason, pl.lit(False), detail, of_session) for reason, detail in details.items()]
+
+
+def _mark_unknown_items(log: CodedLog, known_ids: pl.Series, reason: int) -> None:
+    unknown = ~log.item_ids.is_in(known_ids.implode()).to_numpy()
+    if unknown.any():
+        log.reasons[(log.reasons == KEPT) & unknown[log.items]] = reason
+
+
+def _by_item(log: CodedLog, alive: NDArray[np.bool_], name: str) -> pl.DataFrame:
+    """How many rows take part of each item that has any: item_id and a count."""
+    counts = count_codes(log.items, alive)
+    codes = np.flatnonzero(counts)
+    return pl.DataFrame(
+        {"item_id": log.item_ids.gather(codes), name: counts[codes]}, schema={"item_id": pl.String, name: pl.Int64}
     )
-    items = _catalogue(catalogue, interactions, touched)
-    quarantine = pl.concat([*log.dropped, *catalogue.dropped]).sort("table", *_SOURCE)
-    return CleanTables(INTERACTIONS.check(interactions), ITEMS.check(items), QUARANTINE.check(quarantine))
 
 
 class _Sieve:
@@ -86,7 +185,12 @@ class _Sieve:
         self.table = table
         self.dropped: list[pl.DataFrame] = [QUARANTINE.empty()]
 
-    def drop(self, bad: pl.Expr, reason: str, detail: pl.Expr | None = None) -> None:
+    def drop_unreadable(self) -> None:
+        """Move the rows that the reader cannot vouch for to quarantine, with the reader's reason."""
+        reason, detail = _problem_parts()
+        self.drop(pl.col("problem").is_not_null(), reason, detail)
+
+    def drop(self, bad: pl.Expr, reason: str | pl.Expr, detail: pl.Expr | None = None) -> None:
         """Move the rows where `bad` holds to quarantine."""
         marked = self.rows.with_columns(bad.fill_null(False).alias("_bad"))
         gone = marked.filter("_bad").drop("_bad")
@@ -95,7 +199,9 @@ class _Sieve:
         text = pl.lit(None, dtype=pl.String) if detail is None else detail
         self.take(
             marked.filter(~pl.col("_bad")).drop("_bad"),
-            gone.with_columns(pl.lit(reason).alias("reason"), text.alias("detail")),
+            gone.with_columns(
+                (pl.lit(reason) if isinstance(reason, str) else reason).alias("reason"), text.alias("detail")
+            ),
         )
 
     def take(self, kept: pl.DataFrame, dropped: pl.DataFrame) -> None:
@@ -108,11 +214,21 @@ class _Sieve:
 
 def _sift_items(catalogue: _Sieve) -> None:
     """One row an item: the one with most cells filled, then the longest text, then the first."""
+    catalogue.drop_unreadable()
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
     filled = pl.sum_horizontal(pl.col("title", "text", "image_path").is_not_null())
     length = pl.col("text").str.len_chars().fill_null(0)
     # Lines come last: the same rows in another order must give the same catalogue.
-    order = ["item_id", -filled.cast(pl.Int64), -length.cast(pl.Int64), "title", "text", "image_path", *_SOURCE]
+    order = [
+        "item_id",
+        -filled.cast(pl.Int64),
+        -length.cast(pl.Int64),
+        "title",
+        "text",
+        "image_path",
+        "image_url",
+        *_SOURCE,
+    ]
     catalogue.rows = catalogue.rows.sort(order, nulls_last=True).with_columns(
         pl.col("source_row").first().over("item_id").alias("_kept_row"),
         pl.col("source_file").first().over("item_id").alias("_kept_file"),
@@ -125,46 +241,8 @@ def _sift_items(catalogue: _Sieve) -> None:
     catalogue.rows = catalogue.rows.drop("_kept_row", "_kept_file")
 
 
-def _sift_values(log: _Sieve, config: CleaningConfig, latest: int) -> None:
-    for column in ("user_id", "item_id"):
-        log.drop(pl.col(column).is_null() | (pl.col(column) == ""), f"missing_{column}")
-    stamp = pl.col("timestamp")
-    log.drop(stamp.is_null(), "missing_timestamp", pl.lit("empty, or not readable in the data set's unit"))
-    log.drop(
-        (stamp < EARLIEST_MS) | (stamp > latest),
-        "timestamp_out_of_range",
-        pl.format("{} ms since 1970 is before 1990 or after tomorrow", stamp),
-    )
-    rating = pl.col("rating")
-    log.drop(rating.is_not_null() & ~rating.is_finite(), "non_finite_rating")
-    if config.min_rating is not None:
-        log.drop(rating.is_null(), "missing_rating", pl.lit(f"needed for min_rating {config.min_rating}"))
-        log.drop(rating < config.min_rating, "below_min_rating", pl.format("rated {}", rating))
-
-
-def _sift_unknown_items(log: _Sieve, catalogue: pl.DataFrame) -> None:
-    log.drop(~pl.col("item_id").is_in(catalogue["item_id"].implode()), "unknown_item", pl.lit("not in raw_items"))
-
-
-def _sift_duplicates(log: _Sieve, config: CleaningConfig) -> None:
-    """One row a user and item; with `keep`, one row a user, item and time: the same moment twice is a copy."""
-    key = ["user_id", "item_id"] if config.duplicates != "keep" else ["user_id", "item_id", "timestamp"]
-    last = config.duplicates == "last"
-    log.rows = log.rows.with_row_index("_row")
-    # Only the repeated rows are put in order, by time and then by what they hold: sorting the whole log would cost more
-    # than everything else here.
-    repeated = log.rows.filter(pl.struct(key).is_duplicated()).sort(
-        "timestamp", "rating", *_SOURCE, nulls_last=True, descending=last
-    )
-    surplus = repeated.filter(~pl.struct(key).is_first_distinct())["_row"]
-    which = "last" if last else "first"
-    log.drop(pl.col("_row").is_in(surplus.implode()), "duplicate", pl.lit(f"the {which} row of {', '.join(key)} stays"))
-    log.rows = log.rows.drop("_row")
-
-
-def _catalogue(catalogue: _Sieve, interactions: pl.DataFrame, touched: pl.DataFrame) -> pl.DataFrame:
+def _catalogue(catalogue: _Sieve, counts: pl.DataFrame, touched: pl.DataFrame) -> pl.DataFrame:
     """The surviving items in the order of their ids, with index and count; the others go to quarantine."""
-    counts = interactions.group_by("item_id").len("num_interactions")
     catalogue.rows = catalogue.rows.join(counts, on="item_id", how="left").join(touched, on="item_id", how="left")
     catalogue.drop(pl.col("num_before").is_null(), "no_interactions", pl.lit("none, or none that could be used"))
     catalogue.drop(
@@ -181,17 +259,21 @@ def _catalogue(catalogue: _Sieve, interactions: pl.DataFrame, touched: pl.DataFr
     )
 
 
-def _why_nothing_is_left(log: _Sieve, raw: pl.DataFrame, config: CleaningConfig) -> str:
-    if raw.is_empty():
+def _why_nothing_is_left(log: CodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
+    if not len(log):
         return "raw_interactions has no row: the interaction file is empty."
-    counts = pl.concat(log.dropped).group_by("reason").len().sort("len", "reason", descending=[True, False])
-    steps = ", ".join(f"{reason} {count}" for reason, count in counts.iter_rows())
+    numbers = np.bincount(log.reasons, minlength=len(rules) + 1)[1:].tolist()
+    counts = sorted((-count, rule.reason) for count, rule in zip(numbers, rules, strict=True) if count)
+    steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hint = {
+        "invalid_json": "Is it the file that the reader expects, and did its download end well?",
+        "wrong_number_of_cells": "Is it the file that the reader expects?",
+        "wrong_type": "Is it the file that the reader expects?",
         "unknown_item": "Check that the item ids of both files mean the same.",
         "missing_timestamp": "Check timestamp and timestamp_unit in the data set's file.",
         "timestamp_out_of_range": "Check timestamp_unit in the data set's file.",
         "below_min_rating": "Lower cleaning.min_rating.",
         "k_core": f"Lower k_core (now {config.k_core}) or bring more interactions.",
         "too_short": "Leave-one-out needs users with three interactions.",
-    }.get(counts["reason"][0], "Look at the file's columns and the mapping in the data set's file.")
-    return f"Cleaning left none of {raw.height} interactions. Rows removed by reason: {steps}. {hint}"
+    }.get(counts[0][1], "Look at the file's columns and the mapping in the data set's file.")
+    return f"Cleaning left none of {len(log)} interactions. Rows removed by reason: {steps}. {hint}"

@@ -1,8 +1,15 @@
-"""Files below the data folder: found, or reported in one line that says what to do."""
+"""Files below the data folder: found and opened, or reported in one line that says what to do."""
 
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
-from macrec_pipeline.errors import MissingFileError
+from macrec_pipeline.errors import DataError, MissingFileError
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def require_file(data_dir: Path, relative: str, *, what: str) -> Path:
@@ -36,3 +43,15 @@ def require_file_or_gz(data_dir: Path, relative: str, *, what: str) -> tuple[Pat
         if (data_dir / name).is_file():
             return data_dir / name, name
     return require_file(data_dir, relative, what=f"{what}; {relative}.gz would do as well"), relative
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a plain or gzip file; whoever reads them meets only errors of this package."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            yield cast(IO[bytes], stream)
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}. Copy it again, or check its permissions.") from None

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import Route
-from macrec_pipeline.data.delimited import open_unpacked
+from macrec_pipeline.data.files import open_unpacked
 from macrec_pipeline.data.indexed import find_indexed_file, read_index_map, read_json_object
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.errors import ConfigError, SchemaError

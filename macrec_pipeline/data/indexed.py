@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.cells import text_cells
-from macrec_pipeline.data.delimited import open_unpacked
-from macrec_pipeline.data.files import require_file_or_gz
+from macrec_pipeline.data.files import open_unpacked, require_file_or_gz
 from macrec_pipeline.data.texts import compose_texts
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
@@ -105,6 +104,7 @@ def read_indexed_interactions(source: IndexedSource, data_dir: Path) -> pl.DataF
         (_FIRST_TIME + _STEP * pl.col("position")).alias("timestamp"),
         pl.lit(file).alias("source_file"),
         pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("source_row"),
+        pl.lit(None, dtype=pl.String).alias("problem"),
     )
     return RAW_INTERACTIONS.check(frame, file)
 
@@ -128,8 +128,10 @@ def read_indexed_items(source: IndexedSource, data_dir: Path) -> pl.DataFrame:
             "title": pl.select(pl.coalesce(titles, item_ids)).to_series(),
             "text": compose_texts(titles, [descriptions]),
             "image_path": pl.repeat(None, len(names), dtype=pl.String, eager=True),
+            "image_url": pl.repeat(None, len(names), dtype=pl.String, eager=True),
             "source_file": pl.repeat(file, len(names), eager=True),
             "source_row": pl.int_range(1, len(names) + 1, dtype=pl.Int64, eager=True),
+            "problem": pl.repeat(None, len(names), dtype=pl.String, eager=True),
         }
     )
     return RAW_ITEMS.check(frame, file)

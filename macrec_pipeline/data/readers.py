@@ -4,10 +4,20 @@ from pathlib import Path
 
 import polars as pl
 
+from macrec_pipeline.data.amazon import amazon_problems, read_amazon_interactions, read_amazon_items
 from macrec_pipeline.data.demo import demo_tables, ensure_demo
 from macrec_pipeline.data.indexed import indexed_problems, read_indexed_interactions, read_indexed_items
+from macrec_pipeline.data.movielens import movielens_problems, read_movielens_interactions, read_movielens_items
 from macrec_pipeline.data.tables import read_interactions_table, read_items_table, tables_problems
-from macrec_pipeline.datasets import DatasetSpec, DemoSource, IndexedSource
+from macrec_pipeline.datasets import (
+    Amazon2018Source,
+    Amazon2023Source,
+    DatasetSpec,
+    DemoSource,
+    IndexedSource,
+    MovielensSource,
+    TablesSource,
+)
 
 
 def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
@@ -18,25 +28,36 @@ def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
     Raises:
         MissingFileError: a file is not there; names it and `MACREC_DATA`.
         SchemaError: a column is not there or the file has another form; names file, column and line.
+        DataError: a file cannot be read to its end.
     """
-    source = spec.source
-    if isinstance(source, IndexedSource):
-        return read_indexed_interactions(source, data_dir)
-    if isinstance(source, DemoSource):
-        ensure_demo(source, data_dir)
-        source = demo_tables(source)
-    return read_interactions_table(source.interactions, data_dir)
+    match spec.source:
+        case TablesSource() as source:
+            return read_interactions_table(source.interactions, data_dir)
+        case DemoSource() as source:
+            ensure_demo(source, data_dir)
+            return read_interactions_table(demo_tables(source).interactions, data_dir)
+        case IndexedSource() as source:
+            return read_indexed_interactions(source, data_dir)
+        case Amazon2018Source() | Amazon2023Source() as source:
+            return read_amazon_interactions(source, data_dir)
+        case MovielensSource() as source:
+            return read_movielens_interactions(source, data_dir)
 
 
 def read_raw_items(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
     """The catalogue as found, one row a source row (`RAW_ITEMS`). Errors as in `read_raw_interactions`."""
-    source = spec.source
-    if isinstance(source, IndexedSource):
-        return read_indexed_items(source, data_dir)
-    if isinstance(source, DemoSource):
-        ensure_demo(source, data_dir)
-        source = demo_tables(source)
-    return read_items_table(source.items, data_dir)
+    match spec.source:
+        case TablesSource() as source:
+            return read_items_table(source.items, data_dir)
+        case DemoSource() as source:
+            ensure_demo(source, data_dir)
+            return read_items_table(demo_tables(source).items, data_dir)
+        case IndexedSource() as source:
+            return read_indexed_items(source, data_dir)
+        case Amazon2018Source() | Amazon2023Source() as source:
+            return read_amazon_items(source, data_dir)
+        case MovielensSource() as source:
+            return read_movielens_items(source, data_dir)
 
 
 def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
@@ -44,9 +65,14 @@ def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
 
     Files are looked for and headers read, nothing more. The demo shop is always ready: it is generated.
     """
-    source = spec.source
-    if isinstance(source, IndexedSource):
-        return indexed_problems(source, data_dir)
-    if isinstance(source, DemoSource):
-        return []
-    return tables_problems(source, data_dir)
+    match spec.source:
+        case TablesSource() as source:
+            return tables_problems(source, data_dir)
+        case DemoSource():
+            return []
+        case IndexedSource() as source:
+            return indexed_problems(source, data_dir)
+        case Amazon2018Source() | Amazon2023Source() as source:
+            return amazon_problems(source, data_dir)
+        case MovielensSource() as source:
+            return movielens_problems(source, data_dir)

@@ -4,13 +4,13 @@ Every row of the file is a row of the result. Cells that cannot be read are null
 quarantine with file and line.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
 
 from macrec_pipeline.data.cells import flag_cells, id_cells, number_cells, text_cells, time_cells
-from macrec_pipeline.data.delimited import SourceTable, column_position, read_delimited, read_header
+from macrec_pipeline.data.delimited import SourceTable, column_position, read_delimited_parts, read_header
 from macrec_pipeline.data.files import require_file
 from macrec_pipeline.data.pictures import PLACEHOLDER, existing_pictures, pictures_folder
 from macrec_pipeline.data.texts import compose_texts, join_flags
@@ -18,29 +18,20 @@ from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable,
 from macrec_pipeline.errors import DataError, SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
+_PARQUET_ROWS = 1_000_000  # read at once
 _PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 def read_interactions_table(mapping: InteractionsTable, data_dir: Path) -> pl.DataFrame:
-    """Read the interaction log as `RAW_INTERACTIONS`.
+    """Read the interaction log as `RAW_INTERACTIONS`, part by part: only the typed columns of the whole are held.
 
     Raises:
         MissingFileError: the file is not there.
         SchemaError: a column is not there, or the file cannot be split into rows.
     """
-    table = _read(mapping, data_dir, what="source.interactions.file", columns=_interaction_columns(mapping))
-    ratings = None if mapping.rating is None else number_cells(table.column(mapping.rating))
-    frame = pl.DataFrame(
-        {
-            "user_id": id_cells(table.column(mapping.user_id)),
-            "item_id": id_cells(table.column(mapping.item_id)),
-            "rating": pl.repeat(None, len(table.lines), dtype=pl.Float64, eager=True) if ratings is None else ratings,
-            "timestamp": time_cells(table.column(mapping.timestamp), mapping.timestamp_unit),
-            "source_file": pl.repeat(table.file, len(table.lines), eager=True),
-            "source_row": table.lines,
-        }
-    )
-    return RAW_INTERACTIONS.check(frame, table.file)
+    parts = _read(mapping, data_dir, what="source.interactions.file", columns=_interaction_columns(mapping))
+    frame = pl.concat([RAW_INTERACTIONS.empty(), *(_interactions(part, mapping) for part in parts)])
+    return RAW_INTERACTIONS.check(frame, mapping.file)
 
 
 def read_items_table(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
@@ -50,25 +41,41 @@ def read_items_table(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
         MissingFileError: the file is not there. A picture that is not there is no error.
         SchemaError: a column is not there, or the file cannot be split into rows.
     """
-    table = _read(mapping, data_dir, what="source.items.file", columns=_item_columns(mapping))
-    item_ids = id_cells(table.column(mapping.item_id))
-    titles = text_cells(table.column(mapping.title))
-    pictures = (
-        pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
-        if mapping.image is None
-        else existing_pictures(item_ids, mapping.image, data_dir)
+    parts = _read(mapping, data_dir, what="source.items.file", columns=_item_columns(mapping))
+    frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir) for part in parts)])
+    return RAW_ITEMS.check(frame, mapping.file)
+
+
+def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame:
+    nothing = pl.repeat(None, len(part.lines), dtype=pl.Float64, eager=True)
+    return pl.DataFrame(
+        {
+            "user_id": id_cells(part.column(mapping.user_id)),
+            "item_id": id_cells(part.column(mapping.item_id)),
+            "rating": nothing if mapping.rating is None else number_cells(part.column(mapping.rating)),
+            "timestamp": time_cells(part.column(mapping.timestamp), mapping.timestamp_unit),
+            "source_file": pl.repeat(part.file, len(part.lines), eager=True),
+            "source_row": part.lines,
+            "problem": part.problems(),
+        }
     )
-    frame = pl.DataFrame(
+
+
+def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
+    item_ids, titles = id_cells(part.column(mapping.item_id)), text_cells(part.column(mapping.title))
+    nothing = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
+    return pl.DataFrame(
         {
             "item_id": item_ids,
             "title": titles,
-            "text": compose_texts(titles, _text_parts(table, mapping)),
-            "image_path": pictures,
-            "source_file": pl.repeat(table.file, len(table.lines), eager=True),
-            "source_row": table.lines,
+            "text": compose_texts(titles, _text_parts(part, mapping)),
+            "image_path": nothing if mapping.image is None else existing_pictures(item_ids, mapping.image, data_dir),
+            "image_url": nothing if mapping.image_url is None else text_cells(part.column(mapping.image_url)),
+            "source_file": pl.repeat(part.file, len(part.lines), eager=True),
+            "source_row": part.lines,
+            "problem": part.problems(),
         }
     )
-    return RAW_ITEMS.check(frame, table.file)
 
 
 def tables_problems(source: TablesSource, data_dir: Path) -> list[str]:
@@ -90,16 +97,17 @@ def tables_problems(source: TablesSource, data_dir: Path) -> list[str]:
                 column_position(column, names, width, mapping.file)
             except SchemaError as error:
                 problems.append(str(error))
-    return problems + _picture_problems(source.items.image, data_dir)
+    return problems + _picture_problems(source.items, data_dir)
 
 
-def _picture_problems(template: str | None, data_dir: Path) -> list[str]:
+def _picture_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
+    template = mapping.image
     if template is None:
         return []
     if PLACEHOLDER not in template:
         return [f"source.items.image is {template!r}, but it must hold {PLACEHOLDER}, as in posters/{PLACEHOLDER}.jpg."]
     folder = data_dir / pictures_folder(template)
-    if folder.is_dir():
+    if folder.is_dir() or mapping.image_url is not None:  # pictures with an address can still be fetched
         return []
     return [
         f"There is no folder {folder} for the pictures (source.items.image). Put it there, set MACREC_DATA to the "
@@ -114,6 +122,8 @@ def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
 
 def _item_columns(mapping: ItemsTable) -> list[str | int]:
     columns = [mapping.item_id, mapping.title]
+    if mapping.image_url is not None:
+        columns.append(mapping.image_url)
     for part in mapping.texts:
         columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
     return columns
@@ -128,19 +138,23 @@ def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
     ]
 
 
-def _read(mapping: TableFile, data_dir: Path, *, what: str, columns: Iterable[str | int]) -> SourceTable:
+def _read(mapping: TableFile, data_dir: Path, *, what: str, columns: Iterable[str | int]) -> Iterator[SourceTable]:
     path = require_file(data_dir, mapping.file, what=what)
     if not _is_parquet(mapping):
-        return read_delimited(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        return
     names, width = _header(path, mapping)
     positions = sorted({column_position(column, names, width, mapping.file) for column in columns})
     try:
-        frame = pl.read_parquet(path, columns=positions)
+        source = pl.scan_parquet(path)
+        height = int(source.select(pl.len()).collect().item())
+        for begin in range(0, height, _PARQUET_ROWS):
+            frame = source.select(pl.nth(positions)).slice(begin, _PARQUET_ROWS).collect()
+            frame.columns = [str(position) for position in positions]
+            rows = pl.int_range(begin + 1, begin + 1 + frame.height, dtype=pl.Int64, eager=True)
+            yield SourceTable(mapping.file, names, width, frame, rows)
     except pl.exceptions.PolarsError as error:
         raise SchemaError(f"{mapping.file} is not readable as parquet: {_one_line(error)}") from None
-    frame.columns = [str(position) for position in positions]
-    rows = pl.int_range(1, frame.height + 1, dtype=pl.Int64, eager=True).alias("source_row")
-    return SourceTable(mapping.file, names, width, frame, rows)
 
 
 def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int]:

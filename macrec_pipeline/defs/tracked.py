@@ -8,7 +8,7 @@ import base64
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class Stage:
         """Read an upstream table, verified."""
         return self.store.read_table(asset)
 
+    def scan(self, asset: str) -> pl.LazyFrame:
+        """An upstream table that may be too large to be read as a whole, verified."""
+        return self.store.scan_table(asset)
+
     def folder(self, asset: str) -> Path:
         """The folder of an upstream asset, verified."""
         return self.store.folder(asset)
@@ -93,6 +97,11 @@ class Stage:
         """Write the table of this asset, with `details` in its manifest, and report it; see `report`."""
         self.store.write_table(self.asset, table, details=details)
         return self.report(summary=f"{table.height:,} rows", **{"dagster/row_count": table.height}, **metadata)
+
+    def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
+        """Write the table of this asset from its parts, `rows` together, and report it; see `report`."""
+        self.store.write_slices(self.asset, slices)
+        return self.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **metadata)
 
     def skip(self, empty: pl.DataFrame) -> dg.MaterializeResult[Any]:
         """Write a table without rows, since the data set brings what this asset would lead to."""

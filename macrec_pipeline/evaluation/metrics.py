@@ -53,7 +53,9 @@ def reciprocal_rank(ranks: IntArray) -> FloatArray:
 def coverage(lists: IntArray, *, num_items: int, depth: int = COVERAGE_DEPTH) -> float:
     """Share of the N items of the catalogue that are among the first `depth` items of at least one user's list."""
     shown = lists[:, :depth]
-    return len(np.unique(shown[shown != NO_ITEM])) / num_items
+    covered = np.zeros(num_items, dtype=bool)
+    covered[shown[shown != NO_ITEM]] = True
+    return float(covered.sum()) / num_items
 
 
 def user_metrics(ranks: IntArray, *, cutoffs: Sequence[int]) -> dict[str, FloatArray]:

@@ -42,6 +42,8 @@ def predicted_lists(
     if taken:
         raise DataError(f"predictions holds rows of {sorted(taken)}: the evaluation computes those itself.")
     lists: Lists = {}
+    users, items = flat.without_last(1)
+    seen = np.sort(users * num_items + items)
     for system in (FUSED_SYSTEM, *(name for name in systems if name != FUSED_SYSTEM)):
         for exclude_seen in (False, True):
             rows = predictions.filter((pl.col("system") == system) & (pl.col("exclude_seen") == exclude_seen))
@@ -51,7 +53,7 @@ def predicted_lists(
                 rows, on="user_index", how="left", maintain_order="left", validate="1:1"
             )
             lists[system, exclude_seen] = padded_lists(ordered["item_indices"], where=where, num_items=num_items)
-        _check_unseen(histories, flat, lists[system, True], system=system, num_items=num_items)
+        _check_unseen(histories, lists[system, True], seen, system=system, num_items=num_items)
     return lists
 
 
@@ -73,13 +75,12 @@ def _check_users(expected: pl.Series, found: pl.Series, *, where: str) -> None:
         )
 
 
-def _check_unseen(
-    histories: pl.DataFrame, flat: FlatHistories, lists: IntArray, *, system: str, num_items: int
-) -> None:
-    users, items = flat.without_last(1)
+def _check_unseen(histories: pl.DataFrame, lists: IntArray, seen: IntArray, *, system: str, num_items: int) -> None:
+    """Raise if a list names an item of the user's input; `seen` holds user * N + item of all inputs, ascending."""
     rows, places = np.nonzero(lists != NO_ITEM)
     shown = rows * num_items + lists[rows, places]
-    repeated = np.isin(shown, users * num_items + items)
+    nearest = np.minimum(np.searchsorted(seen, shown), max(len(seen) - 1, 0))  # rows ascend: look-ups stay close
+    repeated = seen[nearest] == shown if len(seen) else np.zeros(len(shown), dtype=bool)
     if repeated.any():
         row, item = divmod(int(shown[repeated.argmax()]), num_items)
         raise DataError(

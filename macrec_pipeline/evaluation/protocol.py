@@ -14,7 +14,7 @@ import polars as pl
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.evaluation.contenders import run_contenders
+from macrec_pipeline.evaluation.contenders import Contenders, run_contenders
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
 from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, POPULARITY, SASREC, Lists, predicted_lists
 from macrec_pipeline.evaluation.provenance import describe_protocol
@@ -22,10 +22,10 @@ from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
-    bootstrap_means,
+    bootstrap,
     coverage_intervals,
-    paired_differences,
     percentile_intervals,
+    summarized_differences,
 )
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
@@ -34,6 +34,7 @@ from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 HEADLINE_CUTOFF = 10
 # One stream for every system and metric, so that all are measured on the same resamples.
 _STREAM = "evaluation/bootstrap"
+_COMPARED = f"ndcg_{HEADLINE_CUTOFF}"
 Metrics = dict[str, float | list[float]]
 
 
@@ -83,6 +84,7 @@ def evaluate(
     top_k: int | None = None,
     items_imputed: Mapping[str, np.ndarray] | None = None,
     sasrec_settings: Mapping[str, Any] | None = None,
+    contenders: Contenders | None = None,
 ) -> Evaluation:
     """Rank every test target in every system's list, run popularity and item-kNN, and say how sure the numbers are.
 
@@ -95,6 +97,7 @@ def evaluate(
         top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
         items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
         sasrec_settings: what the system `sasrec` was set to and which epoch was used, for the protocol.
+        contenders: what `run_contenders` made of the same histories at this depth; None: it is run here.
 
     Raises:
         DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
@@ -106,18 +109,18 @@ def evaluate(
     flat = flat_histories(histories, num_items=num_items)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    contenders = run_contenders(flat, num_items=num_items, top_k=depth, config=config)
+    contenders = contenders or run_contenders(flat, num_items=num_items, top_k=depth, config=config)
     lists = {key: values[:, :depth] for key, values in _in_order(lists | contenders.lists).items()}
     settings = contenders.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
-    cutoffs = sorted({*config.cutoffs, HEADLINE_CUTOFF})
+    cutoffs = _cutoffs(config)
     measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
-    means = _with_intervals(measured, lists, num_items=num_items, config=config, seed=seed)
+    means, comparisons = _with_intervals(measured, ranks, lists, num_items=num_items, config=config, seed=seed)
     return Evaluation(
         systems={system: values for (system, exclude), values in means.items() if not exclude},
         systems_excluding_seen={system: values for (system, exclude), values in means.items() if exclude},
         per_user=_per_user_table(histories, ranks),
-        comparisons=_comparisons(measured, config=config, seed=seed),
+        comparisons=comparisons,
         slices=measure_slices(
             flat,
             {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
@@ -190,23 +193,29 @@ def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: Eva
 
 def _with_intervals(
     measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
+    ranks: Mapping[tuple[str, bool], IntArray],
     lists: Lists,
     *,
     num_items: int,
     config: EvaluationConfig,
     seed: int,
-) -> dict[tuple[str, bool], Metrics]:
-    """Means of every system and metric with their intervals, all on the same resamples."""
-    means = {(key, name): values for key, columns in measured.items() for name, values in columns.items()}
-    values = np.stack(list(means.values()), axis=1)  # [U, systems * metrics]
-    draws = bootstrap_means(values, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, _STREAM))
-    intervals = dict(zip(means, percentile_intervals(draws, confidence=config.confidence), strict=True))
-    coverages = coverage_intervals(
-        list(lists.values()),
-        num_items=num_items,
+) -> tuple[dict[tuple[str, bool], Metrics], tuple[Comparison, ...]]:
+    """Means of every system and metric with their intervals, and the comparisons, all on the same resamples."""
+    resampled = bootstrap(
+        np.stack(list(ranks.values()), axis=1),
         num_samples=config.bootstrap_samples,
-        confidence=config.confidence,
         generator=numpy_generator(seed, _STREAM),
+    )
+    by_rank = user_metrics(np.arange(resampled.histograms.shape[2]), cutoffs=_cutoffs(config))
+    draws = {
+        (key, name): resampled.means(column, values)
+        for column, key in enumerate(ranks)
+        for name, values in by_rank.items()
+    }
+    found = percentile_intervals(np.stack(list(draws.values()), axis=1), confidence=config.confidence)
+    intervals = dict(zip(draws, found, strict=True))
+    coverages = coverage_intervals(
+        list(lists.values()), num_items=num_items, resampled=resampled, confidence=config.confidence
     )
     results: dict[tuple[str, bool], Metrics] = {}
     for (key, columns), covered in zip(measured.items(), coverages, strict=True):
@@ -214,25 +223,34 @@ def _with_intervals(
         result["coverage"] = coverage(lists[key], num_items=num_items)
         result |= {f"{name}_ci": list(intervals[key, name]) for name in columns}
         results[key] = result | {"coverage_ci": list(covered)}
-    return results
+    return results, _comparisons(measured, draws, config=config)
 
 
 def _comparisons(
-    measured: Mapping[tuple[str, bool], dict[str, FloatArray]], *, config: EvaluationConfig, seed: int
+    measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
+    draws: Mapping[tuple[tuple[str, bool], str], FloatArray],
+    *,
+    config: EvaluationConfig,
 ) -> tuple[Comparison, ...]:
-    metric = f"ndcg_{HEADLINE_CUTOFF}"
+    """The fused system against every other one, from the means in the same resamples."""
     others = sorted((key for key in measured if key[0] != FUSED_SYSTEM), key=lambda key: key[1])
-    results = paired_differences(
-        np.stack([measured[FUSED_SYSTEM, exclude_seen][metric] for _, exclude_seen in others], axis=1),
-        np.stack([measured[key][metric] for key in others], axis=1),
-        num_samples=config.bootstrap_samples,
-        confidence=config.confidence,
-        generator=numpy_generator(seed, _STREAM),
+    ours = [(FUSED_SYSTEM, exclude_seen) for _, exclude_seen in others]
+    differences, resampled = (
+        np.stack([values[a] - values[b] for a, b in zip(ours, others, strict=True)], axis=1)
+        for values in (
+            {key: columns[_COMPARED] for key, columns in measured.items()},
+            {key: values for (key, name), values in draws.items() if name == _COMPARED},
+        )
     )
+    results = summarized_differences(differences, resampled, confidence=config.confidence)
     return tuple(
-        Comparison(FUSED_SYSTEM, system, metric, exclude_seen, result)
+        Comparison(FUSED_SYSTEM, system, _COMPARED, exclude_seen, result)
         for (system, exclude_seen), result in zip(others, results, strict=True)
     )
+
+
+def _cutoffs(config: EvaluationConfig) -> list[int]:
+    return sorted({*config.cutoffs, HEADLINE_CUTOFF})
 
 
 def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], IntArray]) -> pl.DataFrame:
@@ -244,6 +262,6 @@ def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], In
             pl.when(pl.col("rank") != MISSED).then(pl.col("rank")).alias("rank"),
         )
         .select("user_index", "system", "exclude_seen", "rank")
-        for (system, exclude_seen), values in ranks.items()
+        for (system, exclude_seen), values in sorted(ranks.items())
     ]
-    return pl.concat(parts).sort("system", "exclude_seen", "user_index")
+    return pl.concat(parts)  # in the order of system, exclude_seen and, as histories are, user_index

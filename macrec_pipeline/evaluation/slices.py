@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation.baselines import popularity_counts
-from macrec_pipeline.evaluation.metrics import hit_rate, ndcg
+from macrec_pipeline.evaluation.metrics import MISSED, hit_rate, ndcg
 from macrec_pipeline.evaluation.sequences import FlatHistories, IntArray
-from macrec_pipeline.evaluation.statistics import Interval, bootstrap_means, percentile_intervals
+from macrec_pipeline.evaluation.statistics import Interval, bootstrap_means_of_groups, percentile_intervals
 from macrec_pipeline.runtime.seeds import numpy_generator
 
 BoolArray = NDArray[np.bool_]
@@ -75,20 +75,38 @@ def measure_slices(
     for group, name, members in parts:
         if not members.any():
             continue
-        systems = {
-            system: _measure(values[members], config=config, seed=seed, stream=f"evaluation/slice/{group}/{name}")
-            for system, values in ranks.items()
-        }
+        own = {system: values[members] for system, values in ranks.items()}
+        systems = _measure(own, config=config, seed=seed, stream=f"evaluation/slice/{group}/{name}")
         results.append(SliceResult(group=group, name=name, num_users=int(members.sum()), systems=systems))
     return tuple(results)
 
 
-def _measure(ranks: IntArray, *, config: EvaluationConfig, seed: int, stream: str) -> SliceMetrics:
-    values = np.stack([hit_rate(ranks, cutoff=_CUTOFF), ndcg(ranks, cutoff=_CUTOFF)], axis=1)
-    draws = bootstrap_means(values, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, stream))
-    hits, gains = percentile_intervals(draws, confidence=config.confidence)
-    hit_mean, gain_mean = values.mean(axis=0)
-    return SliceMetrics(hr_10=float(hit_mean), hr_10_ci=hits, ndcg_10=float(gain_mean), ndcg_10_ci=gains)
+def _measure(
+    ranks: Mapping[str, IntArray], *, config: EvaluationConfig, seed: int, stream: str
+) -> dict[str, SliceMetrics]:
+    """Each system on the same users and resamples; users whose ranks agree in every system are drawn as a group."""
+    places = np.stack(
+        [np.where(values <= _CUTOFF, values, MISSED) for values in ranks.values()], axis=1
+    )  # [U, systems]
+    radix = (_CUTOFF + 1) ** np.arange(places.shape[1])
+    _, first, num_members = np.unique(places @ radix, return_index=True, return_counts=True)
+    groups = places[first]
+    values = np.concatenate([hit_rate(groups, cutoff=_CUTOFF), ndcg(groups, cutoff=_CUTOFF)], axis=1)  # [G, 2 systems]
+    draws = bootstrap_means_of_groups(
+        values, num_members, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, stream)
+    )
+    means = num_members @ values / num_members.sum()
+    intervals = percentile_intervals(draws, confidence=config.confidence)
+    count = len(ranks)
+    return {
+        system: SliceMetrics(
+            hr_10=float(means[place]),
+            hr_10_ci=intervals[place],
+            ndcg_10=float(means[count + place]),
+            ndcg_10_ci=intervals[count + place],
+        )
+        for place, system in enumerate(ranks)
+    }
 
 
 def _by_history_length(histories: FlatHistories) -> list[tuple[str, str, BoolArray]]:

@@ -15,7 +15,23 @@ if TYPE_CHECKING:
 
 def collision_rate(codes: np.ndarray) -> float:
     """1 - distinct IDs / items, for codes int64 [N, L]; 0 when every item has an ID of its own."""
-    return 1.0 - len(np.unique(codes, axis=0)) / len(codes)
+    return 1.0 - len(np.unique(row_keys(codes))) / len(codes)
+
+
+def row_keys(rows: np.ndarray) -> np.ndarray:
+    """One integer a row, equal and in order where rows are: non-negative int64 [N, C] -> int64 [N].
+
+    Sorting integers is many times faster than sorting rows.
+    """
+    keys, largest = np.zeros(len(rows), dtype=np.int64), 0
+    for column in rows.T:
+        size = int(column.max(initial=0)) + 1
+        if (largest + 1) * size > np.iinfo(np.int64).max:
+            _, keys = np.unique(keys, return_inverse=True)
+            largest = len(rows)
+        keys = keys * size + column
+        largest = (largest + 1) * size - 1
+    return keys
 
 
 def code_usage(codes: np.ndarray, *, codebook_size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ def seal(folder: Path, asset: str, details: Mapping[str, Any]) -> Manifest:
     """
     if (folder / MANIFEST_FILE).exists():
         raise StorageError(f"{asset}: {MANIFEST_FILE} is the store's own file. Give the asset's file another name.")
-    files = _hash_files(folder, asset)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the disk writes while the processor hashes
+        flushing = [pool.submit(flush, path) for path in folder.rglob("*") if path.is_file()]
+        files = _hash_files(folder, asset)
+        for flushed in flushing:
+            flushed.result()
     if not files:
         raise StorageError(f"{asset}: the folder to store holds no file. Write its files before the block ends.")
     manifest = Manifest(asset, content_digest(files), files, dict(details))
@@ -58,9 +63,8 @@ def seal(folder: Path, asset: str, details: Mapping[str, Any]) -> Manifest:
     except (TypeError, ValueError) as error:
         raise StorageError(f"{asset}: the details must be plain, finite JSON: {error}.") from None
     (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            flush(Path(directory, name))
+    flush(folder / MANIFEST_FILE)
+    for directory, _, _ in os.walk(folder):
         flush(Path(directory))
     return manifest
 

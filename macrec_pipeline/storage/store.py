@@ -6,7 +6,8 @@ written with them. See `versions` for the layout and for what makes a write atom
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.errors import SchemaError, StorageError
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.schemas import TABLES, TableSchema
 from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
+from macrec_pipeline.storage.table_files import (
+    read_table_file,
+    scan_table_file,
+    table_file,
+    write_slices_file,
+    write_table_file,
+)
 from macrec_pipeline.storage.versions import AssetVersions
 
 FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model")
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_COMPRESSION_LEVEL = 3
 
 
 class AssetStore:
@@ -64,17 +71,25 @@ class AssetStore:
         """
         schema = TABLES[self._known(asset, TABLES)]
         schema.check(table, where=f"to be written for {self._dataset}")
-        versions = self._versions(asset)
-        with versions.writing() as folder:
-            try:
-                table.write_parquet(
-                    folder / f"{asset}.parquet", compression="zstd", compression_level=_COMPRESSION_LEVEL
-                )
-            except OSError as error:
-                raise StorageError(f"{asset} cannot be stored: {folder}: {error}.") from error
-            manifest = seal(folder, asset, details or {})
-            versions.publish(folder, manifest)
-        return manifest
+        return self._write(asset, lambda folder: write_table_file(folder, schema, asset, table), details)
+
+    def write_slices(
+        self, asset: str, slices: Iterable[pl.DataFrame], *, details: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """Store a table that comes in parts, in the order of its rows, and need not fit into memory.
+
+        Args:
+            asset: a name of `schemas.TABLES` whose schema asks for no unique rows.
+            slices: parts that keep that schema, also at their borders.
+            details: plain JSON kept in the manifest, no part of the digest.
+
+        Raises:
+            SchemaError: a part breaks the schema; nothing is written.
+            StorageError: unknown asset, or the disk refused.
+        """
+        schema = TABLES[self._known(asset, TABLES)]
+        where = f"to be written for {self._dataset}"
+        return self._write(asset, lambda folder: write_slices_file(folder, schema, asset, slices, where=where), details)
 
     def read_table(self, asset: str) -> pl.DataFrame:
         """Read a table.
@@ -84,15 +99,60 @@ class AssetStore:
             SchemaError: an older version of this package wrote it to another schema; says what to run.
         """
         schema = TABLES[self._known(asset, TABLES)]
-        versions = self._versions(asset)
-        path = self.folder(asset) / f"{asset}.parquet"
+        if schema.has_vectors:
+            path, table = self._decode_while_verifying(asset, schema)
+        else:
+            path = self._table_path(asset)
+            table = read_table_file(path, schema)
+        return self._checked(asset, table, path)
+
+    def scan_table(self, asset: str) -> pl.LazyFrame:
+        """A table to be read in parts. Its file is verified, its schema held against names and dtypes.
+
+        The file stays until two newer versions are written.
+
+        Raises:
+            StorageError, SchemaError: as `read_table`.
+        """
+        path = self._table_path(asset)
+        scan = scan_table_file(path)
+        self._checked(asset, scan.head(0).collect(), path)
+        return scan
+
+    def _table_path(self, asset: str) -> Path:
+        path = table_file(self.folder(self._known(asset, TABLES)), asset)
         if not path.is_file():
-            raise StorageError(f"{path} is no part of the version. {versions.remedy}")
-        table = pl.read_parquet(path, memory_map=False)
+            raise StorageError(f"{path} is no part of the version. {self._versions(asset).remedy}")
+        return path
+
+    def _decode_while_verifying(self, asset: str, schema: TableSchema) -> tuple[Path, pl.DataFrame]:
+        """A large table's file and what it holds; nothing is returned of a file that is not what was written."""
+        path = table_file(self._current(asset)[0], asset)
+        with ThreadPoolExecutor(max_workers=1) as pool:  # hashing waits for the disk, and leaves the interpreter alone
+            verified = pool.submit(self._table_path, asset)
+            try:
+                table = read_table_file(path, schema)
+            finally:
+                verified.result()  # what is wrong with the file comes before what reading it led to
+        return path, table
+
+    def _checked(self, asset: str, table: pl.DataFrame, path: Path) -> pl.DataFrame:
+        versions = self._versions(asset)
         try:
-            return schema.check(table, where=str(versions.link / path.name))
+            return TABLES[asset].check(table, where=str(versions.link / path.name))
         except SchemaError as error:
             raise SchemaError(f"{error} It was written by another version of this package. {versions.remedy}") from None
+
+    def _write(self, asset: str, write: Callable[[Path], Path], details: Mapping[str, Any] | None) -> Manifest:
+        versions = self._versions(asset)
+        with versions.writing() as folder:
+            try:
+                write(folder)
+            except OSError as error:
+                raise StorageError(f"{asset} cannot be stored: {folder}: {error}.") from error
+            manifest = seal(folder, asset, details or {})
+            versions.publish(folder, manifest)
+        return manifest
 
     @contextmanager
     def new_folder(self, asset: str, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:

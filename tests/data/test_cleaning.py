@@ -18,13 +18,13 @@ _NOW = 1_700_000_000_000
 
 def _log(*rows: tuple[Any, ...]) -> pl.DataFrame:
     """Rows of (user, item, rating, timestamp)."""
-    full = [(*row, "log.csv", line) for line, row in enumerate(rows, start=2)]
+    full = [(*row, "log.csv", line, None) for line, row in enumerate(rows, start=2)]
     return pl.DataFrame(full, schema=RAW_INTERACTIONS.columns, orient="row")
 
 
 def _items(*rows: tuple[Any, ...]) -> pl.DataFrame:
     """Rows of (item, title, text, image)."""
-    full = [(*row, "items.csv", line) for line, row in enumerate(rows, start=2)]
+    full = [(*row, None, "items.csv", line, None) for line, row in enumerate(rows, start=2)]
     return pl.DataFrame(full, schema=RAW_ITEMS.columns, orient="row")
 
 
@@ -98,6 +98,31 @@ def test_repeated_rows_follow_the_policy(policy: str, kept: list[tuple[int, floa
     assert [(stamp - _NOW, rating) for stamp, rating in of_a.select("timestamp", "rating").rows()] == kept
     assert set(_reasons(result.quarantine)) == gone
     assert set(_reasons(result.quarantine).values()) == {"duplicate"}
+
+
+def test_ties_break_by_item_id_or_by_position() -> None:
+    """At one time, item_id says what came first; with `position` the file does, among copies of one item too."""
+    raw = _log(("u", "c", 2.0, _NOW), ("u", "a", 1.0, _NOW), ("u", "b", 1.0, _NOW), ("u", "c", 1.0, _NOW))
+    by_id = clean(raw, _catalogue("abc"), _LOOSE).interactions
+    assert by_id.select("item_id", "rating").rows() == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+    by_line = clean(raw, _catalogue("abc"), CleaningConfig(k_core=1, ties="position")).interactions
+    assert by_line.select("item_id", "rating").rows() == [("c", 2.0), ("a", 1.0), ("b", 1.0)]
+    last = clean(raw, _catalogue("abc"), CleaningConfig(k_core=1, ties="position", duplicates="last")).interactions
+    assert last.select("item_id", "rating").rows() == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+
+
+def test_what_the_reader_found_goes_first() -> None:
+    """A row with a problem is in quarantine with the reader's reason and detail, whatever else is wrong with it."""
+    raw = _log(*_good("u", "abc"), (None, None, None, None), ("u", "a", None, None)).with_columns(
+        pl.Series("problem", [None, None, None, "invalid_json: Extra data: line 1", "wrong_type"])
+    )
+    items = _catalogue("abcd").with_columns(pl.Series("problem", [None, None, None, "wrong_type: title is {}"]))
+    quarantine = clean(raw, items, _LOOSE).quarantine
+    assert quarantine.select("source_file", "source_row", "reason", "detail").rows() == [
+        ("log.csv", 5, "invalid_json", "Extra data: line 1"),
+        ("log.csv", 6, "wrong_type", None),
+        ("items.csv", 5, "wrong_type", "title is {}"),
+    ]
 
 
 def test_duplicated_items_keep_the_most_complete_row() -> None:
@@ -191,6 +216,7 @@ _configs = st.builds(
     k_core=st.integers(1, 3),
     min_rating=st.sampled_from([None, 2.0]),
     duplicates=st.sampled_from(["first", "last", "keep"]),
+    session_gap_minutes=st.sampled_from([None, 1 / 60_000]),
 )
 
 

@@ -3,11 +3,12 @@
 import gzip
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macrec_pipeline.data.delimited import read_delimited
+from macrec_pipeline.data.delimited import read_delimited, read_delimited_parts
 from macrec_pipeline.errors import DataError, SchemaError
 
 
@@ -112,3 +113,21 @@ def test_what_a_csv_writer_wrote_comes_back(tmp_path_factory: pytest.TempPathFac
     assert list(zip(table.column("a"), table.column("b"), strict=True)) == rows
     breaks = [sum(cell.count("\n") for cell in row) for row in rows]
     assert table.lines.to_list() == [2 + place + sum(breaks[:place]) for place in range(len(rows))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.text(st.sampled_from("ab1 \t"), max_size=4), max_size=4), max_size=12),
+    header=st.booleans(),
+    size=st.integers(1, 30),
+)
+def test_parts_are_the_whole(tmp_path_factory: pytest.TempPathFactory, rows, header, size) -> None:
+    """Whatever the size of a part, together they hold the cells, lines and problems of the file read at once."""
+    path = tmp_path_factory.mktemp("csv") / "log.csv"
+    path.write_text("a,b\n" + "\n".join(",".join(cells) for cells in rows) + "\n", encoding="utf-8")
+    whole = read_delimited(path, "log.csv", separator=",", header=header)
+    parts = list(read_delimited_parts(path, "log.csv", separator=",", header=header, block_bytes=size))
+    assert pl.concat([part.cells for part in parts]).equals(whole.cells)
+    assert pl.concat([part.lines for part in parts]).equals(whole.lines)
+    assert pl.concat([part.problems() for part in parts]).equals(whole.problems())
+    assert whole.lines.to_list() == list(range(1 + header, 2 + max(1, len(rows))))

@@ -58,3 +58,13 @@ def test_folder_of_a_template() -> None:
     assert pictures_folder("a/b/{item_id}.jpg") == "a/b"
     assert pictures_folder("a/{item_id}/front.jpg") == "a"
     assert pictures_folder("{item_id}.jpg") == "."
+
+
+def test_an_id_that_reads_like_another_ids_name_does_not_get_its_picture(shop: Path) -> None:
+    """`a%2Fb.jpg` was fetched for `a/b`; the item `a%2Fb` has `a%252Fb.jpg`, and without that none."""
+    posters = shop / "shop" / "posters"
+    (posters / "a%2Fb.jpg").touch()
+    assert _found(["a/b", "a%2Fb"], shop) == ["shop/posters/a%2Fb.jpg", None]
+    (posters / "a%252Fb.jpg").touch()
+    (posters / "100%.jpg").touch()  # the shop's own name, which is no other id's
+    assert _found(["a%2Fb", "100%"], shop) == ["shop/posters/a%252Fb.jpg", "shop/posters/100%.jpg"]

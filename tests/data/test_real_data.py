@@ -11,8 +11,9 @@ from macrec_pipeline.data.cleaning import CleanTables, clean
 from macrec_pipeline.data.given import given_semantic_ids
 from macrec_pipeline.data.histories import build_histories
 from macrec_pipeline.data.indexed import read_index_map, read_json_object
+from macrec_pipeline.data.movielens import read_movielens_interactions
 from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
-from macrec_pipeline.datasets import DatasetSpec, load_dataset
+from macrec_pipeline.datasets import DatasetSpec, MovielensSource, load_dataset
 
 _DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 
@@ -59,6 +60,13 @@ def test_movielens_texts_and_checks(shared_data: Path) -> None:
     toy_story = tables.items.filter(pl.col("item_id") == "1").row(0, named=True)
     assert toy_story["image_path"] == "movielens-100k/posters/1.jpg"
     assert toy_story["num_interactions"] == 452
+
+
+def test_movielens_own_log_is_that_of_the_mapping(shared_data: Path) -> None:
+    """The reader of GroupLens' layout gives the same rows as the mapping of u.data's columns."""
+    mapped = read_raw_interactions(_spec("movielens-100k", shared_data), shared_data)
+    own = MovielensSource(reader="movielens", folder="movielens-100k", layout="100k")
+    assert read_movielens_interactions(own, shared_data).equals(mapped)
 
 
 def test_instruments_counts_and_order(shared_data: Path) -> None:

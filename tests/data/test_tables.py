@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from macrec_pipeline.data import tables
 from macrec_pipeline.data.tables import read_interactions_table, read_items_table, tables_problems
 from macrec_pipeline.datasets import InteractionsTable, ItemsTable, TablesSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
@@ -28,23 +29,23 @@ def test_interactions_from_csv_tsv_and_parquet_agree(tmp_path: Path) -> None:
         {"u": [1, 2], "i": ["10", "B7"], "t": [1000000000, 1000000001], "r": [4.0, None], "x": [0, 0]}
     ).write_parquet(tmp_path / "log.parquet")
     tsv = InteractionsTable(file="log.tsv", header=False, user_id=0, item_id=1, timestamp=2, rating=3)
-    tables = [
+    read = [
         read_interactions_table(mapping, tmp_path)
         for mapping in (_CSV, tsv, _CSV.model_copy(update={"file": "log.parquet"}))
     ]
-    assert tables[0].rows() == [
-        ("1", "10", 4.0, 1_000_000_000_000, "log.csv", 2),
-        ("2", "B7", None, 1_000_000_001_000, "log.csv", 3),
+    assert read[0].rows() == [
+        ("1", "10", 4.0, 1_000_000_000_000, "log.csv", 2, None),
+        ("2", "B7", None, 1_000_000_001_000, "log.csv", 3, None),
     ]
-    for table, file, first in zip(tables, ("log.csv", "log.tsv", "log.parquet"), (2, 1, 1), strict=True):
+    for table, file, first in zip(read, ("log.csv", "log.tsv", "log.parquet"), (2, 1, 1), strict=True):
         RAW_INTERACTIONS.check(table)
-        assert table.drop("source_file", "source_row").equals(tables[0].drop("source_file", "source_row"))
+        assert table.drop("source_file", "source_row").equals(read[0].drop("source_file", "source_row"))
         assert table["source_file"].unique().to_list() == [file]
         assert table["source_row"].to_list() == [first, first + 1]
 
 
 def test_unreadable_cells_are_null_and_keep_their_line(tmp_path: Path) -> None:
-    """Nothing is raised for a bad row: cleaning has to find it, with its line."""
+    """Nothing is raised for a bad row: cleaning has to find it, with its line; a cell too many is said."""
     (tmp_path / "log.csv").write_text("u,i,t,r\n1,2,soon,x\n,2,5,1\n1,2\n1,2,3,4,5\n")
     table = read_interactions_table(_CSV, tmp_path)
     assert table.select("user_id", "item_id", "rating", "timestamp", "source_row").rows() == [
@@ -53,6 +54,7 @@ def test_unreadable_cells_are_null_and_keep_their_line(tmp_path: Path) -> None:
         ("1", "2", None, None, 4),
         (None, None, None, None, 5),
     ]
+    assert table["problem"].to_list() == [None] * 3 + ["wrong_number_of_cells: more than the 4 columns of the file"]
 
 
 def test_no_rating_column(tmp_path: Path) -> None:
@@ -72,9 +74,9 @@ def test_items_have_text_and_picture(tmp_path: Path) -> None:
     table = read_items_table(_ITEMS, tmp_path)
     RAW_ITEMS.check(table)
     assert table.rows() == [
-        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", "items.csv", 2),
-        ("2", None, None, None, "items.csv", 3),
-        ("3", "Dune", "Dune. Genres: War, Drama.", None, "items.csv", 4),
+        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", None, "items.csv", 2, None),
+        ("2", None, None, None, None, "items.csv", 3, None),
+        ("3", "Dune", "Dune. Genres: War, Drama.", None, None, "items.csv", 4, None),
     ]
 
 
@@ -107,6 +109,9 @@ def test_ready_tables_have_no_problems(tmp_path: Path) -> None:
     assert tables_problems(TablesSource(reader="tables", interactions=_CSV, items=_ITEMS), tmp_path) == []
     fixed = TablesSource(reader="tables", interactions=_CSV, items=_ITEMS.model_copy(update={"image": "posters/a.jpg"}))
     assert "{item_id}" in tables_problems(fixed, tmp_path)[0]
+    (tmp_path / "items.csv").write_text("id,name,about,War,Drama,url\n")
+    fetched = _ITEMS.model_copy(update={"image": "not/yet/{item_id}.jpg", "image_url": "url"})
+    assert tables_problems(TablesSource(reader="tables", interactions=_CSV, items=fetched), tmp_path) == []
 
 
 def test_broken_parquet_is_one_clear_error(tmp_path: Path) -> None:
@@ -115,3 +120,22 @@ def test_broken_parquet_is_one_clear_error(tmp_path: Path) -> None:
     mapping = _CSV.model_copy(update={"file": "log.parquet"})
     with pytest.raises(SchemaError, match=r"log\.parquet is not readable as parquet"):
         read_interactions_table(mapping, tmp_path)
+
+
+def test_parquet_in_parts_is_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file longer than what is read at once has every row, with its number."""
+    frame = pl.DataFrame({"u": [f"u{row}" for row in range(25)], "i": "x", "t": range(25), "r": 1.0})
+    frame.write_parquet(tmp_path / "log.parquet", row_group_size=7)
+    mapping = _CSV.model_copy(update={"file": "log.parquet"})
+    whole = read_interactions_table(mapping, tmp_path)
+    assert whole["user_id"].to_list() == frame["u"].to_list()
+    monkeypatch.setattr(tables, "_PARQUET_ROWS", 10)
+    assert read_interactions_table(mapping, tmp_path).equals(whole)
+    assert whole["source_row"].to_list() == list(range(1, 26))
+
+
+def test_addresses_of_pictures_are_a_column(tmp_path: Path) -> None:
+    """`image_url` names the column that `macrec fetch images` reads; blanks are no addresses."""
+    (tmp_path / "items.csv").write_text("id,name,about,War,Drama,url\n1,A,,0,0, https://x/1.jpg \n2,B,,0,0,\n")
+    mapping = _ITEMS.model_copy(update={"image_url": "url"})
+    assert read_items_table(mapping, tmp_path)["image_url"].to_list() == ["https://x/1.jpg", None]

@@ -1,13 +1,13 @@
 """Runs from the command line: where they are kept, which assets they make, how their errors are told."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.cleaning import CleanTables, clean
+from macrec_pipeline.data.clean_log import CleanLog
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
 from macrec_pipeline.defs.resources import Settings
@@ -45,12 +45,13 @@ def test_a_failed_check_is_told_with_its_findings(
 ) -> None:
     """The person reads what the check found, not that some step of Dagster failed."""
 
-    def careless(raw: pl.DataFrame, items: pl.DataFrame, config: object) -> CleanTables:
-        tables = clean(raw, items, config)  # type: ignore[arg-type]
-        early = pl.when(pl.int_range(pl.len()) == 0).then(0).otherwise(pl.col("timestamp"))
-        return CleanTables(tables.interactions.with_columns(timestamp=early), tables.items, tables.quarantine)
+    honest = CleanLog.interactions
 
-    monkeypatch.setattr("macrec_pipeline.data.cleaning.clean", careless)
+    def careless(log: CleanLog) -> Iterator[pl.DataFrame]:
+        early = pl.when(pl.int_range(pl.len()) == 0).then(0).otherwise(pl.col("timestamp"))
+        return (part.with_columns(timestamp=early) for part in honest(log))
+
+    monkeypatch.setattr(CleanLog, "interactions", careless)
     with pytest.raises(DataError, match=r"interactions \(interactions_are_sound\): .*before 1990"):
         launch(_request(settings, partition, until="histories"), defs=defs)
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.semantic_ids import code_usage, collision_rate, perplexity, resolve_given_ids
 from macrec_pipeline.semantic_ids.assignment import _resolve
+from macrec_pipeline.semantic_ids.diagnostics import row_keys
+from macrec_pipeline.semantic_ids.residual_quantizer import nearest_codes, squared_distances
 
 
 def test_the_nearest_keeps_the_id_and_the_others_take_the_next_free_code() -> None:
@@ -69,3 +71,72 @@ def test_usage_and_perplexity_by_hand() -> None:
     usage = code_usage(np.array([[0, 2], [1, 2], [0, 2], [1, 2]]), codebook_size=3)
     assert usage.tolist() == [[2, 2, 0], [0, 0, 4]]
     assert perplexity(usage).tolist() == pytest.approx([2.0, 1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 2**40), min_size=3, max_size=3), min_size=1, max_size=20),
+    scale=st.sampled_from([1, 2**22]),
+)
+def test_row_keys_are_equal_and_in_order_where_rows_are(rows: list[list[int]], scale: int) -> None:
+    """Also where the columns together are too wide for one integer."""
+    matrix = np.array(rows + rows[:1]) // scale
+    keys = row_keys(matrix)
+    tuples = [tuple(row) for row in matrix.tolist()]
+    for a, first in enumerate(tuples):
+        for b, second in enumerate(tuples):
+            assert (keys[a] < keys[b], keys[a] == keys[b]) == (first < second, first == second)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), independent=st.booleans(), tied=st.booleans())
+def test_rounds_are_those_of_asking_one_by_one(seed: int, independent: bool, tied: bool) -> None:
+    """Array by array or item by item, with equal codes, equal items and full prefixes: the same IDs."""
+    draw = torch.Generator().manual_seed(seed)
+    num_levels, size, count = 3, 4, 40
+    books = torch.randn(num_levels, size, 2, generator=draw)
+    if tied:
+        books[:, 2:] = 0  # dead codes
+    latents = torch.randn(10, 2, generator=draw)[torch.randint(10, (count,), generator=draw)]
+    codes, entering = [], [latents]
+    for book in books:
+        codes.append(nearest_codes(entering[-1], book))
+        entering.append(entering[-1] - book[codes[-1]])
+    before, last = entering[1], entering[2]
+    matrix, residuals = torch.stack(codes, dim=1).numpy(), torch.stack([before, last], dim=1)
+    try:
+        found = _resolve(matrix, residuals, books, modality="text", independent=independent)
+    except SemanticIdError:
+        found = None
+    expected = _one_by_one(matrix, before, last, books, independent=independent)
+    assert (None if found is None else found.tolist()) == expected
+
+
+def _one_by_one(
+    codes: np.ndarray, before: torch.Tensor, last: torch.Tensor, books: torch.Tensor, *, independent: bool
+) -> list[list[int]] | None:
+    ids, taken, size = codes.tolist(), set(), books.shape[1]
+    waiting = list(range(len(ids)))
+    alternatives = squared_distances(before, books[-2])
+    for move in range(size):
+        entering = {item: last[item] for item in waiting}
+        if move:
+            for item in waiting:
+                ids[item][-2] = int(alternatives[item].argsort(stable=True)[move])
+                if not independent:
+                    entering[item] = before[item] - books[-2][ids[item][-2]]
+        if not waiting:
+            return ids
+        distances = dict(zip(waiting, squared_distances(torch.stack(list(entering.values())), books[-1]), strict=True))
+        for rank in range(size):
+            asking: dict[tuple[int, ...], list[int]] = {}
+            for item in waiting:
+                key = (*ids[item][:-1], int(distances[item].argsort(stable=True)[rank]))
+                asking.setdefault(key, []).append(item)
+            for key, rivals in asking.items():
+                if key not in taken:
+                    winner = min(rivals, key=lambda item: (float(distances[item][key[-1]]), item))
+                    ids[winner][-1] = key[-1]
+                    taken.add(key)
+                    waiting.remove(winner)
+    return None if waiting else ids

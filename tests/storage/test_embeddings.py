@@ -1,10 +1,12 @@
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
-from macrec_pipeline.storage import AssetStore, embedding_table, vectors_of
+from macrec_pipeline.storage import AssetStore, embedding_table, vector_files, vectors_of
+from macrec_pipeline.storage.table_files import read_table_file
 
 
 def items(num_items: int) -> pl.DataFrame:
@@ -64,3 +66,63 @@ def test_what_does_not_fit_is_refused(vectors, imputed, problem: str) -> None:
     """A wrong dtype, shape or number of rows is told with what was got."""
     with pytest.raises(SchemaError, match=problem):
         embedding_table(items(3), vectors=vectors, imputed=imputed)
+
+
+def _embeddings(num_items: int, dim: int) -> pl.DataFrame:
+    vectors = np.random.default_rng(num_items).normal(size=(num_items, dim)).astype(np.float32)
+    return embedding_table(items(num_items), vectors=vectors, imputed=np.arange(num_items) % 3 == 0)
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 4, 9])
+def test_embeddings_of_many_row_groups_come_back_in_one_piece(tmp_path, monkeypatch, num_items: int) -> None:
+    """Each group is decoded into its place; the same table gives the same bytes."""
+    monkeypatch.setattr(vector_files, "_ROWS_A_GROUP", 4)
+    store, table = AssetStore(tmp_path, "demo"), _embeddings(num_items, 6)
+    first = store.write_table("text_embeddings", table)
+    path = store.folder("text_embeddings") / "text_embeddings.parquet"
+    assert pq.ParquetFile(path).num_row_groups == -(-num_items // 4)
+    found = store.read_table("text_embeddings")
+    assert found.equals(table)
+    assert found.n_chunks() == 1
+    assert store.write_table("text_embeddings", table).digest == first.digest
+
+
+def test_others_read_the_file_as_it_is(tmp_path) -> None:
+    """It is parquet with lists of float32, whoever opens it: the vectors of pyarrow and polars are ours."""
+    store, table = AssetStore(tmp_path, "demo"), _embeddings(5, 3)
+    store.write_table("image_embeddings", table)
+    path = store.folder("image_embeddings") / "image_embeddings.parquet"
+    assert pl.read_parquet(path).equals(table)
+    assert pq.read_table(path)["embedding"].to_pylist() == table["embedding"].to_list()
+
+
+def test_embeddings_of_an_older_version_are_still_read(tmp_path) -> None:
+    """Compressed parquet whose numbers might be null, as they were once written, gives the same table."""
+    table = _embeddings(5, 3)
+    table.write_parquet(tmp_path / "older.parquet", compression="zstd")
+    assert read_table_file(tmp_path / "older.parquet", EMBEDDINGS).equals(table)
+
+
+def test_a_file_without_vectors_breaks_the_schema(tmp_path) -> None:
+    """Lists of any length, as another version might write them, are told by the schema, not by the reader."""
+    table = _embeddings(3, 2).with_columns(pl.col("embedding").arr.to_list())
+    table.write_parquet(tmp_path / "lists.parquet")
+    found = read_table_file(tmp_path / "lists.parquet", EMBEDDINGS)
+    with pytest.raises(SchemaError, match="'embedding' is List"):
+        EMBEDDINGS.check(found)
+
+
+def test_damaged_embeddings_are_refused_wherever_the_damage_is(tmp_path) -> None:
+    """Decoding does not wait for the hash; all the same every damaged file is told by its hash, none by its decoder."""
+    store = AssetStore(tmp_path, "demo")
+    store.write_table("text_embeddings", _embeddings(40, 8))
+    path = store.folder("text_embeddings") / "text_embeddings.parquet"
+    whole = path.read_bytes()
+    damaged = [whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :] for place in range(0, len(whole), 41)]
+    for content in [*damaged, whole[: len(whole) // 2], b""]:
+        path.write_bytes(content)
+        with pytest.raises(StorageError, match=r"was changed after it was written.*run `macrec run demo`"):
+            store.read_table("text_embeddings")
+    path.unlink()
+    with pytest.raises(StorageError, match=r"text_embeddings.parquet is missing"):
+        store.read_table("text_embeddings")

@@ -21,7 +21,7 @@ KINDS = {"torch", "parquet"}
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("text_embeddings"),
     description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
 )
@@ -36,7 +36,7 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("image_embeddings"),
     description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
 )

@@ -35,7 +35,7 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     partitions_def=DATASETS,
     group_name="evaluation",
     kinds={"polars", "html"},
-    code_version="3",
+    code_version="4",
     description="Leave-one-out on the full catalogue, with intervals, beside baselines: metrics.json and report.html.",
 )
 def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

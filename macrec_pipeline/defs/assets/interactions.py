@@ -1,15 +1,19 @@
 """Ingestion: the raw tables as found, what is left after cleaning, and one history a user."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.tracked import markdown, preview, stage, table_metadata
+
+if TYPE_CHECKING:
+    from macrec_pipeline.data.clean_log import CleanLog
 
 GROUP = "ingestion"
 KINDS = {"polars", "parquet"}
@@ -24,7 +28,7 @@ CLEAN = {
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
 )
@@ -39,7 +43,8 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
             users=table["user_id"].n_unique(),
             items=table["item_id"].n_unique(),
             unreadable_times=table["timestamp"].null_count(),
-            period=_period(table["timestamp"]),
+            rows_with_a_problem=table["problem"].count(),
+            period=_period(table["timestamp"].min(), table["timestamp"].max()),
             first_rows=preview(table, ["user_id", "item_id", "rating", "timestamp"]),
         )
 
@@ -48,7 +53,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("raw_items"),
     description="The catalogue as it was found: titles, texts, and which pictures are there.",
 )
@@ -63,6 +68,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
             without_picture=table["image_path"].null_count(),
+            rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
@@ -76,7 +82,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             deps=["raw_interactions", "raw_items"],
             group_name=GROUP,
             kinds=KINDS,
-            code_version="1",
+            code_version="2",
             description=description,
             metadata=table_metadata(name),
         )
@@ -86,16 +92,19 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 )
 def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Iterator[dg.MaterializeResult[Any]]:
     """Raw tables -> clean interactions, catalogue and quarantine, in one step since each row ends in one of them."""
-    from macrec_pipeline.data.cleaning import clean
+    from macrec_pipeline.data.cleaning import clean_log
 
     with ExitStack() as stack:
         stages = {name: stack.enter_context(stage(context, settings, name)) for name in CLEAN}
         work = stages["interactions"]
-        tables = clean(work.table("raw_interactions"), work.table("raw_items"), work.config.cleaning)
+        log = clean_log(work.scan("raw_interactions"), work.table("raw_items"), work.config.cleaning)
+        dropped = log.reasons()
         results = [
-            stages["interactions"].save(tables.interactions, **_interaction_facts(tables.interactions)),
-            stages["items"].save(tables.items, **_item_facts(tables.items)),
-            stages["quarantine"].save(tables.quarantine, reasons=_reasons(tables.quarantine)),
+            stages["interactions"].save_slices(log.interactions(), rows=log.num_kept, **_interaction_facts(log)),
+            stages["items"].save(log.items, **_item_facts(log.items)),
+            stages["quarantine"].save_slices(
+                log.quarantine(), rows=sum(row[-1] for row in dropped), reasons=_reasons(dropped)
+            ),
         ]
     yield from results
 
@@ -105,7 +114,7 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("histories"),
     description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests.",
 )
@@ -114,7 +123,7 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     from macrec_pipeline.data.histories import build_histories
 
     with stage(context, settings, "histories") as work:
-        table = build_histories(work.table("interactions"), work.table("items"))
+        table = build_histories(work.scan("interactions"), work.table("items"))
         lengths = table["item_indices"].list.len()
         return work.save(
             table,
@@ -126,14 +135,14 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         )
 
 
-def _interaction_facts(table: pl.DataFrame) -> dict[str, Any]:
-    users, items = table["user_id"].n_unique(), table["item_id"].n_unique()
+def _interaction_facts(log: "CleanLog") -> dict[str, Any]:
+    of_user = log.interactions_of_user()
     return {
-        "users": users,
-        "items": items,
-        "density": table.height / (users * items),
-        "period": _period(table["timestamp"]),
-        "interactions_a_user_median": float(table.group_by("user_id").len()["len"].median()),  # type: ignore[arg-type]
+        "users": len(of_user),
+        "items": log.items.height,
+        "density": log.num_kept / (len(of_user) * log.items.height),
+        "period": _period(*log.period()),
+        "interactions_a_user_median": float(np.median(of_user)),
     }
 
 
@@ -146,17 +155,13 @@ def _item_facts(table: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _reasons(table: pl.DataFrame) -> dg.MetadataValue[Any]:
-    counted = (
-        table.group_by("table", "reason").len("rows").sort("table", "rows", "reason", descending=[False, True, False])
-    )
-    rows = [f"| {name} | {reason} | {count:,} |" for name, reason, count in counted.iter_rows()]
+def _reasons(dropped: Sequence[tuple[str, str, int]]) -> dg.MetadataValue[Any]:
+    rows = [f"| {name} | {reason} | {count:,} |" for name, reason, count in dropped]
     return markdown("\n".join(["| table | reason | rows |", "| --- | --- | ---: |", *rows]))
 
 
-def _period(timestamps: pl.Series) -> str:
+def _period(first: Any, last: Any) -> str:
     """First and last day of times in milliseconds since the epoch; what no calendar holds is said as it is."""
-    first, last = timestamps.min(), timestamps.max()
     if not isinstance(first, int) or not isinstance(last, int):
         return "no readable time"
     try:

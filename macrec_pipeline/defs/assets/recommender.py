@@ -26,7 +26,7 @@ GROUP = "recommender"
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="2",
+    code_version="3",
     pool=TRAINING_POOL,
     description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
 )
@@ -63,7 +63,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("predictions"),
     description="The top items of every test user: routes fused, each alone, SASRec; seen items allowed and excluded.",
 )

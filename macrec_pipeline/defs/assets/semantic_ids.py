@@ -151,7 +151,7 @@ def _assigned_ids(work: Stage) -> "AssignedIds":
 
     device = prepare_device(work.config.runtime)
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
-    text, image = (vectors_of(work.table(f"{route}_embeddings")).copy() for route in ("text", "image"))
+    text, image = (vectors_of(work.table(f"{route}_embeddings")) for route in ("text", "image"))
     return assign_semantic_ids(
         quantizer, text, image, device=device, collaborative_vectors=_collaborative_vectors(work)
     )

@@ -1,0 +1,130 @@
+"""The 20 best items of a route by beam search, for users of the Instruments log, with the published model.
+
+Encoded exactly as published, so that transformers' own `generate` gives the same: the baseline has our weights as the
+first rows of a text vocabulary, a trie of dictionaries behind `prefix_allowed_tokens_fn`, and scores normalised over
+what the trie allows. The limit counts the matrix products that have to be made at the machine's fp32 rate.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.speed.case import Case, Timed
+from benchmarks.speed.machine import Machine
+from benchmarks.speed.shop import ITEMS, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
+from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.recommender.decoding import Decoder
+from macrec_pipeline.recommender.objective import ItemCodes
+
+_WIDTH = 20
+_BASELINE_BATCH = 16
+
+
+def cases() -> list[Case]:
+    """The table."""
+    return [
+        _case(192, target=40, by_ratio=True, repeats=5, baseline_repeats=1),
+        _case(4_096, batch_size=512, peak_limit_mb=1500, repeats=3, baseline_repeats=0),
+    ]
+
+
+def growing() -> list[Case]:
+    """The cost by users."""
+    return [_case(size, repeats=3, baseline_repeats=0) for size in (256, 1_024, 2_048)]
+
+
+def tiny() -> list[Case]:
+    """For the tests."""
+    return [_case(6, items=60, config=SMALL, repeats=1, baseline_repeats=1)]
+
+
+def _ours(folder: Path, config: RecommenderConfig, batch_size: int) -> Timed:
+    histories, codes = read_log(folder)
+    items = ItemCodes({name: torch.from_numpy(value) for name, value in codes.items()})
+    decoder = Decoder(a_model(config), items)
+
+    def run() -> np.ndarray:
+        found = decoder.rank(histories, routes=["text"], top_k=_WIDTH, beam_width=_WIDTH, batch_size=batch_size)
+        return np.stack([ranked.item_indices for ranked in found["text"]])
+
+    return run
+
+
+def _generate(folder: Path, config: RecommenderConfig) -> Timed:
+    histories, codes = read_log(folder)
+    model = a_model(config)
+    theirs = as_text_model(model)
+    tokens = model.vocabulary.item_tokens(torch.from_numpy(codes["text"]), modality="text")  # [N, L]
+    trie: dict[int, Any] = {}
+    for row in tokens.tolist():
+        node = trie
+        for token in row:
+            node = node.setdefault(token, {})
+    item_of = {tuple(row): item for item, row in enumerate(tokens.tolist())}
+
+    def allowed(_: int, sent: torch.Tensor) -> list[int]:
+        node = trie
+        for token in sent.tolist()[1:]:
+            node = node[token]
+        return list(node)
+
+    def run() -> np.ndarray:
+        found = []
+        for begin in range(0, len(histories), _BASELINE_BATCH):
+            rows = [
+                tokens[torch.from_numpy(h[-config.history_length :])].flatten()
+                for h in histories[begin : begin + _BASELINE_BATCH]
+            ]
+            read = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)
+            written = theirs.generate(
+                input_ids=read,
+                attention_mask=(read > 0).long(),
+                num_beams=_WIDTH,
+                num_return_sequences=_WIDTH,
+                max_new_tokens=LEVELS,
+                min_new_tokens=LEVELS,
+                do_sample=False,
+                renormalize_logits=True,
+                prefix_allowed_tokens_fn=allowed,
+            )
+            found += [item_of[tuple(row)] for row in written[:, 1 : LEVELS + 1].tolist()]
+        return np.array(found).reshape(len(histories), _WIDTH)
+
+    return run
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    """The same items in the same order for nearly all; float noise may swap two that score the same."""
+    same = (ours == theirs).all(axis=1)
+    assert same.mean() > 0.9, f"{(~same).sum()} of {len(same)} lists differ"
+    shared = [len(set(a) & set(b)) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)]
+    assert min(shared) >= _WIDTH - 1, "more than the last place differs"
+
+
+def _case(
+    users: int, *, config: RecommenderConfig = PUBLISHED, items: int = ITEMS, batch_size: int = 256, **kwargs: Any
+) -> Case:
+    def limit(machine: Machine) -> float:
+        draw = np.minimum(5 + 3, config.history_length) * LEVELS  # tokens of a mean history
+        own, feed = 4 * config.d_model * config.num_heads * config.d_kv, 2 * config.d_model * config.d_ff
+        encoder = config.num_encoder_layers * draw * (own + feed)
+        remembered = config.num_decoder_layers * draw * own / 2
+        decoded = 1 + _WIDTH  # the start, and a first code a beam; what follows is mostly certain
+        decoder = config.num_decoder_layers * decoded * (own + own / 2 + feed)
+        return 2 * users * float(encoder + remembered + decoder) / machine.gigaflops / 1e9
+
+    return Case(
+        name=f"beam-{_WIDTH} decoding, one route, {users:,} users, batch {batch_size}",
+        size=users,
+        size_of="users",
+        prepare=lambda folder: write_log(folder, users=users, items=items),
+        ours=lambda folder: _ours(folder, config, batch_size),
+        baseline=lambda folder: _generate(folder, config),
+        same=_same,
+        limit=limit,
+        **kwargs,
+    )

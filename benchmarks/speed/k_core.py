@@ -1,0 +1,159 @@
+"""From the stored raw log to stored interactions, quarantine and histories: what `clean_tables` and `histories` do.
+
+Ours runs the functions of those assets on the store: verified scan, cleaning, 5-core, histories, and all writing. The
+baseline does the same to a table of strings in memory, as one would write it down in polars, without quarantine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from benchmarks.speed.case import Case, Timed
+from benchmarks.speed.machine import Machine
+from macrec_pipeline.config import CleaningConfig
+from macrec_pipeline.data.cleaning import clean_log
+from macrec_pipeline.data.core import MIN_HISTORY
+from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+from macrec_pipeline.storage import AssetStore
+
+_SLICE = 2_000_000
+_FIRST_TIME, _SECONDS = 1_450_000_000, 300_000_000
+# Ids in no relation to popularity: a number times this, modulo 2^32, is another number.
+_SCATTER = 2_654_435_761
+# A row's user, item, time and rating, read once and written once.
+_BYTES_A_ROW = 2 * 48
+
+
+def cases() -> list[Case]:
+    """The table."""
+    return [
+        _case(20_000_000, target=10, peak_limit_mb=1500, baseline_repeats=1, repeats=3),
+        _case(100_000_000, target=90, peak_limit_mb=8000, baseline_repeats=0, repeats=1),
+    ]
+
+
+def growing() -> list[Case]:
+    """The cost by rows."""
+    return [
+        _case(rows, baseline_repeats=1, repeats=2) for rows in (500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)
+    ]
+
+
+def tiny() -> list[Case]:
+    """For the tests."""
+    return [_case(20_000, repeats=1, baseline_repeats=1)]
+
+
+def write_log(folder: Path, rows: int) -> None:
+    """A shop's raw tables: few users and items have most of the rows; some rows repeat others, some are broken."""
+    store = AssetStore(folder, "shop")
+    num_items = max(rows // 100, 50)
+    store.write_slices("raw_interactions", _slices(rows, num_users=max(rows // 10, 20), num_items=num_items))
+    ids = _ids("i", np.arange(num_items))
+    store.write_table(
+        "raw_items",
+        pl.DataFrame({"item_id": ids, "title": ids, "source_row": np.arange(1, num_items + 1)})
+        .select(
+            "item_id",
+            "title",
+            pl.lit("a thing").alias("text"),
+            *(pl.lit(None, dtype=pl.String).alias(name) for name in ("image_path", "image_url", "problem")),
+            pl.lit("items.parquet").alias("source_file"),
+            "source_row",
+        )
+        .select(*RAW_ITEMS.columns)
+        .match_to_schema(RAW_ITEMS.columns),
+    )
+
+
+def _slices(rows: int, *, num_users: int, num_items: int) -> Iterator[pl.DataFrame]:
+    draw = np.random.default_rng(1)
+    for start in range(0, rows, _SLICE):
+        size = min(_SLICE, rows - start)
+        users = (num_users * draw.random(size) ** 2).astype(np.int64)
+        items = (num_items * draw.random(size) ** 3).astype(np.int64)
+        times = (_FIRST_TIME + draw.integers(0, _SECONDS, size)) * 1000
+        times[::10_000] = 0
+        yield pl.DataFrame(
+            {
+                "user_id": _ids("u", users),
+                "item_id": _ids("i", items),
+                "rating": draw.integers(1, 6, size).astype(np.float64),
+                "timestamp": times,
+                "source_file": pl.repeat("log.parquet", size, eager=True),
+                "source_row": np.arange(start + 1, start + size + 1),
+                "problem": pl.repeat(None, size, dtype=pl.String, eager=True),
+            },
+            schema=RAW_INTERACTIONS.columns,
+        )
+
+
+def _ids(letter: str, numbers: np.ndarray) -> pl.Series:
+    return pl.select(pl.format(letter + "{}", pl.Series(numbers * _SCATTER % 2**32))).to_series()
+
+
+def _ours(folder: Path) -> Timed:
+    store = AssetStore(folder, "shop")
+
+    def run() -> pl.DataFrame:
+        log = clean_log(store.scan_table("raw_interactions"), store.read_table("raw_items"), CleaningConfig())
+        store.write_slices("interactions", log.interactions())
+        store.write_table("items", log.items)
+        store.write_slices("quarantine", log.quarantine())
+        del log
+        histories = build_histories(store.scan_table("interactions"), store.read_table("items"))
+        store.write_table("histories", histories)
+        return histories
+
+    return run
+
+
+def _plain(folder: Path) -> Timed:
+    store = AssetStore(folder, "shop")
+
+    def run() -> pl.DataFrame:
+        rows = store.read_table("raw_interactions").filter(pl.col("timestamp") > 0)
+        rows = rows.sort("timestamp", "rating", "source_row").unique(["user_id", "item_id"], keep="first")
+        rows = rows.select("user_id", "item_id", "timestamp")
+        height, needed = -1, CleaningConfig().k_core
+        while rows.height != height:
+            height = rows.height
+            rows = rows.filter(
+                (pl.len().over("user_id") >= max(needed, MIN_HISTORY)) & (pl.len().over("item_id") >= needed)
+            )
+        items = rows.select(pl.col("item_id").unique().sort()).with_row_index("item_index")
+        return (
+            rows.join(items, on="item_id")
+            .sort("user_id", "timestamp", "item_id")
+            .group_by("user_id", maintain_order=True)
+            .agg(pl.col("item_index").cast(pl.Int64).alias("item_indices"), pl.col("timestamp").alias("timestamps"))
+        )
+
+    return run
+
+
+def _same(ours: Any, theirs: Any) -> None:
+    assert ours.select("user_id", "item_indices", "timestamps").equals(theirs)
+
+
+def _case(rows: int, **kwargs: Any) -> Case:
+    def limit(machine: Machine) -> float:
+        return rows * _BYTES_A_ROW / machine.gigabytes_a_second / 1e9
+
+    return Case(
+        name=f"k-core and histories, {rows:,} interactions",
+        size=rows,
+        size_of="interactions",
+        prepare=lambda folder: write_log(folder, rows),
+        ours=_ours,
+        baseline=_plain,
+        same=_same,
+        limit=limit,
+        **kwargs,
+    )

@@ -1,0 +1,300 @@
+"""Fetching pictures from servers of every bad habit: what is there is whole, what is not has a reason."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from filelock import FileLock
+from PIL import Image
+
+from macrec_pipeline.data.downloads import FetchLimits
+from macrec_pipeline.data.fetch import fetch_pictures
+from macrec_pipeline.data.pictures import existing_pictures, picture_name
+from macrec_pipeline.errors import DataError
+from macrec_pipeline.schemas import FETCH_FAILURES
+from tests.data.picture_server import PictureServer, serving
+
+_TEMPLATE = "shop/pictures/{item_id}.jpg"
+_WORK = (".fetch/failures.parquet", ".fetch/lock")
+_LIMITS = FetchLimits(timeout=1, attempts=2, first_wait=0.01, max_bytes=2_000_000, max_pixels=50_000_000)
+
+
+@pytest.fixture
+def server() -> Iterator[PictureServer]:
+    with serving() as running:
+        yield running
+
+
+def _addresses(rows: dict[str, str | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"item_id": list(rows), "image_url": list(rows.values())}, schema={"item_id": pl.String, "image_url": pl.String}
+    ).sort("item_id")
+
+
+def _failures(data_dir: Path) -> pl.DataFrame:
+    return FETCH_FAILURES.check(pl.read_parquet(data_dir / "shop" / "pictures" / ".fetch" / "failures.parquet"))
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["color?red", "png-called-jpeg", "untyped", "binary", "redirect", "busy-once", "away-once", "breaks-off-once"],
+)
+def test_what_can_be_loaded_is(server: PictureServer, tmp_path: Path, path: str) -> None:
+    """Pictures of any type, behind a redirect, and after a passing failure."""
+    report = fetch_pictures(_addresses({"1": server.url(path)}), _TEMPLATE, tmp_path, _LIMITS)
+    assert (report.fetched, report.failures) == (1, [])
+    assert existing_pictures(pl.Series(["1"]), _TEMPLATE, tmp_path).to_list() == ["shop/pictures/1.jpg"]
+    with Image.open(tmp_path / "shop" / "pictures" / "1.jpg") as stored:
+        assert stored.size == (32, 24)
+    assert _files(tmp_path / "shop" / "pictures") == {"1.jpg", *_WORK}
+    assert _failures(tmp_path).is_empty()
+
+
+_SERVED = {  # path -> reason, attempts
+    "missing": ("http_404", 1),
+    "broken": ("http_500", 2),
+    "slow": ("timeout", 2),
+    "breaks-off": ("broken_off", 2),
+    "truncated": ("not_decodable", 1),
+    "to-file": ("not_http", 1),
+    "to-nowhere": ("invalid_address", 1),
+    "loop": ("redirects", 1),
+    "page": ("content_type", 1),
+    "page-called-jpeg": ("not_a_picture", 1),
+    "postscript": ("not_a_picture", 1),
+    "empty": ("not_a_picture", 1),
+    "packed": ("content_encoding", 1),
+    "pixel-bomb": ("too_many_pixels", 1),
+    "large-picture": ("too_many_pixels", 1),
+    "announced": ("too_large", 1),
+    "endless": ("too_large", 1),
+}
+_ADDRESSES = {
+    "file:///etc/hostname": "not_http",
+    "ftp://127.0.0.1/x.jpg": "not_http",
+    "data:image/png;base64,AAAA": "not_http",
+    "javascript:alert(1)": "not_http",
+    "http://[::1": "invalid_address",
+    "http://127.0.0.1:99999999/x.jpg": "invalid_address",
+    "no address at all": "invalid_address",
+    "//127.0.0.1/x.jpg": "invalid_address",
+    "http://[]@": "invalid_address",
+    "http://": "invalid_address",
+    "http://" + "x" * 5000 + ".example/": "invalid_address",
+    "http://127.0.0.1:1/x.jpg": "connection",
+}
+
+
+def test_every_failure_has_its_reason(server: PictureServer, tmp_path: Path) -> None:
+    """Nothing is raised, nothing is left over, and the table says what happened how often."""
+    addresses = _addresses({path: server.url(path) for path in _SERVED} | {"fine": server.url("color?red")})
+    report = fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+    table = _failures(tmp_path)
+    found = {
+        path: (reason, attempts) for path, reason, attempts in table.select("item_id", "reason", "attempts").rows()
+    }
+    assert found == _SERVED
+    assert report.fetched == 1
+    assert {path: server.asked[f"/{path}"] for path in _SERVED if path != "loop"} == {
+        path: attempts for path, (_, attempts) in _SERVED.items() if path != "loop"
+    }
+    assert _files(tmp_path) == {f"shop/pictures/{name}" for name in ("fine.jpg", *_WORK)}
+
+
+def test_addresses_that_are_none(tmp_path: Path) -> None:
+    """Other schemes are never opened, and no text that stands where an address should ends the run."""
+    addresses = _addresses({str(place): url for place, url in enumerate(_ADDRESSES)} | {"none": None})
+    report = fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+    assert {url: reason for _, url, reason, _, _ in report.failures} == _ADDRESSES
+    assert report.without_url == 1
+
+
+_IDS = [
+    "plain",
+    "../../outside",
+    "/etc/outside",
+    "a/b",
+    "a%2Fb",
+    "a\\b",
+    ".",
+    "..",
+    ".hidden",
+    "nul\x00",
+    "line\nbreak",
+    "ünïcode 🎸 'quoted\"",
+    "x" * 5000,
+    "ü" * 5000,
+    "%%" + "0" * 64,
+    "~user",
+    "-rf",
+    "$(touch outside)",
+    ".fetch",
+    ".fetch/lock",
+    ".fetch/failures.parquet",
+]
+
+
+@pytest.mark.parametrize("template", [_TEMPLATE, "shop/pictures/{item_id}", "shop/pictures/{item_id}/front.jpg"])
+def test_whatever_the_id_its_picture_is_found_and_nothing_lies_outside(
+    server: PictureServer, tmp_path: Path, template: str
+) -> None:
+    """Each id has its own file, the one that the catalogue finds, inside the pictures' folder."""
+    data_dir = tmp_path / "data"
+    colors = {item_id: f"{place * 8:02x}0000" for place, item_id in enumerate(_IDS)}
+    addresses = _addresses({item_id: server.url(f"color?%23{colors[item_id]}") for item_id in _IDS})
+    _serve_exact_colors(server)
+    report = fetch_pictures(addresses, template, data_dir, _LIMITS)
+    assert report.failures == []
+    found = existing_pictures(addresses["item_id"], template, data_dir)
+    assert found.n_unique() == len(_IDS)
+    for item_id, path in zip(addresses["item_id"], found, strict=True):
+        with Image.open(data_dir / path) as stored:
+            assert f"{stored.convert('RGB').getpixel((0, 0))[0]:02x}0000" == colors[item_id]
+    assert {path.split("/")[0] for path in _files(tmp_path)} == {"data"}
+    assert all(path.startswith("shop/pictures/") for path in _files(data_dir))
+    assert fetch_pictures(addresses, template, data_dir, _LIMITS).present == len(_IDS)
+
+
+def _serve_exact_colors(server: PictureServer) -> None:
+    """JPEG does not keep colours to the bit; PNG does."""
+
+    class Exact(server.RequestHandlerClass):  # type: ignore[name-defined,misc]
+        def give_color(self) -> None:
+            stream = io.BytesIO()
+            Image.new("RGB", (8, 8), "#" + self.path.partition("?%23")[2]).save(stream, "PNG")
+            self.answer(stream.getvalue())
+
+    server.RequestHandlerClass = Exact
+
+
+def test_names_are_readable_where_they_can_be() -> None:
+    """Ids of letters and digits are their own names; the others cannot meet them."""
+    assert picture_name("B0002E1G5C") == "B0002E1G5C"
+    assert picture_name("a/b") == "a%2Fb"
+    assert picture_name("a%2Fb") == "a%252Fb"
+    assert picture_name("..") == "%2E."
+    assert len(picture_name("x" * 5000)) == 66
+
+
+def test_links_do_not_lead_out(server: PictureServer, tmp_path: Path) -> None:
+    """A folder among the pictures that is a link elsewhere is not written through."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "data" / "shop" / "pictures").mkdir(parents=True)
+    (tmp_path / "data" / "shop" / "pictures" / "1").symlink_to(outside)
+    addresses = _addresses({"1": server.url("color?red")})
+    report = fetch_pictures(addresses, "shop/pictures/{item_id}/{item_id}/x.jpg", tmp_path / "data", _LIMITS)
+    assert [reason for _, _, reason, _, _ in report.failures] == ["outside_folder"]
+    assert list(outside.iterdir()) == []
+
+
+def test_finished_pictures_are_not_asked_for_again(server: PictureServer, tmp_path: Path) -> None:
+    """The second run asks only for what is missing, and clears what a killed one left."""
+    addresses = _addresses({"1": server.url("color?red"), "2": server.url("away-once"), "3": None})
+    first = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1))
+    assert (first.present, first.fetched, len(first.failures), first.without_url) == (0, 1, 1, 1)
+    (tmp_path / "shop" / "pictures" / ".fetch" / "abc.part").write_bytes(b"half")
+    second = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1))
+    assert (second.present, second.fetched, len(second.failures), second.without_url) == (1, 1, 0, 1)
+    assert server.asked == {"/color": 1, "/away-once": 2}
+    assert _failures(tmp_path).is_empty()
+    assert not (tmp_path / "shop" / "pictures" / ".fetch" / "abc.part").exists()
+
+
+def test_progress_counts_every_address(server: PictureServer, tmp_path: Path) -> None:
+    """It begins at none and ends at all, failures beside it."""
+    told: list[tuple[int, int, float]] = []
+    fetch_pictures(
+        _addresses({"1": server.url("color?red"), "2": server.url("missing")}),
+        _TEMPLATE,
+        tmp_path,
+        _LIMITS,
+        lambda stage, done, total, metrics=None: told.append((done, total, (metrics or {}).get("failed", 0))),
+    )
+    assert [row[:2] for row in told] == [(0, 2), (1, 2), (2, 2)]
+    assert told[-1][2] == 1
+
+
+def test_the_server_says_how_long_to_wait(server: PictureServer, tmp_path: Path) -> None:
+    """Retry-After counts where it is longer than the own wait."""
+    begin = time.monotonic()
+    assert fetch_pictures(_addresses({"1": server.url("busy-for-a-second")}), _TEMPLATE, tmp_path, _LIMITS).fetched == 1
+    assert time.monotonic() - begin >= 1
+
+
+def test_many_are_fetched_at_once(server: PictureServer, tmp_path: Path) -> None:
+    """Twelve pictures of 0.3 s each take far less than one after the other."""
+    begin = time.monotonic()
+    addresses = _addresses({str(place): server.url("pause") for place in range(12)})
+    assert fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12)).fetched == 12
+    assert time.monotonic() - begin < 2.4
+
+
+def test_two_fetches_at_once_are_refused(tmp_path: Path) -> None:
+    """They would clear each other's parts away."""
+    (tmp_path / "shop" / "pictures" / ".fetch").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / "shop" / "pictures" / ".fetch" / "lock"),
+        pytest.raises(DataError, match="Another fetch is at work"),
+    ):
+        fetch_pictures(_addresses({"1": "http://127.0.0.1:1/"}), _TEMPLATE, tmp_path, _LIMITS)
+
+
+def test_a_full_disk_ends_the_run_with_one_error(
+    server: PictureServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other picture would meet it too; what is finished stays."""
+    replace, full = os.replace, iter([False, True])
+
+    def replace_until_full(source: str, target: Path) -> None:
+        if target.suffix == ".jpg" and next(full, True):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_until_full)
+    addresses = _addresses({str(place): server.url("color?red") for place in range(40)})
+    with pytest.raises(DataError, match=r"cannot be written: .*No space left.*run the command again"):
+        fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+    assert len(list((tmp_path / "shop" / "pictures").glob("*.jpg"))) == 1
+    assert not list((tmp_path / "shop" / "pictures").rglob("*.part"))
+
+
+_SCRIPT = """
+import polars as pl, sys
+from pathlib import Path
+from macrec_pipeline.data.downloads import FetchLimits
+from macrec_pipeline.data.fetch import fetch_pictures
+rows = [(f"{i:04}", sys.argv[2] + ("color?red" if i < 20 else "slow")) for i in range(60)]
+addresses = pl.DataFrame(rows, schema=["item_id", "image_url"], orient="row")
+fetch_pictures(addresses, "shop/pictures/{item_id}.jpg", Path(sys.argv[1]), FetchLimits(concurrency=4))
+"""
+
+
+def test_ctrl_c_leaves_whole_pictures_and_the_table(server: PictureServer, tmp_path: Path) -> None:
+    """After an interruption every file can be decoded, no part is left, and the next run goes on."""
+    command = [sys.executable, "-c", _SCRIPT, str(tmp_path), server.url("")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "shop" / "pictures"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("*.jpg"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode != 0
+    assert _files(folder) == {f"{place:04}.jpg" for place in range(20)} | set(_WORK)
+    for path in folder.glob("*.jpg"):
+        with Image.open(path) as stored:
+            stored.load()
+    assert _failures(tmp_path).is_empty()
