@@ -12,7 +12,8 @@ the target item itself; beside it stands the count of the published code, in whi
 text ID is a hit of the text route.
 
 Ranked by each route, by both as published (`fused`), by both with weights fitted on validation targets (`two_routes`),
-and by the two with SASRec as a third, weighed likewise (`three_routes`).
+and by the two with SASRec as a third, weighed likewise (`three_routes`). The last two learn from validation targets
+whether seen items come back; the others have them, as published, and leave them out as `<system>_unseen`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender.beam_search import Beams
 from macrec_pipeline.recommender.calibration import fit_fusion
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
@@ -171,12 +173,14 @@ def rankings(
     for batch in decoder.batches(histories, batch_size=BATCH_SIZE):
         order.extend(batch.tolist())
         reading = decoder.read([histories[index] for index in batch])
-        systems = {
-            SYSTEM_OF.get(route, route): reading.beams(route, width=beam_width, exclude_seen=False)
-            for route in decoder.routes
-        }
-        if len(decoder.generative) == 2:
-            systems["fused"] = fuse(*(systems[route] for route in decoder.generative))
+        systems: dict[str, Beams] = {}
+        for exclude_seen, suffix in ((False, ""), (True, "_unseen")):
+            beams = {
+                route: reading.beams(route, width=beam_width, exclude_seen=exclude_seen) for route in decoder.routes
+            }
+            systems |= {SYSTEM_OF.get(route, route) + suffix: found for route, found in beams.items()}
+            if len(decoder.generative) == 2:
+                systems[f"fused{suffix}"] = fuse(*(beams[route] for route in decoder.generative))
         for name, fusion in fusions.items():
             weighed = [route for route, weight in fusion.weights.items() if weight > 0]
             candidates = reading.candidates(weighed, width=beam_width, exclude_seen=not fusion.recommend_seen)

@@ -62,9 +62,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_system_is_measured(measured: dict[str, Any]) -> None:
-    """Both routes, both ways to fuse them, SASRec, all three, and the published way to count."""
+    """Both routes, both ways to fuse them, SASRec, with and without seen items; all three; the published count."""
     (result,) = measured["runs"]
-    systems = {"fused", "text", "image", "sasrec", "two_routes", "three_routes", "text_by_code_string"}
+    each = {"fused", "text", "image", "sasrec"}
+    systems = each | {f"{name}_unseen" for name in each} | {"two_routes", "three_routes", "text_by_code_string"}
     assert set(result["test_beam_20"]) == set(result["validation"]) == systems
     assert set(result["fusions"]["three_routes"]["weights"]) == {"text", "image", "collaborative"}
     # the grid of three routes holds that of two
