@@ -46,18 +46,22 @@ def curves(document: Mapping[str, Any]) -> Iterator[tuple[str, list[float], list
 
 
 def picture(documents: Sequence[Mapping[str, Any]]) -> Figure:
-    """Two figures against samples and against minutes, a line a run."""
+    """Two figures against samples and against minutes, a line a run and a colour a variant."""
     figure = Figure(figsize=(9.6, 6.4), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 2, sharex="col", sharey="row", squeeze=False)
-    for number, (name, samples, minutes, figures) in enumerate(
-        curve for document in documents for curve in curves(document)
-    ):
-        colour = _COLOURS[number % len(_COLOURS)]
+    runs = [(number, *curve) for number, document in enumerate(documents) for curve in curves(document)]
+    named: set[int] = set()
+    for number, _, samples, minutes, figures in runs:
+        colour, variant = _COLOURS[number % len(_COLOURS)], documents[number]["variant"]
+        name = "" if number in named else f"{variant}, {_seeds(documents[number])}"
+        named.add(number)
         for row, key in zip(panels, FIGURES, strict=True):
             for axes, x in zip(row, (samples, minutes), strict=True):
                 if figures[key] and len(x) == len(figures[key]):
-                    axes.plot(x, figures[key], color=colour, marker="o", markersize=2.5, linewidth=1.4, label=name)
+                    axes.plot(
+                        x, figures[key], color=colour, marker="o", markersize=2.5, linewidth=1.4, label=name or None
+                    )
     for row, label in zip(panels, FIGURES.values(), strict=True):
         row[0].set_ylabel(label)
         for axes, below in zip(row, ("samples, millions", "minutes"), strict=True):
@@ -66,6 +70,11 @@ def picture(documents: Sequence[Mapping[str, Any]]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _seeds(document: Mapping[str, Any]) -> str:
+    seeds = [str(run["seed"]) for run in document["runs"]]
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
 def main() -> None:
