@@ -23,6 +23,8 @@ from macrec_pipeline.recommender.fitting import fit_recommender
 from macrec_pipeline.recommender.tasks import training_rows
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
 
+# Targets a step of ours; a step of the published 4,096 keeps more than 20 GB for its backward pass.
+_BATCH = 512
 _BASELINE_BATCH = 128
 _IGNORED = -100
 _ITEMS_A_USER = 6_250 / 17_112
@@ -107,7 +109,7 @@ def _same(ours: Any, theirs: Any) -> None:
 
 def _case(users: int, encoding: Encoding, *, config: RecommenderConfig = PUBLISHED, **kwargs: Any) -> Case:
     items = max(LEVELS, round(users * _ITEMS_A_USER))
-    config = config.model_copy(update={"encoding": encoding, "num_epochs": 1})
+    config = config.model_copy(update={"encoding": encoding, "num_epochs": 1, "batch_size": _BATCH})
 
     def limit(machine: Machine) -> float:
         """Matrix products of the layers, forward and twice that backward; attention and logits are not counted."""
