@@ -132,17 +132,12 @@ def _movies_1m(path: Path) -> Iterator[_Movie]:
 def _movies_csv(path: Path, file: str) -> pl.DataFrame:
     table = read_delimited(path, file, separator=",", header=True)
     _check_movies_header(table.names, file)
-    genres = (
-        table.column("genres")
-        .fill_null("")
-        .str.split("|")
-        .list.eval(pl.element().str.strip_chars().filter(~pl.element().str.strip_chars().is_in(list(_NO_GENRE))))
-    )
+    genres = [_known((text or "").split("|")) for text in table.column("genres")]
     return pl.DataFrame(
         {
             "item_id": table.column("movieId"),
             "title": table.column("title"),
-            "genres": genres,
+            "genres": pl.Series(genres, dtype=pl.List(pl.String)),
             "source_row": table.lines,
             "problem": table.problems(),
         }

@@ -109,7 +109,7 @@ def test_fusion_by_hand() -> None:
 )
 def test_batches_are_of_like_lengths(lengths: list[int], batch_size: int) -> None:
     """Each history once, no batch too large, and little padding where there is enough of it to matter."""
-    decoder = a_decoder()  # reads four items at most
+    decoder = a_decoder()
     decoder.model.config = decoder.model.config.model_copy(update={"history_length": 50})
     batches = list(decoder.batches([np.zeros(length, dtype=np.int64) for length in lengths], batch_size=batch_size))
     assert sorted(place for batch in batches for place in batch.tolist()) == list(range(len(lengths)))
