@@ -212,6 +212,9 @@ class RecommenderConfig(Section):
     num_epochs: int = Field(200, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the targets' codes, in training only")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights; 0 is off")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products in training; bfloat16 is faster where the processor has it"
+    )
     early_stopping: Literal["validation_loss", "validation_ndcg"] = Field(
         "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
     )

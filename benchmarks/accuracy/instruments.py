@@ -41,6 +41,7 @@ from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, 
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked
 from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec
+from macrec_pipeline.runtime.devices import keep_freed_memory
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ PUBLISHED: dict[str, Any] = {
     "num_epochs": 200,
     "label_smoothing": 0.0,
     "ema_decay": 0.0,
+    "precision": "float32",
     "early_stopping": "validation_loss",
     "patience": 10,
 }
@@ -113,6 +115,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published_item_causal": {"encoding": "item_causal"},
     "shallow_exact": SHALLOW,
     "shallow": SHALLOW | {"encoding": "item_causal"},
+    "shallow_bfloat16": SHALLOW | {"encoding": "item_causal", "precision": "bfloat16"},
     # four times as long, with the published dropout: no better, see docs/results.md
     "long": SHALLOW | {"encoding": "item_causal", "dropout": 0.1, "num_epochs": 30, "patience": 100},
     # one layer a side still, twice as wide
@@ -330,6 +333,7 @@ def main() -> None:
     arguments.set = {name: value for setting in arguments.set for name, value in setting.items()}
     if not (arguments.data / "amazon-instruments").is_dir():
         parser.error(f"{arguments.data / 'amazon-instruments'} is not there; name the folder above it with --data")
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     suffix = "-training" if arguments.training_only else "-validation" if arguments.validation_only else ""

@@ -16,9 +16,10 @@ import torch
 from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.shop import ITEMS, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
-from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.config import RecommenderConfig, RuntimeConfig
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.runtime.devices import prepare_device
 
 _WIDTH = 20
 _BASELINE_BATCH = 16
@@ -44,6 +45,7 @@ def tiny() -> list[Case]:
 
 def _ours(folder: Path, config: RecommenderConfig, batch_size: int) -> Timed:
     histories, codes = read_log(folder)
+    prepare_device(RuntimeConfig(device="cpu", num_threads=torch.get_num_threads()))
     items = ItemCodes({name: torch.from_numpy(value) for name, value in codes.items()})
     decoder = Decoder(a_model(config), items)
 

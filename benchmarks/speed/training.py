@@ -18,44 +18,50 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.shop import CODEBOOK_SIZE, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
-from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.config import RecommenderConfig, RuntimeConfig
 from macrec_pipeline.recommender.fitting import fit_recommender
 from macrec_pipeline.recommender.tasks import training_rows
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
+from macrec_pipeline.runtime.devices import prepare_device
 
-# Targets a step of ours; a step of the published 4,096 keeps more than 20 GB for its backward pass.
-_BATCH = 512
+# Samples a step of the baseline, which keeps what a step made until its backward pass; ours has the published 4,096.
 _BASELINE_BATCH = 128
 _IGNORED = -100
 _ITEMS_A_USER = 6_250 / 17_112
 Encoding = Literal["exact", "item_causal"]
+Precision = Literal["float32", "bfloat16"]
+_TARGETS: dict[Encoding, float] = {"exact": 8, "item_causal": 20}
 
 
 def cases() -> list[Case]:
     """The table."""
     return [
-        _case(160, "exact", target=8, by_ratio=True, repeats=5, baseline_repeats=1),
-        _case(160, "item_causal", target=20, by_ratio=True, repeats=5, baseline_repeats=1),
+        _case(320, encoding, precision=precision, target=target, by_ratio=True, repeats=3, baseline_repeats=1)
+        for encoding, target in _TARGETS.items()
+        for precision in ("float32", "bfloat16")
     ]
 
 
 def growing() -> list[Case]:
     """The cost by users."""
-    return [_case(users, "item_causal", repeats=2, baseline_repeats=0) for users in (320, 1_280, 5_120)]
+    return [_case(users, "item_causal", repeats=2, baseline_repeats=0) for users in (160, 640, 2_560)]
 
 
 def tiny() -> list[Case]:
     """For the tests."""
-    return [_case(20, encoding, config=SMALL, repeats=1, baseline_repeats=1) for encoding in ("exact", "item_causal")]
+    return [
+        _case(20, encoding, precision=precision, config=SMALL, repeats=1, baseline_repeats=1)
+        for encoding in _TARGETS
+        for precision in ("float32", "bfloat16")
+    ]
 
 
 def _ours(folder: Path, config: RecommenderConfig) -> Timed:
     histories, codes = read_log(folder)
+    device = prepare_device(RuntimeConfig(device="cpu", num_threads=torch.get_num_threads()))
 
     def run() -> int:
-        fit_recommender(
-            histories, *codes.values(), codebook_size=CODEBOOK_SIZE, config=config, seed=1, device=torch.device("cpu")
-        )
+        fit_recommender(histories, *codes.values(), codebook_size=CODEBOOK_SIZE, config=config, seed=1, device=device)
         rows = training_rows([history[:-2] for history in histories], config)
         return rows.num_targets * len(HISTORY_TASKS) + len(codes["text"]) * len(ALIGNMENT_TASKS)
 
@@ -107,9 +113,16 @@ def _same(ours: Any, theirs: Any) -> None:
     assert ours == theirs, f"{ours} samples against {theirs}"
 
 
-def _case(users: int, encoding: Encoding, *, config: RecommenderConfig = PUBLISHED, **kwargs: Any) -> Case:
+def _case(
+    users: int,
+    encoding: Encoding,
+    *,
+    precision: Precision = "float32",
+    config: RecommenderConfig = PUBLISHED,
+    **kwargs: Any,
+) -> Case:
     items = max(LEVELS, round(users * _ITEMS_A_USER))
-    config = config.model_copy(update={"encoding": encoding, "num_epochs": 1, "batch_size": _BATCH})
+    config = config.model_copy(update={"encoding": encoding, "num_epochs": 1, "precision": precision})
 
     def limit(machine: Machine) -> float:
         """Matrix products of the layers, forward and twice that backward; attention and logits are not counted."""
@@ -124,7 +137,7 @@ def _case(users: int, encoding: Encoding, *, config: RecommenderConfig = PUBLISH
         return 3 * 2 * users * len(HISTORY_TASKS) * macs / machine.gigaflops / 1e9
 
     return Case(
-        name=f"recommender training, six tasks, {encoding.replace('_', '-')}, {users:,} users",
+        name=f"recommender training, six tasks, {encoding.replace('_', '-')}, {precision}, {users:,} users",
         size=users,
         size_of="users",
         prepare=lambda folder: write_log(folder, users=users, items=items),

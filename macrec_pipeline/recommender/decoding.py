@@ -19,16 +19,12 @@ from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked
 from macrec_pipeline.recommender.reading import Reading
-from macrec_pipeline.recommender.tasks import receptive_field
+from macrec_pipeline.recommender.tasks import like_lengths, receptive_field
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender
     from macrec_pipeline.recommender.sasrec import Sasrec
-
-
-# A batch grows while its padded items are no more than this many, or than this multiple of the real ones.
-SMALL_BATCH, MOST_PADDED = 1024, 1.2
 
 
 class Decoder:
@@ -104,15 +100,7 @@ class Decoder:
     def batches(self, histories: Sequence[np.ndarray], *, batch_size: int) -> Iterator[np.ndarray]:
         """Places of histories of like length, int64 [B] with B <= `batch_size`: each place once, shortest first."""
         lengths = np.minimum([len(history) for history in histories], receptive_field(self.model.config))
-        order = np.argsort(lengths, kind="stable")
-        begin, items = 0, 0
-        for end, length in enumerate(lengths[order], start=1):
-            padded = (end - begin) * length
-            if end - begin > batch_size or padded > max(SMALL_BATCH, MOST_PADDED * (items + length)):
-                yield order[begin : end - 1]
-                begin, items = end - 1, 0
-            items += length
-        yield order[begin:]
+        return like_lengths(lengths, batch_size=batch_size)
 
     def read(self, histories: Sequence[np.ndarray]) -> Reading:
         """One batch of histories, int64 [T] item indices each, T >= 1, oldest first, for all routes to look at."""

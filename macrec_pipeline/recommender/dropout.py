@@ -32,4 +32,4 @@ class ByteDropout(nn.Module):
             words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
             words.random_(-(2**63), None, generator=self.generator)
             kept = words.view(torch.uint8)[: states.numel()].view(states.shape) >= self.dropped
-        return states * (kept * (256 / (256 - self.dropped)))
+        return states * kept.to(states.dtype).mul_(256 / (256 - self.dropped))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import torch
 
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
-from macrec_pipeline.recommender.tasks import Batch, Rows, batch_of, plan_batches, training_rows
+from macrec_pipeline.recommender.tasks import batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
 from macrec_pipeline.runtime.checkpoint import (
@@ -30,10 +30,19 @@ from macrec_pipeline.runtime.checkpoint import (
 )
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import MovingAverage, cosine_schedule, evaluated_weights, guarded_step
+from macrec_pipeline.runtime.training import (
+    MovingAverage,
+    cosine_schedule,
+    evaluated_weights,
+    guarded_step,
+    products_in,
+)
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import RecommenderConfig
+
+# What a forward pass keeps for its backward pass should fit into a processor's cache: docs/performance.md.
+TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**17}
 
 
 @dataclass(frozen=True)
@@ -190,11 +199,11 @@ class _Fit:
         by_shape = [sorted(plan, key=self._shape) for plan in (first, *others)]
         steps = order.permutation(self.steps_per_epoch)
         slices = np.array_split(order.permutation(self.items.num_items), self.steps_per_epoch)
-        totals: dict[str, float] = {}
+        totals = {"train_loss": 0.0, "implicit_loss": 0.0}
         for done, (step, chosen) in enumerate(zip(steps, slices, strict=True), start=1):
-            losses = self._losses([plan[step] for plan in by_shape], chosen)
+            losses = {name: torch.zeros((), device=self.device) for name in totals}
             guarded_step(
-                losses["train_loss"] + self.config.implicit_weight * losses["implicit_loss"],
+                self._parts([plan[step] for plan in by_shape], chosen, losses),
                 self.optimizer,
                 self.model.parameters(),
                 where=f"recommender training, epoch {epoch}, step {done}",
@@ -202,44 +211,62 @@ class _Fit:
             self.schedule.step()
             if self.average is not None:
                 self.average.update()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / self.steps_per_epoch
+            means = {name: value.item() for name, value in losses.items()}
+            for name, value in means.items():
+                totals[name] += value / self.steps_per_epoch
             whole = (epoch - 1) * self.steps_per_epoch + done
             self.progress(
                 "recommender",
                 whole,
                 self.steps_per_epoch * self.config.num_epochs,
-                {"train_loss": losses["train_loss"].item()},
+                {"train_loss": means["train_loss"]},
             )
         return totals
 
     def _shape(self, chosen: np.ndarray) -> tuple[int, int]:
         return int(self.train_rows.lengths[chosen].max()), len(chosen)
 
-    def _losses(self, rows_by_task: list[np.ndarray], chosen: np.ndarray) -> dict[str, torch.Tensor]:
-        """Mean loss a target over all tasks, and the mean implicit alignment."""
-        total = torch.zeros((), device=self.device)
-        implicit = torch.zeros((), device=self.device)
-        count = 0
-        for task, rows in zip(self.history_tasks, rows_by_task, strict=True):
-            batch = self._batch(self.train_rows, rows, only_last=self.config.encoding == "exact")
-            total = total + history_loss(self.model, self.items, batch, task=task)
-            count += int(batch.counted.sum())
-        if len(chosen):
-            for task in self.alignment_tasks:
-                indices = torch.from_numpy(chosen).to(self.device)
-                explicit, aligned = alignment_losses(self.model, self.items, indices, task=task)
-                total, implicit = total + explicit, implicit + aligned / len(self.alignment_tasks)
-                count += len(chosen)
-        return {"train_loss": total / count, "implicit_loss": implicit}
+    def _parts(
+        self, rows_by_task: list[np.ndarray], chosen: np.ndarray, losses: dict[str, torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """The step's loss in parts, each to be propagated before the next is worked out, so that little is kept.
+
+        The parts' sum is the mean loss a target over all tasks and the weighed mean of the implicit alignments. Both
+        are added to `losses` by name.
+        """
+        only_last = self.config.encoding == "exact"
+        batches = [
+            (task, batch_of(self.train_rows, piece, only_last=only_last).to(self.device))
+            for task, rows in zip(self.history_tasks, rows_by_task, strict=True)
+            for piece in self._pieces(rows)
+        ]
+        count = sum(int(batch.counted.sum()) for _, batch in batches) + len(chosen) * len(self.alignment_tasks)
+        for task, batch in batches:
+            with products_in(self.config.precision, self.device):
+                loss = history_loss(self.model, self.items, batch, task=task) / count
+            losses["train_loss"] += loss.detach()
+            yield loss
+        indices = torch.from_numpy(chosen).to(self.device)
+        for task in self.alignment_tasks if len(chosen) else ():
+            with products_in(self.config.precision, self.device):
+                explicit, implicit = alignment_losses(self.model, self.items, indices, task=task)
+            explicit, implicit = explicit / count, implicit / len(self.alignment_tasks)
+            losses["train_loss"] += explicit.detach()
+            losses["implicit_loss"] += implicit.detach()
+            yield explicit + self.config.implicit_weight * implicit
+
+    def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row."""
+        words = self.model.vocabulary
+        items = 2 * int(self.train_rows.lengths[rows].max())  # read, and at most as many to write
+        size = max(1, TOKENS_A_PIECE[self.device.type] // (words.num_prompt_tokens + items * words.num_levels))
+        return np.array_split(rows, -(-len(rows) // size))
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()
         with evaluated_weights(self.average):
-            measured = self.validation.losses(self.model)
+            with products_in(self.config.precision, self.device):
+                measured = self.validation.losses(self.model)
             if self.config.early_stopping == "validation_ndcg":
                 measured["validation_ndcg"] = self.validation.ndcg(self.model)
         return measured
-
-    def _batch(self, rows: Rows, chosen: np.ndarray, *, only_last: bool) -> Batch:
-        return batch_of(rows, chosen, only_last=only_last).to(self.device)

@@ -149,7 +149,7 @@ class GenerativeRecommender(nn.Module):
         bias = _attention_bias(stack, tokens.shape[1], mask)
         for block in stack.block:
             states = _self_attention(block, states, bias)
-            states = block.layer[-1](states)
+            states = _feed_forward(block, states)
         return cast(torch.Tensor, stack.dropout(stack.final_layer_norm(states)))
 
     def recency_bias(self, lags: torch.Tensor) -> torch.Tensor:
@@ -195,7 +195,7 @@ class GenerativeRecommender(nn.Module):
         for block, keys, values in zip(stack.block, memory.keys, memory.values, strict=True):
             states = _self_attention(block, states, own_bias)
             states = _cross_attention(block, states, keys, values, memory.bias)
-            states = block.layer[-1](states)
+            states = _feed_forward(block, states)
         states = stack.dropout(stack.final_layer_norm(states))
         if self.t5.config.scale_decoder_outputs:
             states = states * self.t5.config.d_model**-0.5
@@ -230,7 +230,7 @@ class GenerativeRecommender(nn.Module):
             mixed = (scores.softmax(dim=-1)[..., None, :] @ values)[..., 0, :]  # [B, A, J, d_kv]
             states = states + attention.o(mixed.transpose(1, 2).flatten(2))
             states = _cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
-            states = block.layer[-1](states)
+            states = _feed_forward(block, states)
         states = stack.final_layer_norm(states)
         if self.t5.config.scale_decoder_outputs:
             states = states * self.t5.config.d_model**-0.5
@@ -311,6 +311,14 @@ def _cross_attention(
     normed = layer.layer_norm(states).view(len(keys), -1, states.shape[-1])  # [B, J*T, D]
     mixed = attention.o(_attend(_heads(attention, attention.q(normed)), keys, values, bias)).view_as(states)
     return cast(torch.Tensor, states + layer.dropout(mixed))
+
+
+def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
+    """As in transformers, which however takes what lies between in the weights' precision: half of autocast's gain."""
+    layer = block.layer[-1]
+    dense = layer.DenseReluDense
+    hidden = dense.dropout(F.relu(dense.wi(layer.layer_norm(states))))
+    return cast(torch.Tensor, states + layer.dropout(dense.wo(hidden)))
 
 
 def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:

@@ -164,7 +164,7 @@ class _Fit:
             states = self.model(inputs)[exists]  # [targets, D]
             loss = self.model.loss(states, targets.to(device)[exists])
             where = f"SASRec training, epoch {epoch}, step {step}"
-            guarded_step(loss, self.optimizer, self.model.parameters(), where=where)
+            guarded_step([loss], self.optimizer, self.model.parameters(), where=where)
             value = loss.item()
             total, count = total + value * len(states), count + len(states)
             self.progress(_STAGE, (epoch - 1) * self.num_targets + count, self.total, {"train_loss": value})

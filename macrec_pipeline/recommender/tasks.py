@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # CPU cores 20 and 40 train about equally many targets a second, 10 and 80 mostly fewer.
 TARGETS_PER_ROW = 20
 
+# A batch of like lengths grows while its padded items are no more than this many, or than this multiple of the real
+# ones.
+SMALL_BATCH, MOST_PADDED = 1024, 1.2
+
 HIDDEN_LAG, PROMPT_LAG, FIRST_ITEM_LAG = 0, 1, 2
 
 
@@ -147,6 +151,24 @@ def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Gen
         begin += size
     for index in generator.permutation(len(batches)):
         yield batches[index]
+
+
+def like_lengths(lengths: np.ndarray, *, batch_size: int) -> Iterator[np.ndarray]:
+    """Places of a batch after the other, int64 [B] with B <= `batch_size`: each place once, shortest first.
+
+    Args:
+        lengths: int64 [R], what each row costs before it is padded to the longest of its batch.
+        batch_size: the most rows of a batch.
+    """
+    order = np.argsort(lengths, kind="stable")
+    begin, real = 0, 0
+    for end, length in enumerate(lengths[order], start=1):
+        padded = (end - begin) * length
+        if end - begin > batch_size or padded > max(SMALL_BATCH, MOST_PADDED * (real + length)):
+            yield order[begin : end - 1]
+            begin, real = end - 1, 0
+        real += length
+    yield order[begin:]
 
 
 def item_causal_views(

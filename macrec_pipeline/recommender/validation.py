@@ -13,7 +13,7 @@ import torch
 
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes, history_loss
-from macrec_pipeline.recommender.tasks import batch_of, last_target_rows
+from macrec_pipeline.recommender.tasks import batch_of, last_target_rows, like_lengths
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender
@@ -41,14 +41,13 @@ class Validation:
     def losses(self, model: GenerativeRecommender) -> dict[str, float]:
         """Nats a code of each trained route, and `validation_loss`, their mean; for a model in evaluation mode."""
         rows = last_target_rows(self.histories, model.config)
-        order = np.argsort(rows.lengths, kind="stable")
         losses = {}
         for task in (task for task in ROUTE_TASKS if task in model.config.tasks):
             total = 0.0
-            for chosen in np.array_split(order, max(1, len(order) // _LOSS_BATCH)):
+            for chosen in like_lengths(rows.lengths, batch_size=_LOSS_BATCH):
                 batch = batch_of(rows, chosen, only_last=True).to(model.t5.device)
                 total += history_loss(model, self.items, batch, task=task).item()
-            losses[f"validation_loss_{task.split('_')[0]}"] = total / len(order)
+            losses[f"validation_loss_{task.split('_')[0]}"] = total / len(rows)
         return losses | {"validation_loss": sum(losses.values()) / len(losses)}
 
     def ndcg(self, model: GenerativeRecommender) -> float:

@@ -29,22 +29,36 @@ def cosine_schedule(
 
 
 def guarded_step(
-    loss: torch.Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, where: str
+    parts: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, where: str
 ) -> None:
     """Backpropagate, clip the gradient and step; a loss or gradient that is not finite stops training.
+
+    Args:
+        parts: scalars whose sum is the loss; each is propagated before the next is asked for.
+        optimizer: of the parameters.
+        parameters: whose gradients are clipped, together.
+        where: begins the message of an error.
 
     Raises:
         TrainingError: names where it happened and the value.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    losses = []
+    for part in parts:
+        part.backward()  # type: ignore[no-untyped-call]
+        losses.append(part.detach())  # read below only if need be: it would make a GPU wait
     norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
     if not torch.isfinite(norm):
         raise TrainingError(
-            f"{where}: the loss is {loss.item():.4g} and its gradient's norm {norm.item():.4g}. "
+            f"{where}: the loss is {float(sum(losses)):.4g} and its gradient's norm {norm.item():.4g}. "
             "Lower the learning rate, or look for extreme values in the embeddings."
         )
     optimizer.step()
+
+
+def products_in(precision: str, device: torch.device) -> torch.autocast:
+    """Inside, matrix products are made in "float32" or "bfloat16"; parameters and what is summed up stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class MovingAverage:

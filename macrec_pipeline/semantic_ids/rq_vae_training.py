@@ -63,7 +63,7 @@ class RqVaeTraining:
             items = self.items.rows(torch.from_numpy(chosen).to(self.device))
             losses = self.model.losses(items, generator=self.draws)
             guarded_step(
-                losses.total, self.optimizer, self.model.parameters(), where=f"quantizer training, epoch {epoch}"
+                [losses.total], self.optimizer, self.model.parameters(), where=f"quantizer training, epoch {epoch}"
             )
             for name, value in {"loss": losses.total, **losses.parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting
 from macrec_pipeline.recommender.objective import ItemCodes, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, training_rows
 from macrec_pipeline.recommender.validation import Validation
@@ -57,6 +57,7 @@ def saved(fitted: FittedRecommender, folder: Path) -> dict[str, bytes]:
         {"encoding": "item_causal"},
         {"encoding": "exact", "ema_decay": 0.9},
         {"early_stopping": "validation_ndcg", "dropout": 0.0},
+        {"encoding": "item_causal", "precision": "bfloat16"},
     ],
 )
 @pytest.mark.parametrize("share", [0.1, 0.6])
@@ -89,6 +90,30 @@ def test_a_finished_training_is_only_read_back(tmp_path: Path) -> None:
     first = fit(checkpoint)
     again = fit(checkpoint, cut_off_after(0.0))
     assert saved(first, tmp_path / "a") == saved(again, tmp_path / "b")
+
+
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+def test_a_step_in_pieces_is_the_step_as_a_whole(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row a backward pass or all of a task: the same losses and, but for the order of sums, the same weights."""
+    logs, weights = [], []
+    for size in (1, 10**9):
+        monkeypatch.setattr(fitting, "TOKENS_A_PIECE", {"cpu": size})
+        fitted = fit(encoding=encoding, dropout=0.0, num_epochs=2, learning_rate=1e-3)
+        logs.append([value for row in fitted.log for value in row.values()])
+        weights.append(torch.cat([parameter.flatten() for parameter in fitted.model.parameters()]))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+    assert torch.dist(*weights) < 1e-3 * torch.linalg.vector_norm(weights[0])
+
+
+def test_products_in_bfloat16_train_weights_of_float32() -> None:
+    """Other losses than in float32, and by no more than bfloat16's 8 bits explain; what is kept is float32."""
+    plain, fast = (
+        fit(precision=precision, dropout=0.0, learning_rate=1e-3).log for precision in ("float32", "bfloat16")
+    )
+    for exact, rounded in zip(plain, fast, strict=True):
+        assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+        assert rounded["train_loss"] != exact["train_loss"]
+    assert {parameter.dtype for parameter in fit(precision="bfloat16").model.parameters()} == {torch.float32}
 
 
 def test_label_smoothing_acts_in_training_alone() -> None:

@@ -13,7 +13,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     with pytest.raises(TrainingError, match="here, step 3: the loss is inf"):
-        guarded_step(weight.sum() * float("inf"), optimizer, [weight], where="here, step 3")
+        guarded_step([weight.sum() * float("inf")], optimizer, [weight], where="here, step 3")
     assert weight.item() == 1.0
 
 
