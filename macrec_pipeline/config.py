@@ -116,6 +116,10 @@ class SasrecConfig(Section):
         return self
 
 
+# bfloat16 is faster where the processor has it, as products of many small numbers; weights and sums stay float32.
+Precision = Literal["float32", "bfloat16"]
+
+
 class QuantizerConfig(Section):
     """The residual quantizers of both modalities (MACRec section 3.2)."""
 
@@ -150,6 +154,7 @@ class QuantizerConfig(Section):
     weight_decay: float = Field(1e-4, ge=0, description="AdamW")
     batch_size: int = Field(2048, ge=2, description="items a step")
     num_epochs: int = Field(1000, ge=1, description="passes over the catalogue")
+    precision: Precision = Field("float32", description="of the layers' matrix products in training")
     evaluate_every: int = Field(
         10, ge=1, description="epochs between two measurements of the collision rate and the dead codes"
     )
@@ -212,9 +217,7 @@ class RecommenderConfig(Section):
     num_epochs: int = Field(200, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the targets' codes, in training only")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights; 0 is off")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the matrix products in training; bfloat16 is faster where the processor has it"
-    )
+    precision: Precision = Field("float32", description="of the layers' matrix products in training")
     early_stopping: Literal["validation_loss", "validation_ndcg"] = Field(
         "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
     )

@@ -32,6 +32,7 @@ from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import (
     MovingAverage,
+    adam_w,
     cosine_schedule,
     evaluated_weights,
     guarded_step,
@@ -128,9 +129,7 @@ class _Fit:
         self.alignment_tasks = [task for task in config.tasks if task in ALIGNMENT_TASKS]
         self.targets_per_batch = max(1, config.batch_size // len(self.history_tasks))
         self.steps_per_epoch = sum(1 for _ in self._plan(np.random.default_rng(0)))
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = adam_w(model.parameters(), config)
         self.schedule = cosine_schedule(
             self.optimizer, num_steps=self.steps_per_epoch * config.num_epochs, warmup_share=config.warmup_share
         )

@@ -26,7 +26,7 @@ from macrec_pipeline.runtime.checkpoint import (
 )
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import guarded_step
+from macrec_pipeline.runtime.training import adam_w, guarded_step
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import SasrecConfig
@@ -120,9 +120,7 @@ class _Fit:
         self.seed = seed
         self.order, self.dropout = numpy_generator(seed, "sasrec/order"), torch_generator(seed, "sasrec/dropout")
         model.draw_dropout_from(self.dropout)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = adam_w(model.parameters(), config)
         self.flat, starts = flatten(histories)
         self.windows = training_windows(np.diff(starts), max_length=config.max_length)
         self.num_targets = int(self.windows.lengths.sum())

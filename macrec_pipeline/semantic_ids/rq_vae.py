@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from macrec_pipeline.runtime.training import products_in
 from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized
 
@@ -31,6 +32,7 @@ class RqVae(ModalityQuantizer):
     def __init__(self, input_dim: int, config: QuantizerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__(input_dim, config, latent_dim=config.latent_dim)
         self.projection = nn.Linear(input_dim, config.projection_dim)
+        self.precision = config.precision
         sizes = (config.projection_dim, *config.hidden_dims, config.latent_dim)
         self.encoder = _mlp(sizes)
         self.decoder = _mlp((*reversed(sizes), input_dim))
@@ -42,10 +44,15 @@ class RqVae(ModalityQuantizer):
         return self._encode(self.standardized(vectors))
 
     def forward(self, vectors: torch.Tensor) -> tuple[Quantized, torch.Tensor]:
-        """Raw float [B, D] -> their quantization and the reconstruction loss (mse of the standardized)."""
+        """In training, raw float [B, D] -> their quantization and the reconstruction loss (mse of the standardized)."""
         target = self.standardized(vectors)
-        quantized: Quantized = self.quantizer(self._encode(target))
-        return quantized, F.mse_loss(self.decoder(quantized.latent), target)
+        # the layers alone: which code is nearest, and how far, is a matter of small differences
+        with products_in(self.precision, vectors.device):
+            latent = self._encode(target).float()
+        quantized: Quantized = self.quantizer(latent)
+        with products_in(self.precision, vectors.device):
+            reconstruction = self.decoder(quantized.latent).float()
+        return quantized, F.mse_loss(reconstruction, target)
 
     def _encode(self, standardized: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.encoder(self.projection(standardized))

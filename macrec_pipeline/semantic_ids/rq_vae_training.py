@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import guarded_step
+from macrec_pipeline.runtime.training import adam_w, guarded_step
 from macrec_pipeline.semantic_ids.catalogue import Catalogue
 from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, Items
 from macrec_pipeline.semantic_ids.modality_quantizer import centre_and_scale
@@ -48,9 +48,7 @@ class RqVaeTraining:
         self.order, self.draws = numpy_generator(seed, f"{name}/order"), torch_generator(seed, f"{name}/positives")
         self.revivals = torch_generator(seed, f"{name}/revivals")
         self._initialise(seed)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self.optimizer = adam_w(self.model.parameters(), config)
 
     def one_epoch(self, epoch: int) -> dict[str, float]:
         """Pass over the catalogue once; the mean of the loss and of each of its parts.
