@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy/curves.py
 
-In: the results files of `instruments.py`. Out: docs/images/instruments-curves.png. A sample is one target of one task,
-whatever the encoding, so that the exact and the item-causal objective are seen at equal samples. Minutes are those of
-the machine that trained, and are left out for a training that went on after a cut.
+In: the results files of `instruments.py`. Out: in docs/images, instruments-curves.png of the trainings that were ranked
+afterwards, and instruments-encodings.png of those with `--training-only`. A sample is one target of one task, whatever
+the encoding, so that the exact and the item-causal objective are seen at equal samples. Minutes are those of the
+machine that trained, and are left out for a training that went on after a cut.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
-PICTURE = HERE.parents[1] / "docs" / "images" / "instruments-curves.png"
+PICTURES = HERE.parents[1] / "docs" / "images"
 FIGURES = {"validation_loss": "validation loss, nats a code", "validation_ndcg": "validation NDCG@10, fused"}
 _COLOURS = ("#1f6f8b", "#c8553d", "#6a8d3a", "#7d5ba6")
 # Targets of one pass over the training parts, and items: what a history task and an ID -> ID task learn in an epoch.
@@ -81,15 +82,18 @@ def main() -> None:
     """Draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--out", type=Path, default=PICTURE)
+    parser.add_argument("--out", type=Path, default=PICTURES, help="folder")
     asked = parser.parse_args()
     paths = sorted(asked.results.glob("instruments-*.json"))
     if not paths:
         parser.error(f"{asked.results} holds no instruments-*.json; run instruments.py first")
-    picture([json.loads(path.read_text(encoding="utf-8")) for path in paths]).savefig(
-        asked.out, metadata={"Software": None}
-    )
-    print(asked.out)
+    compared = [path for path in paths if path.stem.endswith("-training")]
+    ranked = [path for path in paths if path not in compared]
+    for name, group in (("instruments-curves.png", ranked), ("instruments-encodings.png", compared)):
+        if group:
+            documents = [json.loads(path.read_text(encoding="utf-8")) for path in group]
+            picture(documents).savefig(asked.out / name, metadata={"Software": None})
+            print(asked.out / name)
 
 
 if __name__ == "__main__":
