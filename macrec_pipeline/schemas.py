@@ -164,10 +164,18 @@ HISTORIES = TableSchema(
 )
 EMBEDDINGS = TableSchema(
     "embeddings",
-    {"item_index": _INT, "item_id": _STRING, "embedding": ANY_WIDTH_VECTOR, "imputed": _BOOL},
+    {
+        "item_index": _INT,
+        "item_id": _STRING,
+        "embedding": ANY_WIDTH_VECTOR,
+        "imputed": _BOOL,
+        "content": _STRING,
+    },
+    nullable=frozenset({"content"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
-    description="One row an item; imputed where the item has no such modality. No rows: semantic IDs are given.",
+    description="One row an item; imputed where the item has no such modality; content is the SHA-256 "
+    "of the text or picture file that the vector was made from. No rows: semantic IDs are given.",
 )
 PSEUDO_LABELS = TableSchema(
     "pseudo_labels",

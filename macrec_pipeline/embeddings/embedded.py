@@ -1,6 +1,6 @@
 """What the encoders return: the vectors of what could be encoded go in, one row an item leaves.
 
-Symbols: N items, M distinct texts or pictures that were encoded, D embedding.
+Symbols: N items, M distinct texts or pictures, D embedding.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from macrec_pipeline.embeddings.imputation import impute_missing
+from macrec_pipeline.embeddings.made_before import VectorsByContent
 from macrec_pipeline.errors import EncoderError
 
 
@@ -24,36 +25,50 @@ class Embedded:
         failures: (row, reason) of each picture that was named but could not be used, in the order of the rows.
         encoder: what made the vectors: `name`, `dim`, `digest` (SHA-256 of the weights, hexadecimal), `digest_of`
             ("files" or "state") and `preprocessing`. The same entries and the same input give the same vectors.
-        items_per_second: distinct texts or pictures encoded a second, loading the encoder not counted.
+        made_by: SHA-256, in hexadecimal, of all that decides a vector but its text or picture.
+        contents: N times the SHA-256 of the text or of the picture's file, in hexadecimal; None for an imputed row.
+            Rows of the same content and the same `made_by` have the same vector.
+        num_encoded: distinct texts or pictures that had no vector from before.
+        items_per_second: of those, loading the encoder not counted; 0 if there were none.
     """
 
     vectors: NDArray[np.float32]
     imputed: NDArray[np.bool_]
     failures: tuple[tuple[int, str], ...]
     encoder: dict[str, Any]
+    made_by: str
+    contents: tuple[str | None, ...]
+    num_encoded: int
     items_per_second: float
 
 
 def build_embedded(
-    encoded: NDArray[np.float32],
+    contents: Sequence[str | None],
+    vectors_by_content: VectorsByContent,
     *,
-    slots: NDArray[np.int64],
     encoder: dict[str, Any],
+    made_by: str,
     failures: Sequence[tuple[int, str]],
+    num_encoded: int,
     seconds: float,
 ) -> Embedded:
-    """Give every item its row of `encoded`, or the mean of those that have one.
+    """Give every item the vector of its content, or the mean of those that have one.
 
     Args:
-        encoded: float32 [M, D].
-        slots: int64 [N], the row of `encoded` that an item takes, or -1 for none.
+        contents: N of them, at least one not None.
+        vectors_by_content: holds each that is not None.
         encoder: the encoder's description; `dim` is added here.
+        made_by: see `Embedded`.
         failures: (row, reason) pairs in any order.
+        num_encoded: see `Embedded`.
         seconds: wall-clock time that the encoding took.
 
     Raises:
-        EncoderError: the encoder gave a value that is not finite, or no item has a row.
+        EncoderError: the encoder gave a value that is not finite.
     """
+    distinct = {content: place for place, content in enumerate(dict.fromkeys(c for c in contents if c is not None))}
+    encoded = vectors_by_content.rows(list(distinct))  # [M, D]
+    slots = np.array([-1 if content is None else distinct[content] for content in contents], dtype=np.int64)
     finite = np.isfinite(encoded).all(axis=1)
     if not finite.all():
         slot = int(np.flatnonzero(~finite)[0])
@@ -69,5 +84,8 @@ def build_embedded(
         imputed=imputed,
         failures=tuple(sorted(failures)),
         encoder={**encoder, "dim": int(vectors.shape[1])},
-        items_per_second=len(encoded) / max(seconds, 1e-9),
+        made_by=made_by,
+        contents=tuple(contents),
+        num_encoded=num_encoded,
+        items_per_second=num_encoded / max(seconds, 1e-9),
     )

@@ -1,7 +1,7 @@
 """Item pictures -> image embeddings (MACRec section 3.1): paths go in, one vector an item leaves.
 
 Every distinct picture is decoded once, ahead of the model; items without a usable one get the mean of the others.
-Symbols: N items, M distinct pictures that could be read, B batch, D embedding.
+Symbols: N items, B batch, D embedding.
 """
 
 import time
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from macrec_pipeline.config import ImageEncoderConfig
 from macrec_pipeline.embeddings.embedded import Embedded, build_embedded
 from macrec_pipeline.embeddings.image_encoders import ImageEncoder, load_image_encoder
-from macrec_pipeline.embeddings.pictures import decode_ahead, pillow_warnings_ignored
+from macrec_pipeline.embeddings.made_before import MadeBefore, VectorsByContent, made_by
+from macrec_pipeline.embeddings.pictures import decode_ahead, files_digests, pillow_warnings_ignored
 from macrec_pipeline.errors import EncoderError
 from macrec_pipeline.runtime.progress import Progress
 
@@ -24,15 +25,24 @@ STAGE = "image embeddings"
 
 
 def embed_images(
-    paths: Sequence[Path | None], config: ImageEncoderConfig, *, device: torch.device, progress: Progress
+    paths: Sequence[Path | None],
+    config: ImageEncoderConfig,
+    *,
+    device: torch.device,
+    progress: Progress,
+    before: MadeBefore | None = None,
+    shards: Path | None = None,
 ) -> Embedded:
-    """Embed one picture an item.
+    """Embed one picture an item, those alone that have no vector yet.
 
     Args:
         paths: N picture files, None for an item without one; items may share a file.
         config: the encoder's name, batch size and the largest picture that is decoded.
         device: where the encoder runs.
-        progress: called as stage "image embeddings" after each batch, counting distinct pictures.
+        progress: called as stage "image embeddings" after each batch, counting distinct pictures that have no vector
+            yet.
+        before: vectors of an earlier run.
+        shards: a folder that keeps what is done, should this be cut off.
 
     Returns:
         The embeddings; `failures` lists each item whose picture could not be read, and why.
@@ -47,50 +57,65 @@ def embed_images(
             "picture path template of the data set."
         )
     encoder = load_image_encoder(config.name, device=device)
+    identity = made_by(encoder.description, max_pixels=config.max_pixels)
+    vectors = VectorsByContent(identity, before=before, shards=shards)
+    content_of = dict(zip(distinct, files_digests(distinct), strict=True))
+    new: dict[str, Path] = {}
+    for path, content in content_of.items():
+        if content not in vectors:
+            new.setdefault(content, path)
     started = time.perf_counter()
-    encoded, outcome = _encode(distinct, encoder, config, device=device, progress=progress)
+    refused = _encode(new, encoder, vectors, config, device=device, progress=progress)
     seconds = time.perf_counter() - started
-    results = [None if path is None else outcome[path] for path in paths]
+    if len(refused) == len(set(content_of.values())):
+        content, reason = next(iter(refused.items()))
+        raise EncoderError(
+            f"None of the {len(distinct)} pictures could be read, such as {new[content]}: {reason}. Expected "
+            "picture files such as JPEG or PNG. Check the picture path template of the data set."
+        )
+    found = [None if path is None else content_of[path] for path in paths]
     return build_embedded(
-        encoded,
-        slots=np.array([slot if isinstance(slot, int) else -1 for slot in results], dtype=np.int64),
+        [None if content in refused else content for content in found],
+        vectors,
         encoder=encoder.description,
-        failures=[(row, reason) for row, reason in enumerate(results) if isinstance(reason, str)],
+        made_by=identity,
+        failures=[(row, refused[content]) for row, content in enumerate(found) if content in refused],
+        num_encoded=len(new) - len(refused),
         seconds=seconds,
     )
 
 
 def _encode(
-    paths: list[Path], encoder: ImageEncoder, config: ImageEncoderConfig, *, device: torch.device, progress: Progress
-) -> tuple[NDArray[np.float32], dict[Path, int | str]]:
-    """Vectors float32 [M, D] with M > 0, and for each path its row in them or why it has none."""
-    outcome: dict[Path, int | str] = {}
-    batch: list[torch.Tensor] = []
-    vectors: list[NDArray[np.float32]] = []
-    num_read = 0
-    progress(STAGE, 0, len(paths))
+    pictures: dict[str, Path],
+    encoder: ImageEncoder,
+    vectors: VectorsByContent,
+    config: ImageEncoderConfig,
+    *,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, str]:
+    """Add the vectors of pictures by content; return why the others have none."""
+    refused: dict[str, str] = {}
+    batch: dict[str, torch.Tensor] = {}
+    progress(STAGE, 0, len(pictures))
     stream = decode_ahead(
-        paths, max_pixels=config.max_pixels, transform=encoder.transform, num_ahead=2 * config.batch_size
+        list(pictures.values()),
+        max_pixels=config.max_pixels,
+        transform=encoder.transform,
+        num_ahead=2 * config.batch_size,
     )
-    with pillow_warnings_ignored(), closing(stream) as pictures:
-        for done, (path, picture) in enumerate(zip(paths, pictures, strict=True), start=1):
+    with pillow_warnings_ignored(), closing(stream) as decoded:
+        for done, (content, picture) in enumerate(zip(pictures, decoded, strict=True), start=1):
             if isinstance(picture, str):
-                outcome[path] = picture
+                refused[content] = picture
             else:
-                outcome[path] = num_read
-                num_read += 1
-                batch.append(picture)
-            if len(batch) == config.batch_size or done == len(paths):
+                batch[content] = picture
+            if len(batch) == config.batch_size or done == len(pictures):
                 if batch:
-                    vectors.append(_forward(encoder, batch, device=device))
-                batch = []
-                progress(STAGE, done, len(paths))
-    if not vectors:
-        raise EncoderError(
-            f"None of the {len(paths)} pictures could be read, such as {paths[0]}: {outcome[paths[0]]}. Expected "
-            "picture files such as JPEG or PNG. Check the picture path template of the data set."
-        )
-    return np.concatenate(vectors), outcome
+                    vectors.add(batch, _forward(encoder, list(batch.values()), device=device))
+                batch = {}
+                progress(STAGE, done, len(pictures))
+    return refused
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ A catalogue holds truncated downloads, error pages named `.jpg`, scans in CMYK a
 may end a weekly run, and none may pass in silence: a picture that cannot be used becomes a sentence.
 """
 
+import hashlib
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -49,6 +50,20 @@ def read_picture(path: Path, *, max_pixels: int) -> Image.Image | str:
         return f"not a picture in a known format ({', '.join(FORMATS)})"
     except Exception as error:  # decoders raise nearly anything on damaged bytes, and one file must not end the run
         return f"the picture cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def files_digests(paths: Sequence[Path]) -> list[str]:
+    """SHA-256, in hexadecimal, of each file's bytes; of one that cannot be read, a text of its own that is none."""
+
+    def digest(path: Path) -> str:
+        try:
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return f"unreadable: {path}"
+
+    with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="pictures") as pool:  # hashing frees the interpreter
+        return list(pool.map(digest, paths))
 
 
 def decode_ahead(

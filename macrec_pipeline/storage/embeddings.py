@@ -3,6 +3,7 @@
 Shapes: N items, D embedding.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from macrec_pipeline.schemas import EMBEDDINGS
 
 
 def embedding_table(
-    items: pl.DataFrame, *, vectors: npt.NDArray[np.float32], imputed: npt.NDArray[Any]
+    items: pl.DataFrame,
+    *,
+    vectors: npt.NDArray[np.float32],
+    imputed: npt.NDArray[Any],
+    contents: Sequence[str | None] | None = None,
 ) -> pl.DataFrame:
     """Lay a matrix of embeddings beside the items that it belongs to.
 
@@ -22,6 +27,7 @@ def embedding_table(
         items: the `items` table, N rows.
         vectors: float32 [N, D], a row an item in the order of `items`.
         imputed: bool [N], true where the item has no such modality.
+        contents: N digests of what the vectors were made from; None where that is not known.
 
     Returns:
         A table of the schema `EMBEDDINGS`.
@@ -41,6 +47,7 @@ def embedding_table(
     table = items.select("item_index", "item_id").with_columns(
         pl.Series("embedding", matrix, dtype=pl.Array(pl.Float32, matrix.shape[1])),
         pl.Series("imputed", imputed, dtype=pl.Boolean),
+        pl.Series("content", contents or [None] * items.height, dtype=pl.String),
     )
     return EMBEDDINGS.check(table)
 

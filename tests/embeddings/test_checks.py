@@ -16,6 +16,7 @@ def table_of(vectors: list[list[float]], imputed: tuple[bool, ...] = (False, Fal
             "item_id": ITEM_IDS[: len(vectors)],
             "embedding": pl.Series(np.array(vectors, np.float32), dtype=pl.Array(pl.Float32, len(vectors[0]))),
             "imputed": list(imputed[: len(vectors)]),
+            "content": pl.Series([None] * len(vectors), dtype=pl.String),
         }
     )
     return schemas.EMBEDDINGS.check(table)

@@ -84,7 +84,7 @@ def test_progress_counts_pictures_up_to_all_once(
 ) -> None:
     """Progress starts at 0, rises, and reaches the number of distinct pictures exactly once, broken ones included."""
     for index in broken:
-        pictures[index].write_bytes(b"broken")
+        pictures[index].write_bytes(b"broken %d" % index)
     embed_images([*pictures, None, pictures[0]], config, device=cpu, progress=recorded)
     calls = recorded.calls
     done = [call[1] for call in calls]

@@ -1,6 +1,7 @@
 """Embeddings: one vector an item and modality, from an encoder or, where the data set brings them, from its files."""
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
@@ -9,9 +10,16 @@ import polars as pl
 from macrec_pipeline.config import Route
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage, table_metadata
+from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
-from macrec_pipeline.storage import embedding_table
+from macrec_pipeline.storage import embedding_table, vectors_of
 
+if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definitions
+    from macrec_pipeline.embeddings import MadeBefore
+
+logger = logging.getLogger(__name__)
+
+MADE_BY = "made_by"
 GROUP = "embeddings"
 KINDS = {"torch", "parquet"}
 
@@ -21,7 +29,7 @@ KINDS = {"torch", "parquet"}
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("text_embeddings"),
     description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
 )
@@ -36,7 +44,7 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("image_embeddings"),
     description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
 )
@@ -64,18 +72,42 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
     from macrec_pipeline.runtime.devices import prepare_device
 
     device = prepare_device(work.config.runtime)
-    if route == "text":
-        texts = items["text"].to_list()
-        embedded = embed_texts(texts, work.config.text_encoder, device=device, progress=work.progress)
-    else:
-        paths = [None if path is None else work.data / path for path in items["image_path"]]
-        embedded = embed_images(paths, work.config.image_encoder, device=device, progress=work.progress)
-    return work.save(
-        embedding_table(items, vectors=embedded.vectors, imputed=embedded.imputed),
-        encoder=embedded.encoder,
-        dimensions=embedded.vectors.shape[1],
-        imputed=int(embedded.imputed.sum()),
-        imputed_share=float(embedded.imputed.mean()),
-        items_per_second=embedded.items_per_second,
-        unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
-    )
+    with work.store.scratch(work.asset) as shards:
+        common: dict[str, Any] = {
+            "device": device,
+            "progress": work.progress,
+            "before": _made_before(work),
+            "shards": shards,
+        }
+        if route == "text":
+            embedded = embed_texts(items["text"].to_list(), work.config.text_encoder, **common)
+        else:
+            paths = [None if path is None else work.data / path for path in items["image_path"]]
+            embedded = embed_images(paths, work.config.image_encoder, **common)
+        table = embedding_table(items, vectors=embedded.vectors, imputed=embedded.imputed, contents=embedded.contents)
+        return work.save(
+            table,
+            details={MADE_BY: embedded.made_by},
+            encoder=embedded.encoder,
+            dimensions=embedded.vectors.shape[1],
+            imputed=int(embedded.imputed.sum()),
+            imputed_share=float(embedded.imputed.mean()),
+            encoded=embedded.num_encoded,
+            items_per_second=embedded.items_per_second,
+            unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
+        )
+
+
+def _made_before(work: Stage) -> "MadeBefore | None":
+    """The vectors of the version before; none where there is no such version, or it cannot be read."""
+    from macrec_pipeline.embeddings import MadeBefore
+
+    if not work.store.has(work.asset):
+        return None
+    try:
+        made_by = work.store.manifest(work.asset).details.get(MADE_BY)
+        table = work.table(work.asset) if made_by else None
+    except (StorageError, SchemaError) as error:
+        logger.warning("Everything is encoded anew, since the version before cannot be read: %s", error)
+        return None
+    return None if table is None else MadeBefore(str(made_by), table["content"].to_list(), vectors_of(table))
