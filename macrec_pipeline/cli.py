@@ -26,6 +26,7 @@ from macrec_pipeline.terminal import (
     WIDE,
     answer_table,
     console,
+    decision_lines,
     failures_table,
     history_lines,
     metrics_table,
@@ -48,6 +49,7 @@ app = typer.Typer(
         "`macrec run movielens-100k --data ~/data --set recommender.num_epochs=5 --set seed=7`\n\n"
         "`macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 10`\n\n"
         "`macrec datasets validate` — which data sets are ready to run\n\n"
+        "`macrec promote demo` — the challenger becomes the champion; `macrec rollback demo` takes it back\n\n"
         "`macrec ui` — the Dagster and MLflow UIs, with those very runs"
     ),
     rich_markup_mode="markdown",
@@ -242,6 +244,44 @@ def recommend(
     if answer.fallback != "none":
         out.print("Nothing of it is known to the model, so these are its most popular items.")
     out.print(answer_table(answer, catalogue, data=data.resolve()))
+
+
+@app.command()
+def promote(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose registered model, macrec-DATASET.")],
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Default: the challenger.")] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, for those who ask later.")] = "",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make a version the champion, which services load from their next start on.
+
+    Example: `macrec promote demo --version 3 --reason "better on the spring users"`
+    """
+    quieten_libraries()
+    from macrec_pipeline.tracking import open_tracking
+
+    decision = open_tracking(home.resolve(), create=False).promote(dataset, version=version, reason=reason)
+    console().print(decision_lines(decision, take_back=f"macrec rollback {dataset}"))
+
+
+@app.command()
+def rollback(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose registered model, macrec-DATASET.")],
+    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, for those who ask later.")] = "",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make the champion before the present one the champion again; once more goes to the one before that.
+
+    Example: `macrec rollback demo --reason "empty answers since noon"`
+    """
+    quieten_libraries()
+    from macrec_pipeline.tracking import open_tracking
+
+    decision = open_tracking(home.resolve(), create=False).rollback(dataset, reason=reason)
+    before = decision.before
+    console().print(
+        decision_lines(decision, take_back=f"macrec promote {dataset} --version {before.version if before else 'N'}")
+    )
 
 
 @app.command()

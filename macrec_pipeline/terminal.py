@@ -10,12 +10,15 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from macrec_pipeline.tracking import Decision
 
 WIDE = 115
 """Columns that the table of metrics takes with its intervals."""
@@ -92,6 +95,19 @@ def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, dat
         picture = str(data / item["image_path"]) if item.get("image_path") else "none"
         table.add_row(str(rank), escape(item_id), escape(_title(item)), f"{score:.4f}", escape(picture))
     return table
+
+
+def decision_lines(decision: "Decision", *, take_back: str) -> str:
+    """Who is champion, who was, and how both did when they were registered, as markup of rich."""
+    champion, before = decision.champion, decision.before
+    if not decision.changed:
+        return f"{decision.name}: version {champion.version} is @champion already; nothing is changed."
+    was = f"version {before.version} was" if before else "nobody was"
+    lines = [f"{decision.name}: version {champion.version} is @champion now, {was}."]
+    for metric, label in (("hr_10", "HR@10"), ("ndcg_10", "NDCG@10")):
+        values = [f"{one.metrics[metric]:.4f}" if one and metric in one.metrics else "-" for one in (champion, before)]
+        lines.append(f"  {label:<8} {values[0]} now, {values[1]} before, each on the test users of its own run")
+    return "\n".join([*lines, f"Take it back: `{take_back}`. Services see it when they load the model anew."])
 
 
 def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:

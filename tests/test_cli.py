@@ -92,7 +92,7 @@ def test_the_help_shows_commands_and_examples(arguments: list[str], capsys: pyte
     """A person who knows nothing sees every command and can copy an example."""
     status, out, err = _ask(capsys, *arguments)
     assert (status, err) == (0, "")
-    for words in ("run", "datasets", "recommend", "ui", "Examples", "macrec run demo", "--version"):
+    for words in ("run", "datasets", "recommend", "promote", "rollback", "ui", "Examples", "macrec run demo", "--version"):
         assert words in out
 
 

@@ -2,6 +2,7 @@
 
 from macrec_pipeline.tracking.asset_run import AssetRun, metric_progress
 from macrec_pipeline.tracking.loading import load_model
+from macrec_pipeline.tracking.promotion import Contender, Decision
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.server import server_command
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
@@ -10,6 +11,8 @@ from macrec_pipeline.tracking.tracker import Tracker, open_tracking
 __all__ = [
     "DEFAULT_UI_PORT",
     "AssetRun",
+    "Contender",
+    "Decision",
     "RegisteredVersion",
     "Tracker",
     "load_model",

@@ -62,7 +62,7 @@ def register(
     """Register a bundle; see `Tracker.register`."""
     if not bundle_folder.is_dir():
         raise TrackingError(f"{bundle_folder} cannot be registered, since there is no such folder.")
-    name, digest = f"macrec-{dataset}", bundle_digest(bundle_folder)
+    name, digest = model_name(dataset), bundle_digest(bundle_folder)
     finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
     all_tags = {
         **{f"metric.{key}": repr(value) for key, value in finite.items()},
@@ -79,6 +79,11 @@ def register(
         aliases = _set_aliases(store, name, number)
     url = f"{store.ui_url}/#/models/{name}/versions/{number}"
     return RegisteredVersion(name, number, f"models:/{name}/{number}", aliases, digest, url)
+
+
+def model_name(dataset: str) -> str:
+    """The registered model of a data set."""
+    return f"macrec-{dataset}"
 
 
 def bundle_digest(folder: Path) -> str:

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.tracking import registry, runs
+from macrec_pipeline.tracking import promotion, registry, runs
 from macrec_pipeline.tracking.asset_run import AssetRun
+from macrec_pipeline.tracking.promotion import Decision
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.store import TrackingStore, connect
 
@@ -16,15 +17,19 @@ if TYPE_CHECKING:
     from macrec_pipeline.config import PipelineConfig
 
 
-def open_tracking(home: Path) -> Tracker:
-    """Open the MLflow store of a home folder, and make it at the first use.
+def open_tracking(home: Path, *, create: bool = True) -> Tracker:
+    """Open the MLflow store of a home folder.
 
     The store is `MLFLOW_TRACKING_URI`, else a sqlite database below the home. Safe to call from several processes.
+
+    Args:
+        home: the folder of all state.
+        create: make the database if it is not there yet.
 
     Raises:
         TrackingError: the store cannot be reached or is of another MLflow version; one line that says which.
     """
-    return Tracker(connect(home))
+    return Tracker(connect(home, create=create))
 
 
 class Tracker:
@@ -129,3 +134,28 @@ class Tracker:
             run_id=run_id,
             tags=tags or {},
         )
+
+    def promote(self, dataset: str, *, version: int | None = None, reason: str = "") -> Decision:
+        """Make a version of a data set's model `@champion`; nothing happens if it is.
+
+        Args:
+            dataset: the data set's name.
+            version: its number; None for the challenger.
+            reason: kept on the version, in the tag `macrec.decision`.
+
+        Raises:
+            TrackingError: there is no such model or version, or the store refuses.
+        """
+        return promotion.promote(self._store, dataset, version=version, reason=reason)
+
+    def rollback(self, dataset: str, *, reason: str = "") -> Decision:
+        """Make the champion before the present one `@champion` again; once more goes to the one before that.
+
+        Args:
+            dataset: the data set's name.
+            reason: kept on the version that returns, in the tag `macrec.decision`.
+
+        Raises:
+            TrackingError: there is no such model or no champion before, or the store refuses.
+        """
+        return promotion.rollback(self._store, dataset, reason=reason)
