@@ -26,6 +26,7 @@ from macrec_pipeline.embeddings import embed_images, embed_texts
 from macrec_pipeline.errors import ConfigError, MissingFileError
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress
+from macrec_pipeline.semantic_ids import impute_from_neighbours
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Prepared:
 
     Attributes:
         histories: whole histories, int64 [T] item indices each, oldest first, at least 3 long.
-        text_vectors, image_vectors: float32 [N, D].
+        text_vectors, image_vectors: float32 [N, D], of neighbours where an item lacks one.
     """
 
     histories: list[np.ndarray]
@@ -79,10 +80,15 @@ def prepare(spec: DatasetSpec, config: PipelineConfig, *, data: Path, work: Path
         raise MissingFileError(f"{spec.name} is not ready: {' '.join(problems)} Name the data folder with --data.")
     tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), config.cleaning)
     histories = build_histories(tables.interactions, tables.items)
-    text, image = (
-        _vectors(spec, tables.items, route, config=config, data=data, work=work, progress=progress) for route in ROUTES
+    found = {
+        route: _vectors(spec, tables.items, route, config=config, data=data, work=work, progress=progress)
+        for route in ROUTES
+    }
+    vectors = impute_from_neighbours(
+        {route: own for route, (own, _) in found.items()}, {route: lacking for route, (_, lacking) in found.items()}
     )
-    return Prepared([items.to_numpy(writable=True) for items in histories["item_indices"]], text, image)
+    sequences = [items.to_numpy(writable=True) for items in histories["item_indices"]]
+    return Prepared(sequences, vectors["text"], vectors["image"])
 
 
 def _vectors(
@@ -94,11 +100,11 @@ def _vectors(
     data: Path,
     work: Path,
     progress: Progress,
-) -> np.ndarray:
-    """The embeddings of one modality: float32 [N, D]."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings of one modality, float32 [N, D], and where an item lacks it, bool [N]."""
     given = given_embeddings(spec, data, items, route)
     if given is not None:
-        return given
+        return given, np.zeros(len(given), dtype=np.bool_)
     device = prepare_device(config.runtime)
     encoder = config.text_encoder if route == "text" else config.image_encoder
     paths = [None if path is None else data / path for path in items["image_path"]]
@@ -116,9 +122,10 @@ def _vectors(
             embedded = embed_texts(items["text"].to_list(), config.text_encoder, device=device, progress=progress)
         else:
             embedded = embed_images(paths, config.image_encoder, device=device, progress=progress)
-        return {"vectors": embedded.vectors}, {"imputed": int(embedded.imputed.sum())}
+        return {"vectors": embedded.vectors, "imputed": embedded.imputed}, {}
 
-    return remembered(work, f"{route}-embeddings", identity, embed).arrays["vectors"]
+    found = remembered(work, f"{route}-embeddings", identity, embed).arrays
+    return found["vectors"], found["imputed"]
 
 
 def _digest_of_file(path: Path | None) -> str | None:

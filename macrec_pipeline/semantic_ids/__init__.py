@@ -4,6 +4,7 @@ from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, collision_rate, perplexity, semantic_id_problems
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
+from macrec_pipeline.semantic_ids.neighbours import impute_from_neighbours
 from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "collision_rate",
     "fit_pseudo_labels",
     "fit_quantizer",
+    "impute_from_neighbours",
     "perplexity",
     "resolve_given_ids",
     "semantic_id_problems",

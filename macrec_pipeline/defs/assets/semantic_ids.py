@@ -1,6 +1,7 @@
 """Semantic IDs: pseudo-labels, the cross-modal quantizer, and the table of unique IDs (MACRec section 3.2)."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -23,7 +24,7 @@ GROUP = "semantic_ids"
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"faiss", "parquet"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("pseudo_labels"),
     description="The k-means cluster of each item in each modality; it chooses the positives of the other modality.",
 )
@@ -36,16 +37,14 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
         if semantic_ids_are_given(work.spec):
             return work.skip(PSEUDO_LABELS.empty())
         prepare_device(work.config.runtime)
-        text, image = work.table("text_embeddings"), work.table("image_embeddings")
+        tables = _embeddings(work)
         clusters = {
-            f"{route}_cluster": fit_pseudo_labels(
-                vectors_of(table).copy(), work.config.pseudo_labels, seed=work.config.seed
-            )
-            for route, table in (("text", text), ("image", image))
+            f"{route}_cluster": fit_pseudo_labels(vectors, work.config.pseudo_labels, seed=work.config.seed)
+            for route, vectors in _vectors(tables).items()
         }
         facts: dict[str, Any] = {f"{name}s": np.unique(labels).size for name, labels in clusters.items()}
         facts |= {f"largest_{name}": int(np.bincount(labels).max()) for name, labels in clusters.items()}
-        return work.save(text.select("item_index", "item_id").with_columns(**clusters), **facts)
+        return work.save(tables["text"].select("item_index", "item_id").with_columns(**clusters), **facts)
 
 
 @dg.asset(
@@ -53,7 +52,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="2",
+    code_version="3",
     pool=TRAINING_POOL,
     description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
 )
@@ -65,10 +64,10 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     with stage(context, settings, "quantizer") as work:
         if semantic_ids_are_given(work.spec):
             return _no_quantizer(work)
-        labels = work.table("pseudo_labels")
+        labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
         fitted = fit_quantizer(
-            vectors_of(work.table("text_embeddings")).copy(),
-            vectors_of(work.table("image_embeddings")).copy(),
+            vectors["text"],
+            vectors["image"],
             labels["text_cluster"].to_numpy(writable=True),
             labels["image_cluster"].to_numpy(writable=True),
             work.config.quantizer,
@@ -87,7 +86,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
-    code_version="1",
+    code_version="2",
     metadata=table_metadata("semantic_ids"),
     description="Each item's semantic ID in each modality: unique, with the collisions that had to be resolved marked.",
 )
@@ -151,9 +150,27 @@ def _assigned_ids(work: Stage) -> "AssignedIds":
 
     device = prepare_device(work.config.runtime)
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
-    text, image = (vectors_of(work.table(f"{route}_embeddings")) for route in ("text", "image"))
+    vectors = _vectors(_embeddings(work))
     return assign_semantic_ids(
-        quantizer, text, image, device=device, collaborative_vectors=_collaborative_vectors(work)
+        quantizer,
+        vectors["text"],
+        vectors["image"],
+        device=device,
+        collaborative_vectors=_collaborative_vectors(work),
+    )
+
+
+def _embeddings(work: Stage) -> dict[str, pl.DataFrame]:
+    return {route: work.table(f"{route}_embeddings") for route in ("text", "image")}
+
+
+def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
+    """Both modalities' embeddings, writable float32 [N, D] each, with neighbours' vectors where an item lacks one."""
+    from macrec_pipeline.semantic_ids import impute_from_neighbours
+
+    return impute_from_neighbours(
+        {route: vectors_of(table).copy() for route, table in tables.items()},
+        {route: table["imputed"].to_numpy() for route, table in tables.items()},
     )
 
 
