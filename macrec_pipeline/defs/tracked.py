@@ -21,9 +21,10 @@ import polars as pl
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.errors import StorageError
 from macrec_pipeline.runtime.progress import Progress, TerminalProgress
 from macrec_pipeline.schemas import TABLES
-from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.storage import AssetStore, Manifest
 from macrec_pipeline.tracking import AssetRun, metric_progress
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 LAUNCHED_BY = "macrec/launched_by"
 COMMAND_LINE = "command line"
 GIVEN = "semantic IDs are given"
+CATALOGUE = "catalogue"
+"""In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
 
 
 class VisibleProgress:
@@ -66,10 +69,21 @@ class Stage:
         spec, data: the data set's file, and the folder that its paths are relative to.
         progress: to be handed to long core calls.
         run: the MLflow run.
+        catalogue: the digest of the item order that everything upstream belongs to; None where that is no matter yet.
     """
 
-    def __init__(self, asset: str, *, settings: Settings, dataset: str, run: AssetRun, progress: Progress) -> None:
+    def __init__(
+        self,
+        asset: str,
+        *,
+        settings: Settings,
+        dataset: str,
+        run: AssetRun,
+        progress: Progress,
+        catalogue: str | None = None,
+    ) -> None:
         self.asset = asset
+        self.catalogue = catalogue
         self.dataset = dataset
         self.store: AssetStore = settings.store(dataset)
         self.spec: DatasetSpec = settings.spec(dataset)
@@ -95,7 +109,7 @@ class Stage:
         self, table: pl.DataFrame, *, details: Mapping[str, Any] | None = None, **metadata: Any
     ) -> dg.MaterializeResult[Any]:
         """Write the table of this asset, with `details` in its manifest, and report it; see `report`."""
-        self.store.write_table(self.asset, table, details=details)
+        self.store.write_table(self.asset, table, details=self._details(details))
         return self.report(summary=f"{table.height:,} rows", **{"dagster/row_count": table.height}, **metadata)
 
     def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
@@ -105,8 +119,17 @@ class Stage:
 
     def skip(self, empty: pl.DataFrame) -> dg.MaterializeResult[Any]:
         """Write a table without rows, since the data set brings what this asset would lead to."""
-        self.store.write_table(self.asset, empty)
+        self.store.write_table(self.asset, empty, details=self._details())
         return self.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
+
+    @contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """A folder to be filled; it becomes this asset when the block ends without an error."""
+        with self.store.new_folder(self.asset, details=self._details()) as folder:
+            yield folder
+
+    def _details(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return ({} if self.catalogue is None else {CATALOGUE: self.catalogue}) | dict(details or {})
 
     def plot(self, name: str, png: bytes) -> dg.MetadataValue[Any]:
         """A picture for Dagster's catalogue; MLflow keeps it as `plots/<name>.png`."""
@@ -142,12 +165,15 @@ def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> 
     """Open the MLflow run of one asset of one data set; close it as FINISHED, FAILED or KILLED.
 
     Raises:
-        StorageError: something that the asset is made from is not there yet.
+        StorageError: something that the asset is made from is not there yet, or parts of it belong to different
+            catalogues.
     """
     dataset = context.partition_key
     upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
     store = settings.store(dataset)
-    digests = {name: store.manifest(name).digest for name in upstream}
+    manifests = {name: store.manifest(name) for name in upstream}
+    digests = {name: manifest.digest for name, manifest in manifests.items()}
+    catalogue = _catalogue(asset, dataset, manifests)
     config = settings.config(dataset)
     with settings.tracker().asset_run(
         dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
@@ -155,12 +181,27 @@ def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> 
         visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
         progress = metric_progress(run, visible)
         try:
-            yield Stage(asset, settings=settings, dataset=dataset, run=run, progress=progress)
+            yield Stage(asset, settings=settings, dataset=dataset, run=run, progress=progress, catalogue=catalogue)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             _mark_as_cancelled(context)
             raise
         finally:
             visible.close()
+
+
+def _catalogue(asset: str, dataset: str, manifests: Mapping[str, Manifest]) -> str | None:
+    """The one that all manifests which name one agree on: rows of two would be paired by number, and never fit."""
+    members: dict[str, list[str]] = {}
+    for name, manifest in manifests.items():
+        if CATALOGUE in manifest.details:
+            members.setdefault(manifest.details[CATALOGUE], []).append(name)
+    if len(members) > 1:
+        found = "; ".join(f"catalogue {digest[:12]}: {', '.join(names)}" for digest, names in members.items())
+        raise StorageError(
+            f"{asset} of {dataset} cannot be made of different catalogues ({found}). Items have come, gone or moved in "
+            f"between: materialize the older ones again, or all of it: `macrec run {dataset}`."
+        )
+    return next(iter(members), None)
 
 
 def semantic_ids_are_given(spec: DatasetSpec) -> bool:

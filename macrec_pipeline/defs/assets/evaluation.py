@@ -60,7 +60,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
         agreement = details.get("beam_agreement", {})
         metrics = metrics_document(evaluation, dataset=work.dataset, collision_rate=rates, beam_agreement=agreement)
         page = render_report(_report_input(work, tables, evaluation, dagster_run_id=context.run.run_id))
-        with work.store.new_folder("evaluation_report") as folder:
+        with work.new_folder() as folder:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
             (folder / "report.html").write_text(page, encoding="utf-8")
             evaluation.per_user.write_parquet(folder / "per_user.parquet")

@@ -1,5 +1,7 @@
 """Ingestion: the raw tables as found, what is left after cleaning, and one history a user."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -10,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import markdown, preview, stage, table_metadata
+from macrec_pipeline.defs.tracked import CATALOGUE, markdown, preview, stage, table_metadata
 
 if TYPE_CHECKING:
     from macrec_pipeline.data.clean_log import CleanLog
@@ -101,7 +103,7 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         dropped = log.reasons()
         results = [
             stages["interactions"].save_slices(log.interactions(), rows=log.num_kept, **_interaction_facts(log)),
-            stages["items"].save(log.items, **_item_facts(log.items)),
+            stages["items"].save(log.items, details={CATALOGUE: _item_order(log.items)}, **_item_facts(log.items)),
             stages["quarantine"].save_slices(
                 log.quarantine(), rows=sum(row[-1] for row in dropped), reasons=_reasons(dropped)
             ),
@@ -144,6 +146,11 @@ def _interaction_facts(log: "CleanLog") -> dict[str, Any]:
         "period": _period(*log.period()),
         "interactions_a_user_median": float(np.median(of_user)),
     }
+
+
+def _item_order(table: pl.DataFrame) -> str:
+    """SHA-256, in hexadecimal, of the item ids in their order."""
+    return hashlib.sha256(json.dumps(table["item_id"].to_list()).encode()).hexdigest()
 
 
 def _item_facts(table: pl.DataFrame) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
                 progress=work.progress,
                 checkpoint=scratch / "checkpoint.safetensors",
             )
-            with work.store.new_folder("recommender") as folder:
+            with work.new_folder() as folder:
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
                 fitted.save(folder / "weights")

@@ -31,7 +31,7 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
             run_id=work.run.run_id,
         )
         registration = dataclasses.asdict(version)
-        with work.store.new_folder("registered_model") as folder:
+        with work.new_folder() as folder:
             text = json.dumps(registration, indent=1, sort_keys=True)
             (folder / "registration.json").write_text(text + "\n", encoding="utf-8")
         return work.report(

@@ -40,7 +40,7 @@ def sasrec(context: dg.AssetExecutionContext, settings: Settings) -> dg.Material
                 progress=work.progress,
                 checkpoint=scratch / "checkpoint.safetensors",
             )
-            with work.store.new_folder("sasrec") as folder:
+            with work.new_folder() as folder:
                 fitted.save(folder)
         return _report(work, fitted)
 
@@ -62,6 +62,6 @@ def _report(work: Stage, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
 def _no_sasrec(work: Stage) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.recommender.fitted_sasrec import write_skipped
 
-    with work.store.new_folder("sasrec") as folder:
+    with work.new_folder() as folder:
         write_skipped(folder, reason=DISABLED)
     return work.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)

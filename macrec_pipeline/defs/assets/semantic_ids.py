@@ -76,7 +76,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             progress=work.progress,
             collaborative_vectors=_collaborative_vectors(work),
         )
-        with work.store.new_folder("quantizer") as folder:
+        with work.new_folder() as folder:
             fitted.save(folder)
         return _report_quantizer(work, fitted)
 
@@ -130,7 +130,7 @@ def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeR
 
 
 def _no_quantizer(work: Stage) -> dg.MaterializeResult[Any]:
-    with work.store.new_folder("quantizer") as folder:
+    with work.new_folder() as folder:
         (folder / "given.json").write_text(json.dumps({"skipped": GIVEN}) + "\n", encoding="utf-8")
     return work.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
 
