@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 TARGETS_PER_ROW = 20
 
 # A batch of like lengths grows while its padded items are no more than this many, or than this multiple of the real
-# ones.
-SMALL_BATCH, MOST_PADDED = 1024, 1.2
+# ones; and never beyond the last figure, since what the layers keep of them all is held at once.
+SMALL_BATCH, MOST_PADDED, LARGE_BATCH = 1024, 1.2, 1536
 
 HIDDEN_LAG, PROMPT_LAG, FIRST_ITEM_LAG = 0, 1, 2
 
@@ -164,7 +164,8 @@ def like_lengths(lengths: np.ndarray, *, batch_size: int) -> Iterator[np.ndarray
     begin, real = 0, 0
     for end, length in enumerate(lengths[order], start=1):
         padded = (end - begin) * length
-        if end - begin > batch_size or padded > max(SMALL_BATCH, MOST_PADDED * (real + length)):
+        grown = padded > LARGE_BATCH or padded > max(SMALL_BATCH, MOST_PADDED * (real + length))
+        if end - begin > 1 and (end - begin > batch_size or grown):
             yield order[begin : end - 1]
             begin, real = end - 1, 0
         real += length

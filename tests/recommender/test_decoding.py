@@ -117,6 +117,7 @@ def test_batches_are_of_like_lengths(lengths: list[int], batch_size: int) -> Non
         assert 1 <= len(batch) <= batch_size
         read = np.minimum(np.array(lengths)[batch], 50)
         assert read.max() * len(batch) <= max(1024, 1.2 * read.sum())
+        assert len(batch) == 1 or read.max() * len(batch) <= 1536
 
 
 def test_items_that_differ_in_the_first_code_need_one_decision() -> None:
