@@ -83,7 +83,9 @@ def rollback(store: TrackingStore, dataset: str, *, reason: str) -> Decision:
                 f"No champion of {name} came before version {current}, or none that is still there. "
                 f"Name a version: `macrec promote {dataset} --version N`."
             )
-        # the history goes back too, so that the next rollback goes further and not to and fro
+        # The history goes back too, so that the next rollback goes further and not to and fro. It goes first: whoever
+        # is champion with a later version still in it counts as having come after that one.
+        _write_champions(store, model, champions)
         decision = f"champion again, rolled back from {_named(current)}"
         return _crown(store, model, champions, decision=decision, reason=reason)
 
@@ -93,7 +95,7 @@ def _crown(
 ) -> Decision:
     """Move the alias to the last of `champions`, then write down why.
 
-    A process that dies between the two leaves a champion whom the history lacks, which `_champions` makes good.
+    A promotion that dies between the two leaves a champion whom the history lacks, which `_champions` makes good.
     """
     chosen, current = champions[-1], _alias(model, CHAMPION)
     made = Decision(
@@ -103,11 +105,15 @@ def _crown(
     )
     if made.changed:
         store.client.set_registered_model_alias(model.name, CHAMPION, str(chosen))
-        store.client.set_registered_model_tag(model.name, CHAMPIONS_TAG, json.dumps(champions))
+        _write_champions(store, model, champions)
         when = datetime.now(UTC).isoformat(timespec="seconds")
         text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
         store.client.set_model_version_tag(model.name, str(chosen), DECISION_TAG, text)
     return made
+
+
+def _write_champions(store: TrackingStore, model: RegisteredModel, champions: list[int]) -> None:
+    store.client.set_registered_model_tag(model.name, CHAMPIONS_TAG, json.dumps(champions))
 
 
 def _model(store: TrackingStore, name: str) -> RegisteredModel:

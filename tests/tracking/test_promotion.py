@@ -106,6 +106,42 @@ def test_a_process_that_dies_after_the_alias_loses_no_history(
     assert tracker.rollback("demo").champion.version == 2
 
 
+@pytest.mark.parametrize(
+    ("dies_in", "champion_then", "next_ones"),
+    [("set_registered_model_alias", 3, [2, 1]), ("set_model_version_tag", 2, [1]), ("second history", 2, [1])],
+)
+def test_a_rollback_that_dies_does_not_come_back_to_what_was_left(
+    tracker: Tracker,
+    client: MlflowClient,
+    versions: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    dies_in: str,
+    champion_then: int,
+    next_ones: list[int],
+) -> None:
+    """From 3 to 2, cut off before or after the alias moves: the next rollbacks go on backwards and never to 3."""
+    for version in (2, 3):
+        tracker.promote("demo", version=version)
+    keep, calls = MlflowClient.set_registered_model_tag, []
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def die_at_the_second(*arguments: Any) -> None:
+        calls.append(arguments)
+        (die if len(calls) == 2 else keep)(*arguments)
+
+    with monkeypatch.context() as patched:
+        if dies_in == "second history":
+            patched.setattr(MlflowClient, "set_registered_model_tag", die_at_the_second)
+        else:
+            patched.setattr(MlflowClient, dies_in, die)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.rollback("demo")
+    assert champion(client) == champion_then
+    assert [tracker.rollback("demo").champion.version for _ in next_ones] == next_ones
+
+
 def test_a_consumer_always_finds_a_champion(tracker: Tracker, client: MlflowClient, versions: list[int]) -> None:
     """One that asks for the alias again and again, while it moves to and fro, gets the one or the other version."""
     seen: list[int] = []
