@@ -72,8 +72,9 @@ def write_tables(folder: Path, users: int, items: int) -> None:
 
 
 def _some_lists(draw: np.random.Generator, users: int, half: int, *, targets: int) -> np.ndarray:
-    """Distinct items of the half that nobody has taken, and at times the target in one of the places."""
-    lists = half + (draw.integers(0, half, users)[:, None] + np.arange(_TOP_K) * 3) % half
+    """Distinct items of the half that nobody has taken, some for a few users only, and at times the target."""
+    first = (half * np.minimum(np.abs(draw.normal(0, 0.25, users)), 1)).astype(np.int64)
+    lists = half + (first[:, None] + np.arange(_TOP_K) * 3) % half
     found = np.flatnonzero(draw.random(users) < 0.2)
     lists[found, draw.integers(0, _TOP_K, len(found))] = targets
     return lists
@@ -156,15 +157,20 @@ def _metrics(items: list[int], target: int) -> dict[str, float]:
 
 
 def _same(ours: Any, theirs: Any) -> None:
-    for name, (mean, interval) in theirs.items():
-        np.testing.assert_allclose([ours[name], *ours[f"{name}_ci"]], [mean, *interval], rtol=1e-9, err_msg=name)
+    """Equal means; bounds of other resamples, so each is off by its own noise.
+
+    With 1000 resamples a 95% bound has a standard error of .085 standard deviations of the mean, .12 between two such
+    bounds: five of those are .15 of the interval's width.
+    """
+    for name, (mean, (low, high)) in theirs.items():
+        np.testing.assert_allclose(ours[name], mean, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(ours[f"{name}_ci"], (low, high), atol=0.15 * (high - low), rtol=0, err_msg=name)
 
 
 def _case(users: int, items: int, **kwargs: Any) -> Case:
     def limit(machine: Machine) -> float:
-        """Lists of eight systems read once, and who is drawn written and read once for every resample."""
-        drawn = users * _CONFIG.bootstrap_samples * 2 * 8
-        return (len(_SYSTEMS) * 2 * users * _TOP_K * 8 + drawn) / machine.gigabytes_a_second / 1e9
+        """Lists of eight systems read once; resamples are drawn by rank and cost next to nothing."""
+        return len(_SYSTEMS) * 2 * users * _TOP_K * 8 / machine.gigabytes_a_second / 1e9
 
     return Case(
         name=f"evaluation, {users:,} users, top {_TOP_K}",

@@ -22,17 +22,17 @@ from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
-    bootstrap,
+    bootstrap_rank_means,
     coverage_intervals,
+    paired_rank_differences,
     percentile_intervals,
-    summarized_differences,
 )
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
 # HR@10 and NDCG@10 are always measured: the headline, the comparisons and the slices are made of them.
 HEADLINE_CUTOFF = 10
-# One stream for every system and metric, so that all are measured on the same resamples.
+# Each system has a stream of its own under it, so that another one more or less changes no number.
 _STREAM = "evaluation/bootstrap"
 _COMPARED = f"ndcg_{HEADLINE_CUTOFF}"
 Metrics = dict[str, float | list[float]]
@@ -115,12 +115,12 @@ def evaluate(
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
     cutoffs = _cutoffs(config)
     measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
-    means, comparisons = _with_intervals(measured, ranks, lists, num_items=num_items, config=config, seed=seed)
+    means = _with_intervals(measured, ranks, lists, num_items=num_items, config=config, seed=seed)
     return Evaluation(
         systems={system: values for (system, exclude), values in means.items() if not exclude},
         systems_excluding_seen={system: values for (system, exclude), values in means.items() if exclude},
         per_user=_per_user_table(histories, ranks),
-        comparisons=comparisons,
+        comparisons=_comparisons(ranks, depth=depth, config=config, seed=seed),
         slices=measure_slices(
             flat,
             {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
@@ -199,54 +199,59 @@ def _with_intervals(
     num_items: int,
     config: EvaluationConfig,
     seed: int,
-) -> tuple[dict[tuple[str, bool], Metrics], tuple[Comparison, ...]]:
-    """Means of every system and metric with their intervals, and the comparisons, all on the same resamples."""
-    resampled = bootstrap(
-        np.stack(list(ranks.values()), axis=1),
-        num_samples=config.bootstrap_samples,
-        generator=numpy_generator(seed, _STREAM),
-    )
-    by_rank = user_metrics(np.arange(resampled.histograms.shape[2]), cutoffs=_cutoffs(config))
-    draws = {
-        (key, name): resampled.means(column, values)
-        for column, key in enumerate(ranks)
-        for name, values in by_rank.items()
-    }
-    found = percentile_intervals(np.stack(list(draws.values()), axis=1), confidence=config.confidence)
-    intervals = dict(zip(draws, found, strict=True))
+) -> dict[tuple[str, bool], Metrics]:
+    """Means of every system and metric, each with its interval."""
     coverages = coverage_intervals(
-        list(lists.values()), num_items=num_items, resampled=resampled, confidence=config.confidence
+        list(lists.values()),
+        num_items=num_items,
+        num_samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        generator=numpy_generator(seed, f"{_STREAM}/coverage"),
     )
     results: dict[tuple[str, bool], Metrics] = {}
     for (key, columns), covered in zip(measured.items(), coverages, strict=True):
+        by_rank = user_metrics(np.arange(lists[key].shape[1] + 1), cutoffs=_cutoffs(config))
+        draws = bootstrap_rank_means(
+            ranks[key],
+            np.stack(list(by_rank.values()), axis=1),
+            num_samples=config.bootstrap_samples,
+            generator=_generator(seed, *key),
+        )
+        intervals = percentile_intervals(draws, confidence=config.confidence)
         result: Metrics = {name: float(column.mean()) for name, column in columns.items()}
         result["coverage"] = coverage(lists[key], num_items=num_items)
-        result |= {f"{name}_ci": list(intervals[key, name]) for name in columns}
+        result |= {f"{name}_ci": list(interval) for name, interval in zip(by_rank, intervals, strict=True)}
         results[key] = result | {"coverage_ci": list(covered)}
-    return results, _comparisons(measured, draws, config=config)
+    return results
 
 
 def _comparisons(
-    measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
-    draws: Mapping[tuple[tuple[str, bool], str], FloatArray],
-    *,
-    config: EvaluationConfig,
+    ranks: Mapping[tuple[str, bool], IntArray], *, depth: int, config: EvaluationConfig, seed: int
 ) -> tuple[Comparison, ...]:
-    """The fused system against every other one, from the means in the same resamples."""
-    others = sorted((key for key in measured if key[0] != FUSED_SYSTEM), key=lambda key: key[1])
-    ours = [(FUSED_SYSTEM, exclude_seen) for _, exclude_seen in others]
-    differences, resampled = (
-        np.stack([values[a] - values[b] for a, b in zip(ours, others, strict=True)], axis=1)
-        for values in (
-            {key: columns[_COMPARED] for key, columns in measured.items()},
-            {key: values for (key, name), values in draws.items() if name == _COMPARED},
-        )
-    )
-    results = summarized_differences(differences, resampled, confidence=config.confidence)
+    """The fused system against every other one, user by user."""
+    gains = user_metrics(np.arange(depth + 1), cutoffs=[HEADLINE_CUTOFF])[_COMPARED]
     return tuple(
-        Comparison(FUSED_SYSTEM, system, _COMPARED, exclude_seen, result)
-        for (system, exclude_seen), result in zip(others, results, strict=True)
+        Comparison(
+            FUSED_SYSTEM,
+            system,
+            _COMPARED,
+            exclude_seen,
+            paired_rank_differences(
+                ranks[FUSED_SYSTEM, exclude_seen],
+                ranks[system, exclude_seen],
+                gains,
+                num_samples=config.bootstrap_samples,
+                confidence=config.confidence,
+                generator=_generator(seed, f"{FUSED_SYSTEM}-{system}", exclude_seen),
+            ),
+        )
+        for system, exclude_seen in sorted(ranks, key=lambda key: key[1])
+        if system != FUSED_SYSTEM
     )
+
+
+def _generator(seed: int, system: str, exclude_seen: bool) -> np.random.Generator:
+    return numpy_generator(seed, f"{_STREAM}/{system}/{'unseen' if exclude_seen else 'all'}")
 
 
 def _cutoffs(config: EvaluationConfig) -> list[int]:

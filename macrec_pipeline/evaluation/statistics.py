@@ -1,12 +1,12 @@
 """How sure the numbers are: bootstrap over the test users, as percentile intervals and as paired differences.
 
-A resample draws U of the U users with replacement, held as counts a user. Metrics are values of ranks, so counting the
-ranks of a resample gives the means of them all; the same generator state gives the same resamples, which is what pairs
-two systems. U users, M metrics, S resamples, C columns of ranks, R largest rank.
+A resample draws U of the U users with replacement. Metrics are values of ranks, so of users with equal ranks only the
+number matters, and how many of each kind a resample holds is one multinomial draw: the same distribution as drawing
+users, at the cost of ranks instead of users. U users, M metrics, S resamples, R largest rank, N items.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,8 @@ from macrec_pipeline.evaluation.sequences import NO_ITEM, IntArray
 Interval = tuple[float, float]
 # Resamples are drawn so many users at a time: it bounds the memory, and changing it changes no number.
 _DRAWS_AT_ONCE = 4_000_000
-# An item that so many users are shown is almost never lost: its other users are looked at only where it is.
-_USERS_LOOKED_AT = 32
+# A resample leaves out all of so many users once in 10^13 times: an item that they are shown is never lost.
+_NEVER_LOST = 32
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,6 @@ class PairedDifference:
     high: float
     share_better: float
     num_users: int
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Resamples of the users, of whom each has a rank in several columns.
-
-    Attributes:
-        histograms: int64 [S, C, R + 1], how many drawn users have each rank, 0 for missed.
-        drawn: uint8 [U, ceil(S / 8)], bit s of a user's row (highest first) set where resample s holds the user.
-    """
-
-    histograms: IntArray
-    drawn: NDArray[np.uint8]
-
-    def means(self, column: int, values: FloatArray) -> FloatArray:
-        """The mean in each resample of what float64 [R + 1] gives for a rank in one column: float64 [S]."""
-        histogram = self.histograms[:, column]
-        means: FloatArray = (histogram * values).sum(axis=1) / histogram.sum(axis=1)
-        return means
 
 
 def resamples(num_users: int, *, num_samples: int, generator: np.random.Generator) -> Iterator[IntArray]:
@@ -86,48 +67,22 @@ def bootstrap_means(values: FloatArray, *, num_samples: int, generator: np.rando
     return np.concatenate([counts.astype(np.float64) @ values / num_users for counts in chunks])
 
 
-def bootstrap(ranks: IntArray, *, num_samples: int, generator: np.random.Generator) -> Bootstrap:
-    """Resamples of users by their ranks: most users miss, and whoever does not adds to one rank of a column.
+def bootstrap_rank_means(
+    ranks: IntArray, values: FloatArray, *, num_samples: int, generator: np.random.Generator
+) -> FloatArray:
+    """The mean of each value of a rank in each resample of the users.
 
     Args:
-        ranks: int64 [U, C], 1-based, 0 for missed.
+        ranks: int64 [U], 1-based, 0 for missed.
+        values: float64 [R + 1, M], what a user of each rank counts for.
         num_samples: S.
-        generator: draws the users, the same ones as `bootstrap_means` in the same state.
+        generator: draws the resamples.
+
+    Returns:
+        float64 [S, M].
     """
-    num_users, num_columns = ranks.shape
-    depth = int(ranks.max(initial=0))
-    columns, users = np.nonzero(ranks.T)
-    keys = columns * (depth + 1) + ranks[users, columns]
-    order = np.argsort(keys, kind="stable")
-    users, keys = users[order], keys[order]
-    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
-    histograms = np.zeros((num_samples, num_columns * (depth + 1)), dtype=np.int64)
-
-    def count(counts: IntArray) -> IntArray:
-        by_user = np.ascontiguousarray(counts.T, dtype=np.int32)  # [U, <= S]
-        found: IntArray = np.add.reduceat(by_user[users], firsts, axis=0).T
-        return found
-
-    drawn, waiting, done = [], np.zeros((0, num_users), dtype=bool), 0
-    with ThreadPoolExecutor() as pool:  # ranks are counted while the next users are drawn
-        counted: list[tuple[int, Future[IntArray]]] = []
-        for counts in resamples(num_users, num_samples=num_samples, generator=generator):
-            if len(firsts):
-                counted.append((done, pool.submit(count, counts)))
-                if len(counted) > 2:
-                    counted[-3][1].result()  # bounds what waits in memory
-            done += len(counts)
-            waiting = np.concatenate([waiting, counts > 0])
-            whole = len(waiting) - len(waiting) % 8  # so many resamples fill bytes
-            drawn.append(np.packbits(waiting[:whole], axis=0))
-            waiting = waiting[whole:]
-        for start, future in counted:
-            found = future.result()
-            histograms[start : start + len(found), keys[firsts]] = found
-    drawn.append(np.packbits(waiting, axis=0))
-    by_column = histograms.reshape(num_samples, num_columns, depth + 1)
-    by_column[:, :, 0] = num_users - by_column.sum(axis=2)
-    return Bootstrap(by_column, np.ascontiguousarray(np.concatenate(drawn).T))
+    num_members = np.bincount(ranks, minlength=len(values))
+    return bootstrap_means_of_groups(values, num_members, num_samples=num_samples, generator=generator)
 
 
 def bootstrap_means_of_groups(
@@ -146,9 +101,9 @@ def bootstrap_means_of_groups(
     Returns:
         float64 [S, M].
     """
-    num_users = int(num_members.sum())
-    counts = generator.multinomial(num_users, num_members / num_users, size=num_samples)
-    means: FloatArray = counts @ values / num_users
+    num_users, there = int(num_members.sum()), num_members > 0
+    counts = generator.multinomial(num_users, num_members[there] / num_users, size=num_samples)
+    means: FloatArray = counts @ values[there] / num_users
     return means
 
 
@@ -163,8 +118,9 @@ def coverage_intervals(
     systems: Sequence[IntArray],
     *,
     num_items: int,
-    resampled: Bootstrap,
+    num_samples: int,
     confidence: float,
+    generator: np.random.Generator,
     depth: int = COVERAGE_DEPTH,
 ) -> list[Interval]:
     """An interval for `metrics.coverage` of each system's lists, all on the same resamples.
@@ -175,19 +131,26 @@ def coverage_intervals(
     Args:
         systems: int64 [U, R] lists of each system, padded with `NO_ITEM`.
         num_items: N.
-        resampled: S resamples of the users.
+        num_samples: S.
         confidence: of the intervals.
+        generator: draws the resamples.
         depth: first items of a list that count.
     """
-
-    def interval(lists: IntArray) -> Interval:
-        users, firsts = _users_by_item(lists[:, :depth])
-        draws = _items_with_a_user(resampled.drawn, users, firsts)[: len(resampled.histograms)]
-        moved = np.clip((draws - draws.mean() + len(firsts)) / num_items, 0.0, 1.0)
-        return percentile_intervals(moved[:, None], confidence=confidence)[0]
-
+    num_users = len(systems[0])
     with ThreadPoolExecutor() as pool:  # sorting and bit operations free the interpreter
-        return list(pool.map(interval, systems))
+        viewers = list(pool.map(lambda lists: _viewers(lists[:, :depth], num_users=num_users), systems))
+        decisive = np.unique(np.concatenate([users for users, _ in viewers]))
+        drawn = _drawn(len(decisive), num_users=num_users, num_samples=num_samples, generator=generator)
+
+        def interval(lists: IntArray, seen: tuple[IntArray, IntArray]) -> Interval:
+            users, firsts = seen
+            lost = len(firsts) - _items_with_a_user(drawn, np.searchsorted(decisive, users), firsts)[:num_samples]
+            shown = lists[:, :depth]
+            measured = np.count_nonzero(np.bincount(shown[shown != NO_ITEM], minlength=num_items))
+            moved = np.clip((measured - lost + lost.mean()) / num_items, 0.0, 1.0)
+            return percentile_intervals(moved[:, None], confidence=confidence)[0]
+
+        return list(pool.map(interval, systems, viewers))
 
 
 def paired_differences(
@@ -213,11 +176,37 @@ def paired_differences(
     assert first.shape == second.shape, "paired values must be of the same users"
     differences = first - second
     draws = bootstrap_means(differences, num_samples=num_samples, generator=generator)
-    return summarized_differences(differences, draws, confidence=confidence)
+    return _summarized(differences, draws, confidence=confidence)
 
 
-def summarized_differences(differences: FloatArray, draws: FloatArray, *, confidence: float) -> list[PairedDifference]:
-    """What `paired_differences` returns, from differences float64 [U, M] and their means in resamples [S, M]."""
+def paired_rank_differences(
+    first: IntArray,
+    second: IntArray,
+    values: FloatArray,
+    *,
+    num_samples: int,
+    confidence: float,
+    generator: np.random.Generator,
+) -> PairedDifference:
+    """`paired_differences` of one metric that is a value of ranks: users are drawn by the pair of their ranks.
+
+    Args:
+        first: int64 [U], 1-based, 0 for missed.
+        second: int64 [U], the same users in the same order.
+        values: float64 [R + 1], the metric of each rank.
+        num_samples: S.
+        confidence: of the interval.
+        generator: draws the resamples.
+    """
+    num_members = np.bincount(first * len(values) + second, minlength=len(values) ** 2)
+    differences = np.subtract.outer(values, values).reshape(-1, 1)
+    draws = bootstrap_means_of_groups(differences, num_members, num_samples=num_samples, generator=generator)
+    (result,) = _summarized((values[first] - values[second])[:, None], draws, confidence=confidence)
+    return result
+
+
+def _summarized(differences: FloatArray, draws: FloatArray, *, confidence: float) -> list[PairedDifference]:
+    """From differences float64 [U, M] and their means in resamples [S, M]."""
     return [
         PairedDifference(
             difference=float(differences[:, column].mean()),
@@ -230,13 +219,31 @@ def summarized_differences(differences: FloatArray, draws: FloatArray, *, confid
     ]
 
 
-def _users_by_item(lists: IntArray) -> tuple[IntArray, IntArray]:
-    """The users who are shown an item, item after item, and where each item's users begin."""
+def _viewers(lists: IntArray, *, num_users: int) -> tuple[IntArray, IntArray]:
+    """The users of each item that a resample can lose, item after item, and where each item's users begin."""
     users, places = np.nonzero(lists != NO_ITEM)
-    pairs = np.sort(lists[users, places] << 32 | users)  # sorting integers is faster than sorting by argument
-    items = pairs >> 32
-    firsts = np.flatnonzero(np.diff(items, prepend=-1))
-    return pairs & 0xFFFFFFFF, firsts
+    items = lists[users, places]
+    counts = np.bincount(items)
+    can_be_lost = (counts < _NEVER_LOST)[items]
+    pairs = np.sort(items[can_be_lost] * num_users + users[can_be_lost])
+    return pairs % num_users, np.flatnonzero(np.diff(pairs // num_users, prepend=-1))
+
+
+def _drawn(num_decisive: int, *, num_users: int, num_samples: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Which of some of the U users each resample holds.
+
+    Returns:
+        uint8 [users, ceil(S / 8)], bit s of a user's row (highest first) set where resample s holds the user.
+    """
+    bits = []
+    rows_at_once = 8 * max(1, _DRAWS_AT_ONCE // (8 * max(1, num_decisive)))  # whole bytes
+    for start in range(0, num_samples, rows_at_once):
+        rows = min(rows_at_once, num_samples - start)
+        draws = generator.binomial(num_users, num_decisive / num_users, size=rows)
+        held = np.zeros(rows * num_decisive, dtype=bool)
+        held[np.repeat(np.arange(rows) * num_decisive, draws) + generator.integers(num_decisive, size=draws.sum())] = 1
+        bits.append(np.packbits(held.reshape(rows, num_decisive), axis=0))
+    return np.ascontiguousarray(np.concatenate(bits).T)
 
 
 def _items_with_a_user(drawn: NDArray[np.uint8], users: IntArray, firsts: IntArray) -> IntArray:
@@ -246,13 +253,6 @@ def _items_with_a_user(drawn: NDArray[np.uint8], users: IntArray, firsts: IntArr
     """
     if not len(firsts):
         return np.zeros(8 * drawn.shape[1], dtype=np.int64)
-    ends = np.append(firsts[1:], len(users))
-    looked_at = np.minimum(ends - firsts, _USERS_LOOKED_AT)
-    starts = np.cumsum(looked_at) - looked_at
-    places = np.arange(looked_at.sum()) + np.repeat(firsts - starts, looked_at)
-    shown = np.bitwise_or.reduceat(drawn[users[places]], starts, axis=0)  # [items, bytes]
-    ever = np.bitwise_or.reduce(drawn, axis=0)  # padding bits are set for nobody
-    for item in np.flatnonzero((shown != ever).any(axis=1) & (ends - firsts > looked_at)):
-        shown[item] = np.bitwise_or.reduce(drawn[users[firsts[item] : ends[item]]], axis=0)
+    shown = np.bitwise_or.reduceat(drawn[users], firsts, axis=0)  # [items, bytes]
     counts: IntArray = np.unpackbits(shown, axis=1).sum(axis=0, dtype=np.int64)
     return counts

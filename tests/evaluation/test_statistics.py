@@ -5,22 +5,16 @@ import pytest
 
 from macrec_pipeline.evaluation import statistics
 from macrec_pipeline.evaluation.statistics import (
-    Bootstrap,
-    bootstrap,
     bootstrap_means,
     bootstrap_means_of_groups,
+    bootstrap_rank_means,
     coverage_intervals,
     paired_differences,
+    paired_rank_differences,
     percentile_intervals,
     resamples,
 )
 from macrec_pipeline.runtime.seeds import numpy_generator
-
-
-def _resampled(num_users: int, num_samples: int, seed: int) -> Bootstrap:
-    return bootstrap(
-        np.zeros((num_users, 1), dtype=np.int64), num_samples=num_samples, generator=numpy_generator(seed, "a")
-    )
 
 
 def test_every_resample_draws_as_many_users_as_there_are() -> None:
@@ -80,52 +74,73 @@ def test_equal_systems_are_never_better() -> None:
     assert (result.difference, result.low, result.high, result.share_better) == (0.0, 0.0, 0.0, 0.0)
 
 
+def _coverage_interval(lists: np.ndarray, num_items: int, num_samples: int, confidence: float) -> tuple[float, float]:
+    (found,) = coverage_intervals(
+        [lists],
+        num_items=num_items,
+        num_samples=num_samples,
+        confidence=confidence,
+        generator=numpy_generator(1, "coverage"),
+    )
+    return found
+
+
 def test_coverage_interval_holds_the_measured_coverage() -> None:
     """Though resamples can only lose items, the interval lies around the measured value and has a width."""
     lists = np.random.default_rng(0).integers(0, 40, (30, 3))
     measured = len(np.unique(lists)) / 50
-    ((low, high),) = coverage_intervals([lists], num_items=50, resampled=_resampled(30, 400, 1), confidence=0.95)
+    low, high = _coverage_interval(lists, 50, 400, 0.95)
     assert low < measured < high <= 1.0
 
 
-def test_coverage_interval_matches_a_slow_version() -> None:
-    """The spread is that of counting the distinct items of each resample by hand."""
-    lists = np.array([[0, 1, -1], [1, 2, 5], [3, 1, 0], [4, -1, -1]])
-    counts = np.concatenate(list(resamples(4, num_samples=200, generator=numpy_generator(9, "a"))))
-    slow = np.array(
-        [len({item for user in np.nonzero(row)[0] for item in lists[user] if item >= 0}) / 8 for row in counts]
+def test_coverage_interval_matches_a_slow_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spread is that of counting the distinct items of resamples of all users by hand, popular items included."""
+    draw = np.random.default_rng(3)
+    lists = (60 * draw.random((300, 2)) ** 6).astype(np.int64)  # a few items for most, and a long tail
+    lists[:5, 1] = -1
+    counts = np.concatenate(list(resamples(300, num_samples=4000, generator=numpy_generator(9, "a"))))
+    slow = np.array([len(np.unique(shown[shown >= 0])) for shown in (lists[row > 0] for row in counts)])
+    measured = len(np.unique(lists[lists >= 0]))
+    assert np.bincount(lists[lists >= 0]).max() > statistics._NEVER_LOST, "the test needs an item that is never lost"
+    expected = np.quantile((slow - slow.mean() + measured) / 60, [0.05, 0.95])
+    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 10_000)
+    found = _coverage_interval(lists, 60, 4000, 0.9)
+    # the number of distinct items is a whole one: a bound may fall on the next
+    np.testing.assert_allclose(found, expected, atol=1.01 / 60)
+
+
+def test_spread_of_coverage_is_that_of_drawing_all_users() -> None:
+    """Each of 60 users is shown an item of their own: a resample holds 60 (1 - 1/60)^60 items less than 60, on average.
+
+    The variance of the number of users who are left out is U (1 - 1/U)^U + U (U - 1) (1 - 2/U)^U - (U (1 - 1/U)^U)^2.
+    """
+    num_users, num_samples = 60, 20_000
+    drawn = statistics._drawn(
+        num_users, num_users=num_users, num_samples=num_samples, generator=numpy_generator(4, "coverage")
     )
-    expected = np.quantile(np.clip(slow - slow.mean() + 6 / 8, 0, 1), [0.05, 0.95])
-    (found,) = coverage_intervals([lists], num_items=8, resampled=_resampled(4, 200, 9), confidence=0.9)
-    assert found == pytest.approx(tuple(expected))
+    held = np.unpackbits(drawn, axis=1)[:, :num_samples].sum(axis=0)
+    missed = num_users * (1 - 1 / num_users) ** num_users
+    variance = missed + num_users * (num_users - 1) * (1 - 2 / num_users) ** num_users - missed**2
+    assert held.mean() == pytest.approx(num_users - missed, abs=5 * np.sqrt(variance / num_samples))
+    assert held.var() == pytest.approx(variance, rel=0.05)
+
+
+def test_some_users_are_drawn_as_often_as_they_are_among_all() -> None:
+    """Ten of 1,000 users: each is in a resample with probability 1 - (1 - 1/1000)^1000, whoever else is asked for."""
+    drawn = statistics._drawn(10, num_users=1000, num_samples=8003, generator=numpy_generator(4, "coverage"))
+    assert drawn.shape == (10, 1001)
+    held = np.unpackbits(drawn, axis=1)[:, :8003]
+    np.testing.assert_allclose(held.mean(axis=1), 1 - (1 - 1 / 1000) ** 1000, atol=5 * np.sqrt(0.25 / 8003))
 
 
 def test_coverage_of_nothing_is_zero() -> None:
     """Lists without any item cover nothing, for certain."""
-    found = coverage_intervals([np.full((3, 2), -1)], num_items=5, resampled=_resampled(3, 10, 1), confidence=0.9)
-    assert found == [(0.0, 0.0)]
+    assert _coverage_interval(np.full((3, 2), -1), 5, 10, 0.9) == (0.0, 0.0)
 
 
-def test_who_was_drawn_is_a_bit_a_resample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unpacked, the bits are the counts above zero, whatever the chunks; bits beyond the last resample are clear."""
-    counts = np.concatenate(list(resamples(9, num_samples=21, generator=numpy_generator(3, "a"))))
-    for draws_at_once in (1, 9 * 5, 10**6):
-        monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", draws_at_once)
-        bits = np.unpackbits(_resampled(9, 21, 3).drawn, axis=1)
-        np.testing.assert_array_equal(bits[:, :21], (counts > 0).T)
-        assert not bits[:, 21:].any()
-
-
-@pytest.mark.parametrize("users_looked_at", [1, 2, 32])
-def test_popular_items_are_counted_exactly(users_looked_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking at a few users of an item first changes nothing: where all of those are missing, the others decide."""
-    monkeypatch.setattr(statistics, "_USERS_LOOKED_AT", users_looked_at)
-    lists = np.array([[0, 1]] * 3 + [[0, 2]] * 3 + [[3, 0]])
-    counts = np.concatenate(list(resamples(7, num_samples=40, generator=numpy_generator(2, "a"))))
-    expected = [len(np.unique(lists[row > 0])) for row in counts]
-    users, firsts = statistics._users_by_item(lists)
-    found = statistics._items_with_a_user(_resampled(7, 40, 2).drawn, users, firsts)
-    assert found[:40].tolist() == expected
+def test_items_that_everybody_sees_are_certain() -> None:
+    """A list that a hundred users share is lost in no resample."""
+    assert _coverage_interval(np.tile([0, 1], (100, 1)), 8, 50, 0.9) == (0.25, 0.25)
 
 
 def test_groups_give_the_spread_of_single_users() -> None:
@@ -138,13 +153,47 @@ def test_groups_give_the_spread_of_single_users() -> None:
     np.testing.assert_allclose(np.corrcoef(grouped.T), np.corrcoef(single.T), atol=0.03)
 
 
-def test_ranks_give_the_means_of_single_users() -> None:
-    """Counting ranks in each resample gives the mean of any value of a rank, on the resamples of `bootstrap_means`."""
-    ranks = np.random.default_rng(4).integers(0, 4, (60, 3))
-    ranks[:, 2] = 0
-    values = np.array([0.0, 1.0, 0.5, 0.25])
-    resampled = bootstrap(ranks, num_samples=21, generator=numpy_generator(3, "a"))
-    single = bootstrap_means(values[ranks], num_samples=21, generator=numpy_generator(3, "a"))
-    for column in range(3):
-        np.testing.assert_allclose(resampled.means(column, values), single[:, column], rtol=1e-12)
-    assert (resampled.histograms.sum(axis=2) == 60).all()
+def test_ranks_give_the_spread_of_single_users() -> None:
+    """Drawing ranks gives every metric the mean, spread and correlation that drawing users gives it."""
+    ranks = np.random.default_rng(4).integers(0, 4, 60)
+    values = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 1.0], [0.25, 0.0], [9.0, 9.0]])  # nobody has rank 4
+    single = bootstrap_means(values[ranks], num_samples=20_000, generator=numpy_generator(3, "a"))
+    ranked = bootstrap_rank_means(ranks, values, num_samples=20_000, generator=numpy_generator(3, "b"))
+    np.testing.assert_allclose(ranked.mean(axis=0), single.mean(axis=0), atol=0.003)
+    np.testing.assert_allclose(ranked.std(axis=0), single.std(axis=0), rtol=0.03)
+    np.testing.assert_allclose(np.corrcoef(ranked.T), np.corrcoef(single.T), atol=0.03)
+
+
+def test_pairs_of_ranks_give_the_interval_of_paired_users() -> None:
+    """Two systems that mostly agree: the interval is that of paired users, far narrower than of unpaired ones."""
+    draw = np.random.default_rng(4)
+    first = draw.integers(0, 3, 400)
+    second = np.where(draw.random(400) < 0.9, first, draw.integers(0, 3, 400))
+    values = np.array([0.0, 1.0, 0.5])
+    ranked = paired_rank_differences(
+        first, second, values, num_samples=20_000, confidence=0.95, generator=numpy_generator(3, "a")
+    )
+    (single,) = paired_differences(
+        values[first][:, None],
+        values[second][:, None],
+        num_samples=20_000,
+        confidence=0.95,
+        generator=numpy_generator(3, "b"),
+    )
+    assert ranked.difference == single.difference
+    width = single.high - single.low
+    assert (ranked.low, ranked.high) == (
+        pytest.approx(single.low, abs=0.04 * width),
+        pytest.approx(single.high, abs=0.04 * width),
+    )
+    assert ranked.share_better == pytest.approx(single.share_better, abs=0.02)
+    assert width < 0.6 * 2 * 1.96 * np.sqrt((values[first].var() + values[second].var()) / 400)
+
+
+def test_equal_ranks_are_never_better() -> None:
+    """A system against itself: no pair of different ranks exists, so no resample differs."""
+    ranks = np.array([0, 1, 2, 2])
+    result = paired_rank_differences(
+        ranks, ranks, np.array([0.0, 1.0, 0.5]), num_samples=20, confidence=0.9, generator=numpy_generator(3, "a")
+    )
+    assert (result.difference, result.low, result.high, result.share_better) == (0.0, 0.0, 0.0, 0.0)
