@@ -5,14 +5,14 @@ catalogue with other item indices. What leaves: `HeadToHead`, figures of both an
 that a model does not know is a miss of that model; how many those are is told. U users.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from macrec_pipeline.errors import DataError
+from macrec_pipeline.evaluation.leave_one_out import LeaveOneOut
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, hit_rate, ndcg
-from macrec_pipeline.evaluation.sequences import IntArray
 from macrec_pipeline.evaluation.statistics import PairedDifference, paired_differences
 from macrec_pipeline.runtime.seeds import numpy_generator
 
@@ -90,10 +90,8 @@ class HeadToHead:
 def compare(
     challenger: Answers,
     champion: Answers,
+    users: LeaveOneOut,
     *,
-    targets: Sequence[str],
-    popular: Sequence[Sequence[str]],
-    catalogue: Set[str],
     num_samples: int,
     confidence: float,
     seed: int,
@@ -102,9 +100,7 @@ def compare(
 
     Args:
         challenger, champion: their answers to the same histories, in the same order.
-        targets: the test target of each user.
-        popular: the most popular items of each user, best first.
-        catalogue: the item ids of the newest catalogue.
+        users: whose histories those were, with the newest catalogue.
         num_samples: resamples of the users.
         confidence: of the intervals, as in 0.95.
         seed: root seed of the resamples.
@@ -112,63 +108,69 @@ def compare(
     Raises:
         DataError: there are no users, or a model did not answer each of them once.
     """
-    ours, theirs = (_metrics(answers.lists, targets) for answers in (challenger, champion))  # [U, 2] each
+    ours, theirs = (_metrics(answers.lists, users) for answers in (challenger, champion))  # [U, 2] each
 
-    def paired(users: slice | np.ndarray) -> list[PairedDifference]:
+    def paired(chosen: slice | np.ndarray) -> list[PairedDifference]:
         generator = numpy_generator(seed, _STREAM)
         return paired_differences(
-            ours[users], theirs[users], num_samples=num_samples, confidence=confidence, generator=generator
+            ours[chosen], theirs[chosen], num_samples=num_samples, confidence=confidence, generator=generator
         )
 
-    known = np.array([target in challenger.catalogue and target in champion.catalogue for target in targets])
+    known = np.array([target in challenger.catalogue and target in champion.catalogue for target in users.targets])
     both = paired(slice(None))
     shared = challenger.catalogue.keys() & champion.catalogue.keys()
     moved = sum(challenger.catalogue[item] != champion.catalogue[item] for item in shared)
     return HeadToHead(
-        challenger=standing(challenger, targets=targets, catalogue=catalogue),
-        champion=standing(champion, targets=targets, catalogue=catalogue),
+        challenger=standing(challenger, users),
+        champion=standing(champion, users),
         ndcg_10=both[0],
         hr_10=both[1],
         ndcg_10_known=paired(known)[0] if known.any() else None,
-        popularity_ndcg_10=mean_ndcg(popular, targets),
+        popularity_ndcg_10=float(_metrics(users.popular, users)[:, 0].mean()),
         moved_ids=moved / len(shared) if shared else None,
         num_shared_items=len(shared),
-        num_users=len(targets),
+        num_users=len(users.targets),
         confidence=confidence,
     )
 
 
-def standing(answers: Answers, *, targets: Sequence[str], catalogue: Set[str]) -> Standing:
+def against_popularity(
+    champion: Answers, users: LeaveOneOut, *, num_samples: int, confidence: float, seed: int
+) -> tuple[Standing, PairedDifference]:
+    """How the champion does by itself, and its NDCG@10 less that of the most popular items; see `compare`."""
+    (difference,) = paired_differences(
+        _metrics(champion.lists, users)[:, :1],
+        _metrics(users.popular, users)[:, :1],
+        num_samples=num_samples,
+        confidence=confidence,
+        generator=numpy_generator(seed, _STREAM),
+    )
+    return standing(champion, users), difference
+
+
+def standing(answers: Answers, users: LeaveOneOut) -> Standing:
     """How one model did; see `compare`. Raises `DataError`."""
-    ndcg_10, hr_10 = _metrics(answers.lists, targets).mean(axis=0)
+    ndcg_10, hr_10 = _metrics(answers.lists, users).mean(axis=0)
     shown = {item for row in answers.lists for item in row[:CUTOFF]}
     return Standing(
         hr_10=float(hr_10),
         ndcg_10=float(ndcg_10),
-        coverage=len(shown & catalogue) / len(catalogue),
-        unknown_targets=sum(target not in answers.catalogue for target in targets) / len(targets),
+        coverage=len(shown & users.catalogue) / len(users.catalogue),
+        unknown_targets=sum(target not in answers.catalogue for target in users.targets) / len(users.targets),
         milliseconds=answers.milliseconds,
         num_bytes=answers.num_bytes,
         num_items=len(answers.catalogue),
     )
 
 
-def mean_ndcg(lists: Sequence[Sequence[str]], targets: Sequence[str]) -> float:
-    """NDCG@10 over all users. Raises `DataError` as `compare`."""
-    return float(_metrics(lists, targets)[:, 0].mean())
-
-
-def _metrics(lists: Sequence[Sequence[str]], targets: Sequence[str]) -> FloatArray:
+def _metrics(lists: Sequence[Sequence[str]], users: LeaveOneOut) -> FloatArray:
     """NDCG@10 and HR@10 a user: float64 [U, 2]."""
-    if len(lists) != len(targets) or not targets:
-        raise DataError(f"{len(targets)} test users need one list each, got {len(lists)}. Materialize histories again.")
-    ranks = _ranks(lists, targets)
-    return np.stack([ndcg(ranks, cutoff=CUTOFF), hit_rate(ranks, cutoff=CUTOFF)], axis=1)
-
-
-def _ranks(lists: Sequence[Sequence[str]], targets: Sequence[str]) -> IntArray:
+    num_users = len(users.targets)
+    if len(lists) != num_users or not num_users:
+        raise DataError(f"{num_users} test users need one list each, got {len(lists)}. Materialize histories again.")
     places = [
         row.index(target) + 1 if target in row else MISSED
-        for row, target in zip((list(row[:CUTOFF]) for row in lists), targets, strict=True)
+        for row, target in zip((list(row[:CUTOFF]) for row in lists), users.targets, strict=True)
     ]
-    return np.array(places, dtype=np.int64)
+    ranks = np.array(places, dtype=np.int64)
+    return np.stack([ndcg(ranks, cutoff=CUTOFF), hit_rate(ranks, cutoff=CUTOFF)], axis=1)

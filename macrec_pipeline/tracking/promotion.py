@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
@@ -53,7 +53,9 @@ class Decision:
         return self.before is None or self.before.version != self.champion.version
 
 
-def promote(store: TrackingStore, dataset: str, *, version: int | None, reason: str) -> Decision:
+def promote(
+    store: TrackingStore, dataset: str, *, version: int | None, reason: str, over: int | None = None
+) -> Decision:
     """Make a version champion; see `Tracker.promote`."""
     name = model_name(dataset)
     with one_line_errors(f"registered model {name}"), store.lock("aliases"):
@@ -62,7 +64,10 @@ def promote(store: TrackingStore, dataset: str, *, version: int | None, reason: 
         if chosen is None:
             raise TrackingError(f"{name} has no challenger. Name a version: --version N.")
         _require_version(store, name, chosen)
-        decision = f"promoted over {_named(_alias(model, CHAMPION))}"
+        current = _alias(model, CHAMPION)
+        if over is not None and current != over:
+            raise ChampionMovedError(f"{_named(current)} is champion of {name} by now, and not version {over}.")
+        decision = f"promoted over {_named(current)}"
         return _crown(store, model, [*_champions(model), chosen], decision=decision, reason=reason)
 
 
@@ -106,10 +111,15 @@ def _crown(
     if made.changed:
         store.client.set_registered_model_alias(model.name, CHAMPION, str(chosen))
         _write_champions(store, model, champions)
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
-        store.client.set_model_version_tag(model.name, str(chosen), DECISION_TAG, text)
+        write_decision(store, model.name, chosen, decision=decision, reason=reason)
     return made
+
+
+def write_decision(store: TrackingStore, name: str, version: int, *, decision: str, reason: str) -> None:
+    """Keep on a version what was decided about it, when and why."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
+    store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
 
 
 def _write_champions(store: TrackingStore, model: RegisteredModel, champions: list[int]) -> None:
