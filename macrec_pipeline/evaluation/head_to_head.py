@@ -6,7 +6,7 @@ that a model does not know is a miss of that model; how many those are is told. 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -85,6 +85,24 @@ class HeadToHead:
     num_shared_items: int
     num_users: int
     confidence: float
+
+    def figures(self) -> dict[str, float]:
+        """All of it as name -> number, for tags and metrics."""
+        found: dict[str, float] = {
+            "num_users": self.num_users,
+            "confidence": self.confidence,
+            "popularity_ndcg_10": self.popularity_ndcg_10,
+            "num_shared_items": self.num_shared_items,
+        }
+        if self.moved_ids is not None:
+            found["moved_ids"] = self.moved_ids
+        for role, one in (("challenger", self.challenger), ("champion", self.champion)):
+            found |= {f"{role}.{name}": value for name, value in asdict(one).items()}
+        for name in ("ndcg_10", "hr_10", "ndcg_10_known"):
+            paired: PairedDifference | None = getattr(self, name)
+            if paired is not None:
+                found |= {f"{name}.{part}": getattr(paired, part) for part in ("difference", "low", "high")}
+        return found
 
 
 def compare(

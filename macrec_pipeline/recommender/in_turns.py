@@ -60,8 +60,7 @@ def answer_in_turns(
     by_length = np.argsort([len(history) for history in histories], kind="stable")  # like lengths share a batch
     for turn, begin in enumerate(range(0, len(by_length), BATCH)):
         chosen = by_length[begin : begin + BATCH]
-        for place in np.roll(np.arange(len(bundles)), -turn):
-            bundle = bundles[place]
+        for place, bundle in sorted(enumerate(bundles), key=lambda pair: (pair[0] - turn) % len(bundles)):
             begun = time.perf_counter()
             answers = bundle.recommend_ids([histories[index] for index in chosen], k=min(k, bundle.num_items))
             seconds[place] += time.perf_counter() - begun
