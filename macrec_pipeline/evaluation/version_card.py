@@ -1,27 +1,20 @@
-"""The description of a registered version, as Markdown: what was decided, why, and the figures behind it.
+"""The description of a registered version, as Markdown: its figures beside the champion's, and what the rules say.
 
-In: a `HeadToHead` and a `Verdict`, or why there is none. Out: text for MLflow's page of the version and for Dagster's
-metadata. Whatever comes from outside (a title, an error with a path) is escaped, so that it shows as it was written.
+In: a `HeadToHead` and a `Verdict`, or metrics alone where there is none. Out: text for MLflow's page of the version and
+for Dagster's metadata. What was decided is added by whoever decides.
 """
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
+
+from macrec_pipeline.runtime.markdown import escaped
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.head_to_head import HeadToHead
     from macrec_pipeline.evaluation.promotion_rules import Verdict
     from macrec_pipeline.evaluation.statistics import PairedDifference
-
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
-
-
-def escaped(text: str) -> str:
-    """Plain text as Markdown that shows it on one line: neither HTML nor Markdown in it takes effect."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split())))
 
 
 def match_card(match: HeadToHead, verdict: Verdict, *, champion: int) -> str:
@@ -49,15 +42,9 @@ def plain_card(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| metric | this version |", "| --- | ---: |", *rows])
 
 
-def version_card(title: str, *, decision: str, figures: str) -> str:
-    """The whole description.
-
-    Args:
-        title: of the data set, as its owner wrote it.
-        decision: one plain sentence or more.
-        figures: `match_card` or `plain_card`.
-    """
-    return f"**{escaped(title)}**\n\n{escaped(decision)}\n\n{figures}\n"
+def version_card(title: str, figures: str) -> str:
+    """The whole description: `match_card` or `plain_card` below the data set's title, as its owner wrote it."""
+    return f"**{escaped(title)}**\n\n{figures}\n"
 
 
 def _rows(match: HeadToHead) -> Iterator[tuple[str, str, str, str]]:

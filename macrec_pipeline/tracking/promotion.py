@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
+from macrec_pipeline.runtime.markdown import escaped
 from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CHAMPIONS_TAG = "macrec.champions"
 # On a version: what was decided about it last, when and why.
 DECISION_TAG = "macrec.decision"
+# In a version's description, before one line a decision about it.
+_DECISIONS = "Decisions, oldest first:"
 _METRIC = "metric."
 
 
@@ -116,10 +119,17 @@ def _crown(
 
 
 def write_decision(store: TrackingStore, name: str, version: int, *, decision: str, reason: str) -> None:
-    """Keep on a version what was decided about it, when and why."""
+    """Keep on a version what was decided about it, when and why: the last in a tag, all in the description.
+
+    The caller holds the lock of the aliases.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
     store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
+    said = store.client.get_model_version(name, str(version)).description or ""
+    if _DECISIONS not in said:
+        said = f"{said}\n{_DECISIONS}\n".lstrip()
+    store.client.update_model_version(name, str(version), description=f"{said}\n- {escaped(text)}")
 
 
 def _write_champions(store: TrackingStore, model: RegisteredModel, champions: list[int]) -> None:

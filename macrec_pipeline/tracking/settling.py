@@ -6,7 +6,7 @@ alone, and on the version the decision, its reason and its figures, as tags and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +34,7 @@ class Proposal:
         automatic: whether it may then be promoted without a person.
         reason: the rules' sentences, or why there was no comparison.
         figures: name -> number, kept as tags `compare.<name>`.
-        describe: makes the description, Markdown, from the decision in plain words.
+        card: Markdown with the figures, the description of the version; what is decided is added to it.
     """
 
     over: int | None
@@ -42,7 +42,7 @@ class Proposal:
     automatic: bool
     reason: str
     figures: Mapping[str, float]
-    describe: Callable[[str], str]
+    card: str
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,22 @@ class Outcome:
 
 def settle(store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: Proposal) -> Outcome:
     """Promote or not, and write down which; see `Tracker.settle`."""
-    status, said = _decide(store, version, dataset, proposal)
-    decision = f"{said}. {proposal.reason}".strip()
-    tags = {STATUS_TAG: status, **{f"{FIGURE_TAG}{name}": repr(value) for name, value in proposal.figures.items()}}
+    number = str(version.version)
+    tags = {f"{FIGURE_TAG}{name}": repr(value) for name, value in proposal.figures.items()}
     if proposal.over is not None:
         tags[COMPARED_TAG] = str(proposal.over)
-    number = str(version.version)
     with one_line_errors(f"registered model {version.name}"):
-        if status != "promoted":  # `promote` has written its own
-            write_decision(store, version.name, version.version, decision=said, reason=proposal.reason)
+        # Before the alias moves, so that no champion is without the figures that made it one.
+        store.client.update_model_version(version.name, number, description=proposal.card)
         for name, value in tags.items():
             store.client.set_model_version_tag(version.name, number, name, value)
-        store.client.update_model_version(version.name, number, description=proposal.describe(decision))
+        status, said = _decide(store, version, dataset, proposal)
+        if status != "promoted":  # `promote` has written its own
+            with store.lock("aliases"):
+                write_decision(store, version.name, version.version, decision=said, reason=proposal.reason)
+        store.client.set_model_version_tag(version.name, number, STATUS_TAG, status)
     crowned = (CHAMPION,) if status == "promoted" else ()
-    return Outcome(status, decision, version.aliases + crowned)
+    return Outcome(status, f"{said}. {proposal.reason}".strip(), version.aliases + crowned)
 
 
 def _decide(store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: Proposal) -> tuple[Status, str]:

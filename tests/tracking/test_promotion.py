@@ -50,6 +50,9 @@ def test_the_challenger_is_promoted_and_taken_back(tracker: Tracker, client: Mlf
     assert (back.champion.version, champion(client)) == (1, 1)
     assert client.get_model_version("macrec-demo", "1").tags["macrec.decision"].endswith("rolled back from version 4")
     assert client.get_registered_model("macrec-demo").aliases["challenger"] in {4, "4"}
+    lines = client.get_model_version("macrec-demo", "4").description.splitlines()
+    assert lines[:2] == ["Decisions, oldest first:", ""]
+    assert lines[2].endswith(r"promoted over version 1\. better in spring")
 
 
 def test_rollbacks_go_further_back_and_not_to_and_fro(

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.presets import resolve_config
+from macrec_pipeline.runtime.markdown import escaped
 from macrec_pipeline.tracking import Proposal, RegisteredVersion, Tracker, load_model
 from macrec_pipeline.tracking.store import connect
 
@@ -21,7 +22,7 @@ PASSED = Proposal(
     automatic=True,
     reason="It is not worse.",
     figures={"ndcg_10.difference": 0.125, "champion.hr_10": 0.5},
-    describe=lambda decision: f"# {decision}",
+    card="**A shop**\n",
 )
 
 
@@ -60,7 +61,9 @@ def test_a_challenger_that_passed_is_promoted(tracker: Tracker, client: MlflowCl
     assert outcome.decision == "Promoted over version 1. It is not worse."
     assert champion(client) == 2
     found = client.get_model_version("macrec-demo", "2")
-    assert found.description == "# Promoted over version 1. It is not worse."
+    card, decision = found.description.split("\n\nDecisions, oldest first:\n\n- ")
+    assert card == "**A shop**"
+    assert decision.endswith(r"promoted over version 1\. It is not worse\.")
     assert found.tags["macrec.decision"].endswith("promoted over version 1. It is not worse.")
     assert (found.tags["macrec.promotion"], found.tags["macrec.compared_with"]) == ("promoted", "1")
     assert (found.tags["compare.ndcg_10.difference"], found.tags["compare.champion.hr_10"]) == ("0.125", "0.5")
@@ -90,10 +93,16 @@ def test_a_challenger_that_is_not_promoted(
     assert (outcome.status, outcome.decision, outcome.aliases) == (status, decision, ("challenger",))
     assert champion(client) == 1
     found = client.get_model_version("macrec-demo", "2")
-    assert found.description == f"# {decision}"
+    assert found.description.splitlines()[-1].endswith(escaped(decision))
     assert found.tags["macrec.decision"].endswith(decision)
-    assert found.tags.get("macrec.compared_with") == (None if status == "not compared" else "1")
-    assert tracker.promote("demo").champion.version == 2
+    assert (found.tags["macrec.promotion"], found.tags.get("macrec.compared_with")) == (
+        status,
+        None if status == "not compared" else "1",
+    )
+    assert tracker.promote("demo", reason="<b>I</b> like it").champion.version == 2
+    *_, first, second = client.get_model_version("macrec-demo", "2").description.splitlines()
+    assert first == found.description.splitlines()[-1]
+    assert second.endswith(r"promoted over version 1\. &lt;b&gt;I&lt;/b&gt; like it")
 
 
 def test_the_first_version_is_champion_whatever_was_found(tracker: Tracker, client: MlflowClient, model: str) -> None:

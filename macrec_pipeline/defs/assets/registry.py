@@ -50,7 +50,8 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
             model=version.uri,
             aliases=list(outcome.aliases),
             promotion=outcome.status,
-            decision=markdown(proposal.describe(outcome.decision)),
+            decision=outcome.decision,
+            figures=markdown(proposal.card),
             bundle_digest=version.bundle_digest,
             model_in_mlflow=dg.MetadataValue.url(version.url),
             **headline,
@@ -67,12 +68,11 @@ def _proposal(work: Stage, bundle: Path, *, metrics: Mapping[str, float]) -> "Pr
     if found["bundle_digest"] != bundle_digest(bundle):
         found = {"problem": "champion_comparison is of another bundle than this. Materialize it again, then this."}
     compared = "card" in found
-    figures = found["card"] if compared else plain_card(metrics)
     return Proposal(
         over=found["champion"] if compared else None,
         passed=found.get("passed", False),
         automatic=work.config.promotion.automatic,
         reason=found.get("reason") or found["problem"] or "",
         figures=found.get("figures", {}),
-        describe=lambda decision: version_card(work.spec.title, decision=decision, figures=figures),
+        card=version_card(work.spec.title, found["card"] if compared else plain_card(metrics)),
     )
