@@ -24,7 +24,9 @@ CHAMPIONS_TAG = "macrec.champions"
 # On a version: what was decided about it last, when and why.
 DECISION_TAG = "macrec.decision"
 # In a version's description, before one line a decision about it.
-_DECISIONS = "Decisions, oldest first:"
+_DECISIONS = "Decisions, the newest last:"
+# MLflow's table has room for so many characters of a description; of one decision so many are shown in it.
+_MAX_DESCRIPTION, _MAX_SHOWN = 5000, 500
 _METRIC = "metric."
 
 
@@ -119,17 +121,25 @@ def _crown(
 
 
 def write_decision(store: TrackingStore, name: str, version: int, *, decision: str, reason: str) -> None:
-    """Keep on a version what was decided about it, when and why: the last in a tag, all in the description.
+    """Keep on a version what was decided about it, when and why: the last in a tag, all that fit in the description.
 
     The caller holds the lock of the aliases.
     """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
     store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
-    said = store.client.get_model_version(name, str(version)).description or ""
-    if _DECISIONS not in said:
-        said = f"{said}\n{_DECISIONS}\n".lstrip()
-    store.client.update_model_version(name, str(version), description=f"{said}\n- {escaped(text)}")
+    shown = escaped(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}...")
+    before = store.client.get_model_version(name, str(version)).description or ""
+    store.client.update_model_version(name, str(version), description=_with_line(before, f"- {shown}"))
+
+
+def _with_line(description: str, line: str) -> str:
+    """A description with one decision more; the oldest ones make room for it."""
+    card, _, before = description.partition(_DECISIONS)
+    head, lines = f"{card.rstrip()}\n\n{_DECISIONS}\n".lstrip(), [*filter(None, before.splitlines()), line]
+    while len(lines) > 1 and len(head) + sum(len(one) + 1 for one in lines) > _MAX_DESCRIPTION:
+        del lines[0]
+    return "\n".join([head, *lines])[:_MAX_DESCRIPTION]
 
 
 def _write_champions(store: TrackingStore, model: RegisteredModel, champions: list[int]) -> None:

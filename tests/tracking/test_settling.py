@@ -61,7 +61,7 @@ def test_a_challenger_that_passed_is_promoted(tracker: Tracker, client: MlflowCl
     assert outcome.decision == "Promoted over version 1. It is not worse."
     assert champion(client) == 2
     found = client.get_model_version("macrec-demo", "2")
-    card, decision = found.description.split("\n\nDecisions, oldest first:\n\n- ")
+    card, decision = found.description.split("\n\nDecisions, the newest last:\n\n- ")
     assert card == "**A shop**"
     assert decision.endswith(r"promoted over version 1\. It is not worse\.")
     assert found.tags["macrec.decision"].endswith("promoted over version 1. It is not worse.")
