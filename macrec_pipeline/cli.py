@@ -25,6 +25,7 @@ from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import (
     WIDE,
     answer_table,
+    champion_lines,
     console,
     decision_lines,
     failures_table,
@@ -50,6 +51,7 @@ app = typer.Typer(
         "`macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 10`\n\n"
         "`macrec datasets validate` — which data sets are ready to run\n\n"
         "`macrec promote demo` — the challenger becomes the champion; `macrec rollback demo` takes it back\n\n"
+        "`macrec evaluate-champion demo` — what the champion is worth on the newest data\n\n"
         "`macrec ui` — the Dagster and MLflow UIs, with those very runs"
     ),
     rich_markup_mode="markdown",
@@ -284,6 +286,30 @@ def rollback(
     )
 
 
+@app.command("evaluate-champion")
+def evaluate_champion(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose champion, macrec-DATASET@champion.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Read the newest files and say what the champion is worth on them, beside the most popular items.
+
+    Nothing is trained or promoted. Example: `macrec evaluate-champion demo`
+    """
+    spec = load_dataset(dataset)
+    _require_files(spec, data.resolve())
+    quieten_libraries()
+    show_finished_assets()
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.jobs import EVALUATE_CHAMPION
+    from macrec_pipeline.defs.launch import LaunchRequest, launch
+
+    request = LaunchRequest(dataset, home.resolve(), data.resolve(), job=EVALUATE_CHAMPION)
+    launch(request, defs=defs)
+    path = request.home / dataset / "champion_evaluation" / "evaluation.json"
+    console().print(champion_lines(dataset, json.loads(path.read_text(encoding="utf-8"))), highlight=False)
+
+
 @app.command()
 def ui(
     home: HomeOption = DEFAULT_HOME,
@@ -372,6 +398,7 @@ def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
         version = json.loads(registration.read_text(encoding="utf-8"))
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"])
         out.print(f"registered model  {escape(version['uri'])} ({aliases})", highlight=False, soft_wrap=True)
+        out.print(f"promotion         {escape(version.get('decision', ''))}", highlight=False, soft_wrap=True)
     out.print("Look at all of it with `macrec ui`.", highlight=False)
 
 

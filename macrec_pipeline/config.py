@@ -264,6 +264,34 @@ class EvaluationConfig(Section):
     num_sample_users: int = Field(12, ge=0, description="users shown with pictures in the report")
 
 
+class PromotionConfig(Section):
+    """When a challenger may become champion without a person (docs/decisions/016)."""
+
+    automatic: bool = Field(
+        False, description="promote a challenger that keeps every rule; false: the rules only advise `macrec promote`"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the paired bootstrap intervals")
+    max_loss_ndcg_10: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of the champion's NDCG@10 that may be lost at most, by the lower end of the interval",
+    )
+    never_below_popularity: bool = Field(True, description="its NDCG@10 must reach that of the most popular items")
+    max_coverage_drop: float | None = Field(
+        None, ge=0, le=1, description="share of the catalogue that may be shown no more; None: no limit"
+    )
+    max_moved_ids: float | None = Field(
+        None, ge=0, le=1, description="share of the shared items whose semantic ID may differ; None: no limit"
+    )
+    max_latency_ratio: float | None = Field(
+        None, gt=0, description="milliseconds a history, as a multiple of the champion's; None: no limit"
+    )
+    max_size_ratio: float | None = Field(
+        None, gt=0, description="bytes of the bundle, as a multiple of the champion's; None: no limit"
+    )
+
+
 class PipelineConfig(Section):
     """Everything that a run of the pipeline may be told."""
 
@@ -279,6 +307,7 @@ class PipelineConfig(Section):
     recommender: RecommenderConfig = RecommenderConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
 
     @model_validator(mode="after")
     def _the_collaborative_signal_is_trained(self) -> "PipelineConfig":

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from macrec_pipeline.defs.assets import (
+    champion,
     embeddings,
     evaluation,
     interactions,
@@ -18,7 +19,7 @@ from macrec_pipeline.defs.sensors import SENSORS
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, registry]
+        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, champion, registry]
     ),
     asset_checks=CHECKS,
     jobs=JOBS,

@@ -16,6 +16,7 @@ that is not a `MacrecError` is a fault of this package and keeps its traceback.
     ├── RequestError           what a consumer asked of the recommender
     ├── StorageError           an asset that is missing, incomplete or damaged on disk
     └── TrackingError          the MLflow store or the model registry
+        └── ChampionMovedError     another version is champion than the one that was reckoned with
 """
 
 
@@ -65,3 +66,7 @@ class StorageError(MacrecError):
 
 class TrackingError(MacrecError):
     """The MLflow store or the model registry refused, or lacks what was asked for."""
+
+
+class ChampionMovedError(TrackingError):
+    """Another version is champion than the one that a promotion reckoned with."""

@@ -110,6 +110,21 @@ def decision_lines(decision: "Decision", *, take_back: str) -> str:
     return "\n".join([*lines, f"Take it back: `{take_back}`. Services see it when they load the model anew."])
 
 
+def champion_lines(dataset: str, found: Mapping[str, Any]) -> str:
+    """What an `evaluation.json` says of the champion, as markup of rich."""
+    difference, users = found["above_popularity"], f"{found['num_test_users']:,} test users"
+    return "\n".join(
+        [
+            f"macrec-{dataset}@champion is version {found['champion']}, asked for {users}.",
+            f"  HR@10    {found['hr_10']:.4f}",
+            f"  NDCG@10  {found['ndcg_10']:.4f}, the most popular items {found['popularity_ndcg_10']:.4f}: "
+            f"{difference['difference']:+.4f}{_interval((difference['low'], difference['high']))}",
+            f"  coverage {found['coverage']:.3f}, targets that it does not know {found['unknown_targets']:.1%}, "
+            f"{found['milliseconds']:.2f} ms a history",
+        ]
+    )
+
+
 def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:
     """Reasons why pictures could not be loaded, most frequent first, each with an example (`FETCH_FAILURES`)."""
     counts = Counter(reason for _, _, reason, _, _ in failures)

@@ -45,6 +45,8 @@ def _ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["recommend", "--model", "models:/macrec-demo@champion", "--history", "a"], ["macrec run"]),
         (["recommend", "--model", "models:/m/1", "--history", "a", "-k", "0"], ["-k"]),
         (["recommend", "--model", "models:/m/1", "--history", "a", "--route", "up"], ["fused"]),
+        (["evaluate-champion", "nope"], ["no data set 'nope'"]),
+        (["evaluate-champion", "movielens-100k"], ["movielens-100k", "u.data", "not there"]),
         (["ui", "--port", "0"], ["--port"]),
         (["datasets", "validate", "nope"], ["nope"]),
     ],
@@ -92,12 +94,12 @@ def test_the_help_shows_commands_and_examples(arguments: list[str], capsys: pyte
     """A person who knows nothing sees every command and can copy an example."""
     status, out, err = _ask(capsys, *arguments)
     assert (status, err) == (0, "")
-    commands = ("run", "datasets", "recommend", "promote", "rollback", "ui")
+    commands = ("run", "datasets", "recommend", "promote", "rollback", "evaluate-champion", "ui")
     for words in (*commands, "Examples", "macrec run demo", "--version"):
         assert words in out
 
 
-@pytest.mark.parametrize("command", ["run", "recommend", "ui", "datasets"])
+@pytest.mark.parametrize("command", ["run", "recommend", "evaluate-champion", "ui", "datasets"])
 def test_every_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command says what it does; those with a home and a data folder name their environment variables."""
     status, out, _ = _ask(capsys, command, "--help")

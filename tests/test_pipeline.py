@@ -35,6 +35,7 @@ ASSETS = (
     "recommender",
     "predictions",
     "evaluation_report",
+    "champion_comparison",
     "registered_model",
 )
 # These name their run: the report prints its ids and its date, the registration its version.
@@ -145,7 +146,7 @@ def _dagster_statuses(shop: Shop, home: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
-    """One command makes all sixteen assets; each has a FINISHED MLflow child run below one FINISHED parent."""
+    """One command makes every asset of the job; each has a FINISHED MLflow child run below one FINISHED parent."""
     assert finished.status == 0, finished.err[-3000:]
     (parent,) = finished.mlflow_runs("pipeline")
     children = finished.mlflow_runs("asset")
@@ -332,6 +333,20 @@ def test_ctrl_c_closes_the_run_and_keeps_what_is_there(finished: Run, shop: Shop
     assert interrupted.store.manifest("recommender").digest == before
     assert sorted(run.info.status for run in interrupted.mlflow_runs("pipeline")) == ["FINISHED", "KILLED"]
     assert _dagster_statuses(shop, finished.home) == ["SUCCESS", "CANCELED"]
+
+
+@pytest.mark.slow
+def test_the_champion_is_evaluated_on_the_newest_files(finished: Run, shop: Shop) -> None:
+    """One command cleans the files anew and says what the champion is worth; nothing is registered by it."""
+    command = [sys.executable, "-m", "macrec_pipeline.cli", "evaluate-champion", "tiny"]
+    done = subprocess.run(command, env=shop.environment(finished.home), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "macrec-tiny@champion is version 1, asked for" in done.stdout
+    predicted = json.loads((finished.home / "tiny" / "evaluation_report" / "metrics.json").read_text(encoding="utf-8"))
+    popularity = predicted["systems"]["popularity"]["ndcg_10"]
+    assert f"the most popular items {popularity:.4f}" in done.stdout
+    client = connect(finished.home, create=False).client
+    assert [found.version for found in client.search_model_versions("name = 'macrec-tiny'")] == [1]
 
 
 def _assert_same_bytes(one: Run, other: Run) -> None:

@@ -60,6 +60,19 @@ def _beats_popularity(store: AssetStore) -> list[str]:
     return [] if ours > theirs else [f"NDCG@10 of macrec is {ours:.4f}, of popularity {theirs:.4f}."]
 
 
+def _champion_beats_popularity(store: AssetStore) -> list[str]:
+    import json
+
+    found = json.loads((store.folder("champion_evaluation") / "evaluation.json").read_text(encoding="utf-8"))
+    ours, popular = found["ndcg_10"], found["popularity_ndcg_10"]
+    if ours >= popular:
+        return []
+    return [
+        f"NDCG@10 of version {found['champion']}, the champion, is {ours:.4f} on the newest histories, of popularity "
+        f"{popular:.4f}. Train a new one (`macrec run DATASET`), or go back (`macrec rollback DATASET`)."
+    ]
+
+
 def _check(
     asset: str,
     *,
@@ -144,6 +157,13 @@ CHECKS = [
         name="macrec_beats_popularity",
         description="A model that loses to the popular items should not be served. A warning: short runs lose.",
         find=_beats_popularity,
+        blocking=False,
+    ),
+    _check(
+        "champion_evaluation",
+        name="champion_beats_popularity",
+        description="A champion that has dropped below the popular items should be replaced. A warning: it serves on.",
+        find=_champion_beats_popularity,
         blocking=False,
     ),
 ]

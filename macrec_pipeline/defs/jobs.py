@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-FULL_PIPELINE = "full_pipeline"
+FULL_PIPELINE, EVALUATE_CHAMPION = "full_pipeline", "evaluate_champion"
 
 # In the UI each asset runs in a process of its own, forked from one that has these definitions loaded; two at a time,
 # since each may use several threads. The command line runs everything in its own process instead.
@@ -17,7 +17,7 @@ EXECUTOR = dg.multiprocess_executor.configured(
 JOBS = [
     dg.define_asset_job(
         FULL_PIPELINE,
-        selection=dg.AssetSelection.all(),
+        selection=dg.AssetSelection.all() - dg.AssetSelection.groups("monitoring"),
         description="Everything, from the raw files of a data set to a registered model.",
     ),
     dg.define_asset_job(
@@ -29,5 +29,10 @@ JOBS = [
         "train_again",
         selection=dg.AssetSelection.assets("recommender").downstream(),
         description="A recommender on the semantic IDs that are there, its evaluation and its registration.",
+    ),
+    dg.define_asset_job(
+        EVALUATE_CHAMPION,
+        selection=dg.AssetSelection.groups("ingestion", "monitoring"),
+        description="The newest files of a data set, cleaned, and what the registered champion is worth on them.",
     ),
 ]

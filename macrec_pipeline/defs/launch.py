@@ -38,6 +38,7 @@ class LaunchRequest:
         overrides: `section.field=value`, already known to be valid.
         until: run this asset and all that it needs; None: every asset.
         only: run this asset alone on what is there; None: see `until`.
+        job: the job that it is a run of.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class LaunchRequest:
     overrides: tuple[str, ...] = ()
     until: str | None = None
     only: str | None = None
+    job: str = FULL_PIPELINE
 
 
 def dagster_folder(home: Path) -> Path:
@@ -84,7 +86,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
     Args:
         request: what to run.
-        defs: the definitions, with the job `full_pipeline`.
+        defs: the definitions, with the job.
 
     Raises:
         ConfigError: no such asset, or a folder that cannot be written.
@@ -99,7 +101,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         for other in who_trains(instance):
             logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
         try:
-            defs.resolve_job_def(FULL_PIPELINE).execute_in_process(
+            defs.resolve_job_def(request.job).execute_in_process(
                 instance=instance,
                 run_id=run_id,
                 partition_key=request.dataset,
@@ -129,7 +131,8 @@ def _selection(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.Asse
     name = request.only or request.until
     if name is None:
         return None
-    names = asset_names(defs)
+    in_job = defs.resolve_job_def(request.job).asset_layer.executable_asset_keys
+    names = [found for found in asset_names(defs) if dg.AssetKey(found) in in_job]
     if name not in names:
         raise ConfigError(f"There is no asset {name!r}. Use one of: {', '.join(names)}.")
     chosen: dg.AssetSelection = dg.AssetSelection.assets(name)

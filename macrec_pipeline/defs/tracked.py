@@ -148,7 +148,7 @@ class Stage:
         numbers = {_metric_name(name): float(value) for name, value in metadata.items() if _is_number(value)}
         self.run.log_metrics({**numbers, "seconds": seconds})
         self.run.set_tags({"macrec.digest": manifest.digest})
-        logger.info("%-17s %s (%.1f s)", self.asset, summary, seconds)
+        logger.info("%-19s %s (%.1f s)", self.asset, summary, seconds)
         links: dict[str, Any] = {
             "path": dg.MetadataValue.path(self.store.location(self.asset)),
             "digest": manifest.digest,

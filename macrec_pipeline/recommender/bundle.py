@@ -16,8 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,20 +28,17 @@ from macrec_pipeline.recommender.bundle_parts import (
     SASREC_PART,
     digest_of,
     parts_of,
+    read_model,
     read_sasrec,
+    sealed,
     verified_description,
     write_sasrec,
 )
 from macrec_pipeline.recommender.calibration import described_fusion, load_fusion
 from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked
-from macrec_pipeline.recommender.vocabulary import Vocabulary
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-
-if TYPE_CHECKING:
-    from macrec_pipeline.config import RecommenderConfig
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,14 @@ class RecommenderBundle:
     def routes(self) -> list[str]:
         """The retrieval routes: those that the model was trained for, and "collaborative" if the bundle has SASRec."""
         return self._decoder.routes
+
+    @property
+    def semantic_ids(self) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Item id -> its text codes and its image codes, in the order of the item index."""
+        codes = [self._decoder.items.codes[route].tolist() for route in ("text", "image")]
+        return {
+            item_id: (tuple(text), tuple(image)) for item_id, text, image in zip(self.item_ids, *codes, strict=True)
+        }
 
     @staticmethod
     def write(
@@ -144,7 +148,9 @@ class RecommenderBundle:
         description["parts"] = {part: digest_of(folder / part) for part in parts}
         if (fusion := load_fusion(recommender_folder)) is not None:
             description["fusion"] = asdict(fusion)
-        (folder / "bundle.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "bundle.json").write_text(
+            json.dumps(sealed(description), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | None = None) -> RecommenderBundle:
@@ -162,10 +168,7 @@ class RecommenderBundle:
                 f"{folder}: catalogue.json has {len(catalogue)} items and semantic_ids.safetensors "
                 f"{len(tensors['text_codes'])}, but bundle.json says {description['num_items']}."
             )
-        config = cast("RecommenderConfig", SimpleNamespace(**description["recommender"]))
-        vocabulary = Vocabulary(description["num_levels"], description["codebook_size"], config.num_prompt_tokens)
-        model = GenerativeRecommender(vocabulary, config)
-        model.load_weights(folder / "model.safetensors")
+        model = read_model(folder, description)
         codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
         sasrec = read_sasrec(folder, description, device=device)
         decoder = Decoder(model.to(device).eval(), ItemCodes(codes), collaborative=sasrec)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.fitted_sasrec import DESCRIPTION_FILE, WEIGHTS_FILE, FittedSasrec, load_sasrec
+from macrec_pipeline.recommender.model import GenerativeRecommender
+from macrec_pipeline.recommender.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
+    from macrec_pipeline.config import RecommenderConfig
     from macrec_pipeline.recommender.sasrec import Sasrec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_OWN_DIGEST = 1  # bundles of this format are read as they are: what their description says is vouched by nobody
+_OWN_DIGEST = "digest"
 PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
 SASREC_PART = "sasrec.safetensors"
 
@@ -32,10 +38,15 @@ def verified_description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, parts, needed = description["format_version"], description["parts"], parts_of(description["decoding"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is missing or not a bundle's description: {error}") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, _WITHOUT_OWN_DIGEST):
         raise StorageError(f"{path} has format {version}; this package reads format {FORMAT_VERSION}.")
+    if version == FORMAT_VERSION and sealed(description)[_OWN_DIGEST] != description.get(_OWN_DIGEST):
+        raise StorageError(
+            f"{path} was changed after it was written: its own digest is not that of what it says. "
+            "Materialize `recommender` again, or load another version."
+        )
     for part in needed:
         if not (folder / part).is_file():
             raise StorageError(f"{folder / part} is missing. Materialize `recommender` again, or load another version.")
@@ -45,6 +56,12 @@ def verified_description(folder: Path) -> dict[str, Any]:
                 "Materialize `recommender` again, or load another version."
             )
     return description
+
+
+def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A bundle's description with the digest of all else that it says, over its canonical JSON."""
+    said = {name: value for name, value in description.items() if name != _OWN_DIGEST}
+    return said | {_OWN_DIGEST: hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def parts_of(decoding: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,6 +84,25 @@ def write_sasrec(folder: Path, *, sasrec_folder: Path | None) -> dict[str, Any]:
     (folder / SASREC_PART).write_bytes((sasrec_folder / WEIGHTS_FILE).read_bytes())
     description: dict[str, Any] = json.loads((sasrec_folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     return description
+
+
+def read_model(folder: Path, description: Mapping[str, Any]) -> GenerativeRecommender:
+    """The recommender of a bundle whose parts are verified, on the CPU.
+
+    Raises:
+        StorageError: the weights are not what `bundle.json` says, or it says too little for this package.
+    """
+    try:
+        config = cast("RecommenderConfig", SimpleNamespace(**description["recommender"]))
+        vocabulary = Vocabulary(description["num_levels"], description["codebook_size"], config.num_prompt_tokens)
+        model = GenerativeRecommender(vocabulary, config)
+        model.load_weights(folder / "model.safetensors")
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        raise StorageError(
+            f"{folder / 'bundle.json'} does not describe a model that this package knows, or not that of its weights: "
+            f"{error}. Load it with the code that was registered with it, or register another version."
+        ) from error
+    return model
 
 
 def read_sasrec(folder: Path, description: Mapping[str, Any], *, device: torch.device) -> Sasrec | None:

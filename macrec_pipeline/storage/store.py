@@ -26,7 +26,15 @@ from macrec_pipeline.storage.table_files import (
 )
 from macrec_pipeline.storage.versions import AssetVersions
 
-FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model")
+FOLDER_ASSETS = (
+    "sasrec",
+    "quantizer",
+    "recommender",
+    "evaluation_report",
+    "champion_comparison",
+    "champion_evaluation",
+    "registered_model",
+)
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")

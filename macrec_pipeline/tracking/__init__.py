@@ -5,6 +5,7 @@ from macrec_pipeline.tracking.loading import load_model
 from macrec_pipeline.tracking.promotion import Contender, Decision
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.server import server_command
+from macrec_pipeline.tracking.settling import Outcome, Proposal
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
 from macrec_pipeline.tracking.tracker import Tracker, open_tracking
 
@@ -13,6 +14,8 @@ __all__ = [
     "AssetRun",
     "Contender",
     "Decision",
+    "Outcome",
+    "Proposal",
     "RegisteredVersion",
     "Tracker",
     "load_model",

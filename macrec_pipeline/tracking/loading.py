@@ -2,16 +2,22 @@
 
 In: a model's URI and a home. Out: MLflow's pyfunc model, or a `TrackingError` in one line that lists what there is.
 A service that has never heard of this package does the same with `mlflow.pyfunc.load_model` alone.
+
+In: a data set and a version. Out: the folder of the bundle that was registered, checked, for those who measure it.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking.registry import CHAMPION, DIGEST_TAG, bundle_digest, model_name
 from macrec_pipeline.tracking.store import TrackingStore, connect, one_line_errors, own_warnings_ignored
 
 if TYPE_CHECKING:
@@ -57,6 +63,38 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
         # MLflow puts the model's copy of this package first on the path and leaves it there; here it is the
         # running one that answers.
         sys.path[:] = before
+
+
+def champion_version(store: TrackingStore, dataset: str) -> int | None:
+    """Who is champion; see `Tracker.champion`."""
+    found = _find(store, model_name(dataset), alias=CHAMPION, version=None)
+    return None if found is None else int(found.version)
+
+
+@contextmanager
+def version_bundle(store: TrackingStore, dataset: str, version: int) -> Iterator[Path]:
+    """A copy of the bundle of a version; see `Tracker.bundle`."""
+    name = model_name(dataset)
+    found = _find(store, name, alias=None, version=str(version))
+    if found is None:
+        raise TrackingError(f"{name} has no version {version} in {store.uri}.")
+    with own_warnings_ignored():
+        import mlflow.artifacts
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with one_line_errors(f"bundle of {name} version {version}"):
+                source = store.client.get_model_version_download_uri(name, found.version)
+                copy = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source}/artifacts/bundle", dst_path=scratch, tracking_uri=store.uri
+                )
+        except OSError as error:
+            raise TrackingError(f"The bundle of {name} version {version} cannot be read: {error}.") from error
+        if bundle_digest(Path(copy)) != found.tags.get(DIGEST_TAG):
+            raise TrackingError(
+                f"The bundle of {name} version {version} in {source} is not the one that was registered: its digest is "
+                f"not that of the tag {DIGEST_TAG}. Go back to another: `macrec rollback {dataset}`."
+            )
+        yield Path(copy)
 
 
 def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | None) -> ModelVersion | None:

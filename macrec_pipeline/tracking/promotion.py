@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import ChampionMovedError, TrackingError
+from macrec_pipeline.runtime.markdown import escaped
 from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 CHAMPIONS_TAG = "macrec.champions"
 # On a version: what was decided about it last, when and why.
 DECISION_TAG = "macrec.decision"
+# In a version's description, before one line a decision about it.
+_DECISIONS = "Decisions, the newest last:"
+# MLflow's table has room for so many characters of a description; of one decision so many are shown in it.
+_MAX_DESCRIPTION, _MAX_SHOWN = 5000, 500
 _METRIC = "metric."
 
 
@@ -53,7 +58,9 @@ class Decision:
         return self.before is None or self.before.version != self.champion.version
 
 
-def promote(store: TrackingStore, dataset: str, *, version: int | None, reason: str) -> Decision:
+def promote(
+    store: TrackingStore, dataset: str, *, version: int | None, reason: str, over: int | None = None
+) -> Decision:
     """Make a version champion; see `Tracker.promote`."""
     name = model_name(dataset)
     with one_line_errors(f"registered model {name}"), store.lock("aliases"):
@@ -62,7 +69,10 @@ def promote(store: TrackingStore, dataset: str, *, version: int | None, reason: 
         if chosen is None:
             raise TrackingError(f"{name} has no challenger. Name a version: --version N.")
         _require_version(store, name, chosen)
-        decision = f"promoted over {_named(_alias(model, CHAMPION))}"
+        current = _alias(model, CHAMPION)
+        if over is not None and current != over:
+            raise ChampionMovedError(f"{_named(current)} is champion of {name} by now, and not version {over}.")
+        decision = f"promoted over {_named(current)}"
         return _crown(store, model, [*_champions(model), chosen], decision=decision, reason=reason)
 
 
@@ -106,10 +116,30 @@ def _crown(
     if made.changed:
         store.client.set_registered_model_alias(model.name, CHAMPION, str(chosen))
         _write_champions(store, model, champions)
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
-        store.client.set_model_version_tag(model.name, str(chosen), DECISION_TAG, text)
+        write_decision(store, model.name, chosen, decision=decision, reason=reason)
     return made
+
+
+def write_decision(store: TrackingStore, name: str, version: int, *, decision: str, reason: str) -> None:
+    """Keep on a version what was decided about it, when and why: the last in a tag, all that fit in the description.
+
+    The caller holds the lock of the aliases.
+    """
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
+    store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
+    shown = escaped(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}...")
+    before = store.client.get_model_version(name, str(version)).description or ""
+    store.client.update_model_version(name, str(version), description=_with_line(before, f"- {shown}"))
+
+
+def _with_line(description: str, line: str) -> str:
+    """A description with one decision more; the oldest ones make room for it."""
+    card, _, before = description.partition(_DECISIONS)
+    head, lines = f"{card.rstrip()}\n\n{_DECISIONS}\n".lstrip(), [*filter(None, before.splitlines()), line]
+    while len(lines) > 1 and len(head) + sum(len(one) + 1 for one in lines) > _MAX_DESCRIPTION:
+        del lines[0]
+    return "\n".join([head, *lines])[:_MAX_DESCRIPTION]
 
 
 def _write_champions(store: TrackingStore, model: RegisteredModel, champions: list[int]) -> None:

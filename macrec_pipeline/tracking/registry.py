@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+DIGEST_TAG = "macrec.bundle_digest"
+"""On a version: the digest of its bundle's files when it was registered."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def register(
         **{f"metric.{key}": repr(value) for key, value in finite.items()},
         "dagster.run_id": dagster_run_id,
         "macrec.dataset": dataset,
-        "macrec.bundle_digest": digest,
+        DIGEST_TAG: digest,
         "macrec.git_commit": git_commit() or "unknown",
         **tags,
     }

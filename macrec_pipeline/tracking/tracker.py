@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.tracking import promotion, registry, runs
+from macrec_pipeline.tracking import loading, promotion, registry, runs, settling
 from macrec_pipeline.tracking.asset_run import AssetRun
 from macrec_pipeline.tracking.promotion import Decision
 from macrec_pipeline.tracking.registry import RegisteredVersion
+from macrec_pipeline.tracking.settling import Outcome, Proposal
 from macrec_pipeline.tracking.store import TrackingStore, connect
 
 if TYPE_CHECKING:
@@ -135,18 +136,49 @@ class Tracker:
             tags=tags or {},
         )
 
-    def promote(self, dataset: str, *, version: int | None = None, reason: str = "") -> Decision:
+    def champion(self, dataset: str) -> int | None:
+        """The version of a data set's model that is `@champion`; None if there is none. Raises `TrackingError`."""
+        return loading.champion_version(self._store, dataset)
+
+    def bundle(self, dataset: str, version: int) -> AbstractContextManager[Path]:
+        """A copy of the bundle that a version was registered with, for as long as the block lasts.
+
+        Raises:
+            TrackingError: there is no such version, or its bundle is gone or not the one that was registered.
+        """
+        return loading.version_bundle(self._store, dataset, version)
+
+    def settle(self, version: RegisteredVersion, dataset: str, proposal: Proposal) -> Outcome:
+        """Promote a version that was just registered if its comparison says so, and write down what was decided.
+
+        The decision, its reason and its figures become tags and the description of the version.
+
+        Args:
+            version: what `register` returned.
+            dataset: the data set's name.
+            proposal: what a comparison with the champion says.
+
+        Raises:
+            TrackingError: the store refuses.
+        """
+        return settling.settle(self._store, version, dataset, proposal)
+
+    def promote(
+        self, dataset: str, *, version: int | None = None, reason: str = "", over: int | None = None
+    ) -> Decision:
         """Make a version of a data set's model `@champion`; nothing happens if it is.
 
         Args:
             dataset: the data set's name.
             version: its number; None for the challenger.
             reason: kept on the version, in the tag `macrec.decision`.
+            over: only if this version is champion now; None: whoever is.
 
         Raises:
+            ChampionMovedError: another version than `over` is champion.
             TrackingError: there is no such model or version, or the store refuses.
         """
-        return promotion.promote(self._store, dataset, version=version, reason=reason)
+        return promotion.promote(self._store, dataset, version=version, reason=reason, over=over)
 
     def rollback(self, dataset: str, *, reason: str = "") -> Decision:
         """Make the champion before the present one `@champion` again; once more goes to the one before that.

@@ -43,7 +43,9 @@ GRAPH = {
             "predictions",
         },
     ),
-    "registered_model": ("registry", {"recommender", "evaluation_report"}),
+    "champion_comparison": ("evaluation", {"histories", "items", "recommender"}),
+    "champion_evaluation": ("monitoring", {"histories", "items"}),
+    "registered_model": ("registry", {"recommender", "evaluation_report", "champion_comparison"}),
 }
 BLOCKING_CHECKS = {
     ("interactions", "interactions_are_sound"),
@@ -95,7 +97,10 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
             assert spec.partitions_def is not None
             assert len(spec.description or "") > 30
     assert {check for check, blocking in found.items() if blocking} == BLOCKING_CHECKS
-    assert set(found) - BLOCKING_CHECKS == {("evaluation_report", "macrec_beats_popularity")}
+    assert set(found) - BLOCKING_CHECKS == {
+        ("evaluation_report", "macrec_beats_popularity"),
+        ("champion_evaluation", "champion_beats_popularity"),
+    }
 
 
 def test_one_training_at_a_time() -> None:
@@ -105,9 +110,14 @@ def test_one_training_at_a_time() -> None:
 
 
 def test_jobs_and_sensors_are_there() -> None:
-    """The full job holds every asset; the sensors that close MLflow runs run without anybody's doing."""
-    job = defs.resolve_job_def("full_pipeline")
-    assert {key.to_user_string() for key in job.asset_layer.executable_asset_keys} == set(GRAPH)
+    """One job leads to a model, another watches the champion; the sensors that close MLflow runs run by themselves."""
+
+    def assets(job: str) -> set[str]:
+        return {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
+
+    assert assets("full_pipeline") == set(GRAPH) - {"champion_evaluation"}
+    ingestion = {name for name, (group, _) in GRAPH.items() if group == "ingestion"}
+    assert assets("evaluate_champion") == ingestion | {"champion_evaluation"}
     sensors = list(defs.sensors or [])
     assert len(sensors) == 3
     for sensor in sensors:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from macrec_pipeline.config import DecodingConfig, RecommenderConfig
 from macrec_pipeline.errors import RequestError, StorageError
@@ -18,6 +20,7 @@ from macrec_pipeline.recommender import (
     predict_test_users,
     prediction,
 )
+from macrec_pipeline.recommender.bundle_parts import digest_of, sealed
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 
 
@@ -179,6 +182,74 @@ def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: P
         damage(folder)
         with pytest.raises(StorageError, match=message):
             RecommenderBundle.load(folder)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "semantic_ids.safetensors", "catalogue.json", "bundle.json"])
+def test_a_part_of_another_good_bundle_is_refused(
+    part: str, bundle_folder: Path, fitted: FittedRecommender, tmp_path: Path
+) -> None:
+    """Each part taken from a bundle of the same sizes that loads by itself; no part is trusted for being well-made."""
+    weights, other, mixed = (tmp_path / name for name in ("weights", "other", "mixed"))
+    weights.mkdir()
+    other.mkdir()
+    fit(num_epochs=1, d_model=32, d_ff=64, dropout=0.0).save(weights)
+    write(other, weights)
+    catalogue = json.loads((other / "catalogue.json").read_text())
+    (other / "catalogue.json").write_text(json.dumps(catalogue[::-1]))
+    ids = load_file(other / "semantic_ids.safetensors")
+    save_file({name: tensor.flip(0) for name, tensor in ids.items()}, other / "semantic_ids.safetensors")
+    description = json.loads((other / "bundle.json").read_text())
+    description["parts"] = {name: digest_of(other / name) for name in description["parts"]}
+    (other / "bundle.json").write_text(json.dumps(sealed(description)))
+    assert RecommenderBundle.load(other).num_items == RecommenderBundle.load(bundle_folder).num_items
+    shutil.copytree(bundle_folder, mixed)
+    shutil.copyfile(other / part, mixed / part)
+    with pytest.raises(StorageError, match="does not belong to this bundle"):
+        RecommenderBundle.load(mixed)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda said: said["decoding"].update(beam_width=1), "was changed after it was written"),
+        (lambda said: said["provenance"].update(dataset="other"), "was changed after it was written"),
+        (lambda said: said["recommender"].update(d_kv=4), "was changed after it was written"),
+        (lambda said: said.pop("digest"), "was changed after it was written"),
+        (lambda said: said.update(format_version=3), "has format 3; this package reads format 2"),
+        (lambda said: said.update(decoding=[]), "is missing or not a bundle's description"),
+        (lambda said: said.update(format_version=1, recommender={}), "does not describe a model"),
+    ],
+)
+def test_an_edited_description_is_refused(
+    edit: Callable[[dict], object], message: str, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Settings decide what a model answers, so `bundle.json` vouches for itself as it does for the parts."""
+    folder = tmp_path / "edited"
+    shutil.copytree(bundle_folder, folder)
+    said = json.loads((folder / "bundle.json").read_text())
+    edit(said)
+    (folder / "bundle.json").write_text(json.dumps(said))
+    with pytest.raises(StorageError, match=message):
+        RecommenderBundle.load(folder)
+
+
+def test_a_bundle_of_the_first_format_still_loads(bundle_folder: Path, tmp_path: Path) -> None:
+    """A champion may have been registered before descriptions had a digest of their own."""
+    folder = tmp_path / "old"
+    shutil.copytree(bundle_folder, folder)
+    said = json.loads((folder / "bundle.json").read_text())
+    del said["digest"]
+    (folder / "bundle.json").write_text(json.dumps(said | {"format_version": 1}))
+    histories = [["item/3 ü", "item/4 ü"]]
+    new, old = (RecommenderBundle.load(path).recommend_ids(histories, k=5) for path in (bundle_folder, folder))
+    assert old == new
+
+
+def test_a_bundle_tells_the_semantic_ids_by_item_id(bundle_folder: Path) -> None:
+    """Text codes, then image codes, under the shop's key."""
+    ids = RecommenderBundle.load(bundle_folder).semantic_ids
+    assert list(ids) == [f"item/{index} ü" for index in range(NUM_ITEMS)]
+    assert ids["item/7 ü"] == (tuple(codes(1)[7].tolist()), tuple(codes(2)[7].tolist()))
 
 
 def test_a_bundle_is_the_same_bytes_for_the_same_parts(fitted: FittedRecommender, tmp_path: Path) -> None:

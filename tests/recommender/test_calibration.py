@@ -12,6 +12,7 @@ from macrec_pipeline.recommender import (
     FittedRecommender,
     RecommenderBundle,
 )
+from macrec_pipeline.recommender.bundle_parts import sealed
 from macrec_pipeline.recommender.calibration import fit_fusion, fusion_grid
 from macrec_pipeline.recommender.fusion import CalibratedFusion
 from tests.recommender.cycle import NUM_ITEMS, cyclic_histories
@@ -152,6 +153,6 @@ def test_a_bundle_without_the_rule_that_it_needs_refuses_to_load(fitted: FittedR
     with pytest.raises(StorageError, match=r"bundle.json asks for calibrated fusion, but has no fitted weights"):
         RecommenderBundle.load(folder)
     description = json.loads((folder / "bundle.json").read_text())
-    (folder / "bundle.json").write_text(json.dumps(description | {"fusion": {"rule": "product"}}))
+    (folder / "bundle.json").write_text(json.dumps(sealed(description | {"fusion": {"rule": "product"}})))
     with pytest.raises(StorageError, match=r"fusion in .*bundle.json is .*it needs rule"):
         RecommenderBundle.load(folder)

@@ -1,5 +1,6 @@
 """SASRec as a route: weighed on validation targets, gated off where it knows nothing, served with the bundle."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.recommender.fusing import (
 )
 
 THREE = CalibratedFusion("product", {"text": 0.3, "image": 0.3, "collaborative": 0.4}, 0.25, 60)
+SMALL_SASREC = SasrecConfig(d_model=16, max_length=20, max_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,12 @@ def test_the_collaborative_part_must_belong_to_the_bundle(
     part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(StorageError, match=r"sasrec\.safetensors does not belong to this bundle"):
         RecommenderBundle.load(three_routes)
+    other = fit_sasrec(cyclic_histories(), num_items=NUM_ITEMS, config=SMALL_SASREC, seed=6)
+    stranger = write_bundle(fitted, tmp_path / "stranger", fusion=THREE, config="calibrated", sasrec=other)
+    RecommenderBundle.load(stranger)
+    shutil.copyfile(stranger / part.name, part)
+    with pytest.raises(StorageError, match=r"sasrec\.safetensors does not belong to this bundle"):
+        RecommenderBundle.load(three_routes)
     part.unlink()
     with pytest.raises(StorageError, match=r"sasrec\.safetensors is missing"):
         RecommenderBundle.load(three_routes)
@@ -192,8 +200,7 @@ def test_the_collaborative_part_must_belong_to_the_bundle(
 
 def test_a_bundle_of_another_catalogue_is_refused(fitted: FittedRecommender, tmp_path: Path) -> None:
     """A SASRec that was trained when there were more items."""
-    config = SasrecConfig(d_model=16, max_length=20, max_epochs=1)
-    larger = fit_sasrec(cyclic_histories(), num_items=NUM_ITEMS + 1, config=config, seed=5)
+    larger = fit_sasrec(cyclic_histories(), num_items=NUM_ITEMS + 1, config=SMALL_SASREC, seed=5)
     folder = write_bundle(fitted, tmp_path, fusion=THREE, config="calibrated", sasrec=larger)
     with pytest.raises(StorageError, match=r"knows 31 items, but bundle.json says 30"):
         RecommenderBundle.load(folder)

@@ -50,6 +50,9 @@ def test_the_challenger_is_promoted_and_taken_back(tracker: Tracker, client: Mlf
     assert (back.champion.version, champion(client)) == (1, 1)
     assert client.get_model_version("macrec-demo", "1").tags["macrec.decision"].endswith("rolled back from version 4")
     assert client.get_registered_model("macrec-demo").aliases["challenger"] in {4, "4"}
+    lines = client.get_model_version("macrec-demo", "4").description.splitlines()
+    assert lines[:2] == ["Decisions, the newest last:", ""]
+    assert lines[2].endswith(r"promoted over version 1\. better in spring")
 
 
 def test_rollbacks_go_further_back_and_not_to_and_fro(
@@ -104,6 +107,24 @@ def test_a_process_that_dies_after_the_alias_loses_no_history(
             tracker.promote("demo", version=3)
     assert champion(client) == 3
     assert tracker.rollback("demo").champion.version == 2
+
+
+def test_a_long_story_leaves_its_beginning_out_of_the_description(
+    tracker: Tracker, client: MlflowClient, versions: list[int]
+) -> None:
+    """PostgreSQL takes 5,000 characters and refuses more; the card and the newest decisions stay, tags are whole."""
+    client.update_model_version("macrec-demo", "2", description="**card**\n")
+    for turn in range(12):
+        tracker.promote("demo", version=2, reason=f"turn {turn} " + "& " * 2000)
+        tracker.promote("demo", version=3)
+    found = client.get_model_version("macrec-demo", "2")
+    lines = found.description.splitlines()
+    assert len(found.description) <= 5000
+    assert lines[:4] == ["**card**", "", "Decisions, the newest last:", ""]
+    assert "turn 11" in lines[-1]
+    assert lines[-1].endswith(r"\.\.\.")
+    assert found.tags["macrec.decision"].endswith("& " * 2000)
+    assert len(client.get_model_version("macrec-demo", "3").description.splitlines()) == 2 + 12
 
 
 @pytest.mark.parametrize(

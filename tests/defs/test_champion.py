@@ -1,0 +1,247 @@
+"""The champion's two assets and what the registration makes of them, on a tiny trained bundle and a real store."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from mlflow.entities.model_registry import ModelVersion
+
+from macrec_pipeline import terminal
+from macrec_pipeline.config import DecodingConfig, RecommenderConfig
+from macrec_pipeline.defs.assets.champion import champion_comparison, champion_evaluation
+from macrec_pipeline.defs.assets.registry import registered_model
+from macrec_pipeline.defs.checks import CHECKS
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender
+from macrec_pipeline.schemas import HISTORIES, ITEMS
+from macrec_pipeline.tracking.store import connect
+
+NUM_ITEMS, NUM_USERS, NUM_CODES = 12, 20, 4
+CODES = np.array([[item // NUM_CODES, item % NUM_CODES] for item in range(NUM_ITEMS)], dtype=np.int64)
+ITEM_IDS = [f"i{item:02d}" for item in range(NUM_ITEMS)]
+HISTORIES_BY_INDEX = [[(user + step) % NUM_ITEMS for step in range(6)] for user in range(NUM_USERS)]
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedRecommender:
+    config = RecommenderConfig(
+        d_model=16,
+        d_ff=32,
+        d_kv=8,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        history_length=5,
+        encoding="item_causal",
+        num_epochs=1,
+        batch_size=64,
+    )
+    rows = [np.array(row, dtype=np.int64) for row in HISTORIES_BY_INDEX]
+    return fit_recommender(
+        rows, CODES, CODES[::-1].copy(), codebook_size=NUM_CODES, config=config, seed=1, device=torch.device("cpu")
+    )
+
+
+@pytest.fixture
+def shop(settings: Settings, partition: str) -> Settings:
+    """Items, histories and a report lie in the store; the data set's title is full of markup."""
+    path = settings.data_folder().parent / "datasets" / f"{partition}.yaml"
+    path.write_text(path.read_text().replace("A few lines", "'<b>Lines</b> *few* | [x](y)'"), encoding="utf-8")
+    store = settings.store(partition)
+    items = {"item_index": range(NUM_ITEMS), "item_id": ITEM_IDS}
+    nothing = {"title": None, "text": None, "image_path": None, "num_interactions": 1}
+    literals = {name: pl.lit(value) for name, value in nothing.items()}
+    store.write_table("items", pl.DataFrame(items).with_columns(**literals).cast(ITEMS.columns))
+    users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
+    times = [list(range(6))] * NUM_USERS
+    rows = pl.DataFrame(users | {"item_indices": HISTORIES_BY_INDEX, "timestamps": times})
+    store.write_table("histories", rows.cast(HISTORIES.columns))
+    with store.new_folder("evaluation_report") as folder:
+        metrics = {"systems": {"macrec": {"hr_10": 0.625, "ndcg_10": 0.5, "hr_10_ci": [0, 1]}}}
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return settings
+
+
+def make_bundle(
+    shop: Settings, partition: str, fitted: FittedRecommender, *, item_ids: Sequence[str] = ITEM_IDS, note: str = ""
+) -> None:
+    """A new version of `recommender`; the note makes another bundle of the same model."""
+    with shop.store(partition).new_folder("recommender") as folder:
+        for part in ("weights", "bundle"):
+            (folder / part).mkdir()
+        fitted.save(folder / "weights")
+        RecommenderBundle.write(
+            folder / "bundle",
+            recommender_folder=folder / "weights",
+            item_ids=item_ids,
+            popularity=np.ones(NUM_ITEMS, dtype=np.int64),
+            text_codes=CODES,
+            image_codes=CODES[::-1].copy(),
+            codebook_size=NUM_CODES,
+            decoding=DecodingConfig(beam_width=4).model_dump(),
+            catalogue=[{"title": "", "image_path": None}] * NUM_ITEMS,
+            provenance={"note": note},
+        )
+
+
+def materialize(asset: dg.AssetsDefinition, shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:
+    """Make one asset on what is there; its metadata as plain values."""
+    own = Settings(home=shop.home, data=shop.data, overrides=["evaluation.bootstrap_samples=50", *overrides])
+    result = dg.materialize([asset], partition_key=partition, resources={"settings": own}, run_config=QUIET)
+    (made,) = result.asset_materializations_for_node(asset.op.name)
+    return {name: value.value for name, value in made.metadata.items()}
+
+
+def register(shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:
+    """Compare, then register; what the registration says."""
+    materialize(champion_comparison, shop, partition, *overrides)
+    return materialize(registered_model, shop, partition, *overrides)
+
+
+def comparison(shop: Settings, partition: str) -> dict[str, Any]:
+    path = shop.store(partition).folder("champion_comparison") / "comparison.json"
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def version(shop: Settings, partition: str, number: int) -> ModelVersion:
+    return connect(shop.home_folder()).client.get_model_version(f"macrec-{partition}", str(number))
+
+
+def test_from_the_first_version_to_a_successor(shop: Settings, partition: str, fitted: FittedRecommender) -> None:
+    """First version, then one that a person has to promote, one that a rule keeps out, one that is promoted."""
+    make_bundle(shop, partition, fitted)
+    first = register(shop, partition)
+    assert (first["promotion"], first["aliases"]) == ("first version", ["challenger", "champion"])
+    assert comparison(shop, partition)["champion"] is None
+    title = r"**&lt;b&gt;Lines&lt;/b&gt; \*few\* \| \[x\]\(y\)**"
+    said = version(shop, partition, 1).description
+    assert said.splitlines()[0] == title
+    assert "| hr_10 | 0.6250 |" in said
+
+    make_bundle(shop, partition, fitted, note="second")
+    assert register(shop, partition)["promotion"] == "advised"
+    refused = register(shop, partition, "promotion.automatic=true", "promotion.max_size_ratio=0.5")
+    assert refused["promotion"] == "refused"
+    assert version(shop, partition, 3).tags["macrec.decision"].endswith("times the champion's; 0.5 times is allowed.")
+    promoted = register(shop, partition, "promotion.automatic=true")
+    assert (promoted["promotion"], promoted["aliases"]) == ("promoted", ["challenger", "champion"])
+    found = version(shop, partition, 4)
+    assert set(found.aliases) == {"challenger", "champion"}
+    figures = comparison(shop, partition)["figures"]
+    assert figures["ndcg_10.difference"] == figures["ndcg_10.low"] == figures["moved_ids"] == 0  # the same model
+    assert found.tags["compare.challenger.ndcg_10"] == repr(figures["challenger.ndcg_10"])
+    assert found.description.startswith(f"{title}\n\n| | this version | version 1 | difference |")
+    assert r"promoted over version 1\. NDCG@10 is " in found.description.splitlines()[-1]
+    assert "| NDCG@10 | {0:.4f} | {0:.4f} | +0.0000 [+0.0000, +0.0000] |".format(figures["champion.ndcg_10"]) in (
+        found.description
+    )
+    assert found.description.startswith(promoted["figures"])
+    assert promoted["decision"].startswith("Promoted over version 1. NDCG@10 is ")
+    assert figures["challenger.milliseconds"] > 0 < figures["champion.milliseconds"]
+    registration = shop.store(partition).folder("registered_model") / "registration.json"
+    assert json.loads(registration.read_text())["decision"] == promoted["decision"]
+
+
+def test_a_champion_of_another_catalogue_is_compared_by_item_id(
+    shop: Settings, partition: str, fitted: FittedRecommender
+) -> None:
+    """It numbers two items the other way round, and knows one that is gone instead of i00, the target of a few."""
+    make_bundle(shop, partition, fitted, item_ids=["gone", "i02", "i01", *ITEM_IDS[3:]])
+    register(shop, partition)
+    make_bundle(shop, partition, fitted)
+    materialize(champion_comparison, shop, partition)
+    figures = comparison(shop, partition)["figures"]
+    targets = [ITEM_IDS[row[-1]] for row in HISTORIES_BY_INDEX]
+    assert figures["champion.unknown_targets"] == targets.count("i00") / NUM_USERS > 0
+    assert figures["challenger.unknown_targets"] == 0
+    with shop.tracker().bundle(partition, 1) as folder:
+        champion = RecommenderBundle.load(folder)
+    answers = champion.recommend_ids([[ITEM_IDS[index] for index in row[:-1]] for row in HISTORIES_BY_INDEX], k=10)
+    hits = sum(target in answer.item_ids for target, answer in zip(targets, answers, strict=True))
+    assert figures["champion.hr_10"] == hits / NUM_USERS
+    assert (figures["num_shared_items"], figures["moved_ids"]) == (11, 2 / 11)
+
+
+def test_a_tampered_champion_keeps_nobody_out(
+    shop: Settings, partition: str, fitted: FittedRecommender, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The successor is registered as challenger, and version, metadata and folder say why nothing was compared."""
+    make_bundle(shop, partition, fitted)
+    register(shop, partition)
+    (stored,) = (path for path in (shop.home_folder() / "mlflow").rglob("catalogue.json"))
+    stored.write_text(stored.read_text().replace("i03", "i99"))
+    made = materialize(champion_comparison, shop, partition, "promotion.automatic=true")
+    assert "is not the one that was registered" in made["nothing_compared"]
+    last = materialize(registered_model, shop, partition, "promotion.automatic=true")
+    assert (last["promotion"], last["aliases"]) == ("not compared", ["challenger"])
+    said = version(shop, partition, 2)
+    assert "Version 1 is champion, but cannot be compared with" in said.tags["macrec.decision"]
+    assert f"macrec rollback {partition}" in said.tags["macrec.decision"]
+    assert "Not promoted" in said.description.splitlines()[-1]
+    with pytest.raises(TrackingError, match="is not the one that was registered"):
+        materialize(champion_evaluation, shop, partition)
+
+
+def test_a_comparison_of_another_bundle_counts_for_nothing(
+    shop: Settings, partition: str, fitted: FittedRecommender
+) -> None:
+    """Whoever trains anew and registers without comparing does not get the verdict on the bundle before."""
+    make_bundle(shop, partition, fitted)
+    register(shop, partition)
+    materialize(champion_comparison, shop, partition)
+    make_bundle(shop, partition, fitted, note="trained since")
+    made = materialize(registered_model, shop, partition, "promotion.automatic=true")
+    assert made["promotion"] == "not compared"
+    assert "is of another bundle" in version(shop, partition, 2).tags["macrec.decision"]
+
+
+def test_the_champion_is_watched(shop: Settings, partition: str, fitted: FittedRecommender) -> None:
+    """Its figures on the histories that are there, for a person too; a check warns once it is below popularity."""
+    with pytest.raises(TrackingError, match=f"macrec-{partition} has no champion yet: run `macrec run {partition}`"):
+        materialize(champion_evaluation, shop, partition)
+    make_bundle(shop, partition, fitted)
+    register(shop, partition)
+    materialize(champion_comparison, shop, partition)
+    made = materialize(champion_evaluation, shop, partition)
+    figures = comparison(shop, partition)["figures"]
+    for name in ("ndcg_10", "hr_10", "coverage", "unknown_targets"):
+        assert made[name] == figures[f"champion.{name}"]
+    assert made["popularity_ndcg_10"] == pytest.approx(figures["popularity_ndcg_10"])
+    folder = shop.store(partition).folder("champion_evaluation")
+    document = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    told = terminal.champion_lines(partition, document)
+    assert f"macrec-{partition}@champion is version 1, asked for {NUM_USERS} test users." in told
+    assert f"NDCG@10  {made['ndcg_10']:.4f}, the most popular items {made['popularity_ndcg_10']:.4f}" in told
+    runs = connect(shop.home_folder()).client.search_runs(
+        [connect(shop.home_folder()).client.get_experiment_by_name(f"macrec/{partition}").experiment_id],  # type: ignore[union-attr]
+        "tags.`macrec.asset` = 'champion_evaluation' and attributes.status = 'FINISHED'",
+    )
+    assert [run.data.metrics["ndcg_10"] for run in runs] == [made["ndcg_10"]]
+
+
+@pytest.mark.parametrize(("ours", "popular", "passed"), [(0.2, 0.1, True), (0.1, 0.1, True), (0.0999, 0.1, False)])
+def test_a_champion_below_popularity_is_a_warning(
+    shop: Settings, partition: str, instance: dg.DagsterInstance, ours: float, popular: float, passed: bool
+) -> None:
+    """It says by how much, and what a person can do; nothing is stopped by it."""
+    with shop.store(partition).new_folder("champion_evaluation") as folder:
+        document = {"champion": 7, "ndcg_10": ours, "popularity_ndcg_10": popular}
+        Path(folder, "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
+    job = dg.define_asset_job("checks", selection=dg.AssetSelection.checks_for_assets("champion_evaluation"))
+    checks = [check for check in CHECKS if {spec.asset_key for spec in check.check_specs} == {champion_evaluation.key}]
+    alone = dg.Definitions([champion_evaluation], asset_checks=checks, jobs=[job], resources={"settings": shop})
+    result = alone.resolve_job_def("checks").execute_in_process(
+        instance=instance, tags={"dagster/partition": partition}, run_config=QUIET
+    )
+    (verdict,) = result.get_asset_check_evaluations()
+    assert (verdict.passed, verdict.blocking, verdict.severity) == (passed, False, dg.AssetCheckSeverity.WARN)
+    assert passed or "version 7, the champion, is 0.0999" in (verdict.description or "")

@@ -1,0 +1,60 @@
+"""Bundles asked in turns: who answers what when, and whose time is counted."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from macrec_pipeline.recommender import Answer, answer_in_turns, in_turns
+
+
+class Clock:
+    """A clock that stands still unless somebody works."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Diary:
+    """Stands in for a bundle: answers with its name and the history, writes down what it was asked, and takes time."""
+
+    num_items = 3
+
+    def __init__(self, name: str, asked: list[tuple[str, int, int]], clock: Clock, *, seconds: float = 0.0) -> None:
+        self.name, self.asked, self.clock, self.seconds = name, asked, clock, seconds
+
+    def recommend_ids(self, histories: Sequence[Sequence[str]], *, k: int) -> list[Answer]:
+        self.asked.append((self.name, len(histories), k))
+        self.clock.now += self.seconds
+        return [Answer([self.name, *history], [1.0] * (1 + len(history)), "none") for history in histories]
+
+
+def test_answers_come_in_the_order_of_the_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever order they are asked in: batches of like lengths, each asked of both, the first to be asked changing."""
+    monkeypatch.setattr(in_turns, "BATCH", 2)
+    asked: list[tuple[str, int, int]] = []
+    histories = [["x"] * length for length in (5, 1, 4, 2, 3)]
+    done: list[int] = []
+    said = answer_in_turns(
+        [Diary("a", asked, Clock()), Diary("b", asked, Clock())],  # type: ignore[list-item]
+        histories,
+        k=10,
+        progress=lambda stage, done_now, total, metrics=None: done.append(done_now),
+    )
+    for name, one in zip("ab", said, strict=True):
+        assert one.lists == [[name, *history] for history in histories]
+    warm_up, turns = asked[:2], asked[2:]
+    assert warm_up == [("a", 5, 3), ("b", 5, 3)]  # no more is asked for than the catalogue has
+    assert [(name, size) for name, size, _ in turns] == [("a", 2), ("b", 2), ("b", 2), ("a", 2), ("a", 1), ("b", 1)]
+    assert done == [2, 4, 5]
+
+
+def test_each_pays_for_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two turns of 40 ms make 20 ms for each of four histories; the other's time and warming up are not counted."""
+    clock = Clock()
+    monkeypatch.setattr(in_turns, "BATCH", 2)
+    monkeypatch.setattr(in_turns, "time", clock)
+    bundles = [Diary("a", [], clock, seconds=0.01), Diary("b", [], clock, seconds=0.04)]
+    quick, slow = answer_in_turns(bundles, [["x"]] * 4, k=1)  # type: ignore[arg-type]
+    assert (quick.milliseconds, slow.milliseconds) == (pytest.approx(5), pytest.approx(20))
