@@ -73,15 +73,17 @@ def copy_code(destination: Path) -> Path:
 def model_signature() -> ModelSignature:
     """The columns and params that the model takes, and the columns that it gives."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
-    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS
+    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES
 
     # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
-    history = ColSpec(Array(DataType.string), "history", required=False)
-    types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long"}
+    lists = [ColSpec(Array(DataType.string), name, required=False) for name in ("history", *RULES)]
+    # Not a param a rule: MLflow's param of a list is never null, and nothing allowed is not no rule.
+    rules = Object([Property(name, Array(DataType.string), required=False) for name in RULES])
+    types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long", "rules": rules}
     return ModelSignature(
-        inputs=Schema([history, ColSpec(DataType.string, "user_id", required=False)]),
+        inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),
