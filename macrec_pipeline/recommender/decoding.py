@@ -74,7 +74,7 @@ class Decoder:
             histories: int64 [T] item indices each, T >= 1, oldest first.
             routes: "fused" or any of `self.routes`; a route is searched once for all that need it.
             top_k: items returned; a narrower beam is widened to it.
-            beam_width: W, beams a route.
+            beam_width: W, beams a route, or more where rules leave few items.
             batch_size: histories decoded at once.
             exclude_seen: never return an item of the history, however long ago; where it is False, a calibrated rule
                 may still have learned to.
@@ -88,6 +88,7 @@ class Decoder:
             route: [Ranked(np.empty(0), np.empty(0))] * len(histories) for route in routes
         }
         width, done = max(beam_width, top_k), 0
+        width = width if legal is None else legal.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
             mask = None if legal is None else legal.mask(chosen).to(self.model.t5.device)
             reading = Reading(self, [histories[index] for index in chosen], legal=mask)

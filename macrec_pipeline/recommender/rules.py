@@ -16,6 +16,8 @@ import torch
 
 from macrec_pipeline.errors import RequestError
 
+# Decoding under rules costs at most about this many times what it costs without.
+MOST_WIDENED = 4
 _NO_ITEMS = np.zeros(0, dtype=np.int64)
 
 
@@ -64,6 +66,17 @@ class LegalItems:
         if not self._rows:
             return torch.from_numpy(self._common[None])
         return torch.from_numpy(self._common & self._kept([self._rows[place] for place in places]))
+
+    def widened(self, beam_width: int) -> int:
+        """The beam that finds among the items legal for all rows what one of `beam_width` finds among all N.
+
+        A beam goes by the probability of prefixes, which illegal items keep their share of: the fewer are legal, the
+        more beams it takes. Exact once it is as wide as the legal items are many; a row's own rules do not count, so
+        that no row's answer depends on another's rules.
+        """
+        num_legal = max(1, int(self._common.sum()))
+        factor = min(MOST_WIDENED, self._common.size / num_legal)
+        return max(beam_width, min(num_legal, int(factor * beam_width)))
 
     def _listed(self, rules: Rules | None) -> tuple[np.ndarray | None, np.ndarray]:
         """Rules in item indices: allowed, None for all, and excluded."""

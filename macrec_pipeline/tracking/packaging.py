@@ -116,6 +116,7 @@ def checked_example(bundle_folder: Path) -> tuple[Any, dict[str, Any]]:
     model.load_context(context)
     rows = pd.DataFrame({"history": [[str(item_id) for item_id in model.bundle.item_ids[:_EXAMPLE_ITEMS]]]})
     params = DEFAULTS | {"k": min(DEFAULTS["k"], model.bundle.num_items)}
+    del params["rules"]  # MLflow can infer no type of an empty mapping
     try:
         answer = model.predict(context, rows, params)
     except MlflowException as error:
