@@ -73,14 +73,15 @@ def copy_code(destination: Path) -> Path:
 def model_signature() -> ModelSignature:
     """The columns and params that the model takes, and the columns that it gives."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
     from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES
 
     # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
-    lists = [ColSpec(Array(DataType.string), name, required=False) for name in ("history", *RULES)]
-    # Not a param a rule: MLflow's param of a list is never null, and nothing allowed is not no rule.
-    rules = Object([Property(name, Array(DataType.string), required=False) for name in RULES])
+    # Of any type, since MLflow turns a list with a null into one of other strings; the model refuses what is no list.
+    lists = [ColSpec(AnyType(), name, required=False) for name in ("history", *RULES)]
+    # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
+    rules = Object([Property(name, AnyType(), required=False) for name in RULES])
     types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long", "rules": rules}
     return ModelSignature(
         inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),

@@ -119,12 +119,13 @@ def _rules(lists: Mapping[str, list[str] | None]) -> Rules | None:
 
 def _lists(model_input: Any, column: str) -> list[list[str] | None]:
     """The lists of a column; None where a cell is null."""
-    if not isinstance(model_input, pd.DataFrame) or list(model_input.columns).count(column) != 1:
+    is_table = isinstance(model_input, pd.DataFrame)
+    if not is_table or [name for name in model_input.columns if isinstance(name, str)].count(column) != 1:
         # MLflow has left out the columns that the signature does not name.
-        got = (
-            list(model_input.columns) or "none" if isinstance(model_input, pd.DataFrame) else type(model_input).__name__
+        got = list(model_input.columns) or "none" if is_table else type(model_input).__name__
+        raise RequestError(
+            f"The input must be a table with one column {column!r} (lists of item ids), got {got!s:.200}."
         )
-        raise RequestError(f"The input must be a table with one column {column!r} (lists of item ids), got {got}.")
     return [_strings(cell, what=f"{column} of row {row}") for row, cell in enumerate(model_input[column])]
 
 
