@@ -23,7 +23,7 @@ class Beams:
     """The items that a route found, best first.
 
     Attributes:
-        items: int64 [B, W], -1 where a row has fewer than W items that are allowed.
+        items: int64 [B, W], -1 where a row has fewer than W items that it may get.
         scores: float [B, W], mean log-probability a code in nats; minus infinity where there is no item.
     """
 
@@ -40,20 +40,22 @@ def beam_search(
     modality: str,
     beam_width: int,
     forbidden: torch.Tensor | None = None,
+    legal: torch.Tensor | None = None,
 ) -> Beams:
     """Find the most probable IDs that exist.
 
     A step's distribution is over the codes that may follow, so an item's score is its log-probability under the model
-    restricted to the catalogue, divided by L. A prefix all of whose items are forbidden is not legal either, so W items
-    come back whenever W are allowed. Equal scores break towards the smaller prefix.
+    restricted to the catalogue, divided by L. No prefix is gone into that has no item which the row may get, so W items
+    come back whenever there are W. Equal scores break towards the smaller prefix.
 
     Args:
         memory: of the B histories; its bias is the same for all beams.
         modality: of the IDs to write, "text" or "image".
         beam_width: W.
-        forbidden: bool [B, N], items that a row must not get.
+        forbidden: bool [B, N], items that do not exist for a row: they have no share of its distribution.
+        legal: bool [B, N], or [1, N] for all rows, items that the rules let a row get; they change no item's score.
     """
-    walk = Walk(model, memory, index, modality=modality, forbidden=forbidden)
+    walk = Walk(model, memory, index, modality=modality, forbidden=forbidden, legal=legal)
     nodes = torch.zeros(memory.num_rows, 1, dtype=torch.int64, device=memory.device)
     scores, parents = torch.zeros(nodes.shape, device=memory.device), None
     for _ in range(index.num_levels):

@@ -38,6 +38,7 @@ from macrec_pipeline.recommender.calibration import described_fusion, load_fusio
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked
+from macrec_pipeline.recommender.rules import LegalItems, Rules
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 
@@ -184,9 +185,10 @@ class RecommenderBundle:
         k: int = 10,
         exclude_seen: bool = False,
         beam_width: int | None = None,
+        legal: LegalItems | None = None,
         progress: Progress = quiet_progress,
     ) -> dict[str, list[Ranked]]:
-        """Rank the catalogue for histories of item indices, int64 [T] each, T >= 1, oldest first.
+        """Rank the catalogue, or what is legal of it, for histories of item indices, int64 [T] each, T >= 1.
 
         Returns:
             For each route one `Ranked` a history. Raises `RequestError` for what cannot be answered.
@@ -200,6 +202,7 @@ class RecommenderBundle:
             beam_width=beam_width or decoding["beam_width"],
             batch_size=decoding["batch_size"],
             exclude_seen=exclude_seen,
+            legal=legal,
             progress=progress,
         )
 
@@ -215,31 +218,64 @@ class RecommenderBundle:
         route: str = "fused",
         exclude_seen: bool = False,
         beam_width: int | None = None,
+        rules: Rules | None = None,
+        rules_of_rows: Sequence[Rules | None] | None = None,
     ) -> list[Answer]:
         """Recommend to histories of item ids, oldest first; ids that the catalogue lacks are skipped.
 
-        A history of which nothing is known gets the most popular items, and the answer says so.
+        A history of which nothing is known gets the most popular items, and the answer says so. Where rules leave fewer
+        than k items, the answer has those; where they leave none, it is empty.
+
+        Args:
+            rules: of all histories.
+            rules_of_rows: one a history, which hold beside those of all; None where there are none.
 
         Raises:
-            RequestError: k, route or beam_width is out of range.
+            RequestError: k, route or beam_width is out of range, or there are not as many rules as histories.
         """
         self._check((route,), k, beam_width)
+        of_rows = [None] * len(histories) if rules_of_rows is None else rules_of_rows
+        if len(of_rows) != len(histories):
+            raise RequestError(f"There are rules of {len(of_rows)} rows, but {len(histories)} histories.")
         known = [
             np.array([self._index_of[item] for item in history if item in self._index_of], dtype=np.int64)
             for history in histories
         ]
-        asked = [history for history in known if len(history)]
-        found = iter(
-            self.recommend(asked, routes=(route,), k=k, exclude_seen=exclude_seen, beam_width=beam_width)[route]
-        )
-        return [self._answer(next(found), "none") if len(history) else self._popular(k) for history in known]
+        asked = [row for row, history in enumerate(known) if len(history)]
+        found = self.recommend(
+            [known[row] for row in asked],
+            routes=(route,),
+            k=k,
+            exclude_seen=exclude_seen,
+            beam_width=beam_width,
+            legal=self._legal(rules, [of_rows[row] for row in asked]),
+        )[route]
+        strange = [row for row, history in enumerate(known) if not len(history)]
+        popular = self._popular(k, len(strange), self._legal(rules, [of_rows[row] for row in strange]))
+        ranked = dict(zip(asked + strange, found + popular, strict=True))
+        return [
+            Answer(
+                [self.item_ids[index] for index in ranked[row].item_indices],
+                ranked[row].scores.tolist(),
+                "none" if len(history) else "popularity",
+            )
+            for row, history in enumerate(known)
+        ]
 
-    def _popular(self, k: int) -> Answer:
-        best = self._by_popularity[:k]
-        return self._answer(Ranked(best, self._share[best]), "popularity")
+    def _legal(self, rules: Rules | None, of_rows: Sequence[Rules | None]) -> LegalItems | None:
+        if rules is None and not any(of_rows):
+            return None
+        return LegalItems(self._index_of, rules, of_rows)
 
-    def _answer(self, ranked: Ranked, fallback: str) -> Answer:
-        return Answer([self.item_ids[index] for index in ranked.item_indices], ranked.scores.tolist(), fallback)
+    def _popular(self, k: int, num_rows: int, legal: LegalItems | None) -> list[Ranked]:
+        """The most popular of the legal items for each of some rows."""
+        rows = []
+        for row in range(num_rows):
+            best = self._by_popularity
+            if legal is not None:
+                best = best[legal.mask(np.array([row]))[0].numpy()[best]]
+            rows.append(Ranked(best[:k], self._share[best[:k]]))
+        return rows
 
     def _check(self, routes: Sequence[str], k: int, beam_width: int | None) -> None:
         available = ("fused", *self._decoder.routes)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from macrec_pipeline.recommender.beam_search import Beams
-from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
+from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, filled_up, fuse, fuse_candidates
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.prefix_index import PrefixIndex
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked
@@ -24,6 +24,7 @@ from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.model import GenerativeRecommender
+    from macrec_pipeline.recommender.rules import LegalItems
     from macrec_pipeline.recommender.sasrec import Sasrec
 
 
@@ -64,6 +65,7 @@ class Decoder:
         beam_width: int,
         batch_size: int,
         exclude_seen: bool = False,
+        legal: LegalItems | None = None,
         progress: Progress = quiet_progress,
     ) -> dict[str, list[Ranked]]:
         """Rank the catalogue for every history.
@@ -72,10 +74,12 @@ class Decoder:
             histories: int64 [T] item indices each, T >= 1, oldest first.
             routes: "fused" or any of `self.routes`; a route is searched once for all that need it.
             top_k: items returned; a narrower beam is widened to it.
-            beam_width: W, beams a route.
+            beam_width: W, beams a route, or more where rules leave few items.
             batch_size: histories decoded at once.
             exclude_seen: never return an item of the history, however long ago; where it is False, a calibrated rule
                 may still have learned to.
+            legal: what business rules leave of the catalogue, one row a history or one for all; None for everything.
+                They change no item's score, and min(k, legal items) come back.
 
         Returns:
             For each asked route one `Ranked` a history, in the order given.
@@ -84,11 +88,13 @@ class Decoder:
             route: [Ranked(np.empty(0), np.empty(0))] * len(histories) for route in routes
         }
         width, done = max(beam_width, top_k), 0
+        width = width if legal is None else legal.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
-            reading = self.read([histories[index] for index in chosen])
+            mask = None if legal is None else legal.mask(chosen).to(self.model.t5.device)
+            reading = Reading(self, [histories[index] for index in chosen], legal=mask)
             for route in routes:
                 if route == "fused":
-                    beams = self._fused(reading, width=width, exclude_seen=exclude_seen)
+                    beams = self._fused(reading, top_k=top_k, width=width, exclude_seen=exclude_seen)
                 else:
                     beams = reading.beams(route, width=width, exclude_seen=exclude_seen)
                 for index, found in zip(chosen, as_ranked(beams, top_k), strict=True):
@@ -113,13 +119,25 @@ class Decoder:
         """
         return self.read(histories).catalogue(route)
 
-    def _fused(self, reading: Reading, *, width: int, exclude_seen: bool) -> Beams:
+    def _fused(self, reading: Reading, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
         """All routes as one ranking: by the calibrated rule if there is one, else the published one."""
         if self.fusion is not None:
-            # a route that validation gave no weight changes nothing, so it is not asked
-            weighed = [route for route in self.routes if self.fusion.weights.get(route, 0) > 0]
-            exclude_seen = exclude_seen or not self.fusion.recommend_seen
-            candidates = reading.candidates(weighed, width=width, exclude_seen=exclude_seen)
-            return fuse_candidates(candidates, self.fusion)
-        beams = [reading.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative]
-        return beams[0] if len(beams) == 1 else fuse(*beams)
+            left_out = exclude_seen or not self.fusion.recommend_seen
+            beams = self._calibrated(reading, self.fusion, width=width, exclude_seen=left_out)
+            if reading.has_rules() and left_out != exclude_seen and _shortest(beams) < top_k:
+                # what was learned is no rule of the shop's: it must not make a list of legal items shorter
+                seen_too = self._calibrated(reading, self.fusion, width=width, exclude_seen=False)
+                return filled_up(beams, seen_too)
+            return beams
+        routes = [reading.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative]
+        return routes[0] if len(routes) == 1 else fuse(*routes)
+
+    def _calibrated(self, reading: Reading, fusion: CalibratedFusion, *, width: int, exclude_seen: bool) -> Beams:
+        # a route that validation gave no weight changes nothing, so it is not asked
+        weighed = [route for route in self.routes if fusion.weights.get(route, 0) > 0]
+        return fuse_candidates(reading.candidates(weighed, width=width, exclude_seen=exclude_seen), fusion)
+
+
+def _shortest(beams: Beams) -> int:
+    """The fewest items that a row has."""
+    return int((beams.items >= 0).sum(dim=1).min())

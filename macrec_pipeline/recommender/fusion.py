@@ -105,6 +105,13 @@ def distinct_candidates(found: Sequence[torch.Tensor]) -> torch.Tensor:
     return items.masked_fill(torch.zeros_like(repeated).scatter_(1, place, repeated), -1)
 
 
+def filled_up(beams: Beams, more: Beams) -> Beams:
+    """The items of `beams`, then those of `more` that it lacks: [B, W] and [B, V] -> [B, W + V], with -1 last."""
+    items = distinct_candidates([beams.items, more.items])
+    order = (items < 0).to(torch.uint8).argsort(dim=1, stable=True)
+    return Beams(items.gather(1, order), torch.cat([beams.scores, more.scores], dim=1).gather(1, order))
+
+
 def fuse_candidates(candidates: Candidates, fusion: CalibratedFusion) -> Beams:
     """Rank the candidates by a calibrated rule: [B, C], best first, ties by item index.
 

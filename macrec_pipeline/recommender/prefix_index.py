@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from macrec_pipeline.errors import SemanticIdError
 
@@ -23,14 +24,14 @@ class _Depth:
     Attributes:
         first_child: int64 [M_above + 1], children of node n are numbers first_child[n] .. first_child[n + 1] - 1.
         code: int64 [M], the last code of each node's prefix.
-        num_leaves: int64 [M], items below each node.
+        first_leaf: int64 [M + 1], the leaves below node n are numbers first_leaf[n] .. first_leaf[n + 1] - 1.
         node_of_item: int64 [N], the node whose prefix an item's ID has.
         any_item: int64 [M], an item below each node.
     """
 
     first_child: torch.Tensor
     code: torch.Tensor
-    num_leaves: torch.Tensor
+    first_leaf: torch.Tensor
     node_of_item: torch.Tensor
     any_item: torch.Tensor
 
@@ -60,7 +61,8 @@ class PrefixIndex:
             first_child = torch.searchsorted(above, torch.arange(num_above + 1, device=codes.device))
             any_item = torch.empty_like(prefixes)
             any_item[node] = torch.arange(self.num_items, device=codes.device)
-            self._depths.append(_Depth(first_child, prefixes % codebook_size, leaves, node, any_item))
+            first_leaf = F.pad(leaves.cumsum(0), (1, 0))
+            self._depths.append(_Depth(first_child, prefixes % codebook_size, first_leaf, node, any_item))
             num_above = len(prefixes)
         if num_above < self.num_items:
             repeated = torch.nonzero(leaves > 1)[0, 0]
@@ -94,26 +96,29 @@ class PrefixIndex:
         """The node at `depth` whose prefix each item's ID has, int64 of the shape of `items`."""
         return torch.zeros_like(items) if depth == 0 else self._depths[depth - 1].node_of_item[items]
 
-    def exhausted(self, forbidden: torch.Tensor, *, depth: int) -> torch.Tensor:
-        """Which nodes at `depth` (from 1) have no item left, if some items are forbidden.
+    def counted(self, items: torch.Tensor) -> torch.Tensor:
+        """How many of some items, bool [B, N], stand before each leaf and before the end: int32 [B, N + 1]."""
+        return F.pad(items[:, self._item_of_leaf].cumsum(dim=1, dtype=torch.int32), (1, 0))
+
+    def any_below(self, counted: torch.Tensor, rows: torch.Tensor, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
+        """Which nodes at `depth` (from 1) have one of the items below them that their row counts.
 
         Args:
-            forbidden: bool [B, N], True for items that a row must not get.
+            counted: what `counted` gave; a single row holds for all.
+            rows, nodes: int64 [E].
 
         Returns:
-            bool [B, M].
+            bool [E].
         """
-        below = self._depths[depth - 1]
-        gone = torch.zeros(len(forbidden), len(below.code), dtype=torch.int32, device=forbidden.device)
-        index = below.node_of_item.expand(len(forbidden), -1)
-        gone.scatter_add_(1, index, forbidden.to(torch.int32))
-        return gone >= below.num_leaves
+        first_leaf, rows = self._depths[depth - 1].first_leaf, rows.clamp(max=len(counted) - 1)
+        return counted[rows, first_leaf[nodes + 1]] > counted[rows, first_leaf[nodes]]
 
     def num_items_below(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
         """Items whose ID begins with the prefix of each node at `depth`, int64 of the shape of `nodes`."""
         if depth == 0:
             return torch.full_like(nodes, self.num_items)
-        return self._depths[depth - 1].num_leaves[nodes]
+        first_leaf = self._depths[depth - 1].first_leaf
+        return first_leaf[nodes + 1] - first_leaf[nodes]
 
     def parents(self, nodes: torch.Tensor, *, depth: int) -> torch.Tensor:
         """The node one code shorter of each node at `depth` (from 1), int64 of the shape of `nodes`."""

@@ -32,10 +32,12 @@ class Reading:
     Args:
         decoder: the models and the prefix indices.
         histories: int64 [T] item indices each, T >= 1, oldest first.
+        legal: bool [B, N], or [1, N] for all, on the model's device: items that beams and candidates may have; None
+            for all items.
     """
 
-    def __init__(self, decoder: Decoder, histories: Sequence[np.ndarray]) -> None:
-        self._decoder, self._histories = decoder, histories
+    def __init__(self, decoder: Decoder, histories: Sequence[np.ndarray], *, legal: torch.Tensor | None = None) -> None:
+        self._decoder, self._histories, self._legal = decoder, histories, legal
         self._known: dict[tuple[object, ...], object] = {}
 
     def beams(self, route: str, *, width: int, exclude_seen: bool) -> Beams:
@@ -43,7 +45,10 @@ class Reading:
 
         def find() -> Beams:
             if route == COLLABORATIVE:
-                return best_items(self.collaborative(exclude_seen=exclude_seen), width=width)
+                scores = self.collaborative(exclude_seen=exclude_seen)
+                return best_items(
+                    scores if self._legal is None else scores.masked_fill(~self._legal, float("-inf")), width=width
+                )
             return beam_search(
                 self._decoder.model,
                 self._memory(route),
@@ -51,6 +56,7 @@ class Reading:
                 modality=route,
                 beam_width=width,
                 forbidden=self._forbidden(exclude_seen),
+                legal=self._legal,
             )
 
         return self._once(("beams", route, width, exclude_seen), find)
@@ -69,6 +75,10 @@ class Reading:
         scores = {route: self._opinion(route, items, exclude_seen=exclude_seen) for route in routes}
         num_generative = sum(each.shape[1] for each in found[: len(self._decoder.generative)])
         return Candidates(items, scores, num_generative)
+
+    def has_rules(self) -> bool:
+        """Whether some items are illegal whatever the history."""
+        return self._legal is not None
 
     def catalogue(self, route: str) -> torch.Tensor:
         """Every item's score by one route, seen or not, without a beam: float [B, N].

@@ -36,6 +36,10 @@ class Children:
     node: torch.Tensor
     log_probability: torch.Tensor
 
+    def where(self, kept: torch.Tensor) -> Children:
+        """Those that are kept, bool [E]."""
+        return Children(self.row[kept], self.prefix[kept], self.node[kept], self.log_probability[kept])
+
 
 class Walk:
     """One walk from the root, a level at a time, for all rows of a batch.
@@ -44,7 +48,9 @@ class Walk:
         memory: of the B histories; its bias is the same for whatever is decoded.
         index: of the IDs that exist.
         modality: of the IDs, "text" or "image".
-        forbidden: bool [B, N], items that a row must not get: a prefix that has no other does not follow.
+        forbidden: bool [B, N], items that do not exist for a row: a prefix that has no other does not follow.
+        legal: bool [B, N], or [1, N] for all rows, items that the rules let a row get: a prefix that has none is not
+            gone into, but keeps its share of the distribution.
     """
 
     def __init__(
@@ -55,9 +61,11 @@ class Walk:
         *,
         modality: str,
         forbidden: torch.Tensor | None = None,
+        legal: torch.Tensor | None = None,
     ) -> None:
         self._model, self._memory, self._index, self._modality = model, memory, index, modality
-        self._forbidden = forbidden
+        self._existing = None if forbidden is None else index.counted(~forbidden)
+        self._legal = None if legal is None else index.counted(legal if forbidden is None else legal & ~forbidden)
         self._depth = 0
         # of the previous step: each prefix's place among the decoded, and where its own beginnings were decoded
         self._slot = torch.zeros(memory.num_rows, 1, dtype=torch.int64, device=memory.device)
@@ -79,10 +87,10 @@ class Walk:
         present = torch.nonzero(flat >= 0).flatten()
         place, child = index.children(flat[present], depth=depth)
         parent = present[place]  # [E], in the flattened [B, P]
-        if self._forbidden is not None:
-            gone = index.exhausted(self._forbidden, depth=depth + 1)
-            allowed = ~gone[torch.div(parent, width, rounding_mode="floor"), child]
-            parent, child = parent[allowed], child[allowed]
+        row = torch.div(parent, width, rounding_mode="floor")
+        if self._existing is not None:
+            exists = index.any_below(self._existing, row, child, depth=depth + 1)
+            row, parent, child = row[exists], parent[exists], child[exists]
         log_probability = torch.zeros(len(parent), device=nodes.device)
         chosen = torch.nonzero(undecided.flatten()[parent]).flatten()
         where = undecided.flatten().cumsum(0)[parent[chosen]] - 1, index.last_codes(child[chosen], depth=depth + 1)
@@ -90,8 +98,10 @@ class Walk:
         legal[where] = logits[where]
         log_probability[chosen] = torch.log_softmax(legal, dim=-1)[where]
         self._depth += 1
-        row = torch.div(parent, width, rounding_mode="floor")
-        return Children(row, parent - row * width, child, log_probability)
+        found = Children(row, parent - row * width, child, log_probability)
+        if self._legal is None:
+            return found
+        return found.where(index.any_below(self._legal, row, child, depth=depth + 1))
 
     def _logits(self, nodes: torch.Tensor, parents: torch.Tensor | None, undecided: torch.Tensor) -> torch.Tensor:
         """Logits over the next code of the undecided prefixes, bool [B, P], by row, then by prefix: float [sum, K]."""

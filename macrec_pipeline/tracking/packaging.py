@@ -73,15 +73,18 @@ def copy_code(destination: Path) -> Path:
 def model_signature() -> ModelSignature:
     """The columns and params that the model takes, and the columns that it gives."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
-    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS
+    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES
 
     # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
-    history = ColSpec(Array(DataType.string), "history", required=False)
-    types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long"}
+    # Of any type, since MLflow turns a list with a null into one of other strings; the model refuses what is no list.
+    lists = [ColSpec(AnyType(), name, required=False) for name in ("history", *RULES)]
+    # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
+    rules = Object([Property(name, AnyType(), required=False) for name in RULES])
+    types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long", "rules": rules}
     return ModelSignature(
-        inputs=Schema([history, ColSpec(DataType.string, "user_id", required=False)]),
+        inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),
@@ -114,6 +117,7 @@ def checked_example(bundle_folder: Path) -> tuple[Any, dict[str, Any]]:
     model.load_context(context)
     rows = pd.DataFrame({"history": [[str(item_id) for item_id in model.bundle.item_ids[:_EXAMPLE_ITEMS]]]})
     params = DEFAULTS | {"k": min(DEFAULTS["k"], model.bundle.num_items)}
+    del params["rules"]  # MLflow can infer no type of an empty mapping
     try:
         answer = model.predict(context, rows, params)
     except MlflowException as error:

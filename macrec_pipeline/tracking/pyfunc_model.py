@@ -1,7 +1,9 @@
 """The registered model as MLflow loads it: a script that stands beside the bundle and the package's code.
 
 In: a DataFrame with the column `history` (a list of item ids a row, oldest first; null or empty for a user without
-one) and an optional `user_id`, which is for the caller's own use; params `k`, `route`, `exclude_seen`, `beam_width`.
+one), optional columns `allowed` and `excluded` (the rules of a row: a list of item ids, null for no rule) and an
+optional `user_id`, which is for the caller's own use; params `k`, `route`, `exclude_seen`, `beam_width` and `rules`,
+the rules of all rows by the same names.
 Out: a DataFrame with one row a row: `item_ids` and `scores`, best first, and `fallback` ("none" or "popularity").
 
 A consumer needs neither Dagster nor polars. This is the only module of the package that acts when it is imported
@@ -25,9 +27,13 @@ from macrec_pipeline.errors import RequestError
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.bundle import RecommenderBundle
+    from macrec_pipeline.recommender.rules import Rules
 
-DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0}
+DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0, "rules": {}}
 """The params and what each is if it is not given; a beam width of 0 is the bundle's own."""
+
+RULES = ("allowed", "excluded")
+"""The rules, each a list of strings: columns of the input, and entries of the param `rules`."""
 
 
 class RecommenderModel(PythonModel):
@@ -56,7 +62,8 @@ class RecommenderModel(PythonModel):
         try:
             routes = ("fused", *self.bundle.routes)
             asked = _checked_params(params, num_items=self.bundle.num_items, routes=routes)
-            answers = self.bundle.recommend_ids(_histories(model_input), **asked)
+            histories = [history or [] for history in _lists(model_input, "history")]
+            answers = self.bundle.recommend_ids(histories, **asked, rules_of_rows=_rules_of_rows(model_input))
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         columns = {
@@ -67,47 +74,72 @@ class RecommenderModel(PythonModel):
         return pd.DataFrame(columns, index=model_input.index, dtype=object)
 
 
-def _checked_params(params: Mapping[str, Any] | None, *, num_items: int, routes: Sequence[str]) -> dict[str, Any]:
+def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> dict[str, Any]:
+    if params is not None and not isinstance(params, Mapping):
+        raise RequestError(f"params must map names to values, got {type(params).__name__} {params!r:.80}.")
     given = {name: value for name, value in (params or {}).items() if value is not None}
-    if unknown := sorted(given.keys() - DEFAULTS.keys()):
+    if unknown := sorted(given.keys() - DEFAULTS.keys(), key=str):
         raise RequestError(f"There is no param {unknown[0]!r}. Use: {', '.join(DEFAULTS)}.")
     asked = DEFAULTS | given
     for name, lowest in (("k", 1), ("beam_width", 0)):
         value = asked[name]
         if not isinstance(value, Integral) or isinstance(value, bool) or value < lowest:
-            raise RequestError(f"{name} must be a whole number of at least {lowest}, got {value!r}.")
+            raise RequestError(f"{name} must be a whole number of at least {lowest}, got {value!r:.80}.")
         asked[name] = int(value)
     if asked["k"] > num_items:
         raise RequestError(f"k is {asked['k']}, but the catalogue has only {num_items} items.")
-    if asked["route"] not in routes:
-        raise RequestError(f"route must be one of {', '.join(routes)}, got {asked['route']!r}.")
+    if not isinstance(asked["route"], str) or asked["route"] not in routes:
+        raise RequestError(f"route must be one of {', '.join(routes)}, got {asked['route']!r:.80}.")
     if not isinstance(asked["exclude_seen"], bool | np.bool_):
-        raise RequestError(f"exclude_seen must be true or false, got {asked['exclude_seen']!r}.")
-    return asked | {"exclude_seen": bool(asked["exclude_seen"]), "beam_width": asked["beam_width"] or None}
+        raise RequestError(f"exclude_seen must be true or false, got {asked['exclude_seen']!r:.80}.")
+    return asked | {
+        "exclude_seen": bool(asked["exclude_seen"]),
+        "beam_width": asked["beam_width"] or None,
+        "rules": _rules_of_call(asked["rules"]),
+    }
 
 
-def _histories(model_input: pd.DataFrame) -> list[list[str]]:
-    if not isinstance(model_input, pd.DataFrame) or "history" not in model_input.columns:
+def _rules_of_call(given: Any) -> Rules | None:
+    if not isinstance(given, Mapping) or not given.keys() <= set(RULES):
+        raise RequestError(f"rules must map {' and '.join(RULES)} to lists, got {given!r:.80}.")
+    return _rules({name: _strings(cell, what=f"{name} of rules") for name, cell in given.items()})
+
+
+def _rules_of_rows(model_input: pd.DataFrame) -> list[Rules | None]:
+    columns = {name: _lists(model_input, name) for name in RULES if name in model_input.columns}
+    return [_rules({name: cells[row] for name, cells in columns.items()}) for row in range(len(model_input))]
+
+
+def _rules(lists: Mapping[str, list[str] | None]) -> Rules | None:
+    from macrec_pipeline.recommender.rules import Rules
+
+    named = {name: strings for name, strings in lists.items() if strings is not None}
+    return Rules(**named) if named else None
+
+
+def _lists(model_input: Any, column: str) -> list[list[str] | None]:
+    """The lists of a column; None where a cell is null."""
+    is_table = isinstance(model_input, pd.DataFrame)
+    if not is_table or [name for name in model_input.columns if isinstance(name, str)].count(column) != 1:
         # MLflow has left out the columns that the signature does not name.
-        got = (
-            list(model_input.columns) or "none" if isinstance(model_input, pd.DataFrame) else type(model_input).__name__
-        )
-        raise RequestError(f"The input must be a table with the column 'history' (lists of item ids), got {got}.")
-    return [_history(cell, row) for row, cell in enumerate(model_input["history"])]
-
-
-def _history(cell: Any, row: int) -> list[str]:
-    if cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)):
-        return []
-    if not isinstance(cell, list | tuple) and not (isinstance(cell, np.ndarray) and cell.ndim == 1):
+        got = list(model_input.columns) or "none" if is_table else type(model_input).__name__
         raise RequestError(
-            f"history of row {row} must be a list of item ids, oldest first, got {type(cell).__name__} {cell!r:.80}."
+            f"The input must be a table with one column {column!r} (lists of item ids), got {got!s:.200}."
         )
+    return [_strings(cell, what=f"{column} of row {row}") for row, cell in enumerate(model_input[column])]
+
+
+def _strings(cell: Any, *, what: str) -> list[str] | None:
+    if cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)):
+        return None
+    if not isinstance(cell, list | tuple) and not (isinstance(cell, np.ndarray) and cell.ndim == 1):
+        order = ", oldest first" if what.startswith("history") else ""
+        raise RequestError(f"{what} must be a list of item ids{order}, got {type(cell).__name__} {cell!r:.80}.")
     for position, item_id in enumerate(cell):
         if not isinstance(item_id, str):
             raise RequestError(
-                f"history of row {row} holds {item_id!r:.80} at position {position}: item ids are strings, as in the "
-                "catalogue. Turn them into strings, and leave missing ones out."
+                f"{what} holds {item_id!r:.80} at position {position}: item ids are strings, as in the catalogue. "
+                "Turn them into strings, and leave missing ones out."
             )
     return [str(item_id) for item_id in cell]
 

@@ -21,6 +21,7 @@ from macrec_pipeline.recommender import (
     prediction,
 )
 from macrec_pipeline.recommender.bundle_parts import digest_of, sealed
+from macrec_pipeline.recommender.rules import Rules
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 
 
@@ -108,6 +109,33 @@ def test_a_bundle_predicts_the_next_item_by_id(bundle_folder: Path) -> None:
     assert empty == unknown
     assert empty.item_ids == ["item/0 ü", "item/1 ü", "item/2 ü"]
     assert empty.fallback == "popularity"
+    assert bundle.recommend_ids([["nobody"]], k=3) == [empty], "without anyone known beside it"
+    assert bundle.recommend_ids([]) == []
+
+
+def test_rules_are_the_shops_ids(bundle_folder: Path) -> None:
+    """Of all histories and of each, known and unknown ones alike; ids that the catalogue lacks name nothing."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    known = ["item/3 ü", "item/4 ü", "item/5 ü"]
+    (free,) = bundle.recommend_ids([known], k=NUM_ITEMS, beam_width=NUM_ITEMS)
+    out_of_stock, stock = free.item_ids[0], [*free.item_ids[1:6], "gone"]
+    known_one, unknown, nothing, own = bundle.recommend_ids(
+        [known, ["nobody"], known, known],
+        k=4,
+        beam_width=NUM_ITEMS,
+        rules=Rules(excluded=[out_of_stock, "gone"]),
+        rules_of_rows=[None, Rules(allowed=stock), Rules(allowed=["gone"]), Rules(excluded=free.item_ids[1:-2])],
+    )
+    assert known_one.item_ids == free.item_ids[1:5]
+    assert known_one.scores == pytest.approx(free.scores[1:5], rel=1e-4)
+    popularity = sorted(stock[:5], key=lambda item: int(item.split("/")[1].split()[0]))
+    assert (unknown.item_ids, unknown.fallback) == (popularity[:4], "popularity")
+    assert (nothing.item_ids, nothing.scores, nothing.fallback) == ([], [], "none")
+    assert own.item_ids == free.item_ids[-2:], "fewer than k are legal"
+    (strange,) = bundle.recommend_ids([["nobody"]], k=4, rules=Rules(allowed=[]))
+    assert (strange.item_ids, strange.fallback) == ([], "popularity")
+    with pytest.raises(RequestError, match="rules of 1 rows, but 2 histories"):
+        bundle.recommend_ids([known, known], rules_of_rows=[None])
 
 
 def test_the_beams_agreement_with_exact_scores_is_measured(

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own code while it is imported
     import mlflow.pyfunc.scoring_server  # noqa: F401
 
+import macrec_pipeline.recommender.rules  # noqa: F401, before the package is replaced
 from macrec_pipeline.errors import RequestError
 from macrec_pipeline.tracking import Tracker, open_tracking
 
@@ -81,8 +82,19 @@ class FakeBundle:
         content = json.loads((Path(folder) / "bundle.json").read_text())
         return cls(content["item_ids"], content.get("answers", True))
 
-    def recommend_ids(self, histories, *, k=10, route="fused", exclude_seen=False, beam_width=None):
+    def recommend_ids(
+        self,
+        histories,
+        *,
+        k=10,
+        route="fused",
+        exclude_seen=False,
+        beam_width=None,
+        rules=None,
+        rules_of_rows=None,
+    ):
         self.asked = {"histories": histories, "k": k, "route": route, "exclude_seen": exclude_seen, "beam": beam_width}
+        self.rules = rules, rules_of_rows
         if not self._answers:
             raise RequestError("the bundle was not made for this")
         fallbacks = ["none" if set(history) & set(self.item_ids) else "popularity" for history in histories]

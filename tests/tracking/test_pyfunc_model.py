@@ -8,6 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModelContext
 
+from macrec_pipeline.recommender.rules import Rules
 from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
 
 
@@ -118,7 +119,12 @@ def test_params_reach_the_bundle(model: RecommenderModel) -> None:
         ({"beam_width": -1}, "beam_width must be a whole number of at least 0, got -1"),
         ({"route": "audio"}, "route must be one of fused, text, image, got 'audio'"),
         ({"exclude_seen": "no"}, "exclude_seen must be true or false, got 'no'"),
-        ({"top": 3}, "no param 'top'. Use: k, route, exclude_seen, beam_width"),
+        ({"rules": ["item-1"]}, r"rules must map allowed and excluded to lists, got \['item-1'\]"),
+        ({"rules": {"alowed": []}}, "rules must map allowed and excluded to lists, got {'alowed'"),
+        ({"rules": {"allowed": "item-1"}}, "allowed of rules must be a list of item ids, got str 'item-1'"),
+        ({"rules": {"excluded": ["item-1", 2]}}, "excluded of rules holds 2 at position 1"),
+        ({"route": np.array(["text", "image"])}, "route must be one of fused, text, image, got array"),
+        ({"top": 3}, "no param 'top'. Use: k, route, exclude_seen, beam_width, rules"),
     ],
 )
 def test_params_that_cannot_be(model: RecommenderModel, params: dict[str, Any], problem: str) -> None:
@@ -126,6 +132,24 @@ def test_params_that_cannot_be(model: RecommenderModel, params: dict[str, Any], 
     with pytest.raises(MlflowException, match=problem) as caught:
         predict(model, [["item-1"]], params)
     assert caught.value.get_http_status_code() == 400
+
+
+def test_rules_reach_the_bundle(model: RecommenderModel) -> None:
+    """Those of all rows and those of each; null is no rule, and an empty list is one."""
+    rows = pd.DataFrame({"history": [["item-1"]] * 3, "allowed": [["item-2"], None, []], "excluded": [None, None, []]})
+    model.predict(None, rows, {"rules": {"excluded": ("item-3",)}})
+    assert model.bundle.rules == (Rules(None, ["item-3"]), [Rules(["item-2"]), None, Rules([], [])])
+    model.predict(None, rows[["history"]], {"rules": {"allowed": None}})
+    assert model.bundle.rules == (None, [None, None, None])
+    with pytest.raises(MlflowException, match="allowed of row 1 must be a list of item ids, got int 3"):
+        model.predict(None, rows.assign(allowed=[None, 3, []]))
+
+
+def test_two_columns_of_one_name(model: RecommenderModel) -> None:
+    """It cannot be known which is meant."""
+    rows = pd.DataFrame([[["item-1"], ["item-2"]]], columns=["history", "history"])
+    with pytest.raises(MlflowException, match="a table with one column 'history'"):
+        model.predict(None, rows)
 
 
 def test_what_the_bundle_refuses(model: RecommenderModel) -> None:
