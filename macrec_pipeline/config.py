@@ -180,6 +180,52 @@ class QuantizerConfig(Section):
         return self
 
 
+class Limit(Section):
+    """A bound on one figure of the quality report."""
+
+    value: float
+    action: Literal["warn", "block"] = Field("warn", description="block: what follows in the run is not computed")
+
+    @property
+    def blocks(self) -> bool:
+        """Whether crossing it stops the run."""
+        return self.action == "block"
+
+
+class LimitsConfig(Section):
+    """Bounds on the quality report of the semantic IDs, each of the worse modality; None: no bound.
+
+    Each is an asset check, and what `identity.mode=auto` goes by.
+    """
+
+    max_collision_rate: Limit | None = Field(None, description="before resolution")
+    max_gini: Limit | None = Field(None, description="of a level's code usage: 0 even, towards 1 collapsed")
+    max_reconstruction_error: Limit | None = Field(None, description="of standardized embeddings: 1 says nothing")
+    max_drift_share: Limit | None = Field(None, description="items that keep an ID which is no longer their nearest")
+    max_moved_share: Limit | None = Field(None, description="items of the table before whose ID is another one")
+    max_cold_share: Limit | None = Field(None, description="items without an interaction in the training parts")
+    min_perplexity_share: Limit | None = Field(None, description="a level's perplexity as a share of K")
+    min_neighbour_agreement: Limit | None = Field(None, description="nearest neighbours that share the first code")
+
+
+class IdentityConfig(Section):
+    """What becomes of the semantic IDs that are there when a catalogue is met again."""
+
+    mode: Literal["new", "append", "auto"] = Field(
+        "new",
+        description="new: quantize everything; append: the quantizer is frozen, old items keep their IDs and new ones "
+        "get free ones; auto: append while the quality report is within the limits, else new",
+    )
+    retire_for_days: int = Field(365, ge=0, description="how long nobody else gets the ID of an item that is gone")
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _auto_has_something_to_go_by(self) -> "IdentityConfig":
+        if self.mode == "auto" and self.limits == LimitsConfig():
+            raise ValueError("mode auto needs at least one of limits, as in limits.max_collision_rate.value=0.1")
+        return self
+
+
 class RecommenderConfig(Section):
     """The generative recommender and its training (MACRec section 3.3)."""
 
@@ -276,6 +322,7 @@ class PipelineConfig(Section):
     sasrec: SasrecConfig = SasrecConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
+    identity: IdentityConfig = IdentityConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
