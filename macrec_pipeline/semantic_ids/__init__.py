@@ -8,22 +8,26 @@ from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 from macrec_pipeline.semantic_ids.neighbours import impute_from_neighbours
 from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
+from macrec_pipeline.semantic_ids.quality import Breach, breaches, quality_report
 
 __all__ = [
     "Anchors",
     "AppendedIds",
     "AssignedIds",
+    "Breach",
     "FittedQuantizer",
     "OwnedIds",
     "RetiredIds",
     "append_semantic_ids",
     "assign_semantic_ids",
+    "breaches",
     "code_usage",
     "collision_rate",
     "fit_pseudo_labels",
     "fit_quantizer",
     "impute_from_neighbours",
     "perplexity",
+    "quality_report",
     "resolve_given_ids",
     "semantic_id_problems",
 ]

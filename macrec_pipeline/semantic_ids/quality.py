@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from macrec_pipeline.semantic_ids.collaborative import anchored
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, gini, perplexity
-from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES
+from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
 from macrec_pipeline.semantic_ids.neighbours import nearest_by_cosine
 
 if TYPE_CHECKING:
@@ -28,6 +29,45 @@ if TYPE_CHECKING:
 # Nearest neighbours of so many items, among so many, are looked up: it bounds time and memory in a large catalogue.
 QUERIES, CANDIDATES, NEIGHBOURS = 2_000, 200_000, 10
 _ITEMS_AT_ONCE = 8192
+
+
+def quality_report(
+    assigned: AssignedIds,
+    *,
+    item_ids: Sequence[str],
+    is_cold: np.ndarray,
+    previous: OwnedIds | None = None,
+    quantizer: FittedQuantizer | None = None,
+    vectors: Mapping[str, np.ndarray] | None = None,
+    collaborative_vectors: np.ndarray | None = None,
+    drift: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """All that is known of an ID table, as plain JSON.
+
+    Args:
+        item_ids: N keys of the shop.
+        is_cold: bool [N], True for items without an interaction in the training parts.
+        previous: the table before; None if there is none.
+        quantizer, vectors: what the IDs were made with, {modality: float32 [N, D]}; None if they were given.
+        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+        drift: {modality: share}, of append mode.
+
+    Returns:
+        What `id_quality` and `moved_share` say; in each modality also `reconstruction_error`, `neighbour_agreement`
+        and `drift_share` where they are known; and `worst`, the figures that `breaches` judges.
+    """
+    report = id_quality(assigned, is_cold=is_cold)
+    if previous is not None:
+        report |= moved_share(assigned, item_ids, previous)
+    for modality, matrix in (vectors or {}).items():
+        codes = getattr(assigned, f"{modality}_codes")
+        report[modality]["neighbour_agreement"] = neighbour_agreement(matrix, codes)
+        if quantizer is not None:
+            inputs = anchored(matrix, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+            report[modality]["reconstruction_error"] = reconstruction_error(getattr(quantizer, modality), inputs, codes)
+    for modality, share in (drift or {}).items():
+        report[modality]["drift_share"] = share
+    return report | {"worst": worst_figures(report, codebook_size=assigned.codebook_size)}
 
 
 def id_quality(assigned: AssignedIds, *, is_cold: np.ndarray) -> dict[str, Any]:
@@ -83,16 +123,14 @@ def moved_share(assigned: AssignedIds, item_ids: Sequence[str], previous: OwnedI
 
 
 @torch.no_grad()
-def reconstruction_error(
-    module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray, *, device: torch.device
-) -> float:
+def reconstruction_error(module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray) -> float:
     """Mean squared error of what IDs say of the input, which has mean square one over the items of the fit.
 
     Args:
         vectors: float32 [N, D], raw, with the collaborative vectors beside them if those anchor the input.
         codes: int64 [N, L].
     """
-    total = 0.0
+    total, device = 0.0, module.centre.device
     for begin in range(0, len(vectors), _ITEMS_AT_ONCE):
         part = slice(begin, begin + _ITEMS_AT_ONCE)
         chosen = torch.from_numpy(codes[part]).to(device)

@@ -84,12 +84,15 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
             progress=work.progress,
         )
         agreement = beam_agreement(bundle, sequences_of(users))
+        beams: dict[str, Any] = {
+            f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()
+        }
         return work.save(
             _prediction_table(ranked, users["user_index"]),
             details={"beam_agreement": agreement} | ({"sasrec": sasrec.settings()} if sasrec else {}),
             users=users.height,
             systems=sorted({s for s, _ in ranked}),
-            **{f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()},
+            **beams,
         )
 
 
