@@ -55,6 +55,11 @@ class CleaningConfig(Section):
         description="a longer pause of a user begins a new session, and each session is a history of its own with the "
         "id USER#1, USER#2, ...; None: one history a user",
     )
+    keep_items_without_interactions: bool = Field(
+        False,
+        description="items of the catalogue that nobody touched, or nobody in the k-core, stay in it: they get IDs and "
+        "can be recommended",
+    )
 
 
 class TextEncoderConfig(Section):
@@ -268,6 +273,11 @@ class RecommenderConfig(Section):
         "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
     )
     patience: int = Field(10, ge=1, description="epochs without a better validation figure before training stops")
+    warm_start: bool = Field(
+        False,
+        description="start from the weights of the recommender before, if the semantic IDs are of the same quantizer "
+        "and the shapes are the same",
+    )
 
     @model_validator(mode="after")
     def _routes_are_trained(self) -> "RecommenderConfig":

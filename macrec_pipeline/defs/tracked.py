@@ -34,6 +34,8 @@ COMMAND_LINE = "command line"
 GIVEN = "semantic IDs are given"
 CATALOGUE = "catalogue"
 """In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
+MAY_BE_UNTOUCHED = "may_be_untouched"
+"""In the details of `items`: whether items without interactions were kept on purpose."""
 
 
 class VisibleProgress:

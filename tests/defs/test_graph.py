@@ -52,6 +52,7 @@ BLOCKING_CHECKS = {
     ("text_embeddings", "text_embeddings_are_sound"),
     ("image_embeddings", "image_embeddings_are_sound"),
     ("semantic_ids", "semantic_ids_are_unique"),
+    ("semantic_ids", "quality_is_within_limits"),
 }
 
 
