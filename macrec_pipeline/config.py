@@ -55,6 +55,11 @@ class CleaningConfig(Section):
         description="a longer pause of a user begins a new session, and each session is a history of its own with the "
         "id USER#1, USER#2, ...; None: one history a user",
     )
+    keep_items_without_interactions: bool = Field(
+        False,
+        description="items of the catalogue that nobody touched, or nobody in the k-core, stay in it: they get IDs and "
+        "can be recommended",
+    )
 
 
 class TextEncoderConfig(Section):
@@ -180,6 +185,52 @@ class QuantizerConfig(Section):
         return self
 
 
+class Limit(Section):
+    """A bound on one figure of the quality report."""
+
+    value: float
+    action: Literal["warn", "block"] = Field("warn", description="block: what follows in the run is not computed")
+
+    @property
+    def blocks(self) -> bool:
+        """Whether crossing it stops the run."""
+        return self.action == "block"
+
+
+class LimitsConfig(Section):
+    """Bounds on the quality report of the semantic IDs, each of the worse modality; None: no bound.
+
+    Each is an asset check, and what `identity.mode=auto` goes by.
+    """
+
+    max_collision_rate: Limit | None = Field(None, description="before resolution")
+    max_gini: Limit | None = Field(None, description="of a level's code usage: 0 even, towards 1 collapsed")
+    max_reconstruction_error: Limit | None = Field(None, description="of standardized embeddings: 1 says nothing")
+    max_drift_share: Limit | None = Field(None, description="items that keep an ID which is no longer their nearest")
+    max_moved_share: Limit | None = Field(None, description="items of the table before whose ID is another one")
+    max_cold_share: Limit | None = Field(None, description="items without an interaction in the training parts")
+    min_perplexity_share: Limit | None = Field(None, description="a level's perplexity as a share of K")
+    min_neighbour_agreement: Limit | None = Field(None, description="nearest neighbours that share the first code")
+
+
+class IdentityConfig(Section):
+    """What becomes of the semantic IDs that are there when a catalogue is met again."""
+
+    mode: Literal["new", "append", "auto"] = Field(
+        "new",
+        description="new: quantize everything; append: the quantizer is frozen, old items keep their IDs and new ones "
+        "get free ones; auto: append while the quality report is within the limits, else new",
+    )
+    retire_for_days: int = Field(365, ge=0, description="how long nobody else gets the ID of an item that is gone")
+    limits: LimitsConfig = LimitsConfig()
+
+    @model_validator(mode="after")
+    def _auto_has_something_to_go_by(self) -> "IdentityConfig":
+        if self.mode == "auto" and self.limits == LimitsConfig():
+            raise ValueError("mode auto needs at least one of limits, as in limits.max_collision_rate.value=0.1")
+        return self
+
+
 class RecommenderConfig(Section):
     """The generative recommender and its training (MACRec section 3.3)."""
 
@@ -222,6 +273,11 @@ class RecommenderConfig(Section):
         "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
     )
     patience: int = Field(10, ge=1, description="epochs without a better validation figure before training stops")
+    warm_start: bool = Field(
+        False,
+        description="start from the weights of the recommender before, if the semantic IDs are of the same quantizer "
+        "and the shapes are the same",
+    )
 
     @model_validator(mode="after")
     def _routes_are_trained(self) -> "RecommenderConfig":
@@ -304,6 +360,7 @@ class PipelineConfig(Section):
     sasrec: SasrecConfig = SasrecConfig()
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
+    identity: IdentityConfig = IdentityConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -198,6 +198,20 @@ SEMANTIC_IDS = TableSchema(
     sorted_by=("item_index",),
     description="Each item's semantic ID in each modality; moved where collision resolution changed it.",
 )
+RETIRED_IDS = TableSchema(
+    "retired_ids",
+    {
+        "item_id": _STRING,
+        "text_codes": _INTS,
+        "image_codes": _INTS,
+        "text_moved": _BOOL,
+        "image_moved": _BOOL,
+        "retired_at": _INT,
+    },
+    unique=(("item_id",), ("text_codes",), ("image_codes",)),
+    sorted_by=("item_id",),
+    description="IDs whose items have left the catalogue, and the day when that was seen; kept beside semantic_ids.",
+)
 PREDICTIONS = TableSchema(
     "predictions",
     {
@@ -232,3 +246,5 @@ TABLES: dict[str, TableSchema] = {
     "semantic_ids": SEMANTIC_IDS,
     "predictions": PREDICTIONS,
 }
+SIDE_TABLES: dict[str, TableSchema] = {"retired_ids": RETIRED_IDS}
+"""Tables that belong to an asset's version beside its own, and are left out where they would have no rows."""

@@ -11,7 +11,8 @@ this order:
     items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
                   it), k_core (who did is gone)
 
-The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else. The log is
+The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else. With
+`keep_items_without_interactions` it holds every item that is sound, and the last two reasons do not apply. The log is
 read in batches and decided upon as numbers (`coded_log`), so that it need not fit into memory as a table.
 """
 
@@ -105,7 +106,9 @@ def clean_log(
         peeled.append(fallen)
     if not alive.any():
         raise DataError(_why_nothing_is_left(log, rules, config))
-    items = _catalogue(catalogue, _by_item(log, alive, "num_interactions"), touched)
+    if not config.keep_items_without_interactions:
+        _drop_items_outside(catalogue, _by_item(log, alive, "num_interactions"), touched)
+    items = _catalogue(catalogue.rows, _by_item(log, alive, "num_interactions"))
     dropped_items = pl.concat(catalogue.dropped).sort("table", *_SOURCE)
     positions = line_positions(raw_interactions, log) if config.ties == "position" else None
     return CleanLog(raw_interactions, log, rules, peeled, config.k_core, positions, ITEMS.check(items), dropped_items)
@@ -241,8 +244,8 @@ def _sift_items(catalogue: _Sieve) -> None:
     catalogue.rows = catalogue.rows.drop("_kept_row", "_kept_file")
 
 
-def _catalogue(catalogue: _Sieve, counts: pl.DataFrame, touched: pl.DataFrame) -> pl.DataFrame:
-    """The surviving items in the order of their ids, with index and count; the others go to quarantine."""
+def _drop_items_outside(catalogue: _Sieve, counts: pl.DataFrame, touched: pl.DataFrame) -> None:
+    """Move the items that the k-core lacks to quarantine."""
     catalogue.rows = catalogue.rows.join(counts, on="item_id", how="left").join(touched, on="item_id", how="left")
     catalogue.drop(pl.col("num_before").is_null(), "no_interactions", pl.lit("none, or none that could be used"))
     catalogue.drop(
@@ -250,10 +253,17 @@ def _catalogue(catalogue: _Sieve, counts: pl.DataFrame, touched: pl.DataFrame) -
         "k_core",
         pl.format("all of its {} interactions went to quarantine", "num_before"),
     )
+    catalogue.rows = catalogue.rows.drop("num_interactions", "num_before")
+
+
+def _catalogue(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
+    """`ITEMS`: the items that are left in the order of their ids, with index and count."""
     return (
-        catalogue.rows.sort("item_id")
+        rows.join(counts, on="item_id", how="left")
+        .sort("item_id")
         .with_columns(
-            pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"), pl.col("num_interactions").cast(pl.Int64)
+            pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"),
+            pl.col("num_interactions").fill_null(0).cast(pl.Int64),
         )
         .select(*ITEMS.columns)
     )

@@ -1,7 +1,7 @@
 """What must hold before the next asset may be computed: each rule is a function of its stage, here it becomes a check.
 
-A blocking check that fails stops everything downstream of its asset in the same run. Checks read the tables as they
-lie on disk, so they also judge what someone else put there.
+A blocking check that fails with severity ERROR stops everything downstream of its asset in the same run. Checks read
+the tables as they lie on disk, so they also judge what someone else put there.
 """
 
 import warnings
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import semantic_ids_are_given
+from macrec_pipeline.defs.tracked import MAY_BE_UNTOUCHED, semantic_ids_are_given
 from macrec_pipeline.storage import AssetStore
 
 MAX_PROBLEMS = 20
@@ -25,7 +25,8 @@ def _interactions(store: AssetStore) -> list[str]:
 def _items(store: AssetStore) -> list[str]:
     from macrec_pipeline.data.checks import items_problems
 
-    return items_problems(store.read_table("items"), store.read_table("interactions"))
+    untouched = store.manifest("items").details.get(MAY_BE_UNTOUCHED, False)
+    return items_problems(store.read_table("items"), store.read_table("interactions"), may_be_untouched=untouched)
 
 
 def _histories(store: AssetStore) -> list[str]:
@@ -95,6 +96,37 @@ def _check(
             passed=not problems, severity=severity, description=text, metadata={"problems": problems[:MAX_PROBLEMS]}
         )
 
+    return _as_check(run, asset, name=name, description=description, deps=deps, blocking=blocking)
+
+
+def _limits_check() -> dg.AssetChecksDefinition:
+    """The limits of the settings on the quality report: what crosses one blocks or warns, as the limit says."""
+
+    def run(context: dg.AssetCheckExecutionContext, settings: Settings) -> dg.AssetCheckResult:
+        from macrec_pipeline.semantic_ids import breaches
+
+        dataset = context.partition_key
+        figures = settings.store(dataset).manifest("semantic_ids").details.get("quality", {}).get("worst", {})
+        crossed = breaches(figures, settings.config(dataset).identity.limits)
+        severity = dg.AssetCheckSeverity.ERROR if any(each.blocks for each in crossed) else dg.AssetCheckSeverity.WARN
+        text = " ".join(each.message for each in crossed) or "Within the limits of the settings."
+        return dg.AssetCheckResult(passed=not crossed, severity=severity, description=text, metadata={**figures})
+
+    description = (
+        "The quality report of the IDs is within `identity.limits`; each limit says whether it blocks or warns."
+    )
+    return _as_check(run, "semantic_ids", name="quality_is_within_limits", description=description)
+
+
+def _as_check(
+    run: Callable[[dg.AssetCheckExecutionContext, Settings], dg.AssetCheckResult],
+    asset: str,
+    *,
+    name: str,
+    description: str,
+    deps: Sequence[str] = (),
+    blocking: bool = True,
+) -> dg.AssetChecksDefinition:
     with warnings.catch_warnings():
         # Partitioned checks are marked as a preview; without them a check would load every partition.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
@@ -152,6 +184,7 @@ CHECKS = [
         description="Every item has one ID a modality that no other item has.",
         find=_semantic_ids,
     ),
+    _limits_check(),
     _check(
         "evaluation_report",
         name="macrec_beats_popularity",

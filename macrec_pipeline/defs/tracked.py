@@ -34,6 +34,8 @@ COMMAND_LINE = "command line"
 GIVEN = "semantic IDs are given"
 CATALOGUE = "catalogue"
 """In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
+MAY_BE_UNTOUCHED = "may_be_untouched"
+"""In the details of `items`: whether items without interactions were kept on purpose."""
 
 
 class VisibleProgress:
@@ -106,10 +108,15 @@ class Stage:
         return self.store.folder(asset)
 
     def save(
-        self, table: pl.DataFrame, *, details: Mapping[str, Any] | None = None, **metadata: Any
+        self,
+        table: pl.DataFrame,
+        *,
+        details: Mapping[str, Any] | None = None,
+        beside: Mapping[str, pl.DataFrame] | None = None,
+        **metadata: Any,
     ) -> dg.MaterializeResult[Any]:
         """Write the table of this asset, with `details` in its manifest, and report it; see `report`."""
-        self.store.write_table(self.asset, table, details=self._details(details))
+        self.store.write_table(self.asset, table, details=self._details(details), beside=beside)
         return self.report(summary=f"{table.height:,} rows", **{"dagster/row_count": table.height}, **metadata)
 
     def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
@@ -123,9 +130,9 @@ class Stage:
         return self.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
 
     @contextmanager
-    def new_folder(self) -> Iterator[Path]:
+    def new_folder(self, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
         """A folder to be filled; it becomes this asset when the block ends without an error."""
-        with self.store.new_folder(self.asset, details=self._details()) as folder:
+        with self.store.new_folder(self.asset, details=self._details(details)) as folder:
             yield folder
 
     def _details(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:

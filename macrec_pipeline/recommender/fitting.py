@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, h
 from macrec_pipeline.recommender.tasks import batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
+from macrec_pipeline.recommender.warm_start import start_from
 from macrec_pipeline.runtime.checkpoint import (
     load_checkpoint,
     restore_training,
@@ -56,16 +57,22 @@ class FittedRecommender:
             validation_loss_image and their mean validation_loss (nats a code, but for the implicit loss), and
             validation_ndcg if early stopping goes by it.
         best_epoch: the epoch whose weights the model has, from 1.
+        warm_start: "none", "taken over", or why the weights before were not.
     """
 
     model: GenerativeRecommender
     log: list[dict[str, float]] = field(repr=False)
     best_epoch: int
+    warm_start: str = "none"
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, `recommender.json` and `training_log.json` into a folder."""
         self.model.save_weights(folder / "model.safetensors")
-        description = {"config": dict(vars(self.model.config)), "best_epoch": self.best_epoch}
+        description = {
+            "config": dict(vars(self.model.config)),
+            "vocabulary": asdict(self.model.vocabulary),
+            "best_epoch": self.best_epoch,
+        }
         (folder / "recommender.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
         (folder / "training_log.json").write_text(json.dumps(self.log, indent=1) + "\n")
 
@@ -81,6 +88,7 @@ def fit_recommender(
     device: torch.device,
     progress: Progress = quiet_progress,
     checkpoint: Path | None = None,
+    start: Path | None = None,
 ) -> FittedRecommender:
     """Train until the epochs or the patience run out.
 
@@ -90,22 +98,27 @@ def fit_recommender(
         seed: root seed; weights, order and dropout draw from streams of their own.
         progress: called after every optimizer step with stage "recommender".
         checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
-            with the bytes of one that was not; a file of other data or settings is not used.
+            with the bytes of one that was not; a file of other data, settings or starting weights is not used.
+        start: a folder that `FittedRecommender.save` wrote, whose weights training starts from if they fit; see
+            `warm_start`.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
+        StorageError: `start` is there, but damaged.
     """
     items = ItemCodes(
         {"text": torch.from_numpy(text_codes).to(device), "image": torch.from_numpy(image_codes).to(device)}
     )
+    vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)
+    model = GenerativeRecommender(vocabulary, config, torch_generator(seed, "recommender/weights"))
+    pinned, warm_start = start_from(model, start)
     identity = training_identity(
-        {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size},
+        {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size, **pinned},
         [np.concatenate(histories), np.array([len(history) for history in histories]), text_codes, image_codes],
     )
-    vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)
-    model = GenerativeRecommender(vocabulary, config, torch_generator(seed, "recommender/weights")).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _Fit(model, items, histories, config, seed, device, progress).run(checkpoint, identity)
+        fitted = _Fit(model.to(device), items, histories, config, seed, device, progress).run(checkpoint, identity)
+    return replace(fitted, warm_start=warm_start)
 
 
 class _Fit:

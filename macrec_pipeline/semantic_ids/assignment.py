@@ -67,7 +67,7 @@ def assign_semantic_ids(
         module: ModalityQuantizer = getattr(quantizer, modality)
         inputs = anchored(vectors, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
         before[modality], residuals = quantize(module, inputs, device=device)
-        after[modality] = _resolve(
+        after[modality] = resolve(
             before[modality], residuals, module.quantizer.codebooks.detach().cpu(), modality=modality
         )
     return _assigned(before, after, codebook_size=quantizer.config.codebook_size)
@@ -90,26 +90,40 @@ def resolve_given_ids(text_codes: np.ndarray, image_codes: np.ndarray, *, codebo
     for modality, codes in before.items():
         codebooks = line.expand(codes.shape[1], -1, -1)
         residuals = torch.from_numpy(codes[:, -2:].astype(np.float32))[..., None]
-        after[modality] = _resolve(codes, residuals, codebooks, modality=modality, independent=True)
+        after[modality] = resolve(codes, residuals, codebooks, modality=modality, independent=True)
     return _assigned(before, after, codebook_size=codebook_size)
 
 
-def _resolve(
+def resolve(
     codes: np.ndarray,
     residuals: torch.Tensor,
     codebooks: torch.Tensor,
     *,
     modality: str,
     independent: bool = False,
+    occupied: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Unique IDs int64 [N, L]; `independent` levels do not change what enters the next one."""
-    placing = Placing(codes, residuals, codebooks, independent=independent)
+    """Unique IDs for codes that are not; the arguments are those of `Placing`.
+
+    Returns:
+        int64 [N, L], rows distinct, none of them among `occupied`.
+
+    Raises:
+        SemanticIdError: there is no free ID near an item; says what to change.
+    """
+    placing = Placing(codes, residuals, codebooks, independent=independent, occupied=occupied)
     placing.last_level()
     placing.level_before()
     if len(placing.unplaced):
+        remedy = "Raise quantizer.codebook_size or quantizer.num_levels, or train the quantizer longer."
+        if occupied is not None:
+            remedy = (
+                f"{len(occupied)} IDs are taken or retired: quantize anew with identity.mode=new, if need be with a "
+                "larger quantizer.codebook_size, or lower identity.retire_for_days."
+            )
         raise SemanticIdError(
             f"{len(placing.unplaced)} of {len(codes)} items have no free {modality} ID near them: too many share their "
-            "first codes. Raise quantizer.codebook_size or quantizer.num_levels, or train the quantizer longer."
+            f"first codes. {remedy}"
         )
     return placing.codes
 

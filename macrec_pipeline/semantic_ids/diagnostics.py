@@ -48,6 +48,14 @@ def perplexity(usage: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(-(share * logs).sum(axis=1)))
 
 
+def gini(usage: np.ndarray) -> np.ndarray:
+    """The Gini coefficient of the codes of each level: int64 [L, K] -> float64 [L], from 0 (even) to 1 - 1/K."""
+    ordered = np.sort(usage, axis=1)
+    size = usage.shape[1]
+    weights = 2 * np.arange(1, size + 1) - size - 1
+    return np.asarray((ordered * weights).sum(axis=1) / (size * ordered.sum(axis=1)))
+
+
 def semantic_id_problems(table: pl.DataFrame) -> list[str]:
     """What would poison the recommender: IDs that are not unique or not of one length, for each modality."""
     problems = []

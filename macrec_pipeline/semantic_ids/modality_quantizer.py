@@ -82,6 +82,10 @@ class ModalityQuantizer(nn.Module):
         """Raw float [B, D] -> latents float [B, H]."""
         raise NotImplementedError
 
+    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """What quantized latents float [B, H] say of the input: float [B, D], standardized."""
+        raise NotImplementedError
+
 
 def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean, float [D], and the one number that brings float [N, D] to mean square one around it.

@@ -38,21 +38,25 @@ def impute_from_neighbours(
     for name, other in _OTHER.items():
         rows = np.flatnonzero(missing[name] & ~missing[other])
         if len(rows) and len(complete):
-            neighbours = complete[_nearest(vectors[other][rows], vectors[other][complete])]  # [rows, neighbours]
+            neighbours = complete[  # [rows, neighbours]
+                nearest_by_cosine(vectors[other][rows], vectors[other][complete], count=NUM_NEIGHBOURS)
+            ]
             filled[name] = vectors[name].copy()
             for row, own in zip(rows, neighbours, strict=True):
                 filled[name][row] = vectors[name][own].mean(axis=0, dtype=np.float64)
     return filled
 
 
-def _nearest(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+def nearest_by_cosine(queries: np.ndarray, candidates: np.ndarray, *, count: int) -> np.ndarray:
+    """The rows of float [N, D] with the largest cosine to each of float [Q, D], best first: int64 [Q, count or N]."""
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])
-    index.add(_unit(candidates))
-    return np.asarray(index.search(_unit(queries), min(NUM_NEIGHBOURS, len(candidates)))[1])
+    index.add(unit_rows(candidates))
+    return np.asarray(index.search(unit_rows(queries), min(count, len(candidates)))[1])
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Float [N, D] with every row at length one, float32; a row of zeros stays."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

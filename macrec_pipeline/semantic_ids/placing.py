@@ -2,9 +2,10 @@
 
 In a round every unplaced item asks for its next choice of the last code, and of those that ask for one free ID the
 nearest gets it, ties to the lower item index. Only IDs under one prefix (all codes but the last) compete, so what is
-taken is a row of K flags for each prefix where somebody waits: at most N x K bytes.
+taken is a row of K flags for each prefix where somebody waits: at most N x K bytes. IDs that are occupied from the
+start are rows before those of the items, placed already.
 
-Shapes: N items, L levels, K codes a level, H latent, W waiting items, P prefixes where somebody waits.
+Shapes: N items, M occupied IDs, L levels, K codes a level, H latent, W waiting items, P prefixes where somebody waits.
 """
 
 from __future__ import annotations
@@ -29,49 +30,62 @@ class Placing:
         residuals: float [N, 2, H] on the CPU, what entered the last two levels.
         codebooks: float [L, K, H].
         independent: a code of the level before the last does not change what enters the last one.
-
-    Attributes:
-        codes: int64 [N, L], a copy; rows of placed items are distinct.
+        occupied: int64 [M, L], distinct IDs that nobody may get; None for none.
     """
 
     def __init__(
-        self, codes: np.ndarray, residuals: torch.Tensor, codebooks: torch.Tensor, *, independent: bool = False
+        self,
+        codes: np.ndarray,
+        residuals: torch.Tensor,
+        codebooks: torch.Tensor,
+        *,
+        independent: bool = False,
+        occupied: np.ndarray | None = None,
     ) -> None:
-        self.codes = codes.copy()
-        self._placed = np.zeros(len(codes), dtype=bool)
+        self._first = 0 if occupied is None else len(occupied)  # row of the first item
+        self._codes = codes.copy() if occupied is None else np.concatenate([occupied, codes])  # [M + N, L]
+        self._placed = np.arange(len(self._codes)) < self._first
         self._residuals = residuals
         self._codebooks = codebooks
         self._independent = independent
         self._size = codebooks.shape[1]
         # codes of all levels but the last two never change, so they are numbered once
-        self._stem = _row_numbers(codes[:, :-2])
+        self._stem = _row_numbers(self._codes[:, :-2])
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The items' codes, int64 [N, L]; rows of placed items are distinct, and no occupied ID is among them."""
+        return self._codes[self._first :]
 
     @property
     def unplaced(self) -> np.ndarray:
-        """The items that have no ID yet, ascending: int64."""
+        """The rows of items that have no ID yet, ascending and counted from the occupied IDs on: int64."""
         return np.flatnonzero(~self._placed)
 
     def last_level(self) -> None:
         """Everybody asks for the nearest last code, then those who were refused for the next ones."""
-        prefix = _row_numbers(self.codes[:, :-1])
+        prefix = _row_numbers(self._codes[:, :-1])
         choice, nearest = self._nearest()
-        won = _nearest_of_each(prefix * self._size + choice, nearest)
-        self._place(won, choice[won])
+        key = prefix * self._size
+        asked = key[self._first :] + choice
+        free = np.flatnonzero(~np.isin(asked, key[: self._first] + self._codes[: self._first, -1]))
+        won = free[_nearest_of_each(asked[free], nearest[free])]
+        self._place(self._first + won, choice[won])
         items = self.unplaced
         waiting = np.zeros(len(prefix), dtype=bool)
         waiting[prefix[items]] = True
         row_of = np.cumsum(waiting) - 1
         taken = np.zeros((int(waiting.sum()), self._size), dtype=bool)  # [P, K]
-        beside = won[waiting[prefix[won]]]
-        taken[row_of[prefix[beside]], choice[beside]] = True
+        beside = np.flatnonzero(self._placed & waiting[prefix])
+        taken[row_of[prefix[beside]], self._codes[beside, -1]] = True
         self._rounds(items, row_of[prefix[items]], taken, first=1)
 
     def level_before(self) -> None:
         """Who found a full prefix moves to the next-nearest code of the level before, one after the other."""
         items = self.unplaced
-        if not len(items) or self.codes.shape[1] == 1:
+        if not len(items) or self._codes.shape[1] == 1:
             return
-        order, _ = _choices(self._residuals[items, 0], self._codebooks[-2])  # [W, K]
+        order, _ = _choices(self._residuals[items - self._first, 0], self._codebooks[-2])  # [W, K]
         # A full prefix holds K items, so at most N / K stems have one.
         stems, block = np.unique(self._stem[items], return_inverse=True)
         taken = self._taken_under(stems)
@@ -80,7 +94,7 @@ class Placing:
             if not waiting.any():
                 return
             items, order, block = items[waiting], order[waiting], block[waiting]
-            self.codes[items, -2] = order[:, rank]
+            self._codes[items, -2] = order[:, rank]
             self._rounds(items, block * self._size + order[:, rank], taken, first=0)
 
     def _taken_under(self, stems: np.ndarray) -> np.ndarray:
@@ -89,14 +103,14 @@ class Placing:
         number[stems] = np.arange(len(stems))
         beside = np.flatnonzero(self._placed & (number[self._stem] >= 0))
         taken = np.zeros((len(stems) * self._size, self._size), dtype=bool)
-        rows = number[self._stem[beside]] * self._size + self.codes[beside, -2]
-        taken[rows, self.codes[beside, -1]] = True
+        rows = number[self._stem[beside]] * self._size + self._codes[beside, -2]
+        taken[rows, self._codes[beside, -1]] = True
         return taken
 
     def _nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """The nearest last code of every item and its squared distance: int64 [N], float [N]."""
         choices, distances = [], []
-        for begin in range(0, len(self.codes), _ITEMS_AT_ONCE):
+        for begin in range(0, len(self._residuals), _ITEMS_AT_ONCE):
             entering = self._residuals[begin : begin + _ITEMS_AT_ONCE, 1]
             distance, choice = squared_distances(entering, self._codebooks[-1]).min(dim=1)
             choices.append(choice)
@@ -107,7 +121,7 @@ class Placing:
         """Let items ask for their choices from rank `first` on, until placed or refused by all.
 
         Args:
-            items: int64 [W], ascending, all unplaced.
+            items: int64 [W], rows of unplaced items, ascending.
             rows: int64 [W], the row of `taken` that stands for each item's prefix.
             taken: bool [P, K], filled in place.
             first: rank of the first choice.
@@ -133,12 +147,13 @@ class Placing:
 
     def _entering(self, items: np.ndarray, *, moved: bool) -> torch.Tensor:
         """What enters the last level, where the code of the level before is another one by now: float [W, H]."""
+        own = items - self._first
         if self._independent or not moved:
-            return self._residuals[items, 1]
-        return self._residuals[items, 0] - self._codebooks[-2][self.codes[items, -2]]
+            return self._residuals[own, 1]
+        return self._residuals[own, 0] - self._codebooks[-2][self._codes[items, -2]]
 
     def _place(self, items: np.ndarray, last: np.ndarray) -> None:
-        self.codes[items, -1] = last
+        self._codes[items, -1] = last
         self._placed[items] = True
 
 

@@ -30,6 +30,10 @@ class ResidualKMeans(ModalityQuantizer):
         """Raw float [B, D] -> standardized float [B, D]."""
         return self.standardized(vectors)
 
+    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """The quantized float [B, D] as they are: a latent is the standardized embedding."""
+        return latents
+
     def fit(self, vectors: torch.Tensor, *, seed: int) -> list[float]:
         """Set the codebooks from all items, float [N, D], standardized before.
 

@@ -43,6 +43,11 @@ class RqVae(ModalityQuantizer):
         """Raw float [B, D] -> latents float [B, H]."""
         return self._encode(self.standardized(vectors))
 
+    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """Quantized latents float [B, H] -> reconstruction float [B, D], standardized."""
+        result: torch.Tensor = self.decoder(latents)
+        return result
+
     def forward(self, vectors: torch.Tensor) -> tuple[Quantized, torch.Tensor]:
         """In training, raw float [B, D] -> their quantization and the reconstruction loss (mse of the standardized)."""
         target = self.standardized(vectors)

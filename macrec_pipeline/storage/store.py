@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.errors import SchemaError, StorageError
-from macrec_pipeline.schemas import TABLES, TableSchema
+from macrec_pipeline.schemas import SIDE_TABLES, TABLES, TableSchema
 from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
 from macrec_pipeline.storage.table_files import (
     read_table_file,
@@ -65,21 +65,36 @@ class AssetStore:
         """Whether a version of the asset is there; says nothing about its state."""
         return self._versions(asset).current() is not None
 
-    def write_table(self, asset: str, table: pl.DataFrame, *, details: Mapping[str, Any] | None = None) -> Manifest:
+    def write_table(
+        self,
+        asset: str,
+        table: pl.DataFrame,
+        *,
+        details: Mapping[str, Any] | None = None,
+        beside: Mapping[str, pl.DataFrame] | None = None,
+    ) -> Manifest:
         """Store a table as the asset's new version; the same table gives the same bytes.
 
         Args:
             asset: a name of `schemas.TABLES`.
             table: rows that keep that schema.
             details: plain JSON kept in the manifest, no part of the digest.
+            beside: tables of `schemas.SIDE_TABLES`, by name, that are swapped in together with it.
 
         Raises:
             SchemaError: the table breaks its schema; nothing is written.
             StorageError: unknown asset, or the disk refused.
         """
-        schema = TABLES[self._known(asset, TABLES)]
-        schema.check(table, where=f"to be written for {self._dataset}")
-        return self._write(asset, lambda folder: write_table_file(folder, schema, asset, table), details)
+        schemas = {asset: TABLES[self._known(asset, TABLES)]} | {name: SIDE_TABLES[name] for name in beside or {}}
+        tables = {asset: table} | {name: side for name, side in (beside or {}).items() if side.height}
+        for name, each in tables.items():
+            schemas[name].check(each, where=f"to be written for {self._dataset}")
+
+        def write(folder: Path) -> None:
+            for name, each in tables.items():
+                write_table_file(folder, schemas[name], name, each)
+
+        return self._write(asset, write, details)
 
     def write_slices(
         self, asset: str, slices: Iterable[pl.DataFrame], *, details: Mapping[str, Any] | None = None
@@ -127,6 +142,15 @@ class AssetStore:
         self._checked(asset, scan.head(0).collect(), path)
         return scan
 
+    def read_beside(self, asset: str, name: str) -> pl.DataFrame:
+        """Read a table of `schemas.SIDE_TABLES` of an asset's version, without rows if there is none.
+
+        Raises:
+            StorageError, SchemaError: as `read_table`.
+        """
+        schema, path = SIDE_TABLES[name], table_file(self.folder(self._known(asset, TABLES)), name)
+        return schema.check(read_table_file(path, schema), where=str(path)) if path.is_file() else schema.empty()
+
     def _table_path(self, asset: str) -> Path:
         path = table_file(self.folder(self._known(asset, TABLES)), asset)
         if not path.is_file():
@@ -151,7 +175,7 @@ class AssetStore:
         except SchemaError as error:
             raise SchemaError(f"{error} It was written by another version of this package. {versions.remedy}") from None
 
-    def _write(self, asset: str, write: Callable[[Path], Path], details: Mapping[str, Any] | None) -> Manifest:
+    def _write(self, asset: str, write: Callable[[Path], Any], details: Mapping[str, Any] | None) -> Manifest:
         versions = self._versions(asset)
         with versions.writing() as folder:
             try:

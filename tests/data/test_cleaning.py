@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.config import CleaningConfig
+from macrec_pipeline.data.checks import items_problems
 from macrec_pipeline.data.cleaning import EARLIEST_MS, clean
 from macrec_pipeline.errors import DataError, SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
@@ -167,6 +168,22 @@ def test_items_that_nobody_keeps_are_in_quarantine() -> None:
         "g": "no_interactions",
     }
     assert set(_reasons(result.quarantine).values()) == {"too_short", "missing_timestamp"}
+
+
+def test_items_without_interactions_stay_if_asked() -> None:
+    """Untouched (c, d) or outside the core (e): in the catalogue with no interaction; what is unsound stays out."""
+    log = _log(*(row for user in "uvw" for row in _good(user, "abf")), *_good("x", "e"), ("u", "d", 1.0, None))
+    raw_items = pl.concat([_catalogue("abcdef"), _items((None, "No id", None, None))])
+    config = CleaningConfig(k_core=3, keep_items_without_interactions=True)
+    tables, strict = (clean(log, raw_items, each) for each in (config, CleaningConfig(k_core=3)))
+    assert dict(tables.items.select("item_id", "num_interactions").iter_rows()) == {
+        "a": 3, "b": 3, "c": 0, "d": 0, "e": 0, "f": 3
+    }  # fmt: skip
+    assert tables.items["item_index"].to_list() == list(range(6))
+    assert set(_reasons(tables.quarantine, "raw_items").values()) == {"missing_item_id"}
+    assert tables.interactions.equals(strict.interactions)
+    assert items_problems(tables.items, tables.interactions, may_be_untouched=True) == []
+    assert "item without an interaction" in " ".join(items_problems(tables.items, tables.interactions))
 
 
 def test_items_are_ordered_as_strings() -> None:

@@ -25,7 +25,7 @@ GRAPH = {
     "sasrec": ("collaborative", {"histories", "items"}),
     "pseudo_labels": ("semantic_ids", {"text_embeddings", "image_embeddings"}),
     "quantizer": ("semantic_ids", {"text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
-    "semantic_ids": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "quantizer", "sasrec"}),
+    "semantic_ids": ("semantic_ids", {"items", "histories", "text_embeddings", "image_embeddings", "quantizer"}),
     "recommender": ("recommender", {"histories", "items", "semantic_ids", "sasrec"}),
     "predictions": ("recommender", {"histories", "recommender", "sasrec"}),
     "evaluation_report": (
@@ -54,6 +54,7 @@ BLOCKING_CHECKS = {
     ("text_embeddings", "text_embeddings_are_sound"),
     ("image_embeddings", "image_embeddings_are_sound"),
     ("semantic_ids", "semantic_ids_are_unique"),
+    ("semantic_ids", "quality_is_within_limits"),
 }
 
 

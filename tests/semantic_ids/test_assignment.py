@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.semantic_ids import code_usage, collision_rate, perplexity, resolve_given_ids
-from macrec_pipeline.semantic_ids.assignment import _resolve
+from macrec_pipeline.semantic_ids.assignment import resolve
 from macrec_pipeline.semantic_ids.diagnostics import row_keys
 from macrec_pipeline.semantic_ids.residual_quantizer import nearest_codes, squared_distances
 
@@ -20,7 +20,7 @@ def test_the_nearest_keeps_the_id_and_the_others_take_the_next_free_code() -> No
     codes = np.array([[0, 1], [0, 1], [0, 1], [0, 2]])
     last = torch.tensor([[14.0], [10.5], [9.0], [20.0]])  # distances to code 1: 4, 0.5, 1
     residuals = torch.stack([last, last], dim=1)
-    resolved = _resolve(codes, residuals, codebooks, modality="text")
+    resolved = resolve(codes, residuals, codebooks, modality="text")
     # item 1 keeps (0, 1); item 0 asks 2 (taken by item 3), then 0, but item 2 asks 0 first, in an earlier round
     assert resolved.tolist() == [[0, 3], [0, 1], [0, 0], [0, 2]]
 
@@ -31,7 +31,7 @@ def test_a_full_prefix_moves_to_the_next_nearest_code_of_the_level_before() -> N
     codes = np.array([[0, 0], [0, 0], [0, 1]])
     first = torch.tensor([[0.1], [0.2], [1.0]])
     residuals = torch.stack([first, first], dim=1)
-    resolved = _resolve(codes, residuals, codebooks, modality="text")
+    resolved = resolve(codes, residuals, codebooks, modality="text")
     assert resolved[0].tolist() == [0, 0]
     assert resolved[2].tolist() == [0, 1]
     assert resolved[1].tolist() == [1, 0], "0.2 - 5 is nearest to code 0 of the last level"
@@ -105,7 +105,7 @@ def test_rounds_are_those_of_asking_one_by_one(seed: int, independent: bool, tie
     before, last = entering[1], entering[2]
     matrix, residuals = torch.stack(codes, dim=1).numpy(), torch.stack([before, last], dim=1)
     try:
-        found = _resolve(matrix, residuals, books, modality="text", independent=independent)
+        found = resolve(matrix, residuals, books, modality="text", independent=independent)
     except SemanticIdError:
         found = None
     expected = _one_by_one(matrix, before, last, books, independent=independent)

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import CATALOGUE, markdown, preview, stage, table_metadata
+from macrec_pipeline.defs.tracked import CATALOGUE, MAY_BE_UNTOUCHED, markdown, preview, stage, table_metadata
 
 if TYPE_CHECKING:
     from macrec_pipeline.data.clean_log import CleanLog
@@ -103,7 +103,14 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         dropped = log.reasons()
         results = [
             stages["interactions"].save_slices(log.interactions(), rows=log.num_kept, **_interaction_facts(log)),
-            stages["items"].save(log.items, details={CATALOGUE: _item_order(log.items)}, **_item_facts(log.items)),
+            stages["items"].save(
+                log.items,
+                details={
+                    CATALOGUE: _item_order(log.items),
+                    MAY_BE_UNTOUCHED: work.config.cleaning.keep_items_without_interactions,
+                },
+                **_item_facts(log.items),
+            ),
             stages["quarantine"].save_slices(
                 log.quarantine(), rows=sum(row[-1] for row in dropped), reasons=_reasons(dropped)
             ),
@@ -157,6 +164,7 @@ def _item_facts(table: pl.DataFrame) -> dict[str, Any]:
     return {
         "without_text": table["text"].null_count(),
         "without_picture": table["image_path"].null_count(),
+        "without_interactions": int((table["num_interactions"] == 0).sum()),
         "interactions_an_item_median": float(table["num_interactions"].median()),  # type: ignore[arg-type]
         "first_rows": preview(table, ["item_id", "title", "text"]),
     }

@@ -1,5 +1,6 @@
 """The generative recommender and what it recommends to every test user (MACRec sections 3.3 and 3.4)."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
     from macrec_pipeline.recommender import FittedRecommender, FittedSasrec, Ranked
 
+logger = logging.getLogger(__name__)
+
 GROUP = "recommender"
+CODES_OF = "codes_of"
+"""In a manifest's details: what gave the codes their meaning that the model was trained on."""
 
 
 @dg.asset(
@@ -36,6 +41,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     from macrec_pipeline.runtime.devices import prepare_device
 
     with stage(context, settings, "recommender") as work:
+        start, why_not = _start(work)
         ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
             fitted = fit_recommender(
@@ -48,14 +54,15 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
                 device=prepare_device(work.config.runtime),
                 progress=work.progress,
                 checkpoint=scratch / "checkpoint.safetensors",
+                start=start,
             )
-            with work.new_folder() as folder:
+            with work.new_folder(details={CODES_OF: _codes_of(work)}) as folder:
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
                 fitted.save(folder / "weights")
                 fusion = _fit_fusion(work, fitted, folder / "weights")
                 _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
-        return _report(work, fitted, fusion)
+        return _report(work, fitted, {"warm_start": why_not or fitted.warm_start, **fusion})
 
 
 @dg.asset(
@@ -84,12 +91,15 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
             progress=work.progress,
         )
         agreement = beam_agreement(bundle, sequences_of(users))
+        beams: dict[str, Any] = {
+            f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()
+        }
         return work.save(
             _prediction_table(ranked, users["user_index"]),
             details={"beam_agreement": agreement} | ({"sasrec": sasrec.settings()} if sasrec else {}),
             users=users.height,
             systems=sorted({s for s, _ in ranked}),
-            **{f"beam_{name}_{route}": value for route, shares in agreement.items() for name, value in shares.items()},
+            **beams,
         )
 
 
@@ -119,6 +129,25 @@ def _sasrec(work: Stage, device: "torch.device") -> "FittedSasrec":
     from macrec_pipeline.recommender import FittedSasrec
 
     return FittedSasrec.load(work.folder("sasrec"), device=device)
+
+
+def _start(work: Stage) -> tuple["Path | None", str | None]:
+    """The weights before, if the settings ask for them and codes mean what they meant; else why there are none."""
+    if not work.config.recommender.warm_start:
+        return None, None
+    problem = "there is no recommender yet"
+    if work.store.has("recommender"):
+        if work.store.manifest("recommender").details.get(CODES_OF) == _codes_of(work):
+            return work.folder("recommender") / "weights", None
+        problem = "the semantic IDs were made anew since, so codes mean something else"
+    logger.warning("recommender.warm_start is true, but training starts from random weights: %s.", problem)
+    return None, problem
+
+
+def _codes_of(work: Stage) -> str:
+    """What gives codes their meaning: the digest of the quantizer, or of the table where the IDs are given."""
+    manifest = work.store.manifest("semantic_ids")
+    return str(manifest.details.get("quantizer", manifest.digest))
 
 
 def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:

@@ -1,19 +1,32 @@
-"""Semantic IDs: pseudo-labels, the cross-modal quantizer, and the table of unique IDs (MACRec section 3.2)."""
+"""Semantic IDs: pseudo-labels, the cross-modal quantizer, and the table of unique IDs (MACRec section 3.2).
+
+With `identity.mode` append or auto the quantizer and the table go on from their own versions before (`identity.py`).
+"""
 
 import json
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.config import ROUTES
+from macrec_pipeline.defs import identity
+from macrec_pipeline.defs.id_quality import quality, quality_facts
+from macrec_pipeline.defs.id_tables import anchors, retired_table
+from macrec_pipeline.defs.identity import Choice
 from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
 from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
 from macrec_pipeline.schemas import PSEUDO_LABELS
 from macrec_pipeline.storage import vectors_of
+from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
+    import torch
+
     from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
 
 GROUP = "semantic_ids"
@@ -52,19 +65,23 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="3",
+    code_version="4",
     pool=TRAINING_POOL,
     description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
 )
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Embeddings and pseudo-labels -> a folder of weights."""
+    """Embeddings and pseudo-labels -> a folder of weights; the one that is there, if IDs are appended."""
     from macrec_pipeline.runtime.devices import prepare_device
-    from macrec_pipeline.semantic_ids import fit_quantizer
+    from macrec_pipeline.semantic_ids import Anchors, fit_quantizer
 
     with stage(context, settings, "quantizer") as work:
         if semantic_ids_are_given(work.spec):
             return _no_quantizer(work)
         labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
+        device, collaborative = prepare_device(work.config.runtime), _collaborative_vectors(work)
+        choice = identity.choose(work, vectors, device)
+        if choice.append:
+            return _keep_quantizer(work, choice, device)
         fitted = fit_quantizer(
             vectors["text"],
             vectors["image"],
@@ -72,28 +89,31 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             labels["image_cluster"].to_numpy(writable=True),
             work.config.quantizer,
             seed=work.config.seed,
-            device=prepare_device(work.config.runtime),
+            device=device,
             progress=work.progress,
-            collaborative_vectors=_collaborative_vectors(work),
+            collaborative_vectors=collaborative,
         )
-        with work.new_folder() as folder:
+        with work.new_folder(details=identity.as_details(choice)) as folder:
             fitted.save(folder)
+            if fitted.collaborative_dim and collaborative is not None:
+                Anchors(labels["item_id"].to_list(), collaborative).save(folder)
         return _report_quantizer(work, fitted)
 
 
 @dg.asset(
-    deps=["items", "text_embeddings", "image_embeddings", "quantizer", "sasrec"],
+    deps=["items", "histories", "text_embeddings", "image_embeddings", "quantizer"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("semantic_ids"),
     description="Each item's semantic ID in each modality: unique, with the collisions that had to be resolved marked.",
 )
 def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Quantizer and embeddings, or the IDs that the data set brings -> `SEMANTIC_IDS`."""
+    """Quantizer and embeddings, or the IDs that the data set brings -> `SEMANTIC_IDS`; retired IDs beside them."""
     with stage(context, settings, "semantic_ids") as work:
-        assigned = _given_ids(work) if semantic_ids_are_given(work.spec) else _assigned_ids(work)
+        made = _given_ids(work) if semantic_ids_are_given(work.spec) else _ids(work)
+        assigned = made.assigned
         table = (
             work.table("items")
             .select("item_index", "item_id")
@@ -104,8 +124,30 @@ def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.Ma
                 image_moved=pl.Series(assigned.image_moved),
             )
         )
-        details = {"codebook_size": assigned.codebook_size, "collision_rate": assigned.collision_rate}
-        return work.save(table, details=details, **_id_facts(assigned), **_usage_plots(work, assigned))
+        details = {"codebook_size": assigned.codebook_size, "collision_rate": assigned.collision_rate, **made.details}
+        plots = _usage_plots(work, assigned)
+        return work.save(table, details=details, beside=made.beside, **_id_facts(assigned), **made.facts, **plots)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """IDs, what the manifest keeps beside them, what a person is shown, and retired IDs."""
+
+    assigned: "AssignedIds"
+    details: dict[str, Any]
+    facts: dict[str, Any]
+    beside: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+
+def _keep_quantizer(work: Stage, choice: Choice, device: "torch.device") -> dg.MaterializeResult[Any]:
+    """Publish the quantizer that is there once more, for the catalogue that there is now."""
+    from macrec_pipeline.semantic_ids import FittedQuantizer
+
+    before = work.folder("quantizer")
+    fitted = FittedQuantizer.load(before, device=device)
+    with work.new_folder(details=identity.as_details(choice)) as folder:
+        shutil.copytree(before, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_FILE))
+    return work.report(summary=f"kept: {choice.reason}", kept=choice.reason, epochs=len(fitted.log))
 
 
 def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
@@ -135,29 +177,39 @@ def _no_quantizer(work: Stage) -> dg.MaterializeResult[Any]:
     return work.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
 
 
-def _given_ids(work: Stage) -> "AssignedIds":
+def _given_ids(work: Stage) -> _Made:
     from macrec_pipeline.data.given import given_semantic_ids
     from macrec_pipeline.semantic_ids import resolve_given_ids
 
     given = given_semantic_ids(work.spec, work.data, work.table("items"))
     assert given is not None, "only called where the data set brings its IDs"
-    return resolve_given_ids(given.text_codes, given.image_codes, codebook_size=given.codebook_size)
+    assigned = resolve_given_ids(given.text_codes, given.image_codes, codebook_size=given.codebook_size)
+    report = quality(work, assigned)
+    return _Made(assigned, {"quality": report}, quality_facts(report))
 
 
-def _assigned_ids(work: Stage) -> "AssignedIds":
+def _ids(work: Stage) -> _Made:
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
 
-    device = prepare_device(work.config.runtime)
+    device, vectors = prepare_device(work.config.runtime), _vectors(_embeddings(work))
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
-    vectors = _vectors(_embeddings(work))
-    return assign_semantic_ids(
-        quantizer,
-        vectors["text"],
-        vectors["image"],
-        device=device,
-        collaborative_vectors=_collaborative_vectors(work),
-    )
+    choice = identity.choice_of_quantizer(work)
+    details = identity.origin(work) | identity.as_details(choice)
+    facts: dict[str, Any] = {"identity": "append" if choice.append else "new", "identity_reason": choice.reason}
+    if not choice.append:
+        collaborative = anchors(work, quantizer, vectors)
+        assigned = assign_semantic_ids(
+            quantizer, vectors["text"], vectors["image"], device=device, collaborative_vectors=collaborative
+        )
+        report = quality(work, assigned, quantizer=quantizer, vectors=vectors)
+        return _Made(assigned, details | {"quality": report}, facts | quality_facts(report))
+    appended = identity.append_ids(work, quantizer, vectors, device)
+    report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
+    retired = retired_table(appended.retired)
+    facts |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}
+    facts |= {"retired_ids": retired.height, **quality_facts(report)}
+    return _Made(appended.assigned, details | {"quality": report}, facts, {"retired_ids": retired})
 
 
 def _embeddings(work: Stage) -> dict[str, pl.DataFrame]:
@@ -185,15 +237,8 @@ def _collaborative_vectors(work: Stage) -> np.ndarray | None:
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "levels": assigned.text_codes.shape[1],
-        "codebook_size": assigned.codebook_size,
-    }
-    for route in ("text", "image"):
-        for when in ("before", "after"):
-            facts[f"{route}_collision_rate_{when}"] = assigned.collision_rate[route][when]
-        facts[f"{route}_moved"] = int(getattr(assigned, f"{route}_moved").sum())
-    return facts
+    sizes = {"levels": assigned.text_codes.shape[1], "codebook_size": assigned.codebook_size}
+    return sizes | {f"{route}_moved": int(getattr(assigned, f"{route}_moved").sum()) for route in ROUTES}
 
 
 def _usage_plots(work: Stage, assigned: "AssignedIds") -> dict[str, Any]:

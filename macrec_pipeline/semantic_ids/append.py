@@ -1,0 +1,185 @@
+"""Semantic IDs that last: the quantizer is frozen, who has an ID keeps it, and new items get what is free.
+
+In: a fitted quantizer, the IDs of the table before and those of items that have gone, both by item id, and the
+embeddings of the catalogue as it is now. Out: an ID for every item of it, and which IDs are retired from now on.
+
+An ID is never given to another item while its owner is in the catalogue, nor for some days after. An owner who comes
+back in that time gets it back.
+
+Shapes: N items now, M with an ID before, R retired, L levels, D embedding, C collaborative vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from macrec_pipeline.semantic_ids.assignment import AssignedIds, resolve
+from macrec_pipeline.semantic_ids.collaborative import anchored
+from macrec_pipeline.semantic_ids.diagnostics import collision_rate
+from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
+from macrec_pipeline.semantic_ids.modality_quantizer import quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class OwnedIds:
+    """IDs and whose they are; row i of everything is one item.
+
+    Attributes:
+        item_ids: M distinct keys of the shop.
+        codes: {"text" | "image": int64 [M, L]}, rows distinct.
+        moved: {"text" | "image": bool [M]}, True where resolution changed the ID when it was given.
+    """
+
+    item_ids: Sequence[str]
+    codes: Mapping[str, np.ndarray]
+    moved: Mapping[str, np.ndarray]
+
+    def rows(self, chosen: np.ndarray) -> OwnedIds:
+        """The owners at int64 or bool [..]."""
+        index = np.arange(len(self.item_ids))[chosen]
+        return OwnedIds(
+            [self.item_ids[row] for row in index],
+            {modality: codes[index] for modality, codes in self.codes.items()},
+            {modality: moved[index] for modality, moved in self.moved.items()},
+        )
+
+    def and_those_of(self, other: OwnedIds) -> OwnedIds:
+        """Both, one after the other."""
+        return OwnedIds(
+            [*self.item_ids, *other.item_ids],
+            {modality: np.concatenate([codes, other.codes[modality]]) for modality, codes in self.codes.items()},
+            {modality: np.concatenate([moved, other.moved[modality]]) for modality, moved in self.moved.items()},
+        )
+
+
+@dataclass(frozen=True)
+class RetiredIds:
+    """IDs whose items have left the catalogue, and when that was seen: int64 [R], ms since the epoch."""
+
+    owned: OwnedIds
+    retired_at: np.ndarray
+
+
+@dataclass(frozen=True)
+class AppendedIds:
+    """What append mode made of a catalogue.
+
+    Attributes:
+        assigned: the ID table, N rows; its collision rate before resolution is that of the nearest codes of all items.
+        retired: what the next run has to be told.
+        is_new: bool [N], True for items that had no ID.
+        num_returned: items whose retired ID was given back to them.
+        drift: {"text" | "image": share of the old items whose ID was their nearest codes, and is no more}; such an
+            item keeps its ID although its embedding has changed. 0 where there is no such item.
+    """
+
+    assigned: AssignedIds
+    retired: RetiredIds
+    is_new: np.ndarray
+    num_returned: int
+    drift: dict[str, float]
+
+
+def append_semantic_ids(
+    quantizer: FittedQuantizer,
+    text_vectors: np.ndarray,
+    image_vectors: np.ndarray,
+    *,
+    item_ids: Sequence[str],
+    previous: OwnedIds,
+    retired: RetiredIds,
+    now: int,
+    retire_for_days: int,
+    device: torch.device,
+    collaborative_vectors: np.ndarray | None = None,
+) -> AppendedIds:
+    """Give IDs to those items only that have none.
+
+    Args:
+        quantizer: the one that `previous` and `retired` were made with; it is not changed.
+        text_vectors, image_vectors: float32 [N, D].
+        item_ids: N keys of the shop, in the order of the vectors.
+        previous: the ID table before.
+        retired: IDs of items that had gone by then; none of them in `previous`.
+        now: ms since the epoch.
+        retire_for_days: how long an ID is kept for an item that is gone.
+        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+
+    Raises:
+        SemanticIdError: a new item finds no free ID near it, or the collaborative vectors do not fit.
+    """
+    held = now - retired.retired_at < retire_for_days * DAY_MS
+    owned = previous.and_those_of(retired.owned.rows(held))
+    left_at = np.concatenate([np.full(len(previous.item_ids), now), retired.retired_at[held]])
+    row_of = {item_id: row for row, item_id in enumerate(owned.item_ids)}
+    owner = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+    gone = np.ones(len(owned.item_ids), dtype=bool)
+    gone[owner[owner >= 0]] = False
+    sides = {}
+    for modality, vectors in zip(MODALITIES, (text_vectors, image_vectors), strict=True):
+        module: ModalityQuantizer = getattr(quantizer, modality)
+        inputs = anchored(vectors, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+        sides[modality] = _append(module, inputs, owner, owned, modality=modality, device=device)
+    text, image = sides["text"], sides["image"]
+    rates = {
+        modality: {"before": collision_rate(side.nearest), "after": collision_rate(side.codes)}
+        for modality, side in sides.items()
+    }
+    return AppendedIds(
+        AssignedIds(text.codes, image.codes, text.moved, image.moved, rates, quantizer.config.codebook_size),
+        RetiredIds(owned.rows(gone), left_at[gone]),
+        owner < 0,
+        int((owner >= len(previous.item_ids)).sum()),
+        {modality: side.drift for modality, side in sides.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One modality: IDs and nearest codes int64 [N, L], flags bool [N], and the drift."""
+
+    codes: np.ndarray
+    nearest: np.ndarray
+    moved: np.ndarray
+    drift: float
+
+
+def _append(
+    module: ModalityQuantizer,
+    inputs: np.ndarray,
+    owner: np.ndarray,
+    owned: OwnedIds,
+    *,
+    modality: str,
+    device: torch.device,
+) -> _Side:
+    """IDs of one modality; `owner` int64 [N] is an item's row in `owned`, -1 for a new one."""
+    nearest, residuals = quantize(module, inputs, device=device)
+    is_new = owner < 0
+    codes = nearest.copy()
+    codes[~is_new] = owned.codes[modality][owner[~is_new]]
+    if is_new.any():
+        codebooks = module.quantizer.codebooks.detach().cpu()
+        codes[is_new] = resolve(
+            nearest[is_new], residuals[is_new], codebooks, modality=modality, occupied=owned.codes[modality]
+        )
+    differs = (codes != nearest).any(axis=1)
+    moved = differs.copy()
+    moved[~is_new] = owned.moved[modality][owner[~is_new]]
+    return _Side(codes, nearest, moved, _share(differs, among=~is_new & ~moved))
+
+
+def _share(flags: np.ndarray, *, among: np.ndarray) -> float:
+    return float(flags[among].mean()) if among.any() else 0.0
