@@ -72,7 +72,9 @@ class Stack:
         """Start PostgreSQL and the S3 store, and make what their images make at the first start."""
         self._launch("postgres")
         for _ in range(60):
-            made = self.execute("postgres", "psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-c", "SELECT 1")
+            made = self.execute(
+                "postgres", "psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-c", "SELECT 1"
+            )
             if made.returncode == 0:
                 break
             time.sleep(0.5)
@@ -138,9 +140,7 @@ class Stack:
             return self.execute("mlflow", sys.executable, "-c", _ASK, "http://s3:8333/moto-api/")
         return self.execute(service, *self.compose["services"][service]["healthcheck"]["test"][1:])
 
-    def execute(
-        self, service: str, *command: str, check: bool = False
-    ) -> "subprocess.CompletedProcess[str]":
+    def execute(self, service: str, *command: str, check: bool = False) -> "subprocess.CompletedProcess[str]":
         """Run a command with the environment of a service, as `docker compose exec` does."""
         words = [*self._enter, f"--wd={self.folder / 'app'}", *map(self._inside, command)]
         environment = self._environment(service)
