@@ -150,8 +150,8 @@ def test_a_password_in_the_tracking_uri_is_refused_or_hidden(tmp_path: Path, mon
 @pytest.mark.slow
 def test_no_secret_of_the_environment_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose environment is full of secrets leaves none of them in its state: tables, MLflow, Dagster, reports."""
-    from macrec_pipeline.defs.launch import LaunchRequest, launch
     from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.launch import LaunchRequest, launch
 
     secret = "canary-7d1f0c"
     for name in ("MLFLOW_TRACKING_PASSWORD", "DAGSTER_POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):

@@ -18,7 +18,7 @@ def read(name: str = "docker-compose.yml") -> dict[str, Any]:
 
 
 def filled(value: Any, variables: dict[str, str]) -> Any:
-    """The same tree with `${NAME:-default}` and `${NAME:?message}` replaced. Raises KeyError(message) as Compose does."""
+    """The same tree with its variables filled in. Raises KeyError, with the message of `${NAME:?message}`."""
     if isinstance(value, dict):
         return {key: filled(each, variables) for key, each in value.items()}
     if isinstance(value, list):

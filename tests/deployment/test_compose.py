@@ -138,7 +138,7 @@ def test_the_images_are_pinned_staged_and_unprivileged() -> None:
     """Every stage begins with a pinned image or a stage before it; what runs is no build stage and not root."""
     text = (compose_file.ROOT / "Dockerfile").read_text(encoding="utf-8")
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, flags=re.MULTILINE | re.DOTALL))
-    origins = dict((name, origin) for origin, name in re.findall(r"^FROM (\S+) AS (\S+)$", text, flags=re.MULTILINE))
+    origins = {name: origin for origin, name in re.findall(r"^FROM (\S+) AS (\S+)$", text, flags=re.MULTILINE)}
     assert all(origin in stages or PINNED.fullmatch(origin) for origin in origins.values())
     for name in ("mlflow", "pipeline"):
         assert origins[name] == "run"
