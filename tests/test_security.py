@@ -1,4 +1,4 @@
-"""docs/security.md, held: no code is loaded from data, nothing a catalogue says is obeyed, no secret is written down."""
+"""docs/security.md, held: data is no code, nothing a catalogue says is obeyed, no secret is written down."""
 
 import ast
 from collections.abc import Iterator

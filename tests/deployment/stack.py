@@ -1,4 +1,4 @@
-"""The services of docker-compose.yml as processes: their very commands, names, ports and health checks, no Docker engine.
+"""The services of docker-compose.yml as processes: their very commands, names, ports and health checks, but no Docker.
 
 All live in a network and a mount namespace of their own, where the services' names are addresses of loopback: ports
 that are taken on the machine do not matter, and nothing outside can be reached. Each service is the first process of a
@@ -29,6 +29,7 @@ from tests.deployment import compose_file
 PATHS = re.compile(r"(?<![\w/.])/(opt/dagster|state|datasets|data|app)\b")
 NAMES = ("postgres", "s3", "mlflow", "code-server", "webserver", "daemon", "champion")
 START_SECONDS = 240
+_PSQL = ("psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-At", "-c")
 _ASK = """
 import sys, urllib.request
 data = sys.argv[2].encode() if len(sys.argv) > 2 else None
@@ -71,12 +72,8 @@ class Stack:
     def make_stores(self) -> None:
         """Start PostgreSQL and the S3 store, and make what their images make at the first start."""
         self._launch("postgres")
-        for _ in range(60):
-            made = self.execute(
-                "postgres", "psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-c", "SELECT 1"
-            )
-            if made.returncode == 0:
-                break
+        deadline = time.monotonic() + START_SECONDS
+        while self.execute("postgres", *_PSQL, "SELECT 1").returncode and time.monotonic() < deadline:
             time.sleep(0.5)
         first = self.compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
         for statement in (f"CREATE DATABASE {first}", self.compose["configs"]["create-databases"]["content"]):
@@ -87,8 +84,7 @@ class Stack:
 
     def psql(self, statement: str) -> str:
         """Run one statement as the owner of the databases; what it prints."""
-        words = ("psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-At", "-c", statement)
-        return self.execute("postgres", *words, check=True).stdout
+        return self.execute("postgres", *_PSQL, statement, check=True).stdout
 
     def start(self, *services: str) -> None:
         """Start services and wait until their health checks pass."""
@@ -132,7 +128,7 @@ class Stack:
             status = self._processes[service].poll()
             if status is not None or time.monotonic() > deadline:
                 pytest.fail(f"{service} ({status=}): {found.stdout}{found.stderr}\n{self.log(service)[-3000:]}")
-            time.sleep(1)
+            time.sleep(3)  # some of the checks load Dagster, which takes longer than what they wait for
 
     def health(self, service: str) -> "subprocess.CompletedProcess[str]":
         """Ask once whether a service is healthy, by the check of the compose file."""
