@@ -40,18 +40,32 @@ _MAKE_BUCKET = """
 import boto3, os
 boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"]).create_bucket(Bucket="mlflow")
 """
+_COPY_BUCKET = """
+import boto3, os, pathlib, sys
+s3 = boto3.resource("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
+way, folder, bucket = sys.argv[1], pathlib.Path(sys.argv[2]), s3.Bucket("mlflow")
+if way == "download":
+    for item in bucket.objects.all():
+        (folder / item.key).parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file(item.key, str(folder / item.key))
+else:
+    bucket.create()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.upload_file(str(path), path.relative_to(folder).as_posix())
+"""
 
 
 class Stack:
     """The services, in a namespace that `running` has made."""
+
+    model = "models:/macrec-tiny@champion"
 
     def __init__(self, folder: Path, anchor: int) -> None:
         self.folder = folder
         self.compose = compose_file.filled(compose_file.read(), compose_file.SECRETS | {"MACREC_MODEL": self.model})
         self._enter = ["nsenter", f"--net=/proc/{anchor}/ns/net", f"--mount=/proc/{anchor}/ns/mnt"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    model = "models:/macrec-tiny@champion"
 
     def prepare(self) -> None:
         """Make the folders and configs that the containers would find, and PostgreSQL's data folder."""
@@ -86,6 +100,14 @@ class Stack:
         """Run one statement as the owner of the databases; what it prints."""
         return self.execute("postgres", *_PSQL, statement, check=True).stdout
 
+    def database(self, program: str, name: str) -> tuple[str, ...]:
+        """The words of pg_dump or pg_restore for a database."""
+        return (program, "-h", "postgres", "-U", "macrec", "-d", name)
+
+    def copy_bucket(self, way: str, folder: Path) -> None:
+        """`download` the bucket of artifacts into a folder, or `upload` a folder into a new bucket."""
+        self.execute("mlflow", sys.executable, "-c", _COPY_BUCKET, way, str(folder), check=True)
+
     def start(self, *services: str) -> None:
         """Start services and wait until their health checks pass."""
         for service in services:
@@ -93,24 +115,17 @@ class Stack:
         for service in services:
             self.wait_until_healthy(service)
 
-    def _launch(self, service: str) -> None:
-        with (self.folder / "logs" / f"{service}.log").open("ab") as log:
-            self._processes[service] = subprocess.Popen(
-                # The first process of a namespace of processes: its end is the end of all.
-                self._command(service, ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(service),
-                start_new_session=True,
-            )
-
     def kill(self, *services: str) -> None:
         """SIGKILL to a service and to all that it started."""
         for service in services:
             process = self._processes.pop(service)
             process.kill()
             process.wait()
+
+    def restart(self, *services: str) -> None:
+        """Kill services, start them anew and wait until they are healthy."""
+        self.kill(*services)
+        self.start(*services)
 
     def kill_all(self) -> None:
         self.kill(*self._processes)
@@ -152,6 +167,18 @@ class Stack:
 
     def log(self, service: str) -> str:
         return (self.folder / "logs" / f"{service}.log").read_text(encoding="utf-8", errors="replace")
+
+    def _launch(self, service: str) -> None:
+        with (self.folder / "logs" / f"{service}.log").open("ab") as log:
+            self._processes[service] = subprocess.Popen(
+                # The first process of a namespace of processes: its end is the end of all.
+                self._command(service, ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(service),
+                start_new_session=True,
+            )
 
     def _command(self, service: str, wrapper: Sequence[str]) -> list[str]:
         if service == "postgres":
