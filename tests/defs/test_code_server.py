@@ -1,20 +1,23 @@
-"""What went down with a code server is failed when the next one starts, and nothing else is."""
+"""What went down with a code server is failed once the next one answers, and nothing else is."""
 
 import uuid
+from contextlib import nullcontext
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
-from dagster._core.storage.tags import MAX_RETRIES_TAG, RUN_FAILURE_REASON_TAG
+from dagster._core.storage.tags import MAX_RETRIES_TAG, RETRY_ON_ASSET_OR_OP_FAILURE_TAG, RUN_FAILURE_REASON_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from macrec_pipeline.defs import code_server
-from macrec_pipeline.defs.code_server import fail_runs_of_the_server_before
+from macrec_pipeline.defs.code_server import fail_runs, main, runs_at_work
 from macrec_pipeline.defs.resources import TRAINING_POOL
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 
 Status = dg.DagsterRunStatus
+ADDRESS = ["--host", "0.0.0.0", "--port", "4000"]
 
 
 def _run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, **tags: str) -> str:
@@ -36,18 +39,27 @@ def test_only_its_children_are_failed(instance: dg.DagsterInstance) -> None:
         _run(instance, Status.STARTED, **{LAUNCHED_BY: COMMAND_LINE}): Status.STARTED,
         **{_run(instance, status): status for status in (Status.NOT_STARTED, Status.SUCCESS, Status.CANCELED)},
     }
-    assert set(fail_runs_of_the_server_before(instance)) == dead
+    found = runs_at_work(instance)
+    assert set(found) == dead
+    fail_runs(instance, found)
     assert {_status(instance, run_id) for run_id in dead} == {Status.FAILURE}
     assert {run_id: _status(instance, run_id) for run_id in others} == others
-    assert fail_runs_of_the_server_before(instance) == []
+    assert runs_at_work(instance) == []
+
+
+def test_a_run_that_has_ended_meanwhile_keeps_its_end(instance: dg.DagsterInstance) -> None:
+    """Between the question and the answer of the new server somebody may have canceled it."""
+    canceled = _run(instance, Status.CANCELED)
+    fail_runs(instance, [canceled, str(uuid.uuid4())])
+    assert _status(instance, canceled) == Status.CANCELED
 
 
 def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.DagsterInstance) -> None:
     """The reason that is written down is one that Dagster retries; a step that failed by itself is none."""
-    run_id = _run(instance, Status.STARTED, **{MAX_RETRIES_TAG: "1", "dagster/retry_on_asset_or_op_failure": "false"})
+    run_id = _run(instance, Status.STARTED, **{MAX_RETRIES_TAG: "1", RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
     instance.event_log_storage.set_concurrency_slots(TRAINING_POOL, 1)
     instance.event_log_storage.claim_concurrency_slot(TRAINING_POOL, run_id, "recommender")
-    fail_runs_of_the_server_before(instance)
+    fail_runs(instance, [run_id])
     run = instance.get_run_by_id(run_id)
     assert run is not None
     reason = RunFailureReason(run.tags[RUN_FAILURE_REASON_TAG])
@@ -56,11 +68,43 @@ def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.Dag
     assert not instance.event_log_storage.get_concurrency_info(TRAINING_POOL).active_run_ids
 
 
-def test_the_server_gets_its_own_words(monkeypatch: pytest.MonkeyPatch, instance: dg.DagsterInstance) -> None:
-    """This process becomes Dagster's code server of the package, with the host and the port that it was given."""
+def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs are looked for before there is a server, and failed by a process that waits for it."""
     became: list[list[str]] = []
-    monkeypatch.setattr(dg.DagsterInstance, "get", lambda: dg.DagsterInstance.ephemeral())
+    started: list[list[str]] = []
+    instance = dg.DagsterInstance.ephemeral()
+    monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(instance))
     monkeypatch.setattr(code_server.os, "execv", lambda _path, words: became.append(words))
-    monkeypatch.setattr(code_server.sys, "argv", ["code_server", "-h", "0.0.0.0", "-p", "4000"])
-    code_server.main()
-    assert " ".join(became[0][1:]) == "-m dagster code-server start -m macrec_pipeline.definitions -h 0.0.0.0 -p 4000"
+    monkeypatch.setattr(code_server.subprocess, "Popen", started.append)
+    main(ADDRESS)
+    assert not started
+    dead = _run(instance, Status.STARTED)
+    main(ADDRESS)
+    server = "-m dagster code-server start -m macrec_pipeline.definitions --host 0.0.0.0 --port 4000"
+    assert [" ".join(words[1:]) for words in became] == [server, server]
+    assert [words[2:] for words in started] == [["macrec_pipeline.defs.code_server", *ADDRESS, "--went-down", dead]]
+
+
+def test_runs_are_failed_only_once_the_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon gives up a run that it cannot start at once, so the server comes first."""
+    instance = dg.DagsterInstance.ephemeral()
+    dead = _run(instance, Status.STARTED)
+    seen: list[str] = []
+
+    class Client:
+        def __init__(self, host: str, port: int) -> None:
+            assert (host, port) == ("0.0.0.0", 4000)
+
+        def list_repositories(self) -> None:
+            seen.append(_status(instance, dead).value)
+            if len(seen) < 3:
+                raise DagsterUserCodeUnreachableError("not yet")
+
+    waits: list[float] = []
+    monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(instance))
+    monkeypatch.setattr(code_server, "DagsterGrpcClient", Client)
+    monkeypatch.setattr(code_server.time, "sleep", waits.append)
+    main([*ADDRESS, "--went-down", dead])
+    assert seen == ["STARTED"] * 3
+    assert max(waits) > 10
+    assert _status(instance, dead) == Status.FAILURE

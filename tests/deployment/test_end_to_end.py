@@ -26,10 +26,10 @@ overrides:
   text_encoder: {max_tokens: 16}
   pseudo_labels: {num_clusters: 8}
   sasrec: {d_model: 16, max_epochs: 1}
-  quantizer: {codebook_size: 8, projection_dim: 32, hidden_dims: [32], latent_dim: 8, num_epochs: 5, batch_size: 64}
+  quantizer: {codebook_size: 8, projection_dim: 32, hidden_dims: [32], latent_dim: 8, num_epochs: 5, batch_size: 256}
   recommender:
     {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, num_epochs: 1,
-     batch_size: 64}
+     batch_size: 512, tasks: [text_to_text, image_to_image]}
   decoding: {beam_width: 10}
   evaluation: {bootstrap_samples: 20, num_sample_users: 2}
 """
