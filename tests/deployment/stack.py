@@ -160,10 +160,12 @@ class Stack:
     def ask(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
         """GET, or POST of a JSON body, from inside; the decoded answer."""
         arguments = [url] if body is None else [url, json.dumps(body)]
-        answer = self.execute("mlflow", sys.executable, "-I", "-S", "-c", _ASK, *arguments)
-        if answer.returncode:
-            pytest.fail(f"{url}: {answer.stderr[-500:]}")
-        return json.loads(answer.stdout)
+        for _ in range(4):  # the first request over a connection that PostgreSQL has dropped fails
+            answer = self.execute("mlflow", sys.executable, "-I", "-S", "-c", _ASK, *arguments)
+            if answer.returncode == 0:
+                return json.loads(answer.stdout)
+            time.sleep(1)
+        pytest.fail(f"{url}: {answer.stderr[-500:]}")
 
     def log(self, service: str) -> str:
         return (self.folder / "logs" / f"{service}.log").read_text(encoding="utf-8", errors="replace")
