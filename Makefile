@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 MANIFESTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint format ui accuracy-demo bench clean
+.PHONY: help demo test lint format ui accuracy-demo bench audit clean
 
 help: ## Say what there is
 	@echo 'make demo    install into $(VENV), then run the whole pipeline on the built-in data set'
@@ -25,6 +25,7 @@ help: ## Say what there is
 	@echo 'make ui      open the Dagster UI and the MLflow UI on this machine'
 	@echo 'make accuracy-demo  train every variant and baseline on the built-in data set, three seeds; takes an hour or two'
 	@echo 'make bench   measure the heavy stages beside baselines and the limits of this machine; half an hour, 8 GB, 20 GB of disk'
+	@echo 'make audit   write a bill of materials, and ask for known holes in what is installed'
 	@echo 'make clean   remove the virtual environment and the caches; .macrec (runs and models) and data stay'
 
 demo: $(VENV)/.installed-demo ## The whole pipeline on the built-in data set
@@ -53,8 +54,16 @@ accuracy-demo: $(VENV)/.installed-demo ## The ablation table of docs/results.md;
 bench: $(VENV)/.installed-demo ## The table of docs/performance.md; the machine should have nothing else to do
 	$(BIN)/python -m benchmarks.speed.run
 
+# The tools have requirements of their own, which must not meet the package's.
+AUDIT := $(VENV)-audit
+
+audit: $(VENV)/.installed-demo
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	$(AUDIT)/bin/python deployment/audit.py $(BIN)/python
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find macrec_pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The interpreter must be new enough and able to make environments; Debian ships the latter as a package of its own.

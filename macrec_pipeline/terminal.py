@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from macrec_pipeline.data.markup import one_line
+
 if TYPE_CHECKING:
     from macrec_pipeline.tracking import Decision
 
@@ -82,8 +84,8 @@ def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, A
     """The items of a request with their titles, as markup of rich."""
     if not history:
         return "No history."
-    known = {item_id: escape(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
-    lines = [f"  {escape(item_id)}  {known.get(item_id, '(not in the catalogue, skipped)')}" for item_id in history]
+    known = {item_id: _shown(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
+    lines = [f"  {_shown(item_id)}  {known.get(item_id, '(not in the catalogue, skipped)')}" for item_id in history]
     return "\n".join(["History, oldest first:", *lines])
 
 
@@ -93,7 +95,7 @@ def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, dat
     for rank, (item_id, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), start=1):
         item = catalogue[item_id]
         picture = str(data / item["image_path"]) if item.get("image_path") else "none"
-        table.add_row(str(rank), escape(item_id), escape(_title(item)), f"{score:.4f}", escape(picture))
+        table.add_row(str(rank), _shown(item_id), _shown(_title(item)), f"{score:.4f}", _shown(picture))
     return table
 
 
@@ -131,12 +133,17 @@ def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:
     examples = {reason: (url, detail) for _, url, reason, detail, _ in reversed(failures)}
     table = Table("reason", "pictures", "for example", "", box=None, pad_edge=False)
     for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        table.add_row(escape(reason), f"{count:,}", *map(escape, examples[reason]))
+        table.add_row(escape(reason), f"{count:,}", *map(_shown, examples[reason]))
     return table
 
 
 def _interval(low_high: Sequence[float]) -> str:
     return f" \\[{low_high[0]:.4f}, {low_high[1]:.4f}]"
+
+
+def _shown(text: str) -> str:
+    """What a catalogue says, as markup of rich: it neither formats nor steers the terminal."""
+    return escape(one_line(text))
 
 
 def _title(item: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from macrec_pipeline.config import PipelineConfig
+from macrec_pipeline.data.markup import as_markdown
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import StorageError
@@ -254,8 +255,9 @@ def preview(table: pl.DataFrame, columns: Sequence[str], *, rows: int = 5) -> dg
     """The first rows of some columns as a markdown table, long texts cut."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in table.select(columns).head(rows).iter_rows():
-        cells = (str(value).replace("|", "/").replace("\n", " ") for value in row)
-        lines.append("| " + " | ".join(cell if len(cell) <= 80 else cell[:77] + "..." for cell in cells) + " |")
+        cells = (str(value) for value in row)
+        short = (cell if len(cell) <= 80 else cell[:77] + "..." for cell in cells)
+        lines.append("| " + " | ".join(map(as_markdown, short)) + " |")
     return markdown("\n".join(lines))
 
 

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_TOTAL_CHARACTERS = 2_000_000
 MAX_PIXELS = 50_000_000
+# What an encoder reads; without those for which Pillow would start another program.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Longest side in pixels and JPEG quality; the first pair with which all thumbnails stay below the limit is used.
 _LADDER = ((176, 78), (144, 72), (112, 66), (84, 60), (60, 50), (40, 40))
 
@@ -54,6 +56,12 @@ def thumbnails(uses: Mapping[Path, int], *, max_total: int = MAX_TOTAL_CHARACTER
     return kept
 
 
+def _formats() -> list[str]:
+    """Those of `_FORMATS` that this build of Pillow knows; it fails on a format that it does not."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _open(path: Path) -> Image.Image | None:
     """The picture as RGB at the largest thumbnail size, upright, on white; None if it cannot be read."""
     largest = _LADDER[0][0]
@@ -61,7 +69,7 @@ def _open(path: Path) -> Image.Image | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata is no reason to show nothing
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=_formats()) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     return None
                 picture.draft("RGB", (2 * largest, 2 * largest))

@@ -46,7 +46,7 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
     store = connect(home, create=False)
     found = _find(store, match["name"], alias=match["alias"], version=match["version"])
     if found is None:
-        raise TrackingError(f"There is no {uri} in {store.uri}. Registered: {_registered(store)}.")
+        raise TrackingError(f"There is no {uri} in {store.shown_uri}. Registered: {_registered(store)}.")
     with own_warnings_ignored():
         import mlflow.artifacts
         import mlflow.pyfunc

@@ -38,6 +38,7 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _SQLITE = "sqlite:///"
 _LOCK_SECONDS = 300.0
 
@@ -55,6 +56,11 @@ class TrackingStore:
     home: Path
     uri: str
     client: MlflowClient
+
+    @property
+    def shown_uri(self) -> str:
+        """The tracking URI as it may be told: without a user and a password."""
+        return without_password(self.uri)
 
     @property
     def ui_url(self) -> str:
@@ -125,8 +131,23 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
 
 
 def tracking_uri(home: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, else the sqlite database of the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{mlflow_folder(home) / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, else the sqlite database of the home.
+
+    Raises:
+        TrackingError: it is a server's with a password in it, which links, logs and MLflow's own errors would show.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{mlflow_folder(home) / 'mlflow.db'}"
+    if is_server(uri) and uri != without_password(uri):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI holds a user or a password for {without_password(uri)}. Take them out: they belong "
+            "into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+        )
+    return uri
+
+
+def without_password(text: str) -> str:
+    """A URI, or a text with some, that may stand in a log, in metadata or in a link."""
+    return _USER_AND_PASSWORD.sub("", text)
 
 
 def is_server(uri: str) -> bool:
@@ -163,7 +184,7 @@ def one_line_errors(what: str) -> Iterator[None]:
         if not isinstance(error, MlflowException | SQLAlchemyError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TrackingError(f"{what}: {lines[0] if lines else type(error).__name__}") from error
+        raise TrackingError(without_password(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import base64
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from macrec_pipeline.evaluation import thumbnails as module
 from macrec_pipeline.evaluation.thumbnails import Thumbnail, thumbnails
@@ -79,6 +80,28 @@ def test_files_that_cannot_be_shown_are_left_out(tmp_path: Path, monkeypatch: py
     short.write_bytes(whole.read_bytes()[:3000])
     monkeypatch.setattr(module, "MAX_PIXELS", 400_000)
     assert list(thumbnails(dict.fromkeys((tmp_path / "none.jpg", text, short, large, whole), 1))) == [whole]
+
+
+def test_no_picture_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under a picture's name is left out: Pillow would hand it to Ghostscript."""
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: started.append(given))
+    disguised = tmp_path / "picture.jpg"
+    Image.new("RGB", (30, 30)).save(disguised, format="EPS")
+    with suppress(Exception), Image.open(disguised) as picture:
+        picture.load()
+    assert started
+    started.clear()
+    assert thumbnails({disguised: 1}) == {}
+    assert not started
+
+
+@pytest.mark.parametrize("ending", ["webp", "tif", "ppm", "gif"])
+def test_formats_that_pillow_loads_late_are_shown(tmp_path: Path, ending: str) -> None:
+    """Also in a process that has opened no such picture before."""
+    path = tmp_path / f"picture.{ending}"
+    Image.new("RGB", (30, 30)).save(path)
+    assert list(thumbnails({path: 1})) == [path]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "1"])

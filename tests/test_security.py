@@ -1,0 +1,166 @@
+"""docs/security.md, held: data is no code, nothing a catalogue says is obeyed, no secret is written down."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from macrec_pipeline.data.markup import as_markdown, one_line
+from macrec_pipeline.defs.tracked import preview
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.terminal import console, failures_table, history_lines
+from macrec_pipeline.tracking.store import connect, without_password
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted([*(ROOT / "macrec_pipeline").rglob("*.py"), *(ROOT / "deployment").rglob("*.py")])
+EVIL = "<img src=x onerror=alert(1)> ![x](http://evil/p.png) **b** `c` | d \x1b[31mred\x07 \u202edrow\n\r\x85next"
+
+# Modules that run code found in data, or that unpack archives to where the archive says.
+FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "tarfile", "zipfile"}
+FORBIDDEN_CALLS = {
+    "eval": "runs text as code",
+    "exec": "runs text as code",
+    "__import__": "imports what data may name",
+    "os.system": "runs a shell",
+    "os.popen": "runs a shell",
+    "yaml.load": "makes any object",
+    "yaml.unsafe_load": "makes any object",
+    "yaml.full_load": "makes any object",
+    "tempfile.mktemp": "leaves time to take the name",
+    "mlflow.pytorch.load_model": "unpickles",
+    "mlflow.sklearn.load_model": "unpickles",
+    "pd.read_pickle": "unpickles",
+    "pandas.read_pickle": "unpickles",
+    "shutil.unpack_archive": "unpacks to where the archive says",
+}
+# Call -> the keyword that it must have, and its value.
+DEMANDED = {
+    "torch.load": ("weights_only", True),
+    "timm.models.load_state_dict": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "np.save": ("allow_pickle", False),
+}
+# Keyword -> the value that no call may give it.
+REFUSED = {"shell": True, "weights_only": False, "allow_pickle": True, "trust_remote_code": True, "verify": False}
+
+
+def dangers(source: str) -> Iterator[str]:
+    """Lines about everything in a module that could run code from data."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from (f"imports {name}" for name in modules if name.split(".")[0] in FORBIDDEN_IMPORTS)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            given_values = {
+                each.arg: each.value.value for each in node.keywords if isinstance(each.value, ast.Constant)
+            }
+            if name in FORBIDDEN_CALLS:
+                yield f"{name} {FORBIDDEN_CALLS[name]}"
+            if name in DEMANDED and given_values.get(DEMANDED[name][0]) is not DEMANDED[name][1]:
+                yield f"{name} without {DEMANDED[name][0]}={DEMANDED[name][1]}"
+            for keyword, value in REFUSED.items():
+                if keyword in given_values and given_values[keyword] is value:
+                    yield f"{name} with {keyword}={value}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_in_the_package_runs_code_from_data(path: Path) -> None:
+    """No pickle in any form, no unsafe YAML, no shell, no archive, no eval, in any module."""
+    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import pickle", "imports pickle"),
+        ("from joblib.externals import x", "imports joblib"),
+        ("def f():\n  import zipfile", "imports zipfile"),
+        ("torch.load(path)", "torch.load without weights_only"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only"),
+        ("torch.load(path, weights_only=flag)", "torch.load without weights_only"),
+        ("np.load(path)", "np.load without allow_pickle"),
+        ("yaml.load(text, Loader=yaml.SafeLoader)", "yaml.load makes"),
+        ("subprocess.run('ls', shell=True)", "shell=True"),
+        ("AutoModel.from_pretrained(x, trust_remote_code=True)", "trust_remote_code=True"),
+        ("eval(text)", "eval runs"),
+        ("mlflow.pytorch.load_model(uri)", "unpickles"),
+    ],
+)
+def test_the_search_finds_what_it_is_for(source: str, found: str) -> None:
+    """Each rule has a case that it refuses."""
+    assert any(found in line for line in dangers(source))
+
+
+def test_the_search_reads_the_whole_package() -> None:
+    """A search over no files would find nothing either."""
+    assert len(SOURCES) > 100
+    assert any("torch.load(" in path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+@given(st.text(max_size=60))
+def test_a_title_in_markdown_is_only_text(title: str) -> None:
+    """Whatever a title holds, a Markdown parser finds one paragraph or cell of plain text, and the same characters."""
+    table = f"| head |\n| --- |\n| x{as_markdown(title)} |"
+    tokens = MarkdownIt("commonmark").enable("table").enable("strikethrough").parse(table)
+    assert [token.type for token in tokens if token.type == "inline"] == ["inline", "inline"]
+    cell = tokens[[token.type for token in tokens].index("td_open") + 1]
+    assert {child.type for child in cell.children or []} <= {"text", "text_special"}
+    assert "".join(child.content for child in cell.children or []).split() == f"x{one_line(title)}".split()
+
+
+def test_the_preview_in_dagster_shows_titles_as_they_are() -> None:
+    """The first rows in Dagster's catalogue: one line a row, no tag, no picture, no control character."""
+    shown = preview(pl.DataFrame({"item_id": ["1"], "title": [EVIL]}), ["item_id", "title"]).value
+    assert len(shown.splitlines()) == 3
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(shown)
+    assert "<img" not in html
+    assert "<strong>" not in html
+    assert html.count("<td>") == 2
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_a_title_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `macrec recommend` and `macrec fetch` print of a catalogue has no escape sequence and no second line."""
+    catalogue = {"1": {"title": EVIL, "image_path": None}}
+    out = console()
+    out.print(history_lines(["1", "\x1b]0;owned\x07"], catalogue), soft_wrap=True)
+    out.print(failures_table([("1", "http://x/\x1b[2J", "404", "[red]no\x1b[31m", 1)]))
+    printed = capsys.readouterr().out
+    assert "onerror" in printed
+    assert "owned" in printed
+    assert all(character.isprintable() or character == "\n" for character in printed)
+
+
+def test_a_password_in_the_tracking_uri_is_refused_or_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links, logs and errors would show it: of a server it is refused, of a database left out, and never repeated."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@mlflow.example.com:5000")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        connect(tmp_path)
+    assert "hunter2" not in str(caught.value)
+    assert without_password("postgresql://me:hunter2@db/mlflow is away") == "postgresql://db/mlflow is away"
+    assert without_password("models:/macrec-demo@champion") == "models:/macrec-demo@champion"
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_environment_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose environment is full of secrets leaves none of them in its state: tables, MLflow, Dagster, reports."""
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.launch import LaunchRequest, launch
+
+    secret = "canary-7d1f0c"
+    for name in ("MLFLOW_TRACKING_PASSWORD", "DAGSTER_POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, secret)
+    for name in ("MLFLOW_TRACKING_URI", "DAGSTER_HOME", "MACREC_DATASETS"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    launch(LaunchRequest("demo", home, tmp_path / "data", overrides=(), only="raw_items"), defs=defs)
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert any(path.name == "mlflow.db" for path in files)
+    assert any("dagster" in path.parts for path in files)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
