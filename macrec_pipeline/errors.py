@@ -16,6 +16,7 @@ that is not a `MacrecError` is a fault of this package and keeps its traceback.
     ├── RequestError           what a consumer asked of the recommender
     ├── StorageError           an asset that is missing, incomplete or damaged on disk
     └── TrackingError          the MLflow store or the model registry
+        └── StoreAwayError         an MLflow store that does not answer or has no room: later it may
 """
 
 
@@ -65,3 +66,7 @@ class StorageError(MacrecError):
 
 class TrackingError(MacrecError):
     """The MLflow store or the model registry refused, or lacks what was asked for."""
+
+
+class StoreAwayError(TrackingError):
+    """The MLflow store does not answer, or has no room; the same may work later."""

@@ -20,7 +20,7 @@ from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.resuming import CONFIG_DIGEST, unfinished_run
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
-from macrec_pipeline.errors import ConfigError, DataError, MacrecError
+from macrec_pipeline.errors import ConfigError, DataError, MacrecError, TrackingError
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         if not before.left:
             return before.run_id
         request = replace(request, overrides=before.overrides)
+        with _tracking_errors_are_told():  # the MLflow store may have been away when that run ended
+            release(instance, before.run_id, _settings(request))
         return _execute(request, instance, defs, selection=before.left, tags=before.tags)
 
 
@@ -136,7 +138,8 @@ def _execute(
         except dg.DagsterError as error:
             raise _plain_error(error, instance, run_id) from error
         finally:
-            release(instance, run_id, settings)
+            with _tracking_errors_are_told():
+                release(instance, run_id, settings)
         for warning in _failed_checks(instance, run_id, blocking=False):
             logger.warning("Warning: %s", warning)
     return run_id
@@ -177,6 +180,15 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
         InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured})
     ) as instance:
         yield instance
+
+
+@contextmanager
+def _tracking_errors_are_told() -> Iterator[None]:
+    """For what may wait: how the run itself ended is what a person must see."""
+    try:
+        yield
+    except TrackingError as error:
+        logger.warning("Warning: %s", error)
 
 
 def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:

@@ -33,14 +33,15 @@ def broken_off(settings: Settings, partition: str, monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise DataError("no histories today")
 
-    with monkeypatch.context() as patch, pytest.raises(DataError, match="no histories today"):
+    with monkeypatch.context() as patch:
         patch.setattr(histories, "build_histories", fail)
-        _launch(settings, partition)
+        with pytest.raises(DataError, match="no histories today"):
+            _launch(settings, partition)
     return settings
 
 
 def test_only_what_is_left_is_made(broken_off: Settings, partition: str) -> None:
-    """The selection of the first run is kept: nothing beyond `histories` is made; then there is nothing to go on from."""
+    """The selection of the first run is kept: nothing beyond `histories` is made; after that nothing is left."""
     assert _made(broken_off, _launch(broken_off, partition, resume=True)) == {"histories"}
     with pytest.raises(ConfigError, match=r"The last run of .* has finished\. Start another: `macrec run"):
         _launch(broken_off, partition, resume=True)

@@ -1,4 +1,4 @@
-"""Runs `macrec run`, killed once in every stage, gone on from with `--resume` until it ends; prints what happened as JSON.
+"""Runs `macrec run`, killed once in every stage, with `--resume` until it ends; prints what happened as JSON.
 
 A process of its own, `python -m tests.faults.killed_everywhere REFERENCE_HOME HOME`. The package is loaded once and
 each run is a fork of it, as Dagster's fork server has it: a kill then costs a second instead of ten.

@@ -63,7 +63,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 @pytest.mark.parametrize("stage", KILLS)
 def test_a_stage_that_was_killed(stage: str, chain: Chain) -> None:
-    """Its run is closed, the next one goes on from it, the stage is made after all, and its files have the same bytes."""
+    """Its run is closed, the next goes on from it, the stage is made after all, and its files have the same bytes."""
     place = chain.killed.index(stage)
     before, after = chain.runs[place], chain.runs[place + 1]
     assert before["status"] == "CANCELED"
