@@ -14,13 +14,14 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
+from sqlalchemy.exc import DBAPIError
 
 from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, release, sign_of_life, who_trains
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.resuming import CONFIG_DIGEST, unfinished_run
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
-from macrec_pipeline.errors import ConfigError, DataError, MacrecError, TrackingError
+from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,11 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
     Raises:
         ConfigError: no such asset, no run to go on from, or a folder that cannot be written.
         DataError: a blocking check failed; says which and why.
+        StorageError: Dagster's records cannot be written, as on a full disk.
         MacrecError: whatever a stage raised on purpose.
         KeyboardInterrupt: the run was interrupted; it is closed as canceled.
     """
-    with open_instance(request.home) as instance:
+    with _database_errors_are_told(request), open_instance(request.home) as instance:
         close_abandoned_runs(instance, request.home)
         if not request.resume:
             return _execute(request, instance, defs, selection=_selection(defs, request), tags={})
@@ -180,6 +182,17 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
         InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured})
     ) as instance:
         yield instance
+
+
+@contextmanager
+def _database_errors_are_told(request: LaunchRequest) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise StorageError(
+            f"Dagster's records in {dagster_folder(request.home)} cannot be read or written: {error.orig}. Is the disk "
+            f"full? Put that right, then go on: run `macrec run {request.dataset} --resume`."
+        ) from error
 
 
 @contextmanager
