@@ -106,6 +106,9 @@ def run(
     only: Annotated[
         str | None, typer.Option("--only", metavar="ASSET", help="Run this asset alone, on what is there already.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last run, which failed or was killed, with its settings.")
+    ] = False,
 ) -> None:
     """Run the pipeline on one data set, then show its metrics and where everything is.
 
@@ -113,9 +116,11 @@ def run(
     """
     if until and only:
         raise ConfigError("--until and --only cannot go together.")
+    if resume and (settings or until or only):
+        raise ConfigError("--resume goes on with what the last run was asked for: leave out --set, --until and --only.")
     spec = load_dataset(dataset)
     spec.config(parse_overrides(settings or []))
-    if not only:
+    if not (only or resume):
         _require_files(spec, data.resolve())
     quieten_libraries()
     show_finished_assets()
@@ -123,7 +128,13 @@ def run(
     from macrec_pipeline.defs.launch import LaunchRequest, launch
 
     request = LaunchRequest(
-        dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()), until=until, only=only
+        dataset,
+        home.resolve(),
+        data.resolve(),
+        overrides=tuple(settings or ()),
+        until=until,
+        only=only,
+        resume=resume,
     )
     launch(request, defs=defs)
     _show_results(dataset, request.home, measured=(only or until or MEASURED[-1]) in MEASURED)
@@ -388,7 +399,7 @@ def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
     folder = home / dataset
     metrics, report = folder / "evaluation_report" / "metrics.json", folder / "evaluation_report" / "report.html"
     registration = folder / "registered_model" / "registration.json"
-    if measured:
+    if measured and metrics.is_file():
         document = json.loads(metrics.read_text(encoding="utf-8"))
         out.print(metrics_table(document, with_intervals=out.width >= WIDE))
         out.print(f"report            {escape(str(report))}", highlight=False, soft_wrap=True)

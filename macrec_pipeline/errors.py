@@ -16,7 +16,8 @@ that is not a `MacrecError` is a fault of this package and keeps its traceback.
     ├── RequestError           what a consumer asked of the recommender
     ├── StorageError           an asset that is missing, incomplete or damaged on disk
     └── TrackingError          the MLflow store or the model registry
-        └── ChampionMovedError     another version is champion than the one that was reckoned with
+        ├── ChampionMovedError     another version is champion than the one that was reckoned with
+        └── StoreAwayError         an MLflow store that does not answer or has no room: later it may
 """
 
 
@@ -70,3 +71,7 @@ class TrackingError(MacrecError):
 
 class ChampionMovedError(TrackingError):
     """Another version is champion than the one that a promotion reckoned with."""
+
+
+class StoreAwayError(TrackingError):
+    """The MLflow store does not answer, or has no room; the same may work later."""

@@ -7,19 +7,21 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
+from sqlalchemy.exc import DBAPIError
 
 from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, release, sign_of_life, who_trains
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.resuming import CONFIG_DIGEST, unfinished_run
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
-from macrec_pipeline.errors import ConfigError, DataError, MacrecError
+from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class LaunchRequest:
         until: run this asset and all that it needs; None: every asset.
         only: run this asset alone on what is there; None: see `until`.
         job: the job that it is a run of.
+        resume: go on from the data set's last run, which failed or was killed, with its settings and its assets;
+            overrides, until and only are then empty.
     """
 
     dataset: str
@@ -48,6 +52,7 @@ class LaunchRequest:
     until: str | None = None
     only: str | None = None
     job: str = FULL_PIPELINE
+    resume: bool = False
 
 
 def dagster_folder(home: Path) -> Path:
@@ -82,22 +87,45 @@ def asset_names(defs: dg.Definitions) -> list[str]:
 
 
 def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
-    """Materialize the assets asked for and return the Dagster run's id.
+    """Materialize the assets asked for and return the Dagster run's id; of the run before, if it left nothing to make.
 
     Args:
         request: what to run.
         defs: the definitions, with the job.
 
     Raises:
-        ConfigError: no such asset, or a folder that cannot be written.
+        ConfigError: no such asset, no run to go on from, or a folder that cannot be written.
         DataError: a blocking check failed; says which and why.
+        StorageError: Dagster's records cannot be written, as on a full disk.
         MacrecError: whatever a stage raised on purpose.
         KeyboardInterrupt: the run was interrupted; it is closed as canceled.
     """
-    settings = Settings(home=str(request.home), data=str(request.data), overrides=list(request.overrides))
-    run_id = str(uuid.uuid4())
-    with open_instance(request.home) as instance, sign_of_life(request.home, run_id):
+    with _database_errors_are_told(request), open_instance(request.home) as instance:
         close_abandoned_runs(instance, request.home)
+        if not request.resume:
+            return _execute(request, instance, defs, selection=_selection(defs, request), tags={})
+        before = unfinished_run(instance, request.dataset, settings=_settings(request), defs=defs)
+        logger.info("Going on from the run %s. Assets left to make: %d.", before.run_id, len(before.left))
+        if not before.left:
+            return before.run_id
+        request = replace(request, overrides=before.overrides)
+        with _tracking_errors_are_told():  # the MLflow store may have been away when that run ended
+            release(instance, before.run_id, _settings(request))
+        return _execute(request, instance, defs, selection=before.left, tags=before.tags)
+
+
+def _execute(
+    request: LaunchRequest,
+    instance: dg.DagsterInstance,
+    defs: dg.Definitions,
+    *,
+    selection: Sequence[dg.AssetKey] | None,
+    tags: Mapping[str, str],
+) -> str:
+    settings = _settings(request)
+    digest = settings.config(request.dataset).digest()
+    run_id = str(uuid.uuid4())
+    with sign_of_life(request.home, run_id):
         for other in who_trains(instance):
             logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
         try:
@@ -105,8 +133,8 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
                 instance=instance,
                 run_id=run_id,
                 partition_key=request.dataset,
-                asset_selection=_selection(defs, request),
-                tags={**CODE_LOCATION, LAUNCHED_BY: COMMAND_LINE},
+                asset_selection=selection,
+                tags={**CODE_LOCATION, LAUNCHED_BY: COMMAND_LINE, CONFIG_DIGEST: digest, **tags},
                 run_config=_run_config(request),
             )
         except dg.DagsterExecutionInterruptedError:
@@ -114,10 +142,15 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         except dg.DagsterError as error:
             raise _plain_error(error, instance, run_id) from error
         finally:
-            release(instance, run_id, settings)
+            with _tracking_errors_are_told():
+                release(instance, run_id, settings)
         for warning in _failed_checks(instance, run_id, blocking=False):
             logger.warning("Warning: %s", warning)
     return run_id
+
+
+def _settings(request: LaunchRequest) -> Settings:
+    return Settings(home=str(request.home), data=str(request.data), overrides=list(request.overrides))
 
 
 def _run_config(request: LaunchRequest) -> dict[str, object]:
@@ -152,6 +185,26 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
         InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured})
     ) as instance:
         yield instance
+
+
+@contextmanager
+def _database_errors_are_told(request: LaunchRequest) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise StorageError(
+            f"Dagster's records in {dagster_folder(request.home)} cannot be read or written: {error.orig}. Is the disk "
+            f"full? Put that right, then go on: run `macrec run {request.dataset} --resume`."
+        ) from error
+
+
+@contextmanager
+def _tracking_errors_are_told() -> Iterator[None]:
+    """For what may wait: how the run itself ended is what a person must see."""
+    try:
+        yield
+    except TrackingError as error:
+        logger.warning("Warning: %s", error)
 
 
 def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:

@@ -37,6 +37,8 @@ CATALOGUE = "catalogue"
 """In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
 MAY_BE_UNTOUCHED = "may_be_untouched"
 """In the details of `items`: whether items without interactions were kept on purpose."""
+INPUTS = "inputs"
+"""In a manifest's details: asset -> digest of what the asset was made from."""
 
 
 class VisibleProgress:
@@ -73,6 +75,7 @@ class Stage:
         progress: to be handed to long core calls.
         run: the MLflow run.
         catalogue: the digest of the item order that everything upstream belongs to; None where that is no matter yet.
+        inputs: asset -> digest of what this one is made from; kept in its manifest.
     """
 
     def __init__(
@@ -84,8 +87,10 @@ class Stage:
         run: AssetRun,
         progress: Progress,
         catalogue: str | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.asset = asset
+        self.inputs = dict(inputs or {})
         self.catalogue = catalogue
         self.dataset = dataset
         self.store: AssetStore = settings.store(dataset)
@@ -122,7 +127,7 @@ class Stage:
 
     def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
         """Write the table of this asset from its parts, `rows` together, and report it; see `report`."""
-        self.store.write_slices(self.asset, slices)
+        self.store.write_slices(self.asset, slices, details=self._details())
         return self.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **metadata)
 
     def skip(self, empty: pl.DataFrame) -> dg.MaterializeResult[Any]:
@@ -137,7 +142,8 @@ class Stage:
             yield folder
 
     def _details(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return ({} if self.catalogue is None else {CATALOGUE: self.catalogue}) | dict(details or {})
+        catalogue = {} if self.catalogue is None else {CATALOGUE: self.catalogue}
+        return {INPUTS: self.inputs, **catalogue, **(details or {})}
 
     def plot(self, name: str, png: bytes) -> dg.MetadataValue[Any]:
         """A picture for Dagster's catalogue; MLflow keeps it as `plots/<name>.png`."""
@@ -189,7 +195,15 @@ def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> 
         visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
         progress = metric_progress(run, visible)
         try:
-            yield Stage(asset, settings=settings, dataset=dataset, run=run, progress=progress, catalogue=catalogue)
+            yield Stage(
+                asset,
+                settings=settings,
+                dataset=dataset,
+                run=run,
+                progress=progress,
+                catalogue=catalogue,
+                inputs=digests,
+            )
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
             _mark_as_cancelled(context)
             raise

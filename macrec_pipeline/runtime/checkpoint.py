@@ -1,7 +1,7 @@
 """What a training run needs to go on after it was cut off: one safetensors file, replaced as a whole.
 
-A checkpoint belongs to one training: its identity is a digest of the settings and the data. Another training's file, or
-one that cannot be read, counts as none.
+A checkpoint belongs to one training: its identity is a digest of the settings and the data. Another training's file
+counts as none; so does one that is damaged, which is set aside. A disk that refuses costs the checkpoint alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,24 @@ def training_identity(settings: Mapping[str, Any], arrays: Sequence[np.ndarray])
 
 
 def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Tensor], values: Any) -> None:
-    """Replace the checkpoint; `values` is plain JSON. A process killed meanwhile leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the checkpoint; `values` is plain JSON.
+
+    A process killed meanwhile leaves the one before; so does a full disk, with a warning: the work itself goes on.
+    """
     partial = path.with_suffix(".partial")
     # a clone each: safetensors refuses tensors that share memory, as tied weights do
     cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(cloned, partial, metadata={"identity": identity, "values": json.dumps(values)})
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    metadata = {"identity": identity, "values": json.dumps(values), "digest": _digest(cloned)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(cloned, partial, metadata=metadata)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        _log.warning("%s cannot be written (%s). The work goes on, but a kill would now cost more of it.", path, error)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:
@@ -54,10 +64,26 @@ def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tenso
             if metadata.get("identity") != identity:
                 _log.warning("%s is of another training, so this one starts at the beginning.", path)
                 return None
-            return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if metadata["digest"] != _digest(tensors):
+            raise ValueError("its numbers are not those that were written")
+        return tensors, json.loads(metadata["values"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        _log.warning("%s cannot be read (%s), so training starts at the beginning.", path, error)
+        aside = path.with_suffix(".damaged")
+        _log.warning(
+            "%s cannot be read (%s), so training starts at the beginning. It is kept as %s.", path, error, aside
+        )
+        path.replace(aside)
         return None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 in hexadecimal of all bytes: safetensors itself does not notice a flipped one."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def training_tensors(

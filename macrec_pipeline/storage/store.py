@@ -178,10 +178,7 @@ class AssetStore:
     def _write(self, asset: str, write: Callable[[Path], Any], details: Mapping[str, Any] | None) -> Manifest:
         versions = self._versions(asset)
         with versions.writing() as folder:
-            try:
-                write(folder)
-            except OSError as error:
-                raise StorageError(f"{asset} cannot be stored: {folder}: {error}.") from error
+            write(folder)
             manifest = seal(folder, asset, details or {})
             versions.publish(folder, manifest)
         return manifest

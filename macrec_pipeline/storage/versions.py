@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import StorageError
+from macrec_pipeline.storage.disk import refusals_are_told
 from macrec_pipeline.storage.manifest import MANIFEST_FILE, Manifest, flush, read_manifest, verify
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
@@ -41,6 +42,7 @@ class AssetVersions:
         self._asset = asset
         self._folder = dataset_folder / ".versions" / asset
         self._remedy = f"Make {asset} again: run `macrec run {dataset_folder.name}`."
+        self._go_on = f"Put that right, then go on: run `macrec run {dataset_folder.name} --resume`."
 
     @property
     def remedy(self) -> str:
@@ -71,6 +73,9 @@ class AssetVersions:
         """A new, empty folder to fill; it is removed at the end unless `publish` took it.
 
         Left-overs of writers that died are removed first.
+
+        Raises:
+            StorageError: the disk refused, also what the block writes.
         """
         with self._os_errors_are_told():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +86,8 @@ class AssetVersions:
                 alive.acquire(timeout=0)
                 folder.mkdir()
         try:
-            yield folder
+            with refusals_are_told(self._asset, folder, remedy=self._go_on):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             Path(alive.lock_file).unlink(missing_ok=True)
@@ -169,4 +175,6 @@ class AssetVersions:
             ) from None
         except OSError as error:
             place = error.filename or self._folder
-            raise StorageError(f"{self._asset} cannot be stored: {place}: {error.strerror or error}.") from error
+            raise StorageError(
+                f"{self._asset} cannot be stored: {place}: {error.strerror or error}. {self._go_on}"
+            ) from error

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.tracking.asset_run import AssetRun
 from macrec_pipeline.tracking.commit import git_commit
+from macrec_pipeline.tracking.outbox import send_unsent
 from macrec_pipeline.tracking.store import TrackingStore, mlflow_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def asset_run(
     tags: Mapping[str, str],
 ) -> Iterator[AssetRun]:
     """A child run around a block; see `Tracker.asset_run`."""
+    send_unsent(store, is_alive=lambda run_id: _holds_its_lock(store, run_id))
     experiment_id = store.experiment_id(dataset)
     parent_id = _open_parent(store, experiment_id, dataset=dataset, dagster_run_id=dagster_run_id)
     params = {
@@ -68,25 +70,21 @@ def asset_run(
     with _held_while_alive(store, run.run_id):
         status: Status = "KILLED"
         try:
-            _log_params(store, run, params)
+            run.log_params(params)
             run.log_text("config.json", json.dumps(config.model_dump(mode="json"), indent=1))
             yield run
-            run.flush()
             status = "FINISHED"
         except Exception as error:
             status = "FAILED"
             _describe_failure(run, error)
             raise
         finally:
-            _close(store, run, status)
+            _close(run, status)
 
 
-def _close(store: TrackingStore, run: AssetRun, status: Status) -> None:
-    if status != "FINISHED":
-        run.try_to_flush()
+def _close(run: AssetRun, status: Status) -> None:
     try:
-        with one_line_errors(f"{run.asset}: end of the MLflow run"):
-            store.client.set_terminated(run.run_id, status)
+        run.end(status)
     except TrackingError as error:
         if status == "FINISHED":
             raise
@@ -175,15 +173,6 @@ def _search(
     )
 
 
-def _log_params(store: TrackingStore, run: AssetRun, params: Mapping[str, str]) -> None:
-    from mlflow.entities import Param
-
-    entries = [Param(name, value) for name, value in sorted(params.items())]
-    with one_line_errors(f"{run.asset}: parameters"):
-        for start in range(0, len(entries), 100):  # MLflow takes no more at once
-            store.client.log_batch(run.run_id, params=entries[start : start + 100])
-
-
 def _alive_lock(store: TrackingStore, run_id: str) -> FileLock:
     folder = mlflow_folder(store.home) / "running"
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +195,13 @@ def _is_alive(store: TrackingStore, run_id: str) -> bool:
     if not Path(lock.lock_file).exists():
         # Another machine's run, or one that has just ended and is about to be closed by its own process.
         return True
+    return _holds_its_lock(store, run_id)
+
+
+def _holds_its_lock(store: TrackingStore, run_id: str) -> bool:
+    lock = _alive_lock(store, run_id)
+    if not Path(lock.lock_file).exists():
+        return False
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import StoreAwayError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,6 +37,7 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_REFUSALS = (400, 404, 409)  # of HTTP; anything else may pass: a server that restarts, a token that has run out
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _SQLITE = "sqlite:///"
@@ -173,18 +174,25 @@ def prepare_environment() -> None:
 
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turn MLflow's own errors into `TrackingError`, one line that begins with `what`."""
+    """Turn MLflow's own errors into `TrackingError`, one line that begins with `what`.
+
+    Raises:
+        StoreAwayError: the store does not answer, or has no room.
+        TrackingError: the store will not have it.
+    """
     # What comes out of the block was raised by MLflow, so importing its exceptions costs nothing.
     try:
         yield
     except Exception as error:
-        from mlflow.exceptions import MlflowException
+        from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         if not isinstance(error, MlflowException | SQLAlchemyError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise TrackingError(without_password(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
+        refused = isinstance(error, MlflowException) and ERROR_CODE_TO_HTTP_STATUS.get(error.error_code) in _REFUSALS
+        kind = TrackingError if refused else StoreAwayError
+        raise kind(without_password(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
 
 
 @contextmanager

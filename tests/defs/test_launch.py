@@ -1,11 +1,13 @@
 """Runs from the command line: where they are kept, which assets they make, how their errors are told."""
 
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from macrec_pipeline.data.clean_log import CleanLog
 from macrec_pipeline.definitions import defs
@@ -60,6 +62,19 @@ def test_what_a_stage_raises_comes_through(settings: Settings, partition: str) -
     """An asset without what it is made from says which asset is missing, as the store says it."""
     with pytest.raises(StorageError, match="is not there yet"):
         launch(_request(settings, partition, only="histories"), defs=defs)
+
+
+def test_records_that_cannot_be_written_are_named(
+    settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk Dagster's own database fails first: one line that says so, and what to run once there is room."""
+
+    def fail(*_: object) -> None:
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr("macrec_pipeline.defs.launch.close_abandoned_runs", fail)
+    with pytest.raises(StorageError, match=rf"dagster cannot .*disk is full.*`macrec run {partition} --resume`\.$"):
+        launch(_request(settings, partition), defs=defs)
 
 
 def test_assets_are_named_upstream_first() -> None:

@@ -1,11 +1,13 @@
+import errno
 import math
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import StoreAwayError, TrackingError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import AssetRun, Tracker, metric_progress
 from macrec_pipeline.tracking.store import connect
@@ -95,11 +97,87 @@ def test_a_store_that_is_away_for_a_moment(
         run.log_metrics({f"m_{index}": index for index in range(600)})
         for step in range(600):  # it is not asked again at each step
             run.log_metrics({"loss": step}, step=step)
-        with pytest.raises(TrackingError, match=r"^recommender: metrics: the server does not answer$"):
+        with pytest.raises(StoreAwayError, match=r"^recommender: .*: the server does not answer$"):
             run.flush()
-    assert caplog.messages == ["recommender: metrics: the server does not answer; trying again in 60 seconds"]
+    assert caplog.messages == ["recommender: metrics: the server does not answer; trying again in 15 seconds"]
+    assert (home / "mlflow" / "unsent" / run.run_id / "messages.jsonl").is_file()
     assert history(home, run, "loss") == [(step, step) for step in range(600)]
     assert history(home, run, "m_0") == [(0, 0.0)]
+    assert not list((home / "mlflow" / "unsent").iterdir())
+
+
+def test_a_disk_that_is_full(
+    run: AssetRun, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plot that the store has no room for is kept in the home and sent later, and does not end the stage."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._client, "log_artifact", full)
+        run.log_bytes("plots/loss.png", b"\x89PNG")
+    (copy,) = (home / "mlflow" / "unsent" / run.run_id / "files").rglob("*.png")
+    assert copy.read_bytes() == b"\x89PNG"
+    run.flush()
+    assert "No space left on device" in caplog.messages[0]
+    assert Path(connect(home).client.download_artifacts(run.run_id, "plots/loss.png")).read_bytes() == b"\x89PNG"
+    assert not copy.exists()
+
+
+def test_no_room_anywhere(run: AssetRun, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points wait in memory when they cannot even be written down; training goes on."""
+    (home / "mlflow" / "unsent").write_text("in the way")
+    with monkeypatch.context() as patch:
+        patch.setattr(run._client, "log_batch", _full)
+        for step in range(600):
+            run.log_metrics({"loss": step}, step=step)
+        with pytest.raises(TrackingError, match=r"The MLflow store is away, and .*unsent.* cannot be written"):
+            run.set_tags({"a": "b"})
+    (home / "mlflow" / "unsent").unlink()
+    assert history(home, run, "loss") == [(step, step) for step in range(600)]
+
+
+def _full(*_: Any, **__: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
+    raise MlflowException("(sqlite3.OperationalError) database or disk is full")
+
+
+def test_a_slow_store_takes_little_of_the_time(run: AssetRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer an answer takes, the seldomer the store is asked: about a twentieth of the time goes into it."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    asked: list[float] = []
+
+    def slow(*_: Any, **__: Any) -> None:
+        asked.append(clock[0])
+        clock[0] += 4.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._client, "log_batch", slow)
+        while clock[0] < 1000:
+            clock[0] += 0.1
+            run.log_metrics({"loss": 1.0, "rate": 2.0}, step=len(asked))
+    assert len(asked) * 4.0 <= 0.06 * clock[0]
+
+
+def test_what_the_store_will_never_take_is_set_aside(
+    tracker: Tracker, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that was deleted meanwhile does not stand in the way of those that come after it."""
+    config = resolve_config("demo")
+    with tracker.asset_run(dataset="demo", asset="sasrec", dagster_run_id="run-1", config=config) as gone:
+        monkeypatch.setattr(gone._client, "log_batch", _full)
+        gone.log_metrics({"loss": 1.0})
+    monkeypatch.undo()
+    connect(home).client.delete_run(gone.run_id)
+    with tracker.asset_run(dataset="demo", asset="items", dagster_run_id="run-2", config=config) as run:
+        run.log_metrics({"loss": 2.0})
+    aside = home / "mlflow" / "unsent" / f"refused-{gone.run_id}"
+    assert "loss" in (aside / "messages.jsonl").read_text()
+    assert str(aside) in caplog.messages[-1]
+    assert history(home, run, "loss") == [(0, 2.0)]
 
 
 def test_artifacts(run: AssetRun, home: Path, tmp_path: Path) -> None:

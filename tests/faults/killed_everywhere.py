@@ -1,0 +1,138 @@
+"""Runs `macrec run`, killed once in every stage, with `--resume` until it ends; prints what happened as JSON.
+
+A process of its own, `python -m tests.faults.killed_everywhere REFERENCE_HOME HOME`. The package is loaded once and
+each run is a fork of it, as Dagster's fork server has it: a kill then costs a second instead of ten.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+import macrec_pipeline.definitions  # noqa: F401  (loaded before the forks)
+from macrec_pipeline import cli, semantic_ids
+from macrec_pipeline.defs.launch import open_instance
+from macrec_pipeline.defs.tracked import Stage, VisibleProgress
+from macrec_pipeline.storage import store
+
+PROGRESS, HALF_WRITTEN, NOT_REPORTED, UNCHECKED = "progress", "half written", "not reported", "unchecked"
+# What is killed, and when: at a share of the work, with the files there but no manifest, with the new version served
+# but neither Dagster nor MLflow told of it, or before the blocking check of what is finished.
+KILLS: dict[str, tuple[str, float]] = {
+    "raw_interactions": (HALF_WRITTEN, 0),
+    "raw_items": (NOT_REPORTED, 0),
+    "items": (NOT_REPORTED, 0),
+    "histories": (HALF_WRITTEN, 0),
+    "text_embeddings": (HALF_WRITTEN, 0),
+    "image_embeddings": (NOT_REPORTED, 0),
+    "sasrec": (PROGRESS, 0.75),
+    "pseudo_labels": (HALF_WRITTEN, 0),
+    "quantizer": (PROGRESS, 0.5),
+    "semantic_ids": (UNCHECKED, 0),
+    "recommender": (PROGRESS, 0.75),
+    "predictions": (NOT_REPORTED, 0),
+    "evaluation_report": (HALF_WRITTEN, 0),
+    "registered_model": (HALF_WRITTEN, 0),  # MLflow has the version already
+}
+
+
+def main(reference: Path, home: Path) -> None:
+    """One run without a kill, then the chain."""
+    assert _forked(reference, lambda: _run(reference, [], resume=False)) == 0, _said(reference)
+    killed: list[str] = []
+    while len(killed) <= len(KILLS):
+        status = _forked(home, lambda: _run(home, killed, resume=bool(killed)))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, f"after {killed}: {status}: {_said(home)}"
+        killed.append((home / "killed").read_text())
+    _forked(home, lambda: _report(home, killed))
+    print((home / "report.json").read_text())
+
+
+def _run(home: Path, spared: list[str], *, resume: bool) -> None:
+    os.environ["MACREC_HOME"] = str(home)
+    with (home / "first_steps.jsonl").open("a", buffering=1) as steps:
+        if home.name != "reference":
+            _arm(home, [name for name in KILLS if name not in spared], steps)
+        cli.main(["run", "tiny", *(["--resume"] if resume else [])])
+
+
+def _arm(home: Path, targets: list[str], steps: Any) -> None:
+    """Let the process die in the first of the targets that it reaches."""
+
+    def die(asset: str, how: str, share: float = 0) -> None:
+        if asset in targets and KILLS[asset][0] == how and share >= KILLS[asset][1]:
+            (home / "killed").write_text(asset)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    seal, report, show, problems = store.seal, Stage.report, VisibleProgress.__call__, semantic_ids.semantic_id_problems
+    seen: set[str] = set()
+
+    def seal_or_die(folder: Path, asset: str, details: Any) -> Any:
+        die(asset, HALF_WRITTEN)
+        return seal(folder, asset, details)
+
+    def report_or_die(stage: Stage, **what: Any) -> Any:
+        die(stage.asset, NOT_REPORTED)
+        return report(stage, **what)
+
+    def show_or_die(self: VisibleProgress, stage: str, done: int, total: int, metrics: Any = None) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            steps.write(json.dumps([stage, done, total]) + "\n")
+        show(self, stage, done, total, metrics)
+        die(stage, PROGRESS, done / max(1, total))
+
+    def check_or_die(table: Any) -> Any:
+        die("semantic_ids", UNCHECKED)
+        return problems(table)
+
+    store.seal, Stage.report, VisibleProgress.__call__ = seal_or_die, report_or_die, show_or_die  # type: ignore[method-assign]
+    semantic_ids.semantic_id_problems = check_or_die
+
+
+def _report(home: Path, killed: list[str]) -> None:
+    runs = []
+    with open_instance(home) as instance:
+        for run in instance.get_runs(ascending=True):
+            events = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+            made = [event.asset_key.to_user_string() for entry in events if (event := entry.get_dagster_event())]
+            lineage = [run.tags.get(f"dagster/{which}_run_id") for which in ("parent", "root")]
+            runs.append({"id": run.run_id, "status": run.status.value, "made": made, "lineage": lineage})
+    steps = [json.loads(line) for line in (home / "first_steps.jsonl").read_text().splitlines()]
+    (home / "report.json").write_text(json.dumps({"killed": killed, "runs": runs, "first_steps": steps}))
+
+
+def _forked(home: Path, work: Callable[[], None]) -> int:
+    """Do the work in a child whose output goes into files of the home; its exit status, or minus its signal."""
+    home.mkdir(exist_ok=True)
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        said = os.open(home / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        work()
+        status = 0
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _said(home: Path) -> str:
+    return (home / "said").read_text()[-3000:]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
