@@ -1,0 +1,74 @@
+"""The command that runs the pipeline: `macrec run`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from macrec_pipeline.cli.data_sets import require_files
+from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
+from macrec_pipeline.datasets import load_dataset
+from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.presets import parse_overrides
+from macrec_pipeline.terminal import WIDE, console, metrics_table, quieten_libraries, show_finished_assets
+
+MEASURED = ("evaluation_report", "registered_model")  # after these the metrics are those of this run
+
+
+def run(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="ASSET", help="Run this asset and all that it is made from.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="ASSET", help="Run this asset alone, on what is there already.")
+    ] = None,
+) -> None:
+    """Run the pipeline on one data set, then show its metrics and where everything is.
+
+    Example: `macrec run demo --set recommender.num_epochs=3`
+    """
+    if until and only:
+        raise ConfigError("--until and --only cannot go together.")
+    spec = load_dataset(dataset)
+    spec.config(parse_overrides(settings or []))
+    if not only:
+        require_files(spec, data.resolve())
+    quieten_libraries()
+    show_finished_assets()
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.launch import LaunchRequest, launch
+
+    request = LaunchRequest(
+        dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()), until=until, only=only
+    )
+    launch(request, defs=defs)
+    _show_results(dataset, request.home, measured=(only or until or MEASURED[-1]) in MEASURED)
+
+
+def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
+    from macrec_pipeline.tracking.store import tracking_uri
+
+    out = console()
+    folder = home / dataset
+    metrics, report = folder / "evaluation_report" / "metrics.json", folder / "evaluation_report" / "report.html"
+    registration = folder / "registered_model" / "registration.json"
+    if measured:
+        document = json.loads(metrics.read_text(encoding="utf-8"))
+        out.print(metrics_table(document, with_intervals=out.width >= WIDE))
+        out.print(f"report            {escape(str(report))}", highlight=False, soft_wrap=True)
+    out.print(f"tables, models    {escape(str(folder))}", highlight=False, soft_wrap=True)
+    out.print(f"MLflow store      {escape(tracking_uri(home))}", highlight=False, soft_wrap=True)
+    if registration.is_file():
+        version = json.loads(registration.read_text(encoding="utf-8"))
+        aliases = ", ".join(f"@{alias}" for alias in version["aliases"])
+        out.print(f"registered model  {escape(version['uri'])} ({aliases})", highlight=False, soft_wrap=True)
+    out.print("Look at all of it with `macrec ui`.", highlight=False)
