@@ -6,6 +6,7 @@ from macrec_pipeline.defs.assets import (
     embeddings,
     evaluation,
     interactions,
+    recommendations,
     recommender,
     registry,
     sasrec,
@@ -18,7 +19,7 @@ from macrec_pipeline.defs.sensors import SENSORS
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, registry]
+        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, registry, recommendations]
     ),
     asset_checks=CHECKS,
     jobs=JOBS,

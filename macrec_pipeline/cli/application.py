@@ -15,7 +15,7 @@ from macrec_pipeline import __version__
 from macrec_pipeline.cli.data_sets import datasets_app, fetch_app
 from macrec_pipeline.cli.interface import ui
 from macrec_pipeline.cli.models import promote, recommend, rollback
-from macrec_pipeline.cli.runs import run
+from macrec_pipeline.cli.runs import recommend_all, refresh, run
 from macrec_pipeline.errors import MacrecError
 
 INTERRUPTED = 130
@@ -27,7 +27,9 @@ app = typer.Typer(
         "Examples:\n\n"
         "`macrec run demo` — the whole pipeline on a built-in shop\n\n"
         "`macrec run movielens-100k --data ~/data --set recommender.num_epochs=5 --set seed=7`\n\n"
+        "`macrec refresh demo` — new interactions: items keep their IDs, training goes on from the last weights\n\n"
         "`macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 10`\n\n"
+        "`macrec recommend-all demo` — what every user is recommended, as parquet files\n\n"
         "`macrec datasets validate` — which data sets are ready to run\n\n"
         "`macrec promote demo` — the challenger becomes the champion; `macrec rollback demo` takes it back\n\n"
         "`macrec ui` — the Dagster and MLflow UIs, with those very runs"
@@ -39,7 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(fetch_app, name="fetch")
-for _command in (run, recommend, promote, rollback, ui):
+for _command in (run, refresh, recommend, recommend_all, promote, rollback, ui):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The command that runs the pipeline: `macrec run`."""
+"""The commands that run the pipeline, or a part of it: `macrec run`, `macrec refresh`, `macrec recommend-all`."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,10 @@ from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import WIDE, console, metrics_table, quieten_libraries, show_finished_assets
 
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; may be repeated."),
+]
 MEASURED = ("evaluation_report", "registered_model")  # after these the metrics are those of this run
 
 
@@ -21,10 +25,7 @@ def run(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    settings: SettingsOption = None,
     until: Annotated[
         str | None, typer.Option("--until", metavar="ASSET", help="Run this asset and all that it is made from.")
     ] = None,
@@ -52,6 +53,54 @@ def run(
     )
     launch(request, defs=defs)
     _show_results(dataset, request.home, measured=(only or until or MEASURED[-1]) in MEASURED)
+
+
+def refresh(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set that has been run before.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    settings: SettingsOption = None,
+) -> None:
+    """Take in new interactions: items keep their IDs, training starts from the weights of before.
+
+    Example: `macrec refresh demo`
+    """
+    from macrec_pipeline.defs.jobs import REFRESH, SETTINGS
+
+    spec = load_dataset(dataset)
+    spec.config(parse_overrides([*SETTINGS[REFRESH], *(settings or [])]))
+    require_files(spec, data.resolve())
+    _launch(dataset, home, data, settings, job=REFRESH)
+    _show_results(dataset, home.resolve(), measured=True)
+
+
+def recommend_all(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set with a registered model.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    settings: SettingsOption = None,
+) -> None:
+    """Write what every user of a data set is recommended by its champion, as parquet files.
+
+    A command that was cut off goes on after its last finished file.
+
+    Example: `macrec recommend-all demo --set recommendations.top_k=50`
+    """
+    from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS
+
+    load_dataset(dataset).config(parse_overrides(settings or []))
+    _launch(dataset, home, data, settings, job=BATCH_RECOMMENDATIONS)
+    files = home.resolve() / dataset / "recommendations" / "part-*.parquet"
+    console().print(f"recommendations   {escape(str(files))}", highlight=False, soft_wrap=True)
+
+
+def _launch(dataset: str, home: Path, data: Path, settings: list[str] | None, *, job: str) -> None:
+    quieten_libraries()
+    show_finished_assets()
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.launch import LaunchRequest, launch
+
+    launch(LaunchRequest(dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()), job=job), defs=defs)
 
 
 def _show_results(dataset: str, home: Path, *, measured: bool) -> None:

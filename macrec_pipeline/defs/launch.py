@@ -36,7 +36,8 @@ class LaunchRequest:
     Attributes:
         home, data: absolute folders of the state and of the data set's files.
         overrides: `section.field=value`, already known to be valid.
-        until: run this asset and all that it needs; None: every asset.
+        job: the job that the run is filed under, and whose assets it makes.
+        until: run this asset and all that it needs; None: every asset of the job.
         only: run this asset alone on what is there; None: see `until`.
     """
 
@@ -44,6 +45,7 @@ class LaunchRequest:
     home: Path
     data: Path
     overrides: tuple[str, ...] = ()
+    job: str = FULL_PIPELINE
     until: str | None = None
     only: str | None = None
 
@@ -73,10 +75,11 @@ def dagster_folder(home: Path) -> Path:
     return folder
 
 
-def asset_names(defs: dg.Definitions) -> list[str]:
-    """The names of all assets, upstream before downstream."""
-    graph = defs.resolve_asset_graph()
-    return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+def asset_names(defs: dg.Definitions, job: str = FULL_PIPELINE) -> list[str]:
+    """The names of a job's assets, upstream before downstream."""
+    made = defs.resolve_job_def(job).asset_layer.executable_asset_keys
+    levels = defs.resolve_asset_graph().toposorted_asset_keys_by_level
+    return [key.to_user_string() for level in levels for key in sorted(level) if key in made]
 
 
 def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
@@ -84,7 +87,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
     Args:
         request: what to run.
-        defs: the definitions, with the job `full_pipeline`.
+        defs: the definitions, with the job asked for.
 
     Raises:
         ConfigError: no such asset, or a folder that cannot be written.
@@ -99,7 +102,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         for other in who_trains(instance):
             logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
         try:
-            defs.resolve_job_def(FULL_PIPELINE).execute_in_process(
+            defs.resolve_job_def(request.job).execute_in_process(
                 instance=instance,
                 run_id=run_id,
                 partition_key=request.dataset,
@@ -129,7 +132,7 @@ def _selection(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.Asse
     name = request.only or request.until
     if name is None:
         return None
-    names = asset_names(defs)
+    names = asset_names(defs, request.job)
     if name not in names:
         raise ConfigError(f"There is no asset {name!r}. Use one of: {', '.join(names)}.")
     chosen: dg.AssetSelection = dg.AssetSelection.assets(name)

@@ -4,6 +4,7 @@ In: the environment at run time, and what the launchpad or the command line says
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -32,6 +33,10 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
     overrides: list[str] = Field(
         default_factory=list, description="settings laid over the data set's own, each section.field=value"
     )
+
+    def over(self, overrides: Sequence[str]) -> "Settings":
+        """The same, with its own overrides laid over these."""
+        return Settings(home=self.home, data=self.data, overrides=[*overrides, *self.overrides])
 
     def home_folder(self) -> Path:
         """The absolute folder of the state."""

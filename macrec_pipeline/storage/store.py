@@ -26,7 +26,7 @@ from macrec_pipeline.storage.table_files import (
 )
 from macrec_pipeline.storage.versions import AssetVersions
 
-FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model")
+FOLDER_ASSETS = ("sasrec", "quantizer", "recommender", "evaluation_report", "registered_model", "recommendations")
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")

@@ -1,6 +1,7 @@
 """Loading a registered model.
 
-In: a model's URI and a home. Out: MLflow's pyfunc model, or a `TrackingError` in one line that lists what there is.
+In: a model's URI and a home. Out: MLflow's pyfunc model, or the bundle in it as a folder; or a `TrackingError` in one
+line that lists what there is.
 A service that has never heard of this package does the same with `mlflow.pyfunc.load_model` alone.
 """
 
@@ -8,10 +9,15 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.tracking.registry import bundle_digest, model_name
 from macrec_pipeline.tracking.store import TrackingStore, connect, one_line_errors, own_warnings_ignored
 
 if TYPE_CHECKING:
@@ -34,13 +40,7 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
     Raises:
         TrackingError: the URI is not one, there is no such model, version or alias, or its files are gone.
     """
-    match = _MODEL_URI.fullmatch(uri)
-    if match is None:
-        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
-    store = connect(home, create=False)
-    found = _find(store, match["name"], alias=match["alias"], version=match["version"])
-    if found is None:
-        raise TrackingError(f"There is no {uri} in {store.uri}. Registered: {_registered(store)}.")
+    store, found = _require(uri, home)
     with own_warnings_ignored():
         import mlflow.artifacts
         import mlflow.pyfunc
@@ -57,6 +57,58 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
         # MLflow puts the model's copy of this package first on the path and leaves it there; here it is the
         # running one that answers.
         sys.path[:] = before
+
+
+@dataclass(frozen=True)
+class RegisteredBundle:
+    """The bundle of a registered version.
+
+    Attributes:
+        uri: `models:/NAME/VERSION`, whichever way it was asked for.
+        folder: a copy of the bundle, for `RecommenderBundle.load`.
+        digest: SHA-256 of its files, in hexadecimal.
+    """
+
+    uri: str
+    folder: Path
+    digest: str
+
+
+def model_uri(dataset: str, model: str) -> str:
+    """The URI of a data set's registered model by an alias or a version number; a whole URI stays as it is."""
+    if model.startswith("models:/"):
+        return model
+    return f"models:/{model_name(dataset)}{'/' if model.isdigit() else '@'}{model}"
+
+
+@contextmanager
+def registered_bundle(uri: str, home: Path) -> Iterator[RegisteredBundle]:
+    """The bundle of a registered version, for as long as the block lasts; arguments and errors as in `load_model`."""
+    store, found = _require(uri, home)
+    with own_warnings_ignored():
+        import mlflow.artifacts
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with one_line_errors(uri):
+                source = store.client.get_model_version_download_uri(found.name, found.version)
+                fetched = mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source.rstrip('/')}/artifacts/bundle", dst_path=scratch, tracking_uri=store.uri
+                )
+        except OSError as error:
+            raise TrackingError(f"{uri}: its files cannot be read: {error}.") from error
+        folder = Path(fetched)
+        yield RegisteredBundle(f"models:/{found.name}/{found.version}", folder, bundle_digest(folder))
+
+
+def _require(uri: str, home: Path) -> tuple[TrackingStore, ModelVersion]:
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
+    store = connect(home, create=False)
+    found = _find(store, match["name"], alias=match["alias"], version=match["version"])
+    if found is None:
+        raise TrackingError(f"There is no {uri} in {store.uri}. Registered: {_registered(store)}.")
+    return store, found
 
 
 def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | None) -> ModelVersion | None:
