@@ -14,7 +14,7 @@ from pathlib import Path
 import dagster as dg
 from filelock import FileLock, Timeout
 
-from macrec_pipeline.defs.resources import TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import GPU_POOL, Settings
 from macrec_pipeline.defs.sensors import MLFLOW_STATUS, close_mlflow_runs, settings_of
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import ConfigError
@@ -87,7 +87,7 @@ def release(instance: dg.DagsterInstance, run_id: str, settings: Settings) -> No
 
 def who_trains(instance: dg.DagsterInstance) -> list[str]:
     """The ids of the runs that hold the training pool; another training waits until they are done."""
-    return sorted(instance.event_log_storage.get_concurrency_info(TRAINING_POOL).active_run_ids)
+    return sorted(instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids)
 
 
 def _cancel(instance: dg.DagsterInstance, run: dg.DagsterRun, home: Path, why: str) -> None:

@@ -19,8 +19,8 @@ from macrec_pipeline.tracking import Tracker, open_tracking
 # Every YAML file in `datasets/` is a partition of every asset; a new file shows up when the code location is reloaded.
 DATASETS = dg.StaticPartitionsDefinition(dataset_names())
 
-# Quantizer and recommender training share it: the instance lets one of them run at a time.
-TRAINING_POOL = "training"
+# All that fills the GPU, or the cores where there is none, shares it: the instance lets one of them run at a time.
+GPU_POOL = "gpu"
 
 
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields itself, as every plain resource does

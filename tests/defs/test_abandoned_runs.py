@@ -16,7 +16,7 @@ from macrec_pipeline.defs.abandoned_runs import (
     sign_of_life,
     who_trains,
 )
-from macrec_pipeline.defs.resources import TRAINING_POOL
+from macrec_pipeline.defs.resources import GPU_POOL
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import ConfigError
 
@@ -80,8 +80,8 @@ def test_a_stopped_ui_takes_only_its_own_runs_along(instance: dg.DagsterInstance
 def test_the_training_slot_of_a_killed_run_is_freed(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     """A slot that a dead run keeps would make every later training wait for ever."""
     _start(instance, THIRD, by_command_line=True)
-    instance.event_log_storage.set_concurrency_slots(TRAINING_POOL, 1)
-    instance.event_log_storage.claim_concurrency_slot(TRAINING_POOL, THIRD, "recommender")
+    instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
+    instance.event_log_storage.claim_concurrency_slot(GPU_POOL, THIRD, "recommender")
     assert who_trains(instance) == [THIRD]
     close_abandoned_runs(instance, tmp_path)
     assert who_trains(instance) == []

@@ -8,7 +8,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, preview, sequences_of, stage
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     group_name="recommendations",
     kinds={"torch", "parquet"},
     code_version="1",
-    pool=TRAINING_POOL,
+    pool=GPU_POOL,
     description="The top items of every user by the champion, from whole histories: parquet shards of so many users.",
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

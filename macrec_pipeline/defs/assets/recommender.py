@@ -6,7 +6,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, sequences_of, stage, table_metadata
 from macrec_pipeline.schemas import PREDICTIONS
 
@@ -27,7 +27,7 @@ GROUP = "recommender"
     group_name=GROUP,
     kinds={"torch", "safetensors"},
     code_version="3",
-    pool=TRAINING_POOL,
+    pool=GPU_POOL,
     description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
 )
 def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

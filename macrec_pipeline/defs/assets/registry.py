@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from macrec_pipeline.defs.automation import FRESHNESS
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.tracked import stage
 
@@ -16,6 +17,7 @@ from macrec_pipeline.defs.tracked import stage
     group_name="registry",
     kinds={"mlflow"},
     code_version="1",
+    freshness_policy=FRESHNESS,
     description="The bundle as a version of macrec-<dataset> in MLflow: @challenger, and @champion if there is none.",
 )
 def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
