@@ -1,23 +1,27 @@
 """Runs that nobody will end any more: their process was killed, or the UI that had launched them was.
 
-Such a run stays STARTED in Dagster, keeps its slot of the training pool, so that the next one waits for ever, and
+Such a run stays STARTED in Dagster, keeps its slot of the pool, so that the next one waits for ever, and
 stays RUNNING in MLflow. In: a Dagster instance and the folders of a home. Out: those runs canceled, and what they held
 released. A command-line run holds a lock while it lives; a run of the UI needs a daemon that shows heartbeats.
 """
 
+import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 from filelock import FileLock, Timeout
 
 from macrec_pipeline.defs.resources import GPU_POOL, Settings
 from macrec_pipeline.defs.sensors import MLFLOW_STATUS, close_mlflow_runs, settings_of
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -27,6 +31,7 @@ _UNFINISHED = [
 ]
 # A daemon shows a heartbeat every half minute.
 _SILENT_SECONDS = 150.0
+_POLL_SECONDS = 2.0
 
 
 @contextmanager
@@ -49,6 +54,38 @@ def sign_of_life(home: Path, run_id: str) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def turn_of(instance: dg.DagsterInstance, home: Path, dataset: str) -> Iterator[None]:
+    """Wait until no other run works at a data set, then keep the next command-line run of it waiting.
+
+    Runs that the daemon launches wait in its queue for this one, and for each other (dagster.yaml).
+    """
+    turn, told = FileLock(home / ".turns" / f"{dataset}.lock"), False
+    Path(turn.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        while True:
+            close_abandoned_runs(instance, home)
+            with suppress(Timeout):
+                turn.acquire(timeout=0)
+            others = runs_at_work(instance, dataset)
+            if turn.is_locked and not others:
+                break
+            if not told:
+                who = f"The run {others[0]}" if others else "Another run"
+                logger.info("%s is at work on %s. This one waits until it is done.", who, dataset)
+                told = True
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        turn.release()
+
+
+def runs_at_work(instance: dg.DagsterInstance, dataset: str) -> list[str]:
+    """The ids of a data set's runs that have been started and have not ended."""
+    started = dg.RunsFilter(statuses=_UNFINISHED, tags={PARTITION_NAME_TAG: dataset})
+    return [run.run_id for run in instance.get_runs(filters=started)]
 
 
 def close_abandoned_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
@@ -85,8 +122,8 @@ def release(instance: dg.DagsterInstance, run_id: str, settings: Settings) -> No
         close_mlflow_runs(run, settings)
 
 
-def who_trains(instance: dg.DagsterInstance) -> list[str]:
-    """The ids of the runs that hold the training pool; another training waits until they are done."""
+def who_computes(instance: dg.DagsterInstance) -> list[str]:
+    """The ids of the runs that hold the pool of the GPU; the next step that needs it waits until they are done."""
     return sorted(instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids)
 
 

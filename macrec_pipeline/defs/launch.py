@@ -15,7 +15,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
-from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, release, sign_of_life, who_trains
+from macrec_pipeline.defs.abandoned_runs import release, sign_of_life, turn_of, who_computes
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
@@ -97,10 +97,13 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
     """
     settings = Settings(home=str(request.home), data=str(request.data), overrides=list(request.overrides))
     run_id = str(uuid.uuid4())
-    with open_instance(request.home) as instance, sign_of_life(request.home, run_id):
-        close_abandoned_runs(instance, request.home)
-        for other in who_trains(instance):
-            logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
+    with (
+        open_instance(request.home) as instance,
+        sign_of_life(request.home, run_id),
+        turn_of(instance, request.home, request.dataset),
+    ):
+        for other in who_computes(instance):
+            logger.info("The run %s computes on this machine. This one waits for it before it does so too.", other)
         try:
             defs.resolve_job_def(request.job).execute_in_process(
                 instance=instance,

@@ -79,7 +79,7 @@ def test_the_images_run_as_an_ordinary_user() -> None:
 
 @pytest.mark.parametrize("origin", ["dagster_home", "compose"])
 def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[str, Any], tmp_path: Path) -> None:
-    """Dagster's own schema accepts both instance files; they send nothing home, and limit the pool and the data set to one."""
+    """Dagster's own schema accepts both instance files; both are private, and limit pool and data set to one."""
     if origin == "compose":
         (tmp_path / "dagster.yaml").write_text(compose["configs"]["dagster-instance"]["content"], encoding="utf-8")
     else:

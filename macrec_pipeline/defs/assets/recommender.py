@@ -64,6 +64,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     group_name=GROUP,
     kinds={"torch", "parquet"},
     code_version="3",
+    pool=GPU_POOL,
     metadata=table_metadata("predictions"),
     description="The top items of every test user: routes fused, each alone, SASRec; seen items allowed and excluded.",
 )
