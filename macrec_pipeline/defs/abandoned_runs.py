@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from filelock import FileLock, Timeout
 
+from macrec_pipeline.defs.failures import tell_of_failure
 from macrec_pipeline.defs.resources import GPU_POOL, Settings
 from macrec_pipeline.defs.sensors import MLFLOW_STATUS, close_mlflow_runs, settings_of
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
@@ -100,7 +101,9 @@ def close_abandoned_runs(instance: dg.DagsterInstance, home: Path) -> list[str]:
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=_UNFINISHED)):
         lives = _is_alive(home, run.run_id) if run.tags.get(LAUNCHED_BY) == COMMAND_LINE else daemon_lives
         if not lives:
-            _cancel(instance, run, home, "The process ended without a word: it was killed, or the machine went down.")
+            why = "The process ended without a word: it was killed, or the machine went down."
+            _cancel(instance, run, home, why)
+            tell_of_failure(instance, run, why=why)
             closed.append(run.run_id)
     return closed
 
@@ -115,10 +118,12 @@ def close_runs_of_a_stopped_ui(instance: dg.DagsterInstance, home: Path, *, star
 
 
 def release(instance: dg.DagsterInstance, run_id: str, settings: Settings) -> None:
-    """Free the pool slots of a run that ended and close its MLflow runs, as the daemon does for runs of the UI."""
+    """Do what the daemon does for runs of the UI that ended: free pool slots, close MLflow runs, tell of a failure."""
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status in MLFLOW_STATUS:
+        if run.status == dg.DagsterRunStatus.FAILURE:
+            tell_of_failure(instance, run)
         close_mlflow_runs(run, settings)
 
 

@@ -16,6 +16,7 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
 from macrec_pipeline.defs.abandoned_runs import release, sign_of_life, turn_of, who_computes
+from macrec_pipeline.defs.failures import failed_checks
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
@@ -119,7 +120,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
             raise _plain_error(error, instance, run_id) from error
         finally:
             release(instance, run_id, settings)
-        for warning in _failed_checks(instance, run_id, blocking=False):
+        for warning in failed_checks(instance, run_id, blocking=False):
             logger.warning("Warning: %s", warning)
     return run_id
 
@@ -164,15 +165,5 @@ def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str
         if isinstance(cause, MacrecError):
             return cause
         cause = cause.__cause__
-    failed = _failed_checks(instance, run_id, blocking=True)
+    failed = failed_checks(instance, run_id, blocking=True)
     return DataError(f"Stopped by a check. {' '.join(failed)}") if failed else error
-
-
-def _failed_checks(instance: dg.DagsterInstance, run_id: str, *, blocking: bool) -> list[str]:
-    """A line for each check of a run that failed, with what it found."""
-    lines = []
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-        verdict = entry.get_dagster_event().asset_check_evaluation_data
-        if not verdict.passed and verdict.blocking == blocking:
-            lines.append(f"{verdict.asset_key.to_user_string()} ({verdict.check_name}): {verdict.description}")
-    return lines
