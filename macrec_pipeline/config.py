@@ -348,6 +348,20 @@ class PromotionConfig(Section):
     )
 
 
+class RecommendationsConfig(Section):
+    """Recommendations for every user of a data set, written in shards (`macrec recommend-all`)."""
+
+    model: str = Field(
+        "champion",
+        coerce_numbers_to_str=True,
+        pattern=r"^(models:/.+|[1-9][0-9]*|[a-z][\w-]*)$",
+        description="an alias or a version of macrec-<dataset>; or models:/NAME@ALIAS, models:/NAME/VERSION",
+    )
+    top_k: int = Field(20, ge=1, le=1000, description="items a user")
+    exclude_seen: bool = Field(False, description="leave out what is in the user's history")
+    users_per_shard: int = Field(10_000, ge=1, description="users a parquet file; a killed run goes on after the last")
+
+
 class PipelineConfig(Section):
     """Everything that a run of the pipeline may be told."""
 
@@ -365,6 +379,7 @@ class PipelineConfig(Section):
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    recommendations: RecommendationsConfig = RecommendationsConfig()
 
     @model_validator(mode="after")
     def _the_collaborative_signal_is_trained(self) -> "PipelineConfig":

@@ -4,8 +4,10 @@ Paths in a file are relative to the data folder (`MACREC_DATA`) and must stay in
 """
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
@@ -22,6 +24,28 @@ def _inside(path: str) -> str:
     return path
 
 
+def _cron(text: str) -> str:
+    fields = text.split()
+    if len(fields) != len(_CRON_RANGES):
+        raise ValueError("must have five fields, minute hour day month weekday, as in '0 3 * * 1' for Mondays at three")
+    for field, (low, high) in zip(fields, _CRON_RANGES, strict=True):
+        for part in field.split(","):
+            match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?", part)
+            ends = [int(number) for number in match.groups() if number] if match else [high + 1]
+            if not all(low <= end <= high for end in ends) or ends != sorted(ends):
+                raise ValueError(f"{part!r} is no *, number or range from {low} to {high} in {text!r}")
+    return " ".join(fields)
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, OSError, ValueError):
+        raise ValueError("is no time zone of the IANA list, as Europe/Berlin is") from None
+    return name
+
+
+_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 DataPath = Annotated[str, AfterValidator(_inside)]
 ColumnRef = Annotated[str | int, Field(description="a column's name, or its position from 0 in a file without header")]
 PictureTemplate = Annotated[DataPath, Field(description="where an item's picture is, as in posters/{item_id}.jpg")]
@@ -144,6 +168,14 @@ class EncoderNames(Section):
     image: str | None = None
 
 
+class Schedule(Section):
+    """When a job is launched for a data set by itself."""
+
+    cron: Annotated[str, AfterValidator(_cron)] = Field("0 3 * * 1", description="default: Mondays at three")
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    job: Literal["refresh", "full_pipeline", "batch_recommendations"] = "refresh"
+
+
 class DatasetSpec(Section):
     """One data set, as its YAML file says it."""
 
@@ -154,6 +186,10 @@ class DatasetSpec(Section):
     k_core: int | None = Field(None, ge=1, description="overrides cleaning.k_core")
     encoders: EncoderNames = EncoderNames()
     overrides: dict[str, Any] = Field(default_factory=dict, description="{section: {field: value}}")
+    schedule: Schedule | None = Field(None, description="None: only people launch something; {}: weekly refresh")
+    on_new_data: Literal["refresh", "full_pipeline"] | None = Field(
+        None, description="the job that starts when the files of interactions or items hold something new"
+    )
 
     def config(self, overrides: dict[str, Any] | None = None) -> PipelineConfig:
         """The resolved settings: preset, then this file, then `overrides`. Raises `ConfigError`."""

@@ -7,11 +7,13 @@ from macrec_pipeline.defs.assets import (
     embeddings,
     evaluation,
     interactions,
+    recommendations,
     recommender,
     registry,
     sasrec,
     semantic_ids,
 )
+from macrec_pipeline.defs.automation import CHANGE_SENSOR, NEW_DATA_SENSORS, ON_CHANGE, SCHEDULES
 from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.jobs import EXECUTOR, JOBS
 from macrec_pipeline.defs.resources import Settings
@@ -19,11 +21,13 @@ from macrec_pipeline.defs.sensors import SENSORS
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, champion, registry]
+        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, champion, registry, recommendations],
+        automation_condition=ON_CHANGE,
     ),
     asset_checks=CHECKS,
     jobs=JOBS,
-    sensors=SENSORS,
+    schedules=SCHEDULES,
+    sensors=[*SENSORS, *NEW_DATA_SENSORS, CHANGE_SENSOR],
     resources={"settings": Settings()},
     executor=EXECUTOR,
 )

@@ -225,6 +225,13 @@ PREDICTIONS = TableSchema(
     sorted_by=("system", "exclude_seen", "user_index"),
     description="The top items of the fused model and of each route for every test user, best first.",
 )
+RECOMMENDATIONS = TableSchema(
+    "recommendations",
+    {"user_id": _STRING, "item_ids": pl.List(_STRING), "scores": pl.List(_FLOAT), "fallback": _STRING},
+    unique=(("user_id",),),
+    description="A shard: the items for each user, best first; fallback is popularity where the model knows no item of "
+    "the history, else none.",
+)
 FETCH_FAILURES = TableSchema(
     "fetch_failures",
     {"item_id": _STRING, "image_url": _STRING, "reason": _STRING, "detail": _STRING, "attempts": _INT},

@@ -76,16 +76,24 @@ def read_amazon_items(source: AmazonSource, data_dir: Path) -> pl.DataFrame:
     return RAW_ITEMS.check(pl.concat([RAW_ITEMS.empty(), *tables]), file)
 
 
+def amazon_files(source: AmazonSource, data_dir: Path) -> list[Path]:
+    """The files of interactions and items. Raises `MissingFileError`."""
+    return [_find(source, name, data_dir)[0] for name in (_reviews_file(source), _metadata_file(source))]
+
+
 def amazon_problems(source: AmazonSource, data_dir: Path) -> list[str]:
     """What keeps these files from being read: those that are not there. Pictures may be missing: they are fetched."""
     problems = []
-    interactions = f"{source.prefix}.{'csv' if isinstance(source, Amazon2018Source) else 'jsonl'}"
-    for name in (interactions, _metadata_file(source)):
+    for name in (_reviews_file(source), _metadata_file(source)):
         try:
             _find(source, name, data_dir)
         except MissingFileError as error:
             problems.append(str(error))
     return problems
+
+
+def _reviews_file(source: AmazonSource) -> str:
+    return f"{source.prefix}.{'csv' if isinstance(source, Amazon2018Source) else 'jsonl'}"
 
 
 def _metadata_file(source: AmazonSource) -> str:

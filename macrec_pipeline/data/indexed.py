@@ -137,6 +137,11 @@ def read_indexed_items(source: IndexedSource, data_dir: Path) -> pl.DataFrame:
     return RAW_ITEMS.check(frame, file)
 
 
+def indexed_files(source: IndexedSource, data_dir: Path) -> list[Path]:
+    """The files of interactions and of both lists of ids. Raises `MissingFileError`."""
+    return [find_indexed_file(source, suffix, data_dir)[0] for suffix in ("inter.json", "item2id", "user2id")]
+
+
 def indexed_problems(source: IndexedSource, data_dir: Path) -> list[str]:
     """What keeps these files from being read: those that are not there, and half a pair of index files."""
     optional = (source.text_index, source.image_index, source.text_embeddings, source.image_embeddings)

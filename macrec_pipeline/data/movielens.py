@@ -85,6 +85,12 @@ def read_movielens_items(source: MovielensSource, data_dir: Path) -> pl.DataFram
     return RAW_ITEMS.check(frame.select(*RAW_ITEMS.columns), file)
 
 
+def movielens_files(source: MovielensSource, data_dir: Path) -> list[Path]:
+    """The files of ratings and movies. Raises `MissingFileError`."""
+    layout = _LAYOUTS[source.layout]
+    return [_find(source, name, data_dir)[0] for name in (layout.ratings, layout.movies)]
+
+
 def movielens_problems(source: MovielensSource, data_dir: Path) -> list[str]:
     """What keeps these files from being read: those that are not there, and other headers."""
     layout = _LAYOUTS[source.layout]

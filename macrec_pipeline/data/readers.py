@@ -4,11 +4,16 @@ from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.amazon import amazon_problems, read_amazon_interactions, read_amazon_items
+from macrec_pipeline.data.amazon import amazon_files, amazon_problems, read_amazon_interactions, read_amazon_items
 from macrec_pipeline.data.demo import demo_tables, ensure_demo
-from macrec_pipeline.data.indexed import indexed_problems, read_indexed_interactions, read_indexed_items
-from macrec_pipeline.data.movielens import movielens_problems, read_movielens_interactions, read_movielens_items
-from macrec_pipeline.data.tables import read_interactions_table, read_items_table, tables_problems
+from macrec_pipeline.data.indexed import indexed_files, indexed_problems, read_indexed_interactions, read_indexed_items
+from macrec_pipeline.data.movielens import (
+    movielens_files,
+    movielens_problems,
+    read_movielens_interactions,
+    read_movielens_items,
+)
+from macrec_pipeline.data.tables import read_interactions_table, read_items_table, tables_files, tables_problems
 from macrec_pipeline.datasets import (
     Amazon2018Source,
     Amazon2023Source,
@@ -76,3 +81,22 @@ def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
             return amazon_problems(source, data_dir)
         case MovielensSource() as source:
             return movielens_problems(source, data_dir)
+
+
+def source_files(spec: DatasetSpec, data_dir: Path) -> list[Path]:
+    """The files that hold a data set's interactions and items; pictures are not among them.
+
+    Raises:
+        MissingFileError: one is not there.
+    """
+    match spec.source:
+        case TablesSource() as source:
+            return tables_files(source, data_dir)
+        case DemoSource() as source:
+            return tables_files(demo_tables(source), data_dir)
+        case IndexedSource() as source:
+            return indexed_files(source, data_dir)
+        case Amazon2018Source() | Amazon2023Source() as source:
+            return amazon_files(source, data_dir)
+        case MovielensSource() as source:
+            return movielens_files(source, data_dir)

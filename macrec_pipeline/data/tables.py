@@ -78,6 +78,12 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFra
     )
 
 
+def tables_files(source: TablesSource, data_dir: Path) -> list[Path]:
+    """The files of interactions and items. Raises `MissingFileError`."""
+    named = {"source.interactions.file": source.interactions.file, "source.items.file": source.items.file}
+    return [require_file(data_dir, file, what=what) for what, file in named.items()]
+
+
 def tables_problems(source: TablesSource, data_dir: Path) -> list[str]:
     """What keeps these tables from being read, each in a line; reads no more than the files' headers."""
     problems = []

@@ -16,7 +16,8 @@ import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 from sqlalchemy.exc import DBAPIError
 
-from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, release, sign_of_life, who_trains
+from macrec_pipeline.defs.abandoned_runs import release, sign_of_life, turn_of, who_computes
+from macrec_pipeline.defs.failures import failed_checks
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.resuming import CONFIG_DIGEST, unfinished_run
@@ -38,20 +39,20 @@ class LaunchRequest:
     Attributes:
         home, data: absolute folders of the state and of the data set's files.
         overrides: `section.field=value`, already known to be valid.
-        until: run this asset and all that it needs; None: every asset.
+        job: the job that the run is filed under, and whose assets it makes.
+        until: run this asset and all that it needs; None: every asset of the job.
         only: run this asset alone on what is there; None: see `until`.
-        job: the job that it is a run of.
         resume: go on from the data set's last run, which failed or was killed, with its settings and its assets;
-            overrides, until and only are then empty.
+            the fields between are then left at their defaults.
     """
 
     dataset: str
     home: Path
     data: Path
     overrides: tuple[str, ...] = ()
+    job: str = FULL_PIPELINE
     until: str | None = None
     only: str | None = None
-    job: str = FULL_PIPELINE
     resume: bool = False
 
 
@@ -80,10 +81,11 @@ def dagster_folder(home: Path) -> Path:
     return folder
 
 
-def asset_names(defs: dg.Definitions) -> list[str]:
-    """The names of all assets, upstream before downstream."""
-    graph = defs.resolve_asset_graph()
-    return [key.to_user_string() for level in graph.toposorted_asset_keys_by_level for key in sorted(level)]
+def asset_names(defs: dg.Definitions, job: str = FULL_PIPELINE) -> list[str]:
+    """The names of a job's assets, upstream before downstream."""
+    made = defs.resolve_job_def(job).asset_layer.executable_asset_keys
+    levels = defs.resolve_asset_graph().toposorted_asset_keys_by_level
+    return [key.to_user_string() for level in levels for key in sorted(level) if key in made]
 
 
 def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
@@ -91,7 +93,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
     Args:
         request: what to run.
-        defs: the definitions, with the job.
+        defs: the definitions, with the job asked for.
 
     Raises:
         ConfigError: no such asset, no run to go on from, or a folder that cannot be written.
@@ -100,15 +102,18 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         MacrecError: whatever a stage raised on purpose.
         KeyboardInterrupt: the run was interrupted; it is closed as canceled.
     """
-    with _database_errors_are_told(request), open_instance(request.home) as instance:
-        close_abandoned_runs(instance, request.home)
+    with (
+        _database_errors_are_told(request),
+        open_instance(request.home) as instance,
+        turn_of(instance, request.home, request.dataset),
+    ):
         if not request.resume:
             return _execute(request, instance, defs, selection=_selection(defs, request), tags={})
         before = unfinished_run(instance, request.dataset, settings=_settings(request), defs=defs)
         logger.info("Going on from the run %s. Assets left to make: %d.", before.run_id, len(before.left))
         if not before.left:
             return before.run_id
-        request = replace(request, overrides=before.overrides)
+        request = replace(request, overrides=before.overrides, job=before.job)
         with _tracking_errors_are_told():  # the MLflow store may have been away when that run ended
             release(instance, before.run_id, _settings(request))
         return _execute(request, instance, defs, selection=before.left, tags=before.tags)
@@ -126,8 +131,8 @@ def _execute(
     digest = settings.config(request.dataset).digest()
     run_id = str(uuid.uuid4())
     with sign_of_life(request.home, run_id):
-        for other in who_trains(instance):
-            logger.info("The run %s is training on this machine. This one waits for it before it trains.", other)
+        for other in who_computes(instance):
+            logger.info("The run %s computes on this machine. This one waits for it before it does so too.", other)
         try:
             defs.resolve_job_def(request.job).execute_in_process(
                 instance=instance,
@@ -144,7 +149,7 @@ def _execute(
         finally:
             with _tracking_errors_are_told():
                 release(instance, run_id, settings)
-        for warning in _failed_checks(instance, run_id, blocking=False):
+        for warning in failed_checks(instance, run_id, blocking=False):
             logger.warning("Warning: %s", warning)
     return run_id
 
@@ -164,8 +169,7 @@ def _selection(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.Asse
     name = request.only or request.until
     if name is None:
         return None
-    in_job = defs.resolve_job_def(request.job).asset_layer.executable_asset_keys
-    names = [found for found in asset_names(defs) if dg.AssetKey(found) in in_job]
+    names = asset_names(defs, request.job)
     if name not in names:
         raise ConfigError(f"There is no asset {name!r}. Use one of: {', '.join(names)}.")
     chosen: dg.AssetSelection = dg.AssetSelection.assets(name)
@@ -214,15 +218,5 @@ def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str
         if isinstance(cause, MacrecError):
             return cause
         cause = cause.__cause__
-    failed = _failed_checks(instance, run_id, blocking=True)
+    failed = failed_checks(instance, run_id, blocking=True)
     return DataError(f"Stopped by a check. {' '.join(failed)}") if failed else error
-
-
-def _failed_checks(instance: dg.DagsterInstance, run_id: str, *, blocking: bool) -> list[str]:
-    """A line for each check of a run that failed, with what it found."""
-    lines = []
-    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-        verdict = entry.get_dagster_event().asset_check_evaluation_data
-        if not verdict.passed and verdict.blocking == blocking:
-            lines.append(f"{verdict.asset_key.to_user_string()} ({verdict.check_name}): {verdict.description}")
-    return lines

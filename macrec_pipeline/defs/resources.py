@@ -4,6 +4,7 @@ In: the environment at run time, and what the launchpad or the command line says
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -18,8 +19,8 @@ from macrec_pipeline.tracking import Tracker, open_tracking
 # Every YAML file in `datasets/` is a partition of every asset; a new file shows up when the code location is reloaded.
 DATASETS = dg.StaticPartitionsDefinition(dataset_names())
 
-# Quantizer and recommender training share it: the instance lets one of them run at a time.
-TRAINING_POOL = "training"
+# All that fills the GPU, or the cores where there is none, shares it: the instance lets one of them run at a time.
+GPU_POOL = "gpu"
 
 
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields itself, as every plain resource does
@@ -32,6 +33,10 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
     overrides: list[str] = Field(
         default_factory=list, description="settings laid over the data set's own, each section.field=value"
     )
+
+    def over(self, overrides: Sequence[str]) -> "Settings":
+        """The same, with its own overrides laid over these."""
+        return Settings(home=self.home, data=self.data, overrides=[*overrides, *self.overrides])
 
     def home_folder(self) -> Path:
         """The absolute folder of the state."""

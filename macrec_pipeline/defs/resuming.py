@@ -8,6 +8,7 @@ follows an asset had begun before its checks had passed, so to make that asset a
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -32,12 +33,14 @@ class Unfinished:
 
     Attributes:
         run_id: the run's.
+        job: whose run it was.
         overrides: the settings that it was launched with, each `section.field=value`.
         left: what is still to be made, sorted; nothing if the run died after its last asset.
         tags: say to Dagster which run the next one goes on from.
     """
 
     run_id: str
+    job: str
     overrides: tuple[str, ...]
     left: tuple[dg.AssetKey, ...]
     tags: dict[str, str]
@@ -79,13 +82,17 @@ def unfinished_run(
     if config.digest() != run.tags.get(CONFIG_DIGEST):
         raise ConfigError(f"The settings of {dataset} are no longer those of its run {run.run_id}. Start anew: {anew}.")
     chain, graph = _with_those_before(instance, run), defs.resolve_asset_graph()
-    made, selection = _made(instance, chain), chain[0].asset_selection or graph.get_all_asset_keys()
+    made, selection = _made(instance, chain), chain[0].asset_selection or _assets_of(run, defs)
     broken = [key for key in selection if not _is_finished(key, made, graph, settings.store(dataset))]
     # Assets that one function makes together can only be made together, and what follows them follows.
     again = dg.AssetSelection.assets(*broken).required_multi_asset_neighbors().downstream()
     left = (again & dg.AssetSelection.assets(*selection)).resolve(graph) if broken else ()
     lineage = {PARENT_RUN_ID_TAG: run.run_id, ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG, run.run_id)}
-    return Unfinished(run.run_id, overrides, tuple(sorted(left)), lineage)
+    return Unfinished(run.run_id, run.job_name, overrides, tuple(sorted(left)), lineage)
+
+
+def _assets_of(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.AssetKey]:
+    return defs.resolve_job_def(run.job_name).asset_layer.executable_asset_keys
 
 
 def _made(instance: dg.DagsterInstance, chain: Sequence[dg.DagsterRun]) -> _Made:

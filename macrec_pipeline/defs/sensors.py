@@ -1,6 +1,7 @@
 """Closing the MLflow runs of a Dagster run that ended: its parent always, and the children that died with a process.
 
-In: Dagster's news that a run succeeded, failed or was canceled. Out: MLflow runs with the same end.
+In: Dagster's news that a run succeeded, failed or was canceled. Out: MLflow runs with the same end, and the owner told
+of a failure.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import Any, Literal
 import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from macrec_pipeline.defs.failures import tell_of_failure
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 
 # How Dagster's ends are called in MLflow.
 MLFLOW_STATUS: dict[dg.DagsterRunStatus, Literal["FINISHED", "FAILED", "KILLED"]] = {
@@ -59,7 +62,22 @@ def _sensor(status: dg.DagsterRunStatus, name: str) -> dg.SensorDefinition:
     return sensor
 
 
+@dg.run_failure_sensor(
+    name="tell_of_failures",
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=30,
+    description="Writes on a failed run's page why it failed and how to go on, and calls the owner's hooks.",
+)
+def tell_of_failures(context: dg.RunFailureSensorContext) -> dg.SkipReason:
+    """A failed run -> its tags, and the owner's hooks; a run of the command line has told of itself."""
+    run = context.dagster_run
+    if run.tags.get(LAUNCHED_BY) == COMMAND_LINE:
+        return dg.SkipReason(f"{run.run_id} was launched on the command line, which tells of it.")
+    return dg.SkipReason(tell_of_failure(context.instance, run)["text"])
+
+
 SENSORS = [
+    tell_of_failures,
     _sensor(dg.DagsterRunStatus.SUCCESS, "finish_mlflow_runs"),
     _sensor(dg.DagsterRunStatus.FAILURE, "fail_mlflow_runs"),
     _sensor(dg.DagsterRunStatus.CANCELED, "kill_mlflow_runs"),

@@ -22,6 +22,7 @@ from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.data.markup import as_markdown
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.retries import tried_again
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.runtime.progress import Progress, TerminalProgress
 from macrec_pipeline.schemas import TABLES
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 LAUNCHED_BY = "macrec/launched_by"
 COMMAND_LINE = "command line"
+SETTINGS_TAG = "macrec/settings"
+"""On a run: what its job lays over the data set's settings, as section.field=value with spaces between. A tag of the
+job reaches its runs from everywhere, also where a person has replaced the run's config; that config comes after it."""
 GIVEN = "semantic IDs are given"
 CATALOGUE = "catalogue"
 """In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
@@ -137,7 +141,7 @@ class Stage:
 
     @contextmanager
     def new_folder(self, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """A folder to be filled; it becomes this asset when the block ends without an error."""
+        """A folder to be filled; it becomes this asset, with `details`, when the block ends without an error."""
         with self.store.new_folder(self.asset, details=self._details(details)) as folder:
             yield folder
 
@@ -183,15 +187,19 @@ def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> 
             catalogues.
     """
     dataset = context.partition_key
+    settings = settings.over(context.run.tags.get(SETTINGS_TAG, "").split())
     upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
     store = settings.store(dataset)
     manifests = {name: store.manifest(name) for name in upstream}
     digests = {name: manifest.digest for name, manifest in manifests.items()}
     catalogue = _catalogue(asset, dataset, manifests)
     config = settings.config(dataset)
-    with settings.tracker().asset_run(
-        dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
-    ) as run:
+    with (
+        tried_again(context, asset),
+        settings.tracker().asset_run(
+            dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
+        ) as run,
+    ):
         visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
         progress = metric_progress(run, visible)
         try:

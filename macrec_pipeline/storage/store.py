@@ -34,6 +34,7 @@ FOLDER_ASSETS = (
     "champion_comparison",
     "champion_evaluation",
     "registered_model",
+    "recommendations",
 )
 """The assets that are folders; those of `schemas.TABLES` are tables."""
 

@@ -1,7 +1,7 @@
 """Runs and registered models in MLflow. The only folder that imports mlflow, and only when something is tracked."""
 
 from macrec_pipeline.tracking.asset_run import AssetRun, metric_progress
-from macrec_pipeline.tracking.loading import load_model
+from macrec_pipeline.tracking.loading import RegisteredBundle, load_model, model_uri, registered_bundle
 from macrec_pipeline.tracking.promotion import Contender, Decision
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.server import server_command
@@ -16,10 +16,13 @@ __all__ = [
     "Decision",
     "Outcome",
     "Proposal",
+    "RegisteredBundle",
     "RegisteredVersion",
     "Tracker",
     "load_model",
     "metric_progress",
+    "model_uri",
     "open_tracking",
+    "registered_bundle",
     "server_command",
 ]

@@ -1,9 +1,8 @@
 """Loading a registered model.
 
-In: a model's URI and a home. Out: MLflow's pyfunc model, or a `TrackingError` in one line that lists what there is.
+In: a model's URI and a home, or a data set and a version. Out: MLflow's pyfunc model, or the bundle in it as a folder,
+checked; or a `TrackingError` in one line that lists what there is.
 A service that has never heard of this package does the same with `mlflow.pyfunc.load_model` alone.
-
-In: a data set and a version. Out: the folder of the bundle that was registered, checked, for those who measure it.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,13 +40,7 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
     Raises:
         TrackingError: the URI is not one, there is no such model, version or alias, or its files are gone.
     """
-    match = _MODEL_URI.fullmatch(uri)
-    if match is None:
-        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
-    store = connect(home, create=False)
-    found = _find(store, match["name"], alias=match["alias"], version=match["version"])
-    if found is None:
-        raise TrackingError(f"There is no {uri} in {store.shown_uri}. Registered: {_registered(store)}.")
+    store, found = _require(uri, home)
     with own_warnings_ignored():
         import mlflow.artifacts
         import mlflow.pyfunc
@@ -71,30 +65,83 @@ def champion_version(store: TrackingStore, dataset: str) -> int | None:
     return None if found is None else int(found.version)
 
 
+@dataclass(frozen=True)
+class RegisteredBundle:
+    """The bundle of a registered version.
+
+    Attributes:
+        uri: `models:/NAME/VERSION`, whichever way it was asked for.
+        folder: a copy of the bundle, for `RecommenderBundle.load`.
+        digest: SHA-256 of its files, in hexadecimal.
+    """
+
+    uri: str
+    folder: Path
+    digest: str
+
+
+def model_uri(dataset: str, model: str) -> str:
+    """The URI of a data set's registered model by an alias or a version number; a whole URI stays as it is."""
+    if model.startswith("models:/"):
+        return model
+    return f"models:/{model_name(dataset)}{'/' if model.isdigit() else '@'}{model}"
+
+
+@contextmanager
+def registered_bundle(uri: str, home: Path) -> Iterator[RegisteredBundle]:
+    """The bundle of a registered version, for as long as the block lasts; arguments and errors as in `load_model`.
+
+    Raises:
+        TrackingError: also if the bundle is not the one that was registered.
+    """
+    store, found = _require(uri, home)
+    with _fetched(store, found) as bundle:
+        yield bundle
+
+
 @contextmanager
 def version_bundle(store: TrackingStore, dataset: str, version: int) -> Iterator[Path]:
     """A copy of the bundle of a version; see `Tracker.bundle`."""
     name = model_name(dataset)
     found = _find(store, name, alias=None, version=str(version))
     if found is None:
-        raise TrackingError(f"{name} has no version {version} in {store.uri}.")
+        raise TrackingError(f"{name} has no version {version} in {store.shown_uri}.")
+    with _fetched(store, found) as bundle:
+        yield bundle.folder
+
+
+@contextmanager
+def _fetched(store: TrackingStore, found: ModelVersion) -> Iterator[RegisteredBundle]:
     with own_warnings_ignored():
         import mlflow.artifacts
+    what = f"bundle of {found.name} version {found.version}"
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with one_line_errors(f"bundle of {name} version {version}"):
-                source = store.client.get_model_version_download_uri(name, found.version)
+            with one_line_errors(what):
+                source = store.client.get_model_version_download_uri(found.name, found.version)
                 copy = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source}/artifacts/bundle", dst_path=scratch, tracking_uri=store.uri
+                    artifact_uri=f"{source.rstrip('/')}/artifacts/bundle", dst_path=scratch, tracking_uri=store.uri
                 )
         except OSError as error:
-            raise TrackingError(f"The bundle of {name} version {version} cannot be read: {error}.") from error
-        if bundle_digest(Path(copy)) != found.tags.get(DIGEST_TAG):
+            raise TrackingError(f"The {what} cannot be read: {error}.") from error
+        digest = bundle_digest(Path(copy))
+        if digest != found.tags.get(DIGEST_TAG):
             raise TrackingError(
-                f"The bundle of {name} version {version} in {source} is not the one that was registered: its digest is "
-                f"not that of the tag {DIGEST_TAG}. Go back to another: `macrec rollback {dataset}`."
+                f"The {what} in {source} is not the one that was registered: its digest is not that of the tag "
+                f"{DIGEST_TAG}. Go back to another: `macrec rollback {found.name.removeprefix('macrec-')}`."
             )
-        yield Path(copy)
+        yield RegisteredBundle(f"models:/{found.name}/{found.version}", Path(copy), digest)
+
+
+def _require(uri: str, home: Path) -> tuple[TrackingStore, ModelVersion]:
+    match = _MODEL_URI.fullmatch(uri)
+    if match is None:
+        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
+    store = connect(home, create=False)
+    found = _find(store, match["name"], alias=match["alias"], version=match["version"])
+    if found is None:
+        raise TrackingError(f"There is no {uri} in {store.shown_uri}. Registered: {_registered(store)}.")
+    return store, found
 
 
 def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | None) -> ModelVersion | None:

@@ -9,14 +9,17 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
+from filelock import FileLock
 
 from macrec_pipeline.defs.abandoned_runs import (
     close_abandoned_runs,
     close_runs_of_a_stopped_ui,
+    runs_at_work,
     sign_of_life,
-    who_trains,
+    turn_of,
+    who_computes,
 )
-from macrec_pipeline.defs.resources import TRAINING_POOL
+from macrec_pipeline.defs.resources import GPU_POOL
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import ConfigError
 
@@ -80,11 +83,11 @@ def test_a_stopped_ui_takes_only_its_own_runs_along(instance: dg.DagsterInstance
 def test_the_training_slot_of_a_killed_run_is_freed(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     """A slot that a dead run keeps would make every later training wait for ever."""
     _start(instance, THIRD, by_command_line=True)
-    instance.event_log_storage.set_concurrency_slots(TRAINING_POOL, 1)
-    instance.event_log_storage.claim_concurrency_slot(TRAINING_POOL, THIRD, "recommender")
-    assert who_trains(instance) == [THIRD]
+    instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
+    instance.event_log_storage.claim_concurrency_slot(GPU_POOL, THIRD, "recommender")
+    assert who_computes(instance) == [THIRD]
     close_abandoned_runs(instance, tmp_path)
-    assert who_trains(instance) == []
+    assert who_computes(instance) == []
 
 
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -92,3 +95,40 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file", encoding="utf-8")
     with pytest.raises(ConfigError, match="home cannot be written"), sign_of_life(tmp_path / "home", "run"):
         pass
+
+
+def test_runs_of_one_data_set_take_turns(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A command waits for the run of a UI and for another command, of the same data set and of no other."""
+    _beat(instance, seconds_ago=1)
+    of_demo = {"dagster/partition": "demo"}
+    create_run_for_test(instance, job_name="full_pipeline", run_id=FIRST, status=STARTED, tags=of_demo)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            assert runs_at_work(instance, "demo") == [FIRST]
+            instance.report_run_canceled(instance.get_run_by_id(FIRST), "done")  # type: ignore[arg-type]
+        if len(waits) == 5:
+            another_command.release()
+
+    another_command = FileLock(tmp_path / ".turns" / "demo.lock")
+    Path(another_command.lock_file).parent.mkdir()
+    another_command.acquire()
+    monkeypatch.setattr("macrec_pipeline.defs.abandoned_runs.time.sleep", wait)
+    with caplog.at_level("INFO", logger="macrec_pipeline"):
+        with turn_of(instance, tmp_path, "other"):
+            assert waits == []
+        with turn_of(instance, tmp_path, "demo"):
+            assert len(waits) == 5
+    assert caplog.messages == [f"The run {FIRST} is at work on demo. This one waits until it is done."]
+
+
+def test_a_command_that_died_keeps_nobody_waiting(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+    """The kernel frees its lock, and its run is closed before it is waited for."""
+    tags = {LAUNCHED_BY: COMMAND_LINE, "dagster/partition": "demo"}
+    create_run_for_test(instance, job_name="full_pipeline", run_id=FIRST, status=STARTED, tags=tags)
+    with turn_of(instance, tmp_path, "demo"):
+        assert _status(instance, FIRST) == dg.DagsterRunStatus.CANCELED

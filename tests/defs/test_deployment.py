@@ -22,7 +22,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.mark.parametrize("origin", ["dagster_home", "compose"])
 def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[str, Any], tmp_path: Path) -> None:
-    """Dagster's own schema accepts both instance files; they send nothing home and limit the training pool to one."""
+    """Dagster's own schema accepts both instance files; both are private, and limit pool and data set to one."""
     if origin == "compose":
         (tmp_path / "dagster.yaml").write_text(compose["configs"]["dagster-instance"]["content"], encoding="utf-8")
     else:
@@ -31,6 +31,9 @@ def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[st
     assert config["telemetry"]["enabled"] is False
     assert config["nux"]["enabled"] is False
     assert config["concurrency"]["pools"]["default_limit"] == 1
+    (one_a_data_set,) = config["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert (one_a_data_set["key"], one_a_data_set["limit"]) == ("dagster/partition", 1)
+    assert one_a_data_set["value"] == {"applyLimitPerUniqueValue": True}
     assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
 
 

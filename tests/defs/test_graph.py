@@ -46,6 +46,7 @@ GRAPH = {
     "champion_comparison": ("evaluation", {"histories", "items", "recommender"}),
     "champion_evaluation": ("monitoring", {"histories", "items"}),
     "registered_model": ("registry", {"recommender", "evaluation_report", "champion_comparison"}),
+    "recommendations": ("recommendations", {"histories", "items", "registered_model"}),
 }
 BLOCKING_CHECKS = {
     ("interactions", "interactions_are_sound"),
@@ -104,10 +105,13 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
     }
 
 
-def test_one_training_at_a_time() -> None:
-    """All trainings fill the machine, so they share a pool that the instance limits to one."""
+def test_one_at_a_time_computes() -> None:
+    """Each of these fills the GPU or all cores, so they share a pool that the instance limits to one."""
     pools = {asset.op.name: asset.op.pool for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
-    assert {name for name, pool in pools.items() if pool == "training"} == {"sasrec", "quantizer", "recommender"}
+    trained = {"sasrec", "quantizer", "recommender"}
+    decoded = {"text_embeddings", "image_embeddings", "predictions", "recommendations"}
+    decoded |= {"champion_comparison", "champion_evaluation"}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == trained | decoded
 
 
 def test_jobs_and_sensors_are_there() -> None:
@@ -116,14 +120,14 @@ def test_jobs_and_sensors_are_there() -> None:
     def assets(job: str) -> set[str]:
         return {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
 
-    assert assets("full_pipeline") == set(GRAPH) - {"champion_evaluation"}
+    assert assets("full_pipeline") == set(GRAPH) - {"champion_evaluation", "recommendations"}
     ingestion = {name for name, (group, _) in GRAPH.items() if group == "ingestion"}
     assert assets("evaluate_champion") == ingestion | {"champion_evaluation"}
-    sensors = list(defs.sensors or [])
-    assert len(sensors) == 3
-    for sensor in sensors:
-        assert isinstance(sensor, dg.SensorDefinition)
-        assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+    status = {sensor.name: sensor.default_status for sensor in defs.sensors or []}
+    closing = ("finish_mlflow_runs", "fail_mlflow_runs", "kill_mlflow_runs")
+    assert {name: status.pop(name) for name in closing} == dict.fromkeys(closing, dg.DefaultSensorStatus.RUNNING)
+    assert status.pop("tell_of_failures") == dg.DefaultSensorStatus.RUNNING
+    assert status == {"make_again_what_changed": dg.DefaultSensorStatus.STOPPED}
 
 
 def test_dagster_is_imported_in_defs_only() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, markdown, stage
 from macrec_pipeline.errors import StorageError, TrackingError
 
@@ -27,6 +27,7 @@ COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
     group_name="evaluation",
     kinds={"torch", "json"},
     code_version="1",
+    pool=GPU_POOL,
     description="The new bundle and the champion asked for the same test users now, and whether it may replace it.",
 )
 def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
@@ -55,6 +56,7 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
     group_name="monitoring",
     kinds={"torch", "json"},
     code_version="1",
+    pool=GPU_POOL,
     description="What @champion is worth on the newest histories, beside the most popular items; trains nothing.",
 )
 def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

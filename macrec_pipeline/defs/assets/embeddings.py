@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import Route
-from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage, table_metadata
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
@@ -30,6 +30,7 @@ KINDS = {"torch", "parquet"}
     group_name=GROUP,
     kinds=KINDS,
     code_version="3",
+    pool=GPU_POOL,
     metadata=table_metadata("text_embeddings"),
     description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
 )
@@ -45,6 +46,7 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     group_name=GROUP,
     kinds=KINDS,
     code_version="3",
+    pool=GPU_POOL,
     metadata=table_metadata("image_embeddings"),
     description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
 )

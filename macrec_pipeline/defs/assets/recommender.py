@@ -7,7 +7,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, sequences_of, stage, table_metadata
 from macrec_pipeline.schemas import PREDICTIONS
 
@@ -32,7 +32,7 @@ CODES_OF = "codes_of"
     group_name=GROUP,
     kinds={"torch", "safetensors"},
     code_version="3",
-    pool=TRAINING_POOL,
+    pool=GPU_POOL,
     description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
 )
 def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
@@ -71,6 +71,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     group_name=GROUP,
     kinds={"torch", "parquet"},
     code_version="3",
+    pool=GPU_POOL,
     metadata=table_metadata("predictions"),
     description="The top items of every test user: routes fused, each alone, SASRec; seen items allowed and excluded.",
 )

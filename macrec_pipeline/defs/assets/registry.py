@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from macrec_pipeline.defs.assets.champion import COMPARISON
+from macrec_pipeline.defs.automation import FRESHNESS
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.tracked import Stage, markdown, stage
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     group_name="registry",
     kinds={"mlflow"},
     code_version="2",
+    freshness_policy=FRESHNESS,
     description="The bundle as a version of macrec-<dataset> in MLflow: @challenger, and @champion if there is none or "
     "the comparison allows it and promotion.automatic is on.",
 )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, in_words, sequences_of, stage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ DISABLED = "sasrec.enabled is false"
     group_name="collaborative",
     kinds={"torch", "safetensors"},
     code_version="1",
-    pool=TRAINING_POOL,
+    pool=GPU_POOL,
     description="SASRec, trained on the histories alone: weights with one embedding an item, settings and log.",
 )
 def sasrec(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

@@ -18,7 +18,7 @@ from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.id_quality import quality, quality_facts
 from macrec_pipeline.defs.id_tables import anchors, retired_table
 from macrec_pipeline.defs.identity import Choice
-from macrec_pipeline.defs.resources import DATASETS, TRAINING_POOL, Settings
+from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
 from macrec_pipeline.schemas import PSEUDO_LABELS
 from macrec_pipeline.storage import vectors_of
@@ -66,7 +66,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     group_name=GROUP,
     kinds={"torch", "safetensors"},
     code_version="4",
-    pool=TRAINING_POOL,
+    pool=GPU_POOL,
     description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
 )
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:

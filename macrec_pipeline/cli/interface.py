@@ -1,0 +1,53 @@
+"""The command that opens the UIs: `macrec ui`."""
+
+import signal
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
+from macrec_pipeline.terminal import console, quieten_libraries
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def ui(
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option("--mlflow-port", min=1, max=65535, help="Of the MLflow UI.")] = 5000,
+) -> None:
+    """Open the Dagster UI and the MLflow UI on this machine, until Ctrl-C."""
+    quieten_libraries()
+    from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, close_runs_of_a_stopped_ui
+    from macrec_pipeline.defs.launch import open_instance
+    from macrec_pipeline.defs.local_servers import local_plans, serving, wait_for_the_end
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = datetime.now(UTC)
+    out = console()
+    out.print("Starting; this takes some ten seconds.")
+    plans = local_plans(home.resolve(), data.resolve(), port=port, mlflow_port=mlflow_port)
+    with open_instance(home.resolve()) as instance:
+        close_abandoned_runs(instance, home.resolve())
+    with serving(plans, logs=home.resolve() / "logs") as servers, suppress(KeyboardInterrupt):
+        for server in servers:
+            out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
+        out.print('MLflow opens in its GenAI view: choose "Model training" at the top left to see the runs.')
+        out.print("Ctrl-C ends both.")
+        try:
+            wait_for_the_end(servers)
+        finally:  # a second signal must not cut the ending short and leave servers or runs behind
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+    with open_instance(home.resolve()) as instance:
+        for run_id in close_runs_of_a_stopped_ui(instance, home.resolve(), started=started):
+            out.print(f"The run {run_id} was still at work and is canceled.", highlight=False)
+
+
+def _interrupt(_signal: int, _frame: "FrameType | None") -> NoReturn:
+    raise KeyboardInterrupt

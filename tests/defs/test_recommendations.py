@@ -1,0 +1,157 @@
+"""The job that recommends to everybody: by the model asked for, in shards, going on after a kill."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from macrec_pipeline.config import DecodingConfig, PipelineConfig, RecommenderConfig
+from macrec_pipeline.definitions import defs
+from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS
+from macrec_pipeline.defs.launch import LaunchRequest, launch
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.presets import parse_overrides
+from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
+from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.tracking import model_uri, open_tracking
+from tests.defs.conftest import NUM_ITEMS, NUM_USERS
+from tests.recommender.cycle import CPU, SMALL
+
+# The second call for answers kills the process, as the kernel does when memory is short.
+DYING = """
+import os, signal, sys
+from macrec_pipeline.presets import parse_overrides
+from macrec_pipeline.recommender import RecommenderBundle
+answer, calls = RecommenderBundle.recommend_ids, []
+def dying(*words, **named):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer(*words, **named)
+RecommenderBundle.recommend_ids = dying
+from macrec_pipeline.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    """A bundle of this data set's items, hardly trained, and of one item fewer than the catalogue has now."""
+    for name in ("weights", "bundle"):
+        (tmp_path / name).mkdir()
+    every = np.stack(np.unravel_index(np.arange(NUM_ITEMS), (4, 4)), axis=1).astype(np.int64)[: NUM_ITEMS - 1]
+    histories = [(user + 2 * np.arange(6)) % (NUM_ITEMS - 1) for user in range(NUM_USERS)]
+    small = RecommenderConfig.model_validate(SMALL)
+    fitted = fit_recommender(histories, every, every, codebook_size=4, config=small, seed=5, device=CPU)
+    fitted.save(tmp_path / "weights")
+    RecommenderBundle.write(
+        tmp_path / "bundle",
+        recommender_folder=tmp_path / "weights",
+        item_ids=[f"i{item:02d}" for item in range(NUM_ITEMS - 1)],
+        popularity=np.arange(NUM_ITEMS - 1),
+        text_codes=every,
+        image_codes=every.copy(),
+        codebook_size=4,
+        decoding=DecodingConfig(beam_width=5).model_dump(mode="json"),
+        catalogue=[{"title": "", "image_path": None}] * (NUM_ITEMS - 1),
+        provenance={},
+    )
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def registered(settings: Settings, partition: str, bundle_folder: Path) -> AssetStore:
+    """A data set with histories and a champion."""
+    home = settings.home_folder()
+    launch(LaunchRequest(partition, home, settings.data_folder(), until="histories"), defs=defs)
+    tracker, store = open_tracking(home), settings.store(partition)
+    with tracker.asset_run(
+        dataset=partition, asset="registered_model", dagster_run_id="1", config=PipelineConfig()
+    ) as run:
+        tracker.register(bundle_folder, dataset=partition, metrics={}, dagster_run_id="1", run_id=run.run_id)
+    with store.new_folder("registered_model") as folder:
+        (folder / "registration.json").write_text("{}", encoding="utf-8")
+    return store
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many histories each call for answers had."""
+    counts: list[int] = []
+    answer = RecommenderBundle.recommend_ids
+
+    def counting(self: RecommenderBundle, histories: Sequence[Sequence[str]], **named: object) -> list:
+        counts.append(len(histories))
+        return answer(self, histories, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RecommenderBundle, "recommend_ids", counting)
+    return counts
+
+
+def _recommend(settings: Settings, partition: str, *overrides: str) -> None:
+    request = LaunchRequest(
+        partition, settings.home_folder(), settings.data_folder(), overrides=overrides, job=BATCH_RECOMMENDATIONS
+    )
+    launch(request, defs=defs)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_after_its_last_shard(
+    registered: AssetStore, settings: Settings, partition: str, bundle_folder: Path, asked: list[int]
+) -> None:
+    """Everybody is answered from the whole history, by the champion, and what was finished is not asked again."""
+    words = [partition, "--set", "recommendations.users_per_shard=4", "--set", "recommendations.top_k=5"]
+    folders = {"MACREC_HOME": settings.home or "", "MACREC_DATA": settings.data or ""}
+    own = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", DYING, "recommend-all", *words]
+    killed = subprocess.run(command, env=own, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert not registered.has("recommendations")
+
+    _recommend(settings, partition, "recommendations.users_per_shard=4", "recommendations.top_k=5")
+    assert asked == [4, 2]
+    folder = registered.folder("recommendations")
+    assert sorted(path.name for path in folder.glob("part-*")) == [f"part-0000{shard}.parquet" for shard in range(3)]
+    table = pl.read_parquet(folder / "part-*.parquet")
+    users, item_ids = registered.read_table("histories"), registered.read_table("items")["item_id"]
+    histories = [[item_ids[index] for index in history] for history in users["item_indices"]]
+    expected = RecommenderBundle.load(bundle_folder).recommend_ids(histories, k=5)
+    assert table["user_id"].to_list() == users["user_id"].to_list()
+    assert table["item_ids"].to_list() == [answer.item_ids for answer in expected]
+    details = registered.manifest("recommendations").details
+    assert (details["model"], details["top_k"], details["users"]) == (f"models:/macrec-{partition}/1", 5, NUM_USERS)
+    assert details["inputs"]["histories"] == registered.manifest("histories").digest
+    assert not (settings.home_folder() / partition / ".scratch" / "recommendations").exists()
+
+
+def test_settings_reach_the_model(registered: AssetStore, settings: Settings, partition: str) -> None:
+    """Seen items are left out for everybody if asked; of a model that is not there it is said which there are."""
+    with pytest.raises(TrackingError, match=rf"no models:/macrec-{partition}/7 .*newest version 1, @challenger is 1"):
+        _recommend(settings, partition, "recommendations.model=7")
+    assert not registered.has("recommendations")
+    _recommend(settings, partition, "recommendations.exclude_seen=true", "recommendations.top_k=3")
+    table = pl.read_parquet(registered.folder("recommendations") / "part-*.parquet")
+    item_ids = registered.read_table("items")["item_id"]
+    for items, history in zip(table["item_ids"], registered.read_table("histories")["item_indices"], strict=True):
+        assert len(items) == 3
+        assert not set(items) & {item_ids[index] for index in history}
+
+
+@pytest.mark.parametrize(
+    ("model", "uri"),
+    [
+        ("champion", "models:/macrec-demo@champion"),
+        ("12", "models:/macrec-demo/12"),
+        ("models:/other/3", "models:/other/3"),
+    ],
+)
+def test_a_model_is_named_by_alias_version_or_uri(model: str, uri: str) -> None:
+    """Of the data set's own registered model, unless a whole URI is given."""
+    config = PipelineConfig.model_validate(parse_overrides([f"recommendations.model={model}"]))
+    assert model_uri("demo", config.recommendations.model) == uri

@@ -1,0 +1,134 @@
+"""What may pass is tried again, with growing waits; what cannot pass fails at once."""
+
+import errno
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+import requests
+from sqlalchemy.exc import OperationalError
+
+from macrec_pipeline.data import readers
+from macrec_pipeline.datasets import DatasetSpec
+from macrec_pipeline.defs.assets.interactions import raw_items
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.retries import MAX_RETRIES, may_pass, tried_again
+from macrec_pipeline.errors import ConfigError, DataError, StorageError, TrackingError, TrainingError
+from macrec_pipeline.tracking import open_tracking
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def _led_to(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def _database(words: str) -> OperationalError:
+    return OperationalError("SELECT 1", None, sqlite3.OperationalError(words))
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "a bad sector, or a cable"), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (_led_to(StorageError("x cannot be stored"), OSError(errno.ESTALE, "NFS")), True),
+        (_led_to(TrackingError("x"), _led_to(RuntimeError(), requests.exceptions.ConnectionError())), True),
+        (_led_to(TrackingError("x"), _database("database is locked")), True),
+        (_led_to(TrackingError("x"), OperationalError("SELECT 1", None, Exception("server closed"))), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (_led_to(StorageError("x cannot be stored"), OSError(errno.ENOSPC, "disk full")), False),
+        (StorageError("items was changed after it was written"), False),
+        (TrackingError("There is no models:/x@champion"), False),
+        (_led_to(TrackingError("x"), _database("database or disk is full")), False),
+        (ConfigError("seed"), False),
+        (DataError("a column"), False),
+        (TrainingError("the loss is not finite"), False),
+        (AssertionError(), False),
+        (MemoryError(), False),
+    ],
+    ids=repr,
+)
+def test_only_what_may_pass_is_tried_again(error: Exception, passes: bool) -> None:
+    """Networks, locks and hiccups of a disk pass; settings, data, a full disk and faults of the package do not."""
+    assert may_pass(error) == passes
+
+
+def test_a_dead_tracking_server_may_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow really raises when nobody listens is told apart from what it raises for a wrong question."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError) as raised:
+        open_tracking(tmp_path)
+    assert may_pass(raised.value)
+
+
+class Reader:
+    """Fails some times before it reads."""
+
+    def __init__(self, read: Callable[..., pl.DataFrame], error: Exception, *, times: int) -> None:
+        self._read, self._error, self._left = read, error, times
+        self.attempts = 0
+
+    def __call__(self, spec: DatasetSpec, data: Path) -> pl.DataFrame:
+        self.attempts += 1
+        self._left -= 1
+        if self._left >= 0:
+            raise self._error
+        return self._read(spec, data)
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "attempts", "succeeds"),
+    [
+        (OSError(errno.EIO, "Input/output error"), 2, 3, True),
+        (OSError(errno.EIO, "Input/output error"), 99, 1 + MAX_RETRIES, False),
+        (DataError("items.csv, line 3"), 99, 1, False),
+    ],
+)
+def test_a_step_is_tried_as_often_as_it_makes_sense(
+    error: Exception,
+    times: int,
+    attempts: int,
+    succeeds: bool,
+    settings: Settings,
+    partition: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Dagster counts the attempts; the error that is left in the end is the stage's own."""
+    reader = Reader(readers.read_raw_items, error, times=times)
+    monkeypatch.setattr(readers, "read_raw_items", reader)
+    monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
+
+    def materialize() -> dg.ExecuteInProcessResult:
+        return dg.materialize([raw_items], partition_key=partition, resources={"settings": settings}, run_config=QUIET)
+
+    if succeeds:
+        result = materialize()
+        restarted = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_RESTARTED]
+        assert len(restarted) == attempts - 1
+        assert "raw_items         failed and is tried again in 0 s: [Errno 5] Input/output error" in caplog.messages
+    else:
+        with pytest.raises(type(error)) as raised:
+            materialize()
+        assert raised.value is error
+    assert reader.attempts == attempts
+
+
+@pytest.mark.parametrize(("retry_number", "wait"), [(0, 15), (1, 60), (2, 240)])
+def test_waits_grow_fourfold(retry_number: int, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of a minute, a minute, four minutes: a server that is restarted has time to come back."""
+    monkeypatch.delenv("MACREC_RETRY_SECONDS", raising=False)
+    context: Any = SimpleNamespace(retry_number=retry_number)
+    with pytest.raises(dg.RetryRequested) as requested, tried_again(context, "items"):
+        raise TimeoutError
+    assert requested.value.seconds_to_wait == wait
