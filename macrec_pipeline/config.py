@@ -55,6 +55,13 @@ class CleaningConfig(Section):
         description="a longer pause of a user begins a new session, and each session is a history of its own with the "
         "id USER#1, USER#2, ...; None: one history a user",
     )
+    max_quarantined_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a larger share of broken rows in a raw table stops the run; what settings leave out, as "
+        "duplicates and the k-core, does not count; 1: never",
+    )
 
 
 class TextEncoderConfig(Section):
