@@ -124,7 +124,9 @@ def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
     """A rule for each reason that the reader gave: most logs have none, and no row is looked at for it again."""
     reason, detail = _problem_parts()
     given = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
-    return [Rule(name, reason == name, detail, broken=True) for name in given.collect(engine="streaming").to_series().sort()]
+    return [
+        Rule(name, reason == name, detail, broken=True) for name in given.collect(engine="streaming").to_series().sort()
+    ]
 
 
 def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
@@ -135,7 +137,9 @@ def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
         for name in ("user_id", "item_id")
     ]
     rules += [
-        Rule("missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit"), broken=True),
+        Rule(
+            "missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit"), broken=True
+        ),
         Rule(
             "timestamp_out_of_range",
             (stamp < EARLIEST_MS) | (stamp > latest),
