@@ -25,6 +25,7 @@ from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import (
     WIDE,
     answer_table,
+    backtest_table,
     console,
     decision_lines,
     failures_table,
@@ -125,6 +126,38 @@ def run(
     )
     launch(request, defs=defs)
     _show_results(dataset, request.home, measured=(only or until or MEASURED[-1]) in MEASURED)
+
+
+@app.command()
+def backtest(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    folds: Annotated[int, typer.Option(min=1, max=50, help="Test periods, one after the other.")] = 3,
+    test_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the interactions in each.")] = 0.1,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Train and evaluate at several moments of the log, each as if it were today, and show how the results spread.
+
+    Example: `macrec backtest demo --folds 4 --test-share 0.05`
+    """
+    spec = load_dataset(dataset)
+    _require_files(spec, data.resolve())
+    quieten_libraries()
+    show_finished_assets()
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.backtest import backtest_folders, run_backtest
+    from macrec_pipeline.defs.launch import LaunchRequest
+
+    request = LaunchRequest(dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()))
+    document = run_backtest(request, spec, num_folds=folds, test_share=test_share, defs=defs)
+    out = console()
+    out.print(backtest_table(document))
+    results = backtest_folders(request.home, dataset).results
+    out.print(f"reports           {escape(str(results))}", highlight=False, soft_wrap=True)
 
 
 @datasets_app.callback(invoke_without_command=True)
