@@ -30,24 +30,35 @@ CLEAN = {
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Files of the data set -> `RAW_INTERACTIONS`."""
-    from macrec_pipeline.data.readers import read_raw_interactions
+    """Files of the data set -> `RAW_INTERACTIONS`, part by part: a log need not fit into memory."""
+    from macrec_pipeline.data.readers import raw_interaction_parts
 
     with stage(context, settings, "raw_interactions") as work:
-        table = read_raw_interactions(work.spec, work.data)
-        return work.save(
-            table,
-            users=table["user_id"].n_unique(),
-            items=table["item_id"].n_unique(),
-            unreadable_times=table["timestamp"].null_count(),
-            rows_with_a_problem=table["problem"].count(),
-            period=_period(table["timestamp"].min(), table["timestamp"].max()),
-            first_rows=preview(table, ["user_id", "item_id", "rating", "timestamp"]),
+        work.store.write_slices("raw_interactions", raw_interaction_parts(work.spec, work.data))
+        log = work.scan("raw_interactions")
+        stamp = pl.col("timestamp")
+        found = log.select(
+            pl.len().alias("rows"),
+            pl.col("user_id").n_unique().alias("users"),
+            pl.col("item_id").n_unique().alias("items"),
+            stamp.null_count().alias("unreadable_times"),
+            pl.col("problem").count().alias("rows_with_a_problem"),
+            stamp.min().alias("first"),
+            stamp.max().alias("last"),
+        )
+        facts = found.collect(engine="streaming").row(0, named=True)
+        rows, period = facts.pop("rows"), _period(facts.pop("first"), facts.pop("last"))
+        return work.report(
+            summary=f"{rows:,} rows",
+            **{"dagster/row_count": rows},
+            **facts,
+            period=period,
+            first_rows=preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"]),
         )
 
 
