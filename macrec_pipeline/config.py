@@ -6,6 +6,7 @@ names are refused. Symbols: N items, L levels, K codes a level, D embedding, H l
 
 import hashlib
 import json
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -60,6 +61,41 @@ class CleaningConfig(Section):
         description="items of the catalogue that nobody touched, or nobody in the k-core, stay in it: they get IDs and "
         "can be recommended",
     )
+    max_quarantined_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="a larger share of broken rows in a raw table stops the run; what settings leave out, as "
+        "duplicates and the k-core, does not count; 1: never",
+    )
+
+
+class SplitConfig(Section):
+    """Which interactions are held out; `data.splits` says what exactly each method means."""
+
+    method: Literal["leave_one_out", "global_time"] = Field(
+        "leave_one_out",
+        description="leave_one_out: each user's last interaction is tested, as in the paper; global_time: each user's "
+        "first interaction in a period that is the same for all, and nothing of that period is trained on",
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="of global_time: the period holds this share of all interactions, the newest"
+    )
+    later_share: float = Field(
+        0.0, ge=0, lt=1, description="the share newer still, which is left out as if it had not happened yet"
+    )
+    test_from: datetime | None = Field(
+        None, description="the period begins here instead, whatever the shares; UTC unless it says otherwise"
+    )
+    test_until: datetime | None = Field(None, description="with test_from: what happens from here on is left out")
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> "SplitConfig":
+        if self.test_share + self.later_share >= 1:
+            raise ValueError("test_share and later_share must leave something to train on: together less than 1")
+        if self.test_until is not None and self.test_from is None:
+            raise ValueError("test_until needs test_from")
+        return self
 
 
 class TextEncoderConfig(Section):
@@ -311,7 +347,7 @@ class DecodingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """The protocol: leave-one-out, full catalogue, every test user."""
+    """The protocol: the full catalogue, every test user."""
 
     cutoffs: tuple[int, ...] = Field((1, 5, 10, 20), description="k of HR@k and NDCG@k")
     bootstrap_samples: int = Field(1000, ge=10, description="resamples of the users for the confidence intervals")
@@ -369,6 +405,7 @@ class PipelineConfig(Section):
     seed: int = Field(20260, ge=0, lt=2**32, description="the one root seed")
     runtime: RuntimeConfig = RuntimeConfig()
     cleaning: CleaningConfig = CleaningConfig()
+    split: SplitConfig = SplitConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
     sasrec: SasrecConfig = SasrecConfig()

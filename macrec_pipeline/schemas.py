@@ -157,10 +157,11 @@ QUARANTINE = TableSchema(
 )
 HISTORIES = TableSchema(
     "histories",
-    {"user_index": _INT, "user_id": _STRING, "item_indices": _INTS, "timestamps": _INTS},
+    {"user_index": _INT, "user_id": _STRING, "item_indices": _INTS, "timestamps": _INTS, "tested": _BOOL},
     unique=(("user_index",), ("user_id",)),
     sorted_by=("user_index",),
-    description="One row a user, oldest item first. Training part [:-2], validation target [-2], test target [-1].",
+    description="One row a user, oldest item first. Tested: training part [:-2], validation target [-2], test target "
+    "[-1]. Not tested, which a split by time leaves: training part [:-1], validation target [-1].",
 )
 EMBEDDINGS = TableSchema(
     "embeddings",

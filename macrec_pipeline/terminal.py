@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,29 @@ def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
                 cells[2] += _interval(values["hr_10_ci"])
                 cells[3] += _interval(values["ndcg_10_ci"])
             table.add_row(title, *cells, f"{values['coverage']:.3f}", style="bold" if name == "macrec" else None)
+    return table
+
+
+def backtest_table(document: Mapping[str, Any]) -> Table:
+    """NDCG@10 of every system by fold, with mean and standard deviation, from a `backtest.json`."""
+    table = Table(
+        title=f"{document['dataset']}: NDCG@10 by test period, seen items allowed",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("system")
+    for fold in document["folds"]:
+        begin = datetime.fromtimestamp(fold["begin"] / 1000, tz=UTC)
+        table.add_column(f"from {begin:%Y-%m-%d}\n{fold['num_test_users']:,} users", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("deviation", justify="right")
+    for name, title in _SYSTEMS.items():
+        if name in document["systems"]:
+            found = document["systems"][name]["ndcg_10"]
+            cells = [f"{fold['systems'][name]['ndcg_10']:.4f}" for fold in document["folds"]]
+            spread = "-" if found["standard_deviation"] is None else f"{found['standard_deviation']:.4f}"
+            style = "bold" if name == "macrec" else None
+            table.add_row(title, *cells, f"{found['mean']:.4f}", spread, style=style)
     return table
 
 

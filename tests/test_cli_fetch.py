@@ -46,11 +46,14 @@ def test_fetched_pictures_are_those_of_the_catalogue(shop: Path, capsys: pytest.
         items[2]["imageURLHighRes"] = []
         (shop / "az" / "meta_X.json").write_text("\n".join(map(json.dumps, items)))
         assert _fetch("az", "--data", str(shop)) == 0
+        assert "private_address" in capsys.readouterr().out
+        assert not server.asked
+        assert _fetch("az", "--data", str(shop), "--allow-private") == 0
         said = capsys.readouterr().out
         assert "5 items: 0 pictures were there, 3 are new, 1 failed, 1 items have no address." in said
         assert "http_404" in said
         assert server.asked == {"/color": 3, "/missing": 1}
-        assert _fetch("az", "--data", str(shop), "--all") == 0
+        assert _fetch("az", "--data", str(shop), "--all", "--allow-private") == 0
         assert "6 items: 3 pictures were there, 1 are new" in capsys.readouterr().out
     found = read_raw_items(load_dataset("az"), shop)["image_path"]
     assert found.to_list() == ["az/images/B0.jpg", None, None, *(f"az/images/B{place}.jpg" for place in (3, 4, 5))]

@@ -61,6 +61,7 @@ def write_tables(folder: Path, users: int, items: int) -> None:
         pl.format("u{}", "user_index").alias("user_id"),
         _lists(taken, starts).alias("item_indices"),
         _lists(np.arange(starts[-1]), starts).alias("timestamps"),
+        pl.lit(True).alias("tested"),
     )
     histories.match_to_schema(HISTORIES.columns).write_parquet(folder / "histories.parquet")
     parts = [

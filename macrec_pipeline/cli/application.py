@@ -15,7 +15,7 @@ from macrec_pipeline import __version__
 from macrec_pipeline.cli.data_sets import datasets_app, fetch_app
 from macrec_pipeline.cli.interface import ui
 from macrec_pipeline.cli.models import promote, recommend, rollback
-from macrec_pipeline.cli.runs import evaluate_champion, recommend_all, refresh, run
+from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
 from macrec_pipeline.errors import MacrecError
 
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(fetch_app, name="fetch")
-for _command in (run, refresh, recommend, recommend_all, evaluate_champion, promote, rollback, ui):
+for _command in (run, refresh, backtest, recommend, recommend_all, evaluate_champion, promote, rollback, ui):
     app.command()(_command)
 
 

@@ -68,6 +68,9 @@ def fetch_images(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds of one attempt, to its last byte.")] = 30,
     attempts: Annotated[int, typer.Option(min=1, max=20, help="Attempts a picture, with growing waits.")] = 4,
     max_megabytes: Annotated[float, typer.Option(min=0.1, help="A larger picture is refused.")] = 20,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Addresses may lead to this machine and into private networks.")
+    ] = False,
 ) -> None:
     """Load the pictures of a data set by their addresses; what is there already is not loaded again.
 
@@ -88,6 +91,7 @@ def fetch_images(
         attempts=attempts,
         max_bytes=int(max_megabytes * 1e6),
         max_pixels=spec.config().image_encoder.max_pixels,
+        allow_private=allow_private,
     )
     progress = TerminalProgress(interactive=sys.stderr.isatty())
     try:

@@ -1,6 +1,6 @@
 """The commands that run the pipeline, or a part of it.
 
-`macrec run`, `macrec refresh`, `macrec recommend-all` and `macrec evaluate-champion`.
+`macrec run`, `macrec refresh`, `macrec backtest`, `macrec recommend-all` and `macrec evaluate-champion`.
 """
 
 import json
@@ -17,6 +17,7 @@ from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import (
     WIDE,
+    backtest_table,
     champion_lines,
     console,
     metrics_table,
@@ -93,6 +94,34 @@ def refresh(
     require_files(spec, data.resolve())
     _launch(dataset, home, data, settings, job=REFRESH)
     _show_results(dataset, home.resolve(), measured=True)
+
+
+def backtest(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    folds: Annotated[int, typer.Option(min=1, max=50, help="Test periods, one after the other.")] = 3,
+    test_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the interactions in each.")] = 0.1,
+    settings: SettingsOption = None,
+) -> None:
+    """Train and evaluate at several moments of the log, each as if it were today, and show how the results spread.
+
+    Example: `macrec backtest demo --folds 4 --test-share 0.05`
+    """
+    spec = load_dataset(dataset)
+    require_files(spec, data.resolve())
+    quieten_libraries()
+    show_finished_assets()
+    from macrec_pipeline.definitions import defs
+    from macrec_pipeline.defs.backtest import backtest_folders, run_backtest
+    from macrec_pipeline.defs.launch import LaunchRequest
+
+    request = LaunchRequest(dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()))
+    document = run_backtest(request, spec, num_folds=folds, test_share=test_share, defs=defs)
+    out = console()
+    out.print(backtest_table(document))
+    results = backtest_folders(request.home, dataset).results
+    out.print(f"reports           {escape(str(results))}", highlight=False, soft_wrap=True)
 
 
 def recommend_all(

@@ -6,7 +6,7 @@
 Any may end in `.gz`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from macrec_pipeline.data.files import require_file_or_gz
 from macrec_pipeline.data.json_lines import Cells, JsonFields, json_line_tables
 from macrec_pipeline.data.markup import plain_text
 from macrec_pipeline.data.pictures import existing_pictures
-from macrec_pipeline.data.ratings import read_ratings
+from macrec_pipeline.data.ratings import rating_parts
 from macrec_pipeline.data.texts import compose_texts
 from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source
 from macrec_pipeline.errors import MissingFileError
@@ -31,8 +31,8 @@ _REVIEW = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "ti
 _LABELS = {"brand": "Brand", "store": "Store", "category": "Categories", "categories": "Categories"}
 
 
-def read_amazon_interactions(source: AmazonSource, data_dir: Path) -> pl.DataFrame:
-    """Read the ratings or reviews as `RAW_INTERACTIONS`.
+def amazon_interaction_parts(source: AmazonSource, data_dir: Path) -> Iterator[pl.DataFrame]:
+    """Read the ratings or reviews as parts of `RAW_INTERACTIONS`, one after the other.
 
     Raises:
         MissingFileError: neither the file nor its `.gz` is there.
@@ -40,13 +40,18 @@ def read_amazon_interactions(source: AmazonSource, data_dir: Path) -> pl.DataFra
     """
     if isinstance(source, Amazon2018Source):
         path, file = _find(source, f"{source.prefix}.csv", data_dir)
-        return read_ratings(path, file, columns=("item_id", "user_id", "rating", "timestamp"))
+        return rating_parts(path, file, columns=("item_id", "user_id", "rating", "timestamp"))
     path, file = _find(source, f"{source.prefix}.jsonl", data_dir)
-    tables = [
+    return (
         table.with_columns(pl.col("user_id", "item_id").map_batches(id_cells, return_dtype=pl.String))
         for table in json_line_tables(path, file, _review, _REVIEW)
-    ]
-    return RAW_INTERACTIONS.check(pl.concat([RAW_INTERACTIONS.empty(), *tables]), file)
+    )
+
+
+def read_amazon_interactions(source: AmazonSource, data_dir: Path) -> pl.DataFrame:
+    """The parts as one `RAW_INTERACTIONS`; errors as there."""
+    parts = amazon_interaction_parts(source, data_dir)
+    return RAW_INTERACTIONS.check(pl.concat([RAW_INTERACTIONS.empty(), *parts]), source.folder)
 
 
 def read_amazon_items(source: AmazonSource, data_dir: Path) -> pl.DataFrame:

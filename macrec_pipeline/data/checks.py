@@ -7,6 +7,7 @@ import polars as pl
 
 from macrec_pipeline.data.cleaning import EARLIEST_MS, latest_ms
 from macrec_pipeline.data.core import MIN_HISTORY
+from macrec_pipeline.data.splits import MIN_BEFORE, TestPeriod, expected_events
 
 
 def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = None) -> list[str]:
@@ -73,24 +74,30 @@ def items_problems(items: pl.DataFrame, interactions: pl.DataFrame, *, may_be_un
     return [f"items: {problem}." for problem in found if problem]
 
 
-def histories_problems(histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame) -> list[str]:
+def histories_problems(
+    histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: TestPeriod | None = None
+) -> list[str]:
     """Broken rules of `histories` (`HISTORIES`), among them a held-out interaction inside the training part.
 
-    A user's history must be exactly that user's interactions. No training interaction may be later than the
-    validation target, nor that later than the test target. Where no user repeats an item in `interactions`, no target
-    may be in the training part either.
+    A user's history must be exactly that user's interactions, with a test period those that the split keeps. No
+    training interaction may be later than the validation target, nor that later than the test target. Where no user
+    repeats an item in `interactions`, no target may be in the training part either. With a test period no training
+    interaction or validation target may lie in or after it, and every test target in it; without one, all are tested.
     """
     if histories.is_empty():
         return ["histories: there is no row."]
     lengths = histories.select(
         "user_id",
+        "tested",
         pl.col("item_indices").list.len().alias("items"),
         pl.col("timestamps").list.len().alias("times"),
     )
+    too_short = pl.col("items") < pl.when("tested").then(MIN_HISTORY).otherwise(MIN_BEFORE)
     found = [
         _report(histories, "repeated user_id", ~pl.col("user_id").is_first_distinct()),
         _report(histories, "user_index out of line with its row", pl.col("user_index") != pl.int_range(pl.len())),
-        _report(lengths, f"history shorter than {MIN_HISTORY}", pl.col("items") < MIN_HISTORY),
+        _report(lengths, f"history shorter than {MIN_HISTORY}, or {MIN_BEFORE} if not tested", too_short),
+        _report(lengths, "user who is not tested", ~pl.col("tested") & pl.lit(period is None)),
         _report(lengths, "history with another number of times than items", pl.col("items") != pl.col("times")),
     ]
     if not any(found):  # what follows pairs each item with its time
@@ -99,21 +106,24 @@ def histories_problems(histories: pl.DataFrame, interactions: pl.DataFrame, item
             _report(events, "item index outside the catalogue", ~pl.col("item_index").is_between(0, items.height - 1)),
             _report(events, "history that goes back in time", pl.col("timestamp") < pl.col("previous")),
             *_leaks(events, interactions),
-            _differences(events, interactions, items),
+            *_out_of_period(events, period),
+            _differences(events, expected_events(interactions, period), items),
         ]
     return [f"histories: {problem}." for problem in found if problem]
 
 
 def _events(histories: pl.DataFrame) -> pl.DataFrame:
     """One row an event, with its part: train, validation or test."""
-    place, length = pl.int_range(pl.len()).over("user_id"), pl.len().over("user_id")
+    from_end = pl.len().over("user_id") - pl.int_range(pl.len()).over("user_id") - pl.col("tested").cast(pl.Int64)
     return (
-        histories.select("user_id", pl.col("item_indices").alias("item_index"), pl.col("timestamps").alias("timestamp"))
+        histories.select(
+            "user_id", "tested", pl.col("item_indices").alias("item_index"), pl.col("timestamps").alias("timestamp")
+        )
         .explode("item_index", "timestamp")
         .with_columns(
-            pl.when(place == length - 1)
+            pl.when(from_end == 0)
             .then(pl.lit("test"))
-            .when(place == length - 2)
+            .when(from_end == 1)
             .then(pl.lit("validation"))
             .otherwise(pl.lit("train"))
             .alias("part"),
@@ -142,6 +152,18 @@ def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]
         again = events.filter(part == name).join(seen, on=["user_id", "item_index"], how="semi", maintain_order="left")
         found.append(_report(again, f"{name} target that is in the user's training part", pl.lit(True)))
     return found
+
+
+def _out_of_period(events: pl.DataFrame, period: TestPeriod | None) -> list[str | None]:
+    """Events on the wrong side of the test period's borders."""
+    if period is None:
+        return []
+    late, is_test = pl.col("timestamp") >= period.begin, pl.col("part") == "test"
+    outside = ~late if period.end is None else ~late | (pl.col("timestamp") >= period.end)
+    return [
+        _report(events, "training interaction or validation target that is not before the period", late & ~is_test),
+        _report(events, "test target outside the period", outside & is_test),
+    ]
 
 
 def _differences(events: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame) -> str | None:

@@ -25,6 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import CleaningConfig
+from macrec_pipeline.data.broken_rows import HINTS, refuse_broken_items, refuse_broken_log
 from macrec_pipeline.data.clean_log import CleanLog, core_detail
 from macrec_pipeline.data.coded_log import KEPT, CodedLog, RawLog, Rule, code_log, line_positions
 from macrec_pipeline.data.core import count_codes, iterate_k_core
@@ -78,14 +79,15 @@ def clean_log(
 
     Raises:
         SchemaError: a raw table is not of its schema.
-        DataError: nothing is left; says which step removed how many rows.
+        DataError: more rows are broken than `max_quarantined_share`, or nothing is left; says which reason took how
+            many rows.
     """
     RAW_INTERACTIONS.check(
         raw_interactions if isinstance(raw_interactions, pl.DataFrame) else raw_interactions.head(0).collect()
     )
     RAW_ITEMS.check(raw_items)
     catalogue = _Sieve(raw_items, "raw_items")
-    _sift_items(catalogue)
+    _sift_items(catalogue, allowed=config.max_quarantined_share)
     rules = [
         *_reader_rules(raw_interactions),
         *_value_rules(config, latest_ms() if latest is None else latest),
@@ -96,6 +98,7 @@ def clean_log(
     if config.session_gap_minutes is not None:
         log = split_sessions(log, gap_ms=config.session_gap_minutes * MINUTE_MS)
     _mark_unknown_items(log, catalogue.rows["item_id"], number["unknown_item"])
+    refuse_broken_log(raw_interactions, log, rules, allowed=config.max_quarantined_share)
     log.reasons[surplus_rows(raw_interactions, log, config)] = number["duplicate"]
     alive = log.reasons == KEPT
     touched = _by_item(log, alive, "num_before")
@@ -124,24 +127,29 @@ def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
     """A rule for each reason that the reader gave: most logs have none, and no row is looked at for it again."""
     reason, detail = _problem_parts()
     given = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
-    return [Rule(name, reason == name, detail) for name in given.collect(engine="streaming").to_series().sort()]
+    return [
+        Rule(name, reason == name, detail, broken=True) for name in given.collect(engine="streaming").to_series().sort()
+    ]
 
 
 def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
     """What a row by itself may break."""
     stamp, rating = pl.col("timestamp"), pl.col("rating")
     rules = [
-        Rule(f"missing_{name}", pl.col(name).is_null() | (pl.col(name) == ""), _NO_DETAIL)
+        Rule(f"missing_{name}", pl.col(name).is_null() | (pl.col(name) == ""), _NO_DETAIL, broken=True)
         for name in ("user_id", "item_id")
     ]
     rules += [
-        Rule("missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit")),
+        Rule(
+            "missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit"), broken=True
+        ),
         Rule(
             "timestamp_out_of_range",
             (stamp < EARLIEST_MS) | (stamp > latest),
             pl.format("{} ms since 1970 is before 1990 or after tomorrow", stamp),
+            broken=True,
         ),
-        Rule("non_finite_rating", rating.is_not_null() & ~rating.is_finite(), _NO_DETAIL),
+        Rule("non_finite_rating", rating.is_not_null() & ~rating.is_finite(), _NO_DETAIL, broken=True),
     ]
     if config.min_rating is not None:
         rules += [
@@ -162,7 +170,10 @@ def _log_rules(config: CleaningConfig) -> list[Rule]:
         "too_short": core_detail(config.k_core),
     }
     of_session = config.session_gap_minutes is not None
-    return [Rule(reason, pl.lit(False), detail, of_session) for reason, detail in details.items()]
+    return [
+        Rule(reason, pl.lit(False), detail, of_session, broken=reason == "unknown_item")
+        for reason, detail in details.items()
+    ]
 
 
 def _mark_unknown_items(log: CodedLog, known_ids: pl.Series, reason: int) -> None:
@@ -215,10 +226,12 @@ class _Sieve:
         self.dropped.append(dropped.with_columns(pl.lit(self.table).alias("table")).select(*QUARANTINE.columns))
 
 
-def _sift_items(catalogue: _Sieve) -> None:
+def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
     """One row an item: the one with most cells filled, then the longest text, then the first."""
+    num_rows = catalogue.rows.height
     catalogue.drop_unreadable()
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
+    refuse_broken_items(pl.concat(catalogue.dropped), num_rows=num_rows, allowed=allowed)
     filled = pl.sum_horizontal(pl.col("title", "text", "image_path").is_not_null())
     length = pl.col("text").str.len_chars().fill_null(0)
     # Lines come last: the same rows in another order must give the same catalogue.
@@ -275,15 +288,10 @@ def _why_nothing_is_left(log: CodedLog, rules: Sequence[Rule], config: CleaningC
     numbers = np.bincount(log.reasons, minlength=len(rules) + 1)[1:].tolist()
     counts = sorted((-count, rule.reason) for count, rule in zip(numbers, rules, strict=True) if count)
     steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
-    hint = {
-        "invalid_json": "Is it the file that the reader expects, and did its download end well?",
-        "wrong_number_of_cells": "Is it the file that the reader expects?",
-        "wrong_type": "Is it the file that the reader expects?",
-        "unknown_item": "Check that the item ids of both files mean the same.",
-        "missing_timestamp": "Check timestamp and timestamp_unit in the data set's file.",
-        "timestamp_out_of_range": "Check timestamp_unit in the data set's file.",
+    hints = HINTS | {
         "below_min_rating": "Lower cleaning.min_rating.",
         "k_core": f"Lower k_core (now {config.k_core}) or bring more interactions.",
         "too_short": "Leave-one-out needs users with three interactions.",
-    }.get(counts[0][1], "Look at the file's columns and the mapping in the data set's file.")
+    }
+    hint = hints.get(counts[0][1], "Look at the file's columns and the mapping in the data set's file.")
     return f"Cleaning left none of {len(log)} interactions. Rows removed by reason: {steps}. {hint}"

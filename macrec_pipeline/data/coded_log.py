@@ -24,13 +24,15 @@ _BATCH = 250_000
 class Rule:
     """A reason to leave a row out: where `bad` holds (null: it does not), `detail` says more.
 
-    With `of_session` it was found when sessions had taken the place of users, and quarantine names the session.
+    With `of_session` it was found when sessions had taken the place of users, and quarantine names the session. With
+    `broken` the row itself is at fault, and not a setting that leaves it out.
     """
 
     reason: str
     bad: pl.Expr
     detail: pl.Expr
     of_session: bool = False
+    broken: bool = False
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """One address -> the bytes of a picture that can be decoded, or the reason why there is none.
 
-Neither the address nor the server is trusted: only http and https are followed, nothing is unpacked, and no answer is
-read longer than its limits in time, bytes and pixels allow.
+Neither the address nor the server is trusted: only http and https are followed, and not into private networks, nothing
+is unpacked, and no answer is read longer than its limits in time, bytes and pixels allow.
 """
 
 import asyncio
@@ -9,11 +9,13 @@ import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.request import getproxies
 
 import aiohttp
 from PIL import Image, UnidentifiedImageError
 
 from macrec_pipeline import __version__
+from macrec_pipeline.data.public_hosts import PrivateAddressError, open_public_socket, refuse_private_literals
 
 # What an encoder can read later; without those for which Pillow would start another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
@@ -36,6 +38,7 @@ class FetchLimits:
             longer, up to a minute.
         max_bytes: of one picture.
         max_pixels: of one picture, refused from its header; `image_encoder.max_pixels`.
+        allow_private: whether an address or a redirect may lead to this machine or into a private network.
     """
 
     concurrency: int = 16
@@ -44,6 +47,7 @@ class FetchLimits:
     first_wait: float = 1.0
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
+    allow_private: bool = False
 
 
 class FetchError(Exception):
@@ -64,9 +68,17 @@ class FetchError(Exception):
 
 @asynccontextmanager
 async def open_session(limits: FetchLimits) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections that are kept between pictures; without cookies, and through the proxy of the environment."""
+    """Connections that are kept between pictures; without cookies, and through the proxy of the environment.
+
+    A proxy, which may itself be in a private network, resolves names by itself: it has to guard that network then.
+    """
+    guarded = not limits.allow_private
+    proxied = bool({"http", "https"} & getproxies().keys())
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=limits.concurrency),
+        connector=aiohttp.TCPConnector(
+            limit=limits.concurrency, socket_factory=open_public_socket if guarded and not proxied else None
+        ),
+        middlewares=(refuse_private_literals,) if guarded else (),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=limits.timeout),
         headers={"User-Agent": f"macrec_pipeline/{__version__}", "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -96,6 +108,8 @@ async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits
     except (aiohttp.InvalidURL, aiohttp.RedirectClientError, ValueError, LookupError) as error:
         raise FetchError("invalid_address", _words(error)) from None
     except (aiohttp.ClientError, OSError) as error:
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PrivateAddressError):
+            raise FetchError("private_address", str(error.os_error.strerror)) from None
         raise FetchError("connection", _words(error), wait=0) from None
 
 

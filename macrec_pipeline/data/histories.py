@@ -1,7 +1,8 @@
 """Clean interactions and the catalogue -> one history a user, oldest item first (leave-one-out, MACRec section 4.1).
 
-The last item is the test target, the one before it the validation target, the rest is for training. Interactions at one
-time stay in the order in which the table has them: cleaning chose it. M interactions, U users, N items.
+The last item is the test target, the one before it the validation target, the rest is for training. A split by time
+(`splits`) cuts histories short, and leaves some without a test target. Interactions at one time stay in the order in
+which the table has them: cleaning chose it. M interactions, U users, N items.
 """
 
 from dataclasses import dataclass
@@ -12,32 +13,42 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from macrec_pipeline.data.coded_log import batches, num_rows
-from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.data.splits import MIN_BEFORE, TestPeriod, cut_histories
+from macrec_pipeline.errors import DataError, SchemaError
 from macrec_pipeline.schemas import HISTORIES, INTERACTIONS
 
 
-def build_histories(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
+def build_histories(
+    interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame, period: TestPeriod | None = None
+) -> pl.DataFrame:
     """Gather each user's interactions in the order of the table, which is that of time.
 
     Args:
         interactions: `INTERACTIONS`, a table or a scan, which is read in batches.
         items: `ITEMS`.
+        period: the test period of a split by time; None: leave-one-out.
 
     Returns:
         `HISTORIES`; user_index is 0..U-1 in the order of user_id.
 
     Raises:
         SchemaError: the interactions are not in order, or an item is not in the catalogue.
+        DataError: no user can be tested.
     """
     runs = _read_runs(interactions, items)
     starts = np.concatenate([[0], np.cumsum(runs.lengths)])
     _refuse_disorder(runs, starts)
+    tested = np.ones(len(runs.lengths), dtype=np.bool_)
+    if period is not None:
+        runs, tested = _cut(runs, starts, period)
+        starts = np.concatenate([[0], np.cumsum(runs.lengths)])
     histories = pl.DataFrame(
         {
             "user_index": pl.int_range(len(runs.user_ids), dtype=pl.Int64, eager=True),
             "user_id": runs.user_ids,
             "item_indices": _lists(runs.item_indices, starts),
             "timestamps": _lists(runs.timestamps, starts),
+            "tested": tested,
         }
     )
     return HISTORIES.check(histories)
@@ -92,6 +103,19 @@ def _refuse_disorder(runs: _Runs, starts: NDArray[np.int64]) -> None:
     goes_back[starts[1:-1] - 1] = False
     if not runs.user_ids.is_sorted() or goes_back.any():
         raise SchemaError(f"interactions (for histories): rows must be sorted by {', '.join(INTERACTIONS.sorted_by)}.")
+
+
+def _cut(runs: _Runs, starts: NDArray[np.int64], period: TestPeriod) -> tuple[_Runs, NDArray[np.bool_]]:
+    """The runs without what the split leaves out, and who is tested of those who are left."""
+    kept, in_history, tested = cut_histories(runs.timestamps, starts, period)
+    if not tested.any():
+        raise DataError(
+            f"No user has {MIN_BEFORE} interactions before the test period and one in it ({period}): lengthen it by "
+            "split.test_share, or move it by split.later_share or split.test_from."
+        )
+    lengths = np.add.reduceat(kept, starts[:-1], dtype=np.int64)[in_history]
+    users = runs.user_ids.filter(pl.Series(in_history))
+    return _Runs(users, lengths, runs.item_indices[kept], runs.timestamps[kept]), tested[in_history]
 
 
 def _lists(values: NDArray[np.int64], starts: NDArray[np.int64]) -> pl.Series:

@@ -17,11 +17,11 @@ from macrec_pipeline.data.delimited import read_delimited, read_header
 from macrec_pipeline.data.files import require_file_or_gz
 from macrec_pipeline.data.line_blocks import line_blocks
 from macrec_pipeline.data.pictures import existing_pictures
-from macrec_pipeline.data.ratings import check_header, read_ratings
+from macrec_pipeline.data.ratings import check_header, rating_parts
 from macrec_pipeline.data.texts import compose_texts
 from macrec_pipeline.datasets import MovielensSource
 from macrec_pipeline.errors import DataError, SchemaError
-from macrec_pipeline.schemas import RAW_ITEMS
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
 _MOVIES_HEADER = ("movieId", "title", "genres")
 # The columns of u.item after movie id, title, two dates and a link.
@@ -49,8 +49,8 @@ _LAYOUTS = {
 }
 
 
-def read_movielens_interactions(source: MovielensSource, data_dir: Path) -> pl.DataFrame:
-    """Read the ratings as `RAW_INTERACTIONS`.
+def movielens_interaction_parts(source: MovielensSource, data_dir: Path) -> Iterator[pl.DataFrame]:
+    """Read the ratings as parts of `RAW_INTERACTIONS`, one after the other.
 
     Raises:
         MissingFileError: the file is not there.
@@ -59,7 +59,13 @@ def read_movielens_interactions(source: MovielensSource, data_dir: Path) -> pl.D
     layout = _LAYOUTS[source.layout]
     path, file = _find(source, layout.ratings, data_dir)
     columns = ("user_id", "item_id", "rating", "timestamp")
-    return read_ratings(path, file, columns=columns, separator=layout.separator, header=layout.header)
+    return rating_parts(path, file, columns=columns, separator=layout.separator, header=layout.header)
+
+
+def read_movielens_interactions(source: MovielensSource, data_dir: Path) -> pl.DataFrame:
+    """The parts as one `RAW_INTERACTIONS`; errors as there."""
+    parts = movielens_interaction_parts(source, data_dir)
+    return RAW_INTERACTIONS.check(pl.concat([RAW_INTERACTIONS.empty(), *parts]), source.folder)
 
 
 def read_movielens_items(source: MovielensSource, data_dir: Path) -> pl.DataFrame:

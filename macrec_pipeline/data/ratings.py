@@ -1,6 +1,6 @@
 """Published rating logs, a line a rating: `item,user,rating,timestamp` and the like -> raw interactions.
 
-Read in blocks: of a whole log only the four typed columns are held, never its lines.
+Read in blocks, each of which becomes a part of the table.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,13 @@ from macrec_pipeline.data.cells import id_cells, number_cells, time_cells
 from macrec_pipeline.data.delimited import OVERFLOW, split_cells
 from macrec_pipeline.data.line_blocks import BLOCK_BYTES, LineBlock, line_blocks
 from macrec_pipeline.errors import SchemaError
-from macrec_pipeline.schemas import RAW_INTERACTIONS
 
 # polars splits at one byte only; this one stands for a longer separator and is in no log.
 _UNIT_SEPARATOR = "\x1f"
 _SHOWN = 40
 
 
-def read_ratings(
+def rating_parts(
     path: Path,
     file: str,
     *,
@@ -27,8 +26,8 @@ def read_ratings(
     separator: str = ",",
     header: str | None = None,
     block_bytes: int = BLOCK_BYTES,
-) -> pl.DataFrame:
-    """Read a whole log as `RAW_INTERACTIONS`; no cell is quoted, times are seconds.
+) -> Iterator[pl.DataFrame]:
+    """Read a log as parts of `RAW_INTERACTIONS`; no cell is quoted, times are seconds.
 
     A line that cannot be used says why in `problem`: `wrong_number_of_cells` or `wrong_type`. Missing cells are null.
 
@@ -47,8 +46,7 @@ def read_ratings(
     blocks = line_blocks(path, file, block_bytes=block_bytes)
     if header is not None:
         blocks = _without_header(blocks, file, header)
-    frames = [_interactions(block, file, columns, separator) for block in blocks]
-    return RAW_INTERACTIONS.check(pl.concat([RAW_INTERACTIONS.empty(), *frames]), file)
+    return (_interactions(block, file, columns, separator) for block in blocks)
 
 
 def check_header(path: Path, file: str, header: str) -> None:

@@ -1,19 +1,20 @@
 """A data set's files -> the raw tables, whichever reader its YAML file names; and whether they are ready to be read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.amazon import amazon_files, amazon_problems, read_amazon_interactions, read_amazon_items
+from macrec_pipeline.data.amazon import amazon_files, amazon_interaction_parts, amazon_problems, read_amazon_items
 from macrec_pipeline.data.demo import demo_tables, ensure_demo
 from macrec_pipeline.data.indexed import indexed_files, indexed_problems, read_indexed_interactions, read_indexed_items
 from macrec_pipeline.data.movielens import (
     movielens_files,
+    movielens_interaction_parts,
     movielens_problems,
-    read_movielens_interactions,
     read_movielens_items,
 )
-from macrec_pipeline.data.tables import read_interactions_table, read_items_table, tables_files, tables_problems
+from macrec_pipeline.data.tables import interactions_table_parts, read_items_table, tables_files, tables_problems
 from macrec_pipeline.datasets import (
     Amazon2018Source,
     Amazon2023Source,
@@ -23,12 +24,14 @@ from macrec_pipeline.datasets import (
     MovielensSource,
     TablesSource,
 )
+from macrec_pipeline.schemas import RAW_INTERACTIONS
 
 
-def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
-    """The interaction log as found, one row a source row (`RAW_INTERACTIONS`).
+def raw_interaction_parts(spec: DatasetSpec, data_dir: Path) -> Iterator[pl.DataFrame]:
+    """The interaction log as found, one row a source row: parts of `RAW_INTERACTIONS`, in the order of the file.
 
-    The demo shop is generated first if it is not there.
+    Only one part need be held at a time, but for `indexed` and CSV files with quotes, which are one part. The demo shop
+    is generated first if it is not there.
 
     Raises:
         MissingFileError: a file is not there; names it and `MACREC_DATA`.
@@ -37,20 +40,26 @@ def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
     """
     match spec.source:
         case TablesSource() as source:
-            return read_interactions_table(source.interactions, data_dir)
+            return interactions_table_parts(source.interactions, data_dir)
         case DemoSource() as source:
             ensure_demo(source, data_dir)
-            return read_interactions_table(demo_tables(source).interactions, data_dir)
+            return interactions_table_parts(demo_tables(source).interactions, data_dir)
         case IndexedSource() as source:
-            return read_indexed_interactions(source, data_dir)
+            return iter([read_indexed_interactions(source, data_dir)])
         case Amazon2018Source() | Amazon2023Source() as source:
-            return read_amazon_interactions(source, data_dir)
+            return amazon_interaction_parts(source, data_dir)
         case MovielensSource() as source:
-            return read_movielens_interactions(source, data_dir)
+            return movielens_interaction_parts(source, data_dir)
+
+
+def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
+    """The parts as one table (`RAW_INTERACTIONS`). Errors as in `raw_interaction_parts`."""
+    frame = pl.concat([RAW_INTERACTIONS.empty(), *raw_interaction_parts(spec, data_dir)])
+    return RAW_INTERACTIONS.check(frame, spec.name)
 
 
 def read_raw_items(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
-    """The catalogue as found, one row a source row (`RAW_ITEMS`). Errors as in `read_raw_interactions`."""
+    """The catalogue as found, one row a source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`."""
     match spec.source:
         case TablesSource() as source:
             return read_items_table(source.items, data_dir)

@@ -22,15 +22,20 @@ _PARQUET_ROWS = 1_000_000  # read at once
 _PARQUET_ENDINGS = (".parquet", ".pq")
 
 
-def read_interactions_table(mapping: InteractionsTable, data_dir: Path) -> pl.DataFrame:
-    """Read the interaction log as `RAW_INTERACTIONS`, part by part: only the typed columns of the whole are held.
+def interactions_table_parts(mapping: InteractionsTable, data_dir: Path) -> Iterator[pl.DataFrame]:
+    """Read the interaction log as parts of `RAW_INTERACTIONS`, one after the other.
 
     Raises:
         MissingFileError: the file is not there.
         SchemaError: a column is not there, or the file cannot be split into rows.
     """
     parts = _read(mapping, data_dir, what="source.interactions.file", columns=_interaction_columns(mapping))
-    frame = pl.concat([RAW_INTERACTIONS.empty(), *(_interactions(part, mapping) for part in parts)])
+    return (_interactions(part, mapping) for part in parts)
+
+
+def read_interactions_table(mapping: InteractionsTable, data_dir: Path) -> pl.DataFrame:
+    """The parts as one `RAW_INTERACTIONS`; errors as there."""
+    frame = pl.concat([RAW_INTERACTIONS.empty(), *interactions_table_parts(mapping, data_dir)])
     return RAW_INTERACTIONS.check(frame, mapping.file)
 
 

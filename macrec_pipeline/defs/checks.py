@@ -31,8 +31,12 @@ def _items(store: AssetStore) -> list[str]:
 
 def _histories(store: AssetStore) -> list[str]:
     from macrec_pipeline.data.checks import histories_problems
+    from macrec_pipeline.data.splits import period_of
 
-    return histories_problems(*(store.read_table(name) for name in ("histories", "interactions", "items")))
+    period = period_of(store.manifest("histories").details.get("split"))
+    return histories_problems(
+        *(store.read_table(name) for name in ("histories", "interactions", "items")), period=period
+    )
 
 
 def _text_embeddings(store: AssetStore) -> list[str]:

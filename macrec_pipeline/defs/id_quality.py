@@ -7,7 +7,7 @@ import numpy as np
 
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs.id_tables import anchors, previous_ids
-from macrec_pipeline.defs.tracked import Stage, sequences_of
+from macrec_pipeline.defs.tracked import Stage, training_sequences
 
 if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
@@ -25,7 +25,7 @@ def quality(
     from macrec_pipeline.semantic_ids import quality_report
 
     item_ids = work.table("items")["item_id"].to_list()
-    training = [sequence[:-2] for sequence in sequences_of(work.table("histories"))]
+    training = [sequence[:-2] for sequence in training_sequences(work.table("histories"))]
     return quality_report(
         assigned,
         item_ids=item_ids,

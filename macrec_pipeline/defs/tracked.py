@@ -249,6 +249,15 @@ def sequences_of(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
     return [items.to_numpy(writable=True) for items in histories["item_indices"]]
 
 
+def training_sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """What training may see of `HISTORIES`: int64 [T] a user, training part `[:-2]` and validation target `[-2]`.
+
+    Item 0 stands in the place of the test target, whether there is one or not, so that nobody can learn from it.
+    """
+    rows = zip(sequences_of(histories), histories["tested"], strict=True)
+    return [np.append(items[: len(items) - tested], 0) for items, tested in rows]
+
+
 def in_words(values: Mapping[str, float]) -> str:
     """A row of a training log for the terminal."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,7 +1,8 @@
 """What a recommender must beat: popularity, and item-kNN over the most recent items.
 
-Both are fitted on the training part `[:-2]` of every history; the input of a test user is `[:-1]`, as for the model.
-Equal scores go to the more popular item, then to the lower item index; item-kNN is filled up with popular items.
+Both are fitted on the training part of every history, `[:-2]` where there is a test target; the input of a test user is
+`[:-1]`, as for the model. Equal scores go to the more popular item, then to the lower item index; item-kNN is filled up
+with popular items.
 U users, N items, R items a list, B users at once, C candidates a user, M items in the index.
 """
 
@@ -27,7 +28,7 @@ _TIE_SLACK = 64
 
 def popularity_counts(histories: FlatHistories, *, num_items: int) -> IntArray:
     """Interactions of each item in the training part of the histories: int64 [N]."""
-    _, items = histories.without_last(2)
+    _, items = histories.training_part()
     return np.bincount(items, minlength=num_items)
 
 
@@ -145,7 +146,7 @@ def _follower_vectors(
     histories: FlatHistories, *, counts: IntArray, indexed: IntArray, window: int
 ) -> NDArray[np.float32]:
     """c(i, j) / sqrt(n(i) n(j)) with j as the row, the vector that is searched: float32 [M, M]."""
-    users, items = histories.without_last(2)
+    users, items = histories.training_part()
     places = _places(indexed, num_items=len(counts))[items]
     vectors = np.zeros((len(indexed), len(indexed)), dtype=np.float32)
     flat = vectors.reshape(-1)

@@ -32,8 +32,9 @@ class LeaveOneOut:
 
 
 def leave_one_out(histories: pl.DataFrame, item_ids: Sequence[str]) -> LeaveOneOut:
-    """Every user of `HISTORIES`, in its order; `item_ids` in the order of the item index. Raises `DataError`."""
-    flat = flat_histories(histories, num_items=len(item_ids))
+    """Every tested user of `HISTORIES`, in its order; `item_ids` in that of the item index. Raises `DataError`."""
+    untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
+    flat = flat_histories(histories, num_items=len(item_ids), untested=untested)
     popular = recommend_popular(flat, num_items=len(item_ids), top_k=_NUM_POPULAR)[False]
     rows = [[item_ids[index] for index in row] for row in histories["item_indices"].to_list()]
     return LeaveOneOut(

@@ -1,4 +1,4 @@
-"""The evaluation protocol: leave-one-out, the full catalogue ranked, every test user counted once in every system.
+"""The evaluation protocol: the full catalogue ranked, every test user counted once in every system.
 
 What enters: `histories` and `predictions`. What leaves: `Evaluation`, with the systems of the recommender beside the
 baselines, all on the same users, once with seen items allowed (the paper's protocol and the headline) and once with
@@ -17,7 +17,7 @@ from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.evaluation.contenders import Contenders, run_contenders
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
 from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, POPULARITY, SASREC, Lists, predicted_lists
-from macrec_pipeline.evaluation.provenance import describe_protocol
+from macrec_pipeline.evaluation.provenance import LEAVE_ONE_OUT, describe_protocol
 from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
@@ -85,11 +85,13 @@ def evaluate(
     items_imputed: Mapping[str, np.ndarray] | None = None,
     sasrec_settings: Mapping[str, Any] | None = None,
     contenders: Contenders | None = None,
+    split: str = LEAVE_ONE_OUT,
 ) -> Evaluation:
     """Rank every test target in every system's list, run popularity and item-kNN, and say how sure the numbers are.
 
     Args:
-        histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`.
+        histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`. Users who are
+            not tested count for the baselines' training alone.
         predictions: schema PREDICTIONS; system `macrec` and others, as `sasrec`; each with and without `exclude_seen`.
         num_items: N, the catalogue that is ranked.
         config: the settings of cutoffs, bootstrap and item-kNN.
@@ -98,6 +100,7 @@ def evaluate(
         items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
         sasrec_settings: what the system `sasrec` was set to and which epoch was used, for the protocol.
         contenders: what `run_contenders` made of the same histories at this depth; None: it is run here.
+        split: how targets were held out, for the protocol.
 
     Raises:
         DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
@@ -106,7 +109,8 @@ def evaluate(
     """
     HISTORIES.check(histories)
     PREDICTIONS.check(predictions)
-    flat = flat_histories(histories, num_items=num_items)
+    untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
+    flat = flat_histories(histories, num_items=num_items, untested=untested)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
     contenders = contenders or run_contenders(flat, num_items=num_items, top_k=depth, config=config)
@@ -139,6 +143,7 @@ def evaluate(
             cutoffs=cutoffs,
             seed=seed,
             baselines=settings,
+            split=split,
         ),
     )
 

@@ -9,6 +9,8 @@ from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation.metrics import COVERAGE_DEPTH
 from macrec_pipeline.evaluation.sequences import FlatHistories
 
+LEAVE_ONE_OUT = "leave-one-out: the last item is the test target, the one before it validation, the rest training"
+
 
 def describe_protocol(
     flat: FlatHistories,
@@ -19,6 +21,7 @@ def describe_protocol(
     config: EvaluationConfig,
     seed: int,
     baselines: Mapping[str, Mapping[str, Any]],
+    split: str = LEAVE_ONE_OUT,
 ) -> dict[str, Any]:
     """The split, the candidates, the settings, and how many test targets repeat an item of their own input.
 
@@ -28,12 +31,13 @@ def describe_protocol(
         num_items: the size of the catalogue.
         cutoffs: k of HR@k and NDCG@k, those of `config` and the headline's.
         baselines: system -> what it was set to.
+        split: how targets were held out.
     """
     users, items = flat.without_last(1)
     targets_seen = np.zeros(flat.num_users, dtype=bool)
     targets_seen[users[items == flat.targets[users]]] = True
     return {
-        "split": "leave-one-out: the last item is the test target, the one before it validation, the rest training",
+        "split": split,
         "candidates": "the full catalogue",
         "headline": "seen items allowed",
         "list_length": depth,

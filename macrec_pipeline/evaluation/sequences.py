@@ -23,10 +23,12 @@ class FlatHistories:
     Attributes:
         items: int64 [sum of T], each in [0, N).
         starts: int64 [U + 1]; user u owns `items[starts[u]:starts[u + 1]]`, at least one item.
+        untested: users beside these who are trained on and have no test target; a split by time leaves some.
     """
 
     items: IntArray
     starts: IntArray
+    untested: "FlatHistories | None" = None
 
     @property
     def num_users(self) -> int:
@@ -50,6 +52,14 @@ class FlatHistories:
         offsets = np.arange(len(users)) - np.repeat(np.cumsum(kept) - kept, kept)
         return users, self.items[self.starts[users] + offsets]
 
+    def training_part(self) -> tuple[IntArray, IntArray]:
+        """Training part of every user, those who are not tested after the others: users and items as `without_last`."""
+        users, items = self.without_last(2)
+        if self.untested is None:
+            return users, items
+        others, their_items = self.untested.without_last(1)
+        return np.concatenate([users, others + self.num_users]), np.concatenate([items, their_items])
+
     def most_recent_inputs(self, length: int) -> IntArray:
         """The newest `length` items before the test target, newest first: int64 [U, length], padded with NO_ITEM."""
         ages = np.arange(length)
@@ -58,8 +68,8 @@ class FlatHistories:
         return np.where(exists, self.items[np.maximum(positions, 0)], NO_ITEM)
 
 
-def flat_histories(histories: pl.DataFrame, *, num_items: int) -> FlatHistories:
-    """Flatten `histories.item_indices`.
+def flat_histories(histories: pl.DataFrame, *, num_items: int, untested: pl.DataFrame | None = None) -> FlatHistories:
+    """Flatten `histories.item_indices`, of test users, and beside them those of users who are not tested.
 
     Raises:
         DataError: there are no users, a user has no items, or an item index is outside [0, num_items).
@@ -72,7 +82,9 @@ def flat_histories(histories: pl.DataFrame, *, num_items: int) -> FlatHistories:
         user = histories["user_index"][int((lengths == 0).argmax())]
         raise DataError(f"histories: user_index {user} has no items; the last one is the test target.")
     items = _flat_items(column, where="histories", num_items=num_items)
-    return FlatHistories(items=items, starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    others = None if untested is None or untested.is_empty() else flat_histories(untested, num_items=num_items)
+    return FlatHistories(items=items, starts=starts, untested=others)
 
 
 def padded_lists(column: pl.Series, *, where: str, num_items: int) -> IntArray:

@@ -206,7 +206,8 @@ def test_bad_rows_reach_quarantine_with_file_and_line(tmp_path: Path) -> None:
     _write(tmp_path / "az" / "meta_Musical_Instruments.json.gz", ["{'asin': 'B9'}", *meta])
     spec = DatasetSpec(name="az", title="t", source=_OF_2018)
     assert validate_source(spec, tmp_path) == []
-    tables = clean(read_raw_interactions(spec, tmp_path), read_raw_items(spec, tmp_path), spec.config().cleaning)
+    config = spec.config({"cleaning": {"max_quarantined_share": 0.2}}).cleaning
+    tables = clean(read_raw_interactions(spec, tmp_path), read_raw_items(spec, tmp_path), config)
     assert tables.interactions.height == 25
     assert tables.quarantine.select("source_file", "source_row", "item_id", "reason", "detail").rows() == [
         ("az/Musical_Instruments.csv", 26, "B1", "wrong_type", "rating is 'bad', expected a number"),

@@ -56,7 +56,9 @@ def test_the_size_of_the_parts_changes_nothing(
 ) -> None:
     """Batches that split users and repeated rows give what one batch gives, whether read from a table or a scan."""
     raw, items = _raw(300, files_in_order=files_in_order)
-    config = CleaningConfig(k_core=3, min_rating=2.0, duplicates=policy, ties=ties, session_gap_minutes=gap)
+    config = CleaningConfig(
+        k_core=3, max_quarantined_share=1, min_rating=2.0, duplicates=policy, ties=ties, session_gap_minutes=gap
+    )
     whole = clean(raw, items, config, latest=_NOW)
     histories = build_histories(whole.interactions, whole.items)
     for module, name in (
@@ -81,7 +83,9 @@ def test_the_size_of_the_parts_changes_nothing(
 def test_lines_in_order_and_shuffled_keep_their_positions(policy: str, gap: float | None) -> None:
     """With ties by position a row's file and line count, not where the raw table happens to have it."""
     raw, items = _raw(300, files_in_order=True)
-    config = CleaningConfig(k_core=3, duplicates=policy, ties="position", session_gap_minutes=gap)
+    config = CleaningConfig(
+        k_core=3, max_quarantined_share=1, duplicates=policy, ties="position", session_gap_minutes=gap
+    )
     in_order, shuffled = (
         clean(log, items, config, latest=_NOW) for log in (raw, raw.sample(fraction=1.0, shuffle=True, seed=3))
     )
@@ -94,7 +98,12 @@ def test_the_facts_are_those_of_the_tables() -> None:
     raw, items = _raw(300, files_in_order=True)
     from macrec_pipeline.data.cleaning import clean_log as decide
 
-    log = decide(raw.lazy(), items, CleaningConfig(k_core=3, session_gap_minutes=2 * _DAY / 60_000), latest=_NOW)
+    log = decide(
+        raw.lazy(),
+        items,
+        CleaningConfig(k_core=3, max_quarantined_share=1, session_gap_minutes=2 * _DAY / 60_000),
+        latest=_NOW,
+    )
     table, dropped = pl.concat(log.interactions()), pl.concat(log.quarantine())
     assert log.num_kept == table.height
     assert log.interactions_of_user().tolist() == table.group_by("user_id").len().sort("user_id")["len"].to_list()

@@ -37,7 +37,7 @@ def _good(user: str, items: str, start: int = _NOW) -> list[tuple[Any, ...]]:
     return [(user, item, 5.0, start + place) for place, item in enumerate(items)]
 
 
-_LOOSE = CleaningConfig(k_core=1)
+_LOOSE = CleaningConfig(k_core=1, max_quarantined_share=1)
 
 
 def _reasons(quarantine: pl.DataFrame, table: str = "raw_interactions") -> dict[int, str]:
@@ -234,6 +234,7 @@ _configs = st.builds(
     min_rating=st.sampled_from([None, 2.0]),
     duplicates=st.sampled_from(["first", "last", "keep"]),
     session_gap_minutes=st.sampled_from([None, 1 / 60_000]),
+    max_quarantined_share=st.just(1.0),
 )
 
 

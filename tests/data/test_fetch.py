@@ -23,7 +23,9 @@ from tests.data.picture_server import PictureServer, serving
 
 _TEMPLATE = "shop/pictures/{item_id}.jpg"
 _WORK = (".fetch/failures.parquet", ".fetch/lock")
-_LIMITS = FetchLimits(timeout=1, attempts=2, first_wait=0.01, max_bytes=2_000_000, max_pixels=50_000_000)
+_LIMITS = FetchLimits(
+    timeout=1, attempts=2, first_wait=0.01, max_bytes=2_000_000, max_pixels=50_000_000, allow_private=True
+)
 
 
 @pytest.fixture
@@ -202,10 +204,10 @@ def test_links_do_not_lead_out(server: PictureServer, tmp_path: Path) -> None:
 def test_finished_pictures_are_not_asked_for_again(server: PictureServer, tmp_path: Path) -> None:
     """The second run asks only for what is missing, and clears what a killed one left."""
     addresses = _addresses({"1": server.url("color?red"), "2": server.url("away-once"), "3": None})
-    first = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1))
+    first = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
     assert (first.present, first.fetched, len(first.failures), first.without_url) == (0, 1, 1, 1)
     (tmp_path / "shop" / "pictures" / ".fetch" / "abc.part").write_bytes(b"half")
-    second = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1))
+    second = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
     assert (second.present, second.fetched, len(second.failures), second.without_url) == (1, 1, 0, 1)
     assert server.asked == {"/color": 1, "/away-once": 2}
     assert _failures(tmp_path).is_empty()
@@ -237,7 +239,7 @@ def test_many_are_fetched_at_once(server: PictureServer, tmp_path: Path) -> None
     """Twelve pictures of 0.3 s each take far less than one after the other."""
     begin = time.monotonic()
     addresses = _addresses({str(place): server.url("pause") for place in range(12)})
-    assert fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12)).fetched == 12
+    assert fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12, allow_private=True)).fetched == 12
     assert time.monotonic() - begin < 2.4
 
 
@@ -277,7 +279,8 @@ from macrec_pipeline.data.downloads import FetchLimits
 from macrec_pipeline.data.fetch import fetch_pictures
 rows = [(f"{i:04}", sys.argv[2] + ("color?red" if i < 20 else "slow")) for i in range(60)]
 addresses = pl.DataFrame(rows, schema=["item_id", "image_url"], orient="row")
-fetch_pictures(addresses, "shop/pictures/{item_id}.jpg", Path(sys.argv[1]), FetchLimits(concurrency=4))
+limits = FetchLimits(concurrency=4, allow_private=True)
+fetch_pictures(addresses, "shop/pictures/{item_id}.jpg", Path(sys.argv[1]), limits)
 """
 
 

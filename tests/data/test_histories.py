@@ -21,7 +21,7 @@ def test_histories_worked_out_by_hand() -> None:
     """Oldest first, equal times as the table has them, users in the order of user_id, repeats kept."""
     rows = [("u", "2", 7), ("u", "10", 7), ("u", "1", 9), ("v", "1", 3), ("v", "2", 4), ("v", "2", 5)]
     histories = build_histories(_interactions(rows), _ITEMS)
-    assert histories.rows() == [(0, "u", [2, 1, 0], [7, 7, 9]), (1, "v", [0, 2, 2], [3, 4, 5])]
+    assert histories.rows() == [(0, "u", [2, 1, 0], [7, 7, 9], True), (1, "v", [0, 2, 2], [3, 4, 5], True)]
 
 
 @pytest.mark.parametrize("size", [1, 100])

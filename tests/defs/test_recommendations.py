@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_after_its_last_shard(
     assert table["item_ids"].to_list() == [answer.item_ids for answer in expected]
     details = registered.manifest("recommendations").details
     assert (details["model"], details["top_k"], details["users"]) == (f"models:/macrec-{partition}/1", 5, NUM_USERS)
-    assert details["inputs"]["histories"] == registered.manifest("histories").digest
+    assert details["inputs"]["interactions"] == registered.manifest("interactions").digest
     assert not (settings.home_folder() / partition / ".scratch" / "recommendations").exists()
 
 

@@ -10,7 +10,16 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.tracked import GIVEN, Stage, VisibleProgress, codes_of, in_words, preview, stage
+from macrec_pipeline.defs.tracked import (
+    GIVEN,
+    Stage,
+    VisibleProgress,
+    codes_of,
+    in_words,
+    preview,
+    stage,
+    training_sequences,
+)
 from macrec_pipeline.runtime.progress import quiet_progress
 from macrec_pipeline.schemas import PSEUDO_LABELS
 
@@ -127,3 +136,9 @@ def test_codes_keep_their_order() -> None:
     assert codes.dtype == np.int64
     assert codes.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert in_words({"loss": 0.123456, "epoch": 3.0}) == "loss 0.1235, epoch 3"
+
+
+def test_training_never_sees_a_test_target() -> None:
+    """Item 0 stands in its place; who is not tested has it after the validation target."""
+    table = pl.DataFrame({"item_indices": [[5, 6, 7, 8], [5, 6, 7]], "tested": [True, False]})
+    assert [row.tolist() for row in training_sequences(table)] == [[5, 6, 7, 0], [5, 6, 7, 0]]

@@ -41,6 +41,7 @@ def histories() -> pl.DataFrame:
             "user_id": [f"u{user:02d}" for user in range(NUM_USERS)],
             "item_indices": items,
             "timestamps": [list(range(len(row))) for row in items],
+            "tested": [True] * NUM_USERS,
         },
         schema=HISTORIES.columns,
     )

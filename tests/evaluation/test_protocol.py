@@ -54,7 +54,7 @@ def test_hand_worked_ranks(small_config: EvaluationConfig) -> None:
             "user_id": ["a", "b", "c"],
             "item_indices": [[1, 2, 3, 0], [4, 5, 6, 1], [7, 8, 9, 2]],
         }
-    ).with_columns(pl.col("item_indices").alias("timestamps"))
+    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.lit(True))
     lists = [[0, 20, 21], [22, 23, 1], [24, 25, 26]]
     predictions = pl.DataFrame(
         [("macrec", setting, user, lists[user], [3.0, 2.0, 1.0]) for setting in (False, True) for user in range(3)],
@@ -117,7 +117,7 @@ def test_lists_shorter_than_a_cutoff_are_refused(
 def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfig) -> None:
     """A target that the user already had stays a test target in both settings, and the protocol says how many."""
     histories = pl.DataFrame({"user_index": [0], "user_id": ["a"], "item_indices": [[1, 2, 3, 1]]}).with_columns(
-        pl.col("item_indices").alias("timestamps")
+        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True)
     )
     rows = [("macrec", False, 0, [1], [0.0]), ("macrec", True, 0, [5], [0.0])]
     predictions = pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
@@ -215,3 +215,24 @@ def test_sasrec_comes_with_the_predictions_or_not_at_all(
     assert "sasrec" not in without.per_user["system"]
     assert "sasrec" not in {comparison.against for comparison in without.comparisons}
     assert without.systems == {name: values for name, values in evaluation.systems.items() if name != "sasrec"}
+
+
+def test_users_without_a_target_train_the_baselines_and_are_not_measured(small_config: EvaluationConfig) -> None:
+    """Two tested users with two users beside them whose items make another one popular; the protocol says the split."""
+    histories = pl.DataFrame(
+        {
+            "user_index": [0, 1, 2, 3],
+            "user_id": list("abcd"),
+            "item_indices": [[1, 2, 3, 0], [8, 8, 9], [4, 5, 6, 8], [8, 8, 8, 7]],
+        }
+    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.Series([True, False, True, False]))
+    predictions = pl.DataFrame(
+        [("macrec", setting, user, [8, 20], [2.0, 1.0]) for setting in (False, True) for user in (0, 2)],
+        schema=PREDICTIONS.columns,
+        orient="row",
+    )
+    found = _evaluate(HISTORIES.check(histories), predictions, small_config, split="by time")
+    assert found.num_test_users == 2
+    assert found.systems["macrec"]["hr_1"] == found.systems["popularity"]["hr_1"] == 0.5
+    assert found.per_user["user_index"].unique().to_list() == [0, 2]
+    assert found.protocol["split"] == "by time"

@@ -54,3 +54,15 @@ def test_wrong_lists_are_refused(items: list[list[int | None]], message: str) ->
     """An item that is there twice, outside the catalogue or empty is named, with the place."""
     with pytest.raises(DataError, match=f"here.*{message}"):
         padded_lists(pl.Series("item_indices", items, dtype=pl.List(pl.Int64)), where="here", num_items=5)
+
+
+@given(tested=ITEM_LISTS, others=ITEM_LISTS)
+def test_users_who_are_not_tested_are_trained_on(tested: list[list[int]], others: list[list[int]]) -> None:
+    """The training part is `[:-2]` of test users and `[:-1]` of the others, who are users of their own."""
+    flat = flat_histories(_table(tested), num_items=10, untested=_table(others))
+    users, items = flat.training_part()
+    parts = [row[:-2] for row in tested] + [row[:-1] for row in others]
+    expected = [(user, item) for user, part in enumerate(parts) for item in part]
+    assert list(zip(users.tolist(), items.tolist(), strict=True)) == expected
+    assert flat.num_users == len(tested)
+    assert flat_histories(_table(tested), num_items=10, untested=_table([])).untested is None

@@ -27,6 +27,10 @@ TABLES = (
     "semantic_ids",
     "predictions",
 )
+SPLIT_BY_TIME = (
+    "global time: nothing is trained on that is not before the test period, each user's last item before it "
+    "validates, and the first one in it is the test target; the period:"
+)
 HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
 
 
@@ -36,7 +40,7 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     group_name="evaluation",
     kinds={"polars", "html"},
     code_version="4",
-    description="Leave-one-out on the full catalogue, with intervals, beside baselines: metrics.json and report.html.",
+    description="Held-out items in the full catalogue, with intervals, beside baselines: metrics.json and report.html.",
 )
 def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Predictions and histories -> a folder with `metrics.json`, `report.html` and `per_user.parquet`."""
@@ -55,6 +59,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             top_k=work.config.decoding.top_k,
             items_imputed=_imputed(tables),
             sasrec_settings=details.get("sasrec"),
+            split=_split(work),
         )
         rates = work.store.manifest("semantic_ids").details["collision_rate"]
         agreement = details.get("beam_agreement", {})
@@ -65,6 +70,15 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             (folder / "report.html").write_text(page, encoding="utf-8")
             evaluation.per_user.write_parquet(folder / "per_user.parquet")
         return _report(work, metrics)
+
+
+def _split(work: Stage) -> str:
+    """How targets were held out, in words."""
+    from macrec_pipeline.data.splits import period_of
+    from macrec_pipeline.evaluation.provenance import LEAVE_ONE_OUT
+
+    period = period_of(work.store.manifest("histories").details.get("split"))
+    return LEAVE_ONE_OUT if period is None else f"{SPLIT_BY_TIME} {period}"
 
 
 def _report(work: Stage, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any]:

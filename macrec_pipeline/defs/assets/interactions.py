@@ -30,24 +30,35 @@ CLEAN = {
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Files of the data set -> `RAW_INTERACTIONS`."""
-    from macrec_pipeline.data.readers import read_raw_interactions
+    """Files of the data set -> `RAW_INTERACTIONS`, part by part: a log need not fit into memory."""
+    from macrec_pipeline.data.readers import raw_interaction_parts
 
     with stage(context, settings, "raw_interactions") as work:
-        table = read_raw_interactions(work.spec, work.data)
-        return work.save(
-            table,
-            users=table["user_id"].n_unique(),
-            items=table["item_id"].n_unique(),
-            unreadable_times=table["timestamp"].null_count(),
-            rows_with_a_problem=table["problem"].count(),
-            period=_period(table["timestamp"].min(), table["timestamp"].max()),
-            first_rows=preview(table, ["user_id", "item_id", "rating", "timestamp"]),
+        work.store.write_slices("raw_interactions", raw_interaction_parts(work.spec, work.data))
+        log = work.scan("raw_interactions")
+        stamp = pl.col("timestamp")
+        found = log.select(
+            pl.len().alias("rows"),
+            pl.col("user_id").n_unique().alias("users"),
+            pl.col("item_id").n_unique().alias("items"),
+            stamp.null_count().alias("unreadable_times"),
+            pl.col("problem").count().alias("rows_with_a_problem"),
+            stamp.min().alias("first"),
+            stamp.max().alias("last"),
+        )
+        facts = found.collect(engine="streaming").row(0, named=True)
+        rows, period = facts.pop("rows"), _period(facts.pop("first"), facts.pop("last"))
+        return work.report(
+            summary=f"{rows:,} rows",
+            **{"dagster/row_count": rows},
+            **facts,
+            period=period,
+            first_rows=preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"]),
         )
 
 
@@ -123,25 +134,43 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("histories"),
-    description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests.",
+    description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests; who is not tested "
+    "has no last one.",
 )
 def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Clean interactions -> `HISTORIES`."""
     from macrec_pipeline.data.histories import build_histories
+    from macrec_pipeline.data.splits import find_period
 
     with stage(context, settings, "histories") as work:
-        table = build_histories(work.scan("interactions"), work.table("items"))
-        lengths = table["item_indices"].list.len()
+        interactions = work.scan("interactions")
+        period = find_period(interactions, work.config.split)
+        table = build_histories(interactions, work.table("items"), period)
+        lengths, held_out = table["item_indices"].list.len(), 1 + table["tested"].cast(pl.Int64)
+        of_split = {} if period is None else {"test_period": str(period), **_split_facts(table, interactions)}
         return work.save(
             table,
+            details={} if period is None else {"split": period.details()},
             interactions=int(lengths.sum()),
             shortest=int(lengths.min()),  # type: ignore[arg-type]
             median_length=float(lengths.median()),  # type: ignore[arg-type]
             longest=int(lengths.max()),  # type: ignore[arg-type]
-            training_targets=int((lengths - 3).clip(lower_bound=0).sum()),
+            training_targets=int((lengths.cast(pl.Int64) - held_out - 1).clip(lower_bound=0).sum()),
+            **of_split,
         )
+
+
+def _split_facts(table: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, Any]:
+    """How many users and interactions a split by time uses, and for what."""
+    users = int(interactions.select(pl.col("user_id").n_unique()).collect(engine="streaming").item())
+    tested = int(table["tested"].sum())
+    return {
+        "users_tested": tested,
+        "users_only_trained_on": table.height - tested,
+        "users_with_too_little_before": users - table.height,
+    }
 
 
 def _interaction_facts(log: "CleanLog") -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dg.asset(
-    deps=["histories", "items", "registered_model"],
+    deps=["interactions", "items", "registered_model"],
     partitions_def=DATASETS,
     group_name="recommendations",
     kinds={"torch", "parquet"},
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     description="The top items of every user by the champion, from whole histories: parquet shards of so many users.",
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Whole histories and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
+    """All interactions, whatever the split holds out, and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
+    from macrec_pipeline.data.histories import build_histories
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.tracking import model_uri, registered_bundle
 
     with stage(context, settings, "recommendations") as work, work.store.scratch("recommendations") as scratch:
-        asked, users = work.config.recommendations, work.table("histories")
+        asked, users = work.config.recommendations, build_histories(work.scan("interactions"), work.table("items"))
         with registered_bundle(model_uri(work.dataset, asked.model), settings.home_folder()) as registered:
             bundle = RecommenderBundle.load(registered.folder, device=prepare_device(work.config.runtime))
         details = {
@@ -41,7 +42,7 @@ def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg
             "bundle_digest": registered.digest,
             "top_k": asked.top_k,
             "exclude_seen": asked.exclude_seen,
-            "inputs": {name: work.store.manifest(name).digest for name in ("histories", "items")},
+            "inputs": {name: work.store.manifest(name).digest for name in ("interactions", "items")},
         }
         shards = write_shards(
             scratch,

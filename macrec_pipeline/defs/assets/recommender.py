@@ -8,7 +8,15 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, codes_of, in_words, sequences_of, stage, table_metadata
+from macrec_pipeline.defs.tracked import (
+    Stage,
+    codes_of,
+    in_words,
+    sequences_of,
+    stage,
+    table_metadata,
+    training_sequences,
+)
 from macrec_pipeline.schemas import PREDICTIONS
 
 if TYPE_CHECKING:
@@ -45,7 +53,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
         ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
             fitted = fit_recommender(
-                sequences_of(work.table("histories")),
+                training_sequences(work.table("histories")),
                 codes_of(ids, "text_codes"),
                 codes_of(ids, "image_codes"),
                 codebook_size=codebook_size,
@@ -83,7 +91,8 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     with stage(context, settings, "predictions") as work:
         device = prepare_device(work.config.runtime)
         bundle = RecommenderBundle.load(work.folder("recommender") / "bundle", device=device)
-        users, sasrec = work.table("histories"), _sasrec(work, device) if work.config.sasrec.enabled else None
+        users = work.table("histories").filter("tested")
+        sasrec = _sasrec(work, device) if work.config.sasrec.enabled else None
         ranked = predict_test_users(
             bundle,
             sequences_of(users),
@@ -111,7 +120,7 @@ def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> di
     decoding = work.config.decoding
     if decoding.fusion == "published":
         return {}
-    ids, histories = work.table("semantic_ids"), sequences_of(work.table("histories"))
+    ids, histories = work.table("semantic_ids"), training_sequences(work.table("histories"))
     codes = {route: codes_of(ids, f"{route}_codes") for route in ("text", "image")}
     sasrec = _sasrec(work, fitted.model.t5.device).model if decoding.collaborative_route else None
     fusion = fit_fusion(fitted.model, histories, codes, config=decoding, sasrec=sasrec, progress=work.progress)
@@ -170,7 +179,7 @@ def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size
     from macrec_pipeline.recommender import RecommenderBundle
 
     items, ids = work.table("items"), work.table("semantic_ids")
-    training = [sequence[:-2] for sequence in sequences_of(work.table("histories"))]
+    training = [sequence[:-2] for sequence in training_sequences(work.table("histories"))]
     collaborative = work.config.decoding.collaborative_route
     inputs = ("histories", "items", "semantic_ids", *(("sasrec",) if collaborative else ()))
     RecommenderBundle.write(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, in_words, sequences_of, stage
+from macrec_pipeline.defs.tracked import Stage, in_words, stage, training_sequences
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender import FittedSasrec
@@ -32,7 +32,7 @@ def sasrec(context: dg.AssetExecutionContext, settings: Settings) -> dg.Material
             return _no_sasrec(work)
         with work.store.scratch("sasrec") as scratch:
             fitted = fit_sasrec(
-                sequences_of(work.table("histories")),
+                training_sequences(work.table("histories")),
                 num_items=work.table("items").height,
                 config=work.config.sasrec,
                 seed=work.config.seed,
