@@ -38,7 +38,8 @@ def catalogue(num_items: int, generator: np.random.Generator) -> np.ndarray:
     products = generator.standard_normal((num_products, LATENT_DIM), dtype=np.float32)
     parents = generator.integers(num_products, size=num_items - num_products)
     noise = generator.standard_normal((len(parents), LATENT_DIM), dtype=np.float32)
-    return np.concatenate([products, products[parents] + VARIANT_DISTANCE * noise]) * scale
+    latents: np.ndarray = np.concatenate([products, products[parents] + VARIANT_DISTANCE * noise]) * scale
+    return latents
 
 
 def measure(latents: np.ndarray, *, num_levels: int, codebook_size: int) -> dict[str, float]:

@@ -92,7 +92,7 @@ def unfinished_run(
 
 
 def _assets_of(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.AssetKey]:
-    return defs.resolve_job_def(run.job_name).asset_layer.executable_asset_keys
+    return set(defs.resolve_job_def(run.job_name).asset_layer.executable_asset_keys)
 
 
 def _made(instance: dg.DagsterInstance, chain: Sequence[dg.DagsterRun]) -> _Made:

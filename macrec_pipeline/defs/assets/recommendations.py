@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     description="The top items of every user by the champion, from whole histories: parquet shards of so many users.",
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """All interactions, whatever the split holds out, and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
+    """All interactions and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
     from macrec_pipeline.data.histories import build_histories
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
