@@ -236,22 +236,25 @@ def test_the_registered_model_recommends_what_predictions_say(finished: Run, sho
 
 @pytest.mark.slow
 def test_the_command_recommends_and_refuses_more_than_the_catalogue(finished: Run, shop: Shop) -> None:
-    """`macrec recommend` shows as many items as asked; a k beyond the catalogue is one line, not a shorter answer."""
+    """`macrec recommend` shows as many items as asked, none that a rule forbids; a k beyond the catalogue is one line,
+    not a shorter answer."""
     item_ids = finished.store.read_table("items")["item_id"].to_list()
 
-    def ask(k: int) -> "subprocess.CompletedProcess[str]":
+    def ask(k: int, *rules: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "macrec_pipeline.cli", "recommend", "--model", "models:/macrec-tiny@champion"]
         return subprocess.run(
-            [*command, "--history", ",".join(item_ids[:2]), "-k", str(k)],
+            [*command, "--history", ",".join(item_ids[:2]), "-k", str(k), *rules],
             env=shop.environment(finished.home),
             capture_output=True,
             text=True,
             check=False,
         )
 
-    answered, refused = ask(5), ask(len(item_ids) + 1)
+    answered, refused = ask(5, "--allow", ",".join(item_ids[:6]), "--exclude", item_ids[0]), ask(len(item_ids) + 1)
     assert answered.returncode == 0, answered.stderr
-    assert [line.split()[0] for line in answered.stdout.splitlines()[-5:]] == ["1", "2", "3", "4", "5"]
+    rows = [line.split()[:2] for line in answered.stdout.splitlines()[-5:]]
+    assert [rank for rank, _ in rows] == ["1", "2", "3", "4", "5"]
+    assert {item_id for _, item_id in rows} == set(item_ids[1:6])
     assert refused.returncode == 2
     assert (
         refused.stderr.strip()

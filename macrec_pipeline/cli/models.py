@@ -17,6 +17,12 @@ def recommend(
         typer.Option("--route", help="All routes fused, or one alone; collaborative where the model has that route."),
     ] = "fused",
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what is in the history.")] = False,
+    allow: Annotated[
+        str | None, typer.Option("--allow", metavar="ITEMS", help="Only these item ids, separated by commas.")
+    ] = None,
+    exclude: Annotated[
+        str, typer.Option("--exclude", metavar="ITEMS", help="None of these item ids, separated by commas.")
+    ] = "",
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -25,17 +31,21 @@ def recommend(
     Example: `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 5`
     """
     quieten_libraries()
+    from macrec_pipeline.recommender.rules import Rules
     from macrec_pipeline.tracking import load_model
 
-    item_ids = [part.strip() for part in history.split(",") if part.strip()]
+    item_ids = _listed(history)
+    rules = Rules(None if allow is None else _listed(allow), _listed(exclude)) if allow is not None or exclude else None
     loaded: Any = load_model(model, home.resolve())
     bundle = loaded.unwrap_python_model().bundle
-    answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen)[0]
+    answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
     out = console()
     out.print(history_lines(item_ids, catalogue))
     if answer.fallback != "none":
         out.print("Nothing of it is known to the model, so these are its most popular items.")
+    if not answer.item_ids:
+        out.print("The rules leave no item.")
     out.print(answer_table(answer, catalogue, data=data.resolve()))
 
 
@@ -73,3 +83,7 @@ def rollback(
     console().print(
         decision_lines(decision, take_back=f"macrec promote {dataset} --version {before.version if before else 'N'}")
     )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

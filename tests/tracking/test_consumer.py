@@ -1,18 +1,21 @@
-"""The registered model as a service sees it: a fresh process without Dagster, polars or this checkout."""
+"""The registered model as a service sees it: with only its own requirements, without this checkout."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender import RecommenderBundle
 from macrec_pipeline.tracking import Tracker
-from tests.tracking.served import write_trained_bundle
+from tests.tracking.only_requirements import link_packages
+from tests.tracking.served import NUM_ITEMS, write_trained_bundle
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +25,10 @@ def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CONSUMER = """
 import json, sys
-for name in ("dagster", "polars", "pydantic_settings", "faiss", "typer"):
-    sys.modules[name] = None  # importing it fails
+from importlib.util import find_spec
 import mlflow, pandas as pd
-mlflow.set_tracking_uri(sys.argv[1])
+others = ("dagster", "polars", "pydantic_settings", "faiss", "macrec_pipeline")
+absent = [name for name in others if not find_spec(name)]
 model = mlflow.pyfunc.load_model("models:/macrec-demo@champion")
 rows = pd.DataFrame({"history": [["item-3", "unknown", "item-4"], ["unknown"], None]})
 answers = {
@@ -33,12 +36,13 @@ answers = {
     for route in ("fused", "text", "image")
 }
 import macrec_pipeline
-print(json.dumps({"answers": answers, "package": macrec_pipeline.__file__}))
+print(json.dumps({"answers": answers, "package": macrec_pipeline.__file__, "absent": absent}))
 """
 
 
-def test_a_consumer_in_a_fresh_process(tracker: Tracker, home: Path, trained_bundle: Path, tmp_path: Path) -> None:
-    """`models:/macrec-demo@champion` answers as the bundle does, from its own copy of the code, in silence."""
+@pytest.fixture
+def champion(tracker: Tracker, home: Path, trained_bundle: Path) -> Path:
+    """The registered model's folder."""
     with tracker.asset_run(
         dataset="demo", asset="registered_model", dagster_run_id="run-1", config=resolve_config("demo")
     ) as run:
@@ -46,19 +50,42 @@ def test_a_consumer_in_a_fresh_process(tracker: Tracker, home: Path, trained_bun
             trained_bundle, dataset="demo", metrics={"hr_10": 0.5}, dagster_run_id="run-1", run_id=run.run_id
         )
     assert made.aliases == ("challenger", "champion")
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    (described,) = home.glob("mlflow/artifacts/demo/models/*/artifacts/MLmodel")
+    return described.parent
+
+
+def consume(champion: Path, tracker: Tracker, folder: Path, *arguments: str) -> str:
+    """Run Python as a consumer does; returns what it printed, having said nothing else."""
+    requirements = [line for line in (champion / "requirements.txt").read_text().splitlines() if line]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(link_packages(requirements, folder / "packages")),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "MLFLOW_TRACKING_URI": tracker.uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", CONSUMER, tracker.uri],
-        cwd=tmp_path,
+        [sys.executable, "-S", *arguments],  # -S: without this environment's own packages
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    said = json.loads(done.stdout)
-    assert str(home / "mlflow" / "artifacts") in said["package"]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_consumer_in_a_clean_environment(
+    champion: Path, tracker: Tracker, trained_bundle: Path, tmp_path: Path
+) -> None:
+    """`models:/macrec-demo@champion` answers as the bundle does, from its own copy of the code, in silence."""
+    said = json.loads(consume(champion, tracker, tmp_path, "-c", CONSUMER))
+    assert said["absent"] == ["dagster", "polars", "pydantic_settings", "faiss", "macrec_pipeline"]
+    assert str(champion) in said["package"]
     bundle = RecommenderBundle.load(trained_bundle)
     for route, answer in said["answers"].items():
         expected = bundle.recommend_ids(
@@ -67,3 +94,24 @@ def test_a_consumer_in_a_fresh_process(tracker: Tracker, home: Path, trained_bun
         assert answer["item_ids"] == [one.item_ids for one in expected]
         np.testing.assert_allclose(answer["scores"], [one.scores for one in expected], rtol=1e-5)
         assert answer["fallback"] == ["none", "popularity", "popularity"]
+
+
+@pytest.mark.slow
+def test_the_batch_script_of_the_docs(champion: Path, tracker: Tracker, trained_bundle: Path, tmp_path: Path) -> None:
+    """It runs in a consumer's environment and recommends to everyone, in the order of the file."""
+    guide = Path(__file__).parents[2] / "docs" / "serving.md"
+    (script,) = re.findall(r"^```python\n(\"\"\"histories.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "recommend_all.py").write_text(script.replace('"k": 10', '"k": 3'))
+    histories = [[f"item-{user % NUM_ITEMS}", "unknown"] for user in range(1_100)]
+    histories[5] = None
+    users = [f"user-{user}" for user in range(len(histories))]
+    pd.DataFrame({"user_id": users, "history": histories}).to_parquet(tmp_path / "all.parquet")
+    assert consume(champion, tracker, tmp_path, "recommend_all.py", "all.parquet", "found.parquet") == ""
+    found = pd.read_parquet(tmp_path / "found.parquet")
+    expected = RecommenderBundle.load(trained_bundle).recommend_ids(
+        [history or [] for history in histories], k=3, exclude_seen=True
+    )
+    assert found["user_id"].tolist() == users
+    assert [list(items) for items in found["item_ids"]] == [answer.item_ids for answer in expected]
+    assert found["fallback"].value_counts().to_dict() == {"none": 1_099, "popularity": 1}
+    assert not list(tmp_path.glob("*.part"))
