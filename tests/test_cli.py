@@ -41,6 +41,11 @@ def _ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["run"], ["DATASET"]),
         (["run", "demo", "--nope"], ["--nope"]),
         (["nope"], ["nope"]),
+        (["refresh", "nope"], ["no data set 'nope'"]),
+        (["refresh", "demo", "--set", "seed=many"], ["seed", "many"]),
+        (["recommend-all", "nope"], ["no data set 'nope'"]),
+        (["recommend-all", "demo", "--set", "recommendations.top_k=0"], ["recommendations.top_k"]),
+        (["recommend-all", "demo", "--set", "recommendations.model=@x"], ["recommendations.model", "@x"]),
         (["recommend", "--model", "macrec-demo", "--history", "a"], ["models:/NAME@ALIAS"]),
         (["recommend", "--model", "models:/macrec-demo@champion", "--history", "a"], ["macrec run"]),
         (["recommend", "--model", "models:/m/1", "--history", "a", "-k", "0"], ["-k"]),
@@ -94,12 +99,15 @@ def test_the_help_shows_commands_and_examples(arguments: list[str], capsys: pyte
     """A person who knows nothing sees every command and can copy an example."""
     status, out, err = _ask(capsys, *arguments)
     assert (status, err) == (0, "")
-    commands = ("run", "datasets", "recommend", "promote", "rollback", "evaluate-champion", "ui")
+    made = ("run", "refresh", "backtest", "recommend-all", "evaluate-champion")
+    commands = (*made, "datasets", "recommend", "promote", "rollback", "ui")
     for words in (*commands, "Examples", "macrec run demo", "--version"):
         assert words in out
 
 
-@pytest.mark.parametrize("command", ["run", "recommend", "evaluate-champion", "ui", "datasets"])
+@pytest.mark.parametrize(
+    "command", ["run", "refresh", "backtest", "recommend", "recommend-all", "evaluate-champion", "ui", "datasets"]
+)
 def test_every_command_explains_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each command says what it does; those with a home and a data folder name their environment variables."""
     status, out, _ = _ask(capsys, command, "--help")

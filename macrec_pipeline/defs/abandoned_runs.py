@@ -68,8 +68,9 @@ def turn_of(instance: dg.DagsterInstance, home: Path, dataset: str) -> Iterator[
     try:
         while True:
             close_abandoned_runs(instance, home)
-            with suppress(Timeout):
-                turn.acquire(timeout=0)
+            if not turn.is_locked:
+                with suppress(Timeout):
+                    turn.acquire(timeout=0)
             others = runs_at_work(instance, dataset)
             if turn.is_locked and not others:
                 break

@@ -29,7 +29,7 @@ _WHEN = dg.AutomationCondition
 ON_CHANGE = (
     (
         _WHEN.any_deps_match(_WHEN.data_version_changed()) | (_WHEN.code_version_changed() & ~_WHEN.missing())
-    ).since_last_handled()
+    ).since_last_handled()  # type: ignore[misc]  # declared for keys of checks as well
     & ~_WHEN.any_deps_missing()
     & ~_WHEN.any_deps_in_progress()
     & ~_WHEN.in_progress()

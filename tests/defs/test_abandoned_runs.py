@@ -108,11 +108,11 @@ def test_runs_of_one_data_set_take_turns(
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
-        if len(waits) == 3:
-            assert runs_at_work(instance, "demo") == [FIRST]
-            instance.report_run_canceled(instance.get_run_by_id(FIRST), "done")  # type: ignore[arg-type]
         if len(waits) == 5:
+            instance.report_run_canceled(instance.get_run_by_id(FIRST), "done")  # type: ignore[arg-type]
+        if len(waits) == 2:
             another_command.release()
+        assert runs_at_work(instance, "demo") == ([FIRST] if len(waits) < 5 else [])
 
     another_command = FileLock(tmp_path / ".turns" / "demo.lock")
     Path(another_command.lock_file).parent.mkdir()
@@ -123,6 +123,8 @@ def test_runs_of_one_data_set_take_turns(
             assert waits == []
         with turn_of(instance, tmp_path, "demo"):
             assert len(waits) == 5
+        another_command.acquire(timeout=0)  # it is free again
+        another_command.release()
     assert caplog.messages == [f"The run {FIRST} is at work on demo. This one waits until it is done."]
 
 
