@@ -169,7 +169,8 @@ def like_lengths(lengths: np.ndarray, *, batch_size: int) -> Iterator[np.ndarray
             yield order[begin : end - 1]
             begin, real = end - 1, 0
         real += length
-    yield order[begin:]
+    if len(order):
+        yield order[begin:]
 
 
 def item_causal_views(
