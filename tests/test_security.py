@@ -1,6 +1,7 @@
 """docs/security.md, held: data is no code, nothing a catalogue says is obeyed, no secret is written down."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_the_search_reads_the_whole_package() -> None:
     """A search over no files would find nothing either."""
     assert len(SOURCES) > 100
     assert any("torch.load(" in path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+def test_the_page_names_tests_that_exist() -> None:
+    """Each line of the threat model is held by a test file that is there."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    lines = text.split("| threat |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) > 12
+    for line in lines:
+        named = re.findall(r"`(test[\w/]+\.py)`", line.split("|")[-2])
+        assert named, line
+        assert all((ROOT / name).exists() or list(ROOT.glob(f"tests/**/{name}")) for name in named), line
 
 
 @given(st.text(max_size=60))

@@ -1,0 +1,74 @@
+"""The health check's own program: green only for an answer that is one."""
+
+import http.server
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.deployment.compose_file import ROOT
+
+spec = importlib.util.spec_from_file_location("probe", ROOT / "deployment" / "probe.py")
+assert spec is not None
+assert spec.loader is not None
+probe = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(probe)
+
+
+class _Service(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._answer(403 if self.path == "/refused" else 200, b"healthy")
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, asked if self.headers["Content-Type"] == "application/json" else b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str | int | None:
+    monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
+    try:
+        probe.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_answers_that_are_good(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 200, the word where one is expected, and a body that arrives as JSON."""
+    assert _status(monkeypatch, f"{service}/a", f"{service}/b") == 0
+    assert _status(monkeypatch, "--expect", "healthy", f"{service}/") == 0
+    assert _status(monkeypatch, "--post", '{"history": []}', "--expect", "history", f"{service}/") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("{}/a", "{}/refused"), "403"),
+        (("--expect", "ready", "{}/"), "no 'ready' in 'healthy'"),
+        (("http://127.0.0.1:9/",), "refused"),
+    ],
+)
+def test_answers_that_are_not(
+    arguments: tuple[str, ...], why: str, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad answer among several, a page without the word, nobody: each is said, and none is green."""
+    assert why in str(_status(monkeypatch, *(word.replace("{}", service) for word in arguments)))
