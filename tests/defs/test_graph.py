@@ -24,7 +24,7 @@ GRAPH = {
     "image_embeddings": ("embeddings", {"items"}),
     "sasrec": ("collaborative", {"histories", "items"}),
     "pseudo_labels": ("semantic_ids", {"text_embeddings", "image_embeddings"}),
-    "quantizer": ("semantic_ids", {"text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
+    "quantizer": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
     "semantic_ids": ("semantic_ids", {"items", "histories", "text_embeddings", "image_embeddings", "quantizer"}),
     "recommender": ("recommender", {"histories", "items", "semantic_ids", "sasrec"}),
     "predictions": ("recommender", {"histories", "recommender", "sasrec"}),

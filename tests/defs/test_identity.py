@@ -21,7 +21,7 @@ INGESTION = ["raw_interactions", "raw_items", "interactions", "items", "quaranti
 TRAINING = ["sasrec", "pseudo_labels", "quantizer", "semantic_ids"]
 SMALL = (
     "cleaning.keep_items_without_interactions=true",
-    "quantizer={method: residual_k_means, num_levels: 2, codebook_size: 6}",
+    "quantizer={method: residual_k_means, num_levels: 2, codebook_size: 6, collaborative_input_weight: 0.5}",
     "sasrec={d_model: 8, max_epochs: 1}",
     "recommender={d_model: 8, d_ff: 16, d_kv: 4, num_heads: 2, num_epochs: 1}",
 )
@@ -132,8 +132,11 @@ def _nothing_changes_in_a_third_run(week: Week) -> None:
 
 
 def _an_anew_run_starts_cold(week: Week) -> None:
+    """And what SASRec says of the untouched item, which is noise, anchors nothing."""
     result = week.run("quantizer", "semantic_ids", "recommender", overrides=("recommender.warm_start=true", "seed=8"))
     assert result.success
+    anchors = json.loads((week.store.folder("quantizer") / "anchors.json").read_text(encoding="utf-8"))
+    assert anchors == [f"i{item:02d}" for item in range(11)]
     assert week.facts(result, "semantic_ids")["moved_share"] > 0
     assert "made anew" in week.facts(result, "recommender")["warm_start"]
     assert not week.store.read_beside("semantic_ids", "retired_ids").height

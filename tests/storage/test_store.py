@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.errors import MacrecError, SchemaError, StorageError
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.schemas import SIDE_TABLES, TABLES
 from macrec_pipeline.storage import FOLDER_ASSETS, AssetStore
 
 
@@ -40,6 +40,28 @@ def test_a_table_comes_back_as_it_was_written(store: AssetStore) -> None:
     assert store.read_table("interactions").equals(ONE)
     assert store.manifest("interactions").details == {"source": "here"}
     assert (store.location("interactions") / "interactions.parquet").is_file()
+
+
+def retired(*item_ids: str) -> pl.DataFrame:
+    rows = [(item_id, [place], [place], False, True, 5) for place, item_id in enumerate(item_ids)]
+    return pl.DataFrame(rows, schema=SIDE_TABLES["retired_ids"].columns, orient="row")
+
+
+def test_a_side_table_is_swapped_in_with_its_table(store: AssetStore) -> None:
+    """It is part of the digest, verified like the rest, checked against its schema, and left out without rows."""
+    bare = store.write_table("interactions", ONE)
+    assert store.write_table("interactions", ONE, beside={"retired_ids": retired()}).digest == bare.digest
+    assert store.read_beside("interactions", "retired_ids").equals(retired())
+    both = store.write_table("interactions", ONE, beside={"retired_ids": retired("a", "b")})
+    assert both.files.keys() == {"interactions.parquet", "retired_ids.parquet"}
+    assert store.read_beside("interactions", "retired_ids").equals(retired("a", "b"))
+    with pytest.raises(SchemaError, match=r"retired_ids .*must be unique"):
+        store.write_table("interactions", TWO, beside={"retired_ids": retired("a", "a")})
+    assert store.manifest("interactions").digest == both.digest
+    file = store.location("interactions") / "retired_ids.parquet"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(StorageError, match=r"retired_ids\.parquet was changed"):
+        store.read_beside("interactions", "retired_ids")
 
 
 def test_the_digest_is_the_one_that_is_documented(store: AssetStore) -> None:

@@ -27,7 +27,7 @@ from macrec_pipeline.storage.manifest import MANIFEST_FILE
 if TYPE_CHECKING:
     import torch
 
-    from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
+    from macrec_pipeline.semantic_ids import Anchors, AssignedIds, FittedQuantizer
 
 GROUP = "semantic_ids"
 
@@ -61,7 +61,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
 
 
 @dg.asset(
-    deps=["text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"],
+    deps=["items", "text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
@@ -72,13 +72,13 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Embeddings and pseudo-labels -> a folder of weights; the one that is there, if IDs are appended."""
     from macrec_pipeline.runtime.devices import prepare_device
-    from macrec_pipeline.semantic_ids import Anchors, fit_quantizer
+    from macrec_pipeline.semantic_ids import fit_quantizer
 
     with stage(context, settings, "quantizer") as work:
         if semantic_ids_are_given(work.spec):
             return _no_quantizer(work)
         labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
-        device, collaborative = prepare_device(work.config.runtime), _collaborative_vectors(work)
+        device, known = prepare_device(work.config.runtime), _known_anchors(work)
         choice = identity.choose(work, vectors, device)
         if choice.append:
             return _keep_quantizer(work, choice, device)
@@ -91,12 +91,12 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             seed=work.config.seed,
             device=device,
             progress=work.progress,
-            collaborative_vectors=collaborative,
+            collaborative_vectors=known.of(labels["item_id"].to_list(), vectors) if known else None,
         )
         with work.new_folder(details=identity.as_details(choice)) as folder:
             fitted.save(folder)
-            if fitted.collaborative_dim and collaborative is not None:
-                Anchors(labels["item_id"].to_list(), collaborative).save(folder)
+            if known and fitted.collaborative_dim:
+                known.save(folder)
         return _report_quantizer(work, fitted)
 
 
@@ -226,14 +226,17 @@ def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
     )
 
 
-def _collaborative_vectors(work: Stage) -> np.ndarray | None:
-    """SASRec's item embeddings, float32 [N, C] in the order of `items`, if the quantizer is told to look at them."""
+def _known_anchors(work: Stage) -> "Anchors | None":
+    """SASRec's embeddings of the items that anybody touched, if the quantizer is told to look at them."""
     from macrec_pipeline.recommender.fitted_sasrec import load_item_embeddings
+    from macrec_pipeline.semantic_ids import Anchors
 
     config = work.config.quantizer
     if not (config.collaborative_input_weight or config.collaborative_contrast_weight):
         return None
-    return load_item_embeddings(work.folder("sasrec"))
+    embeddings, items = load_item_embeddings(work.folder("sasrec")), work.table("items")
+    touched = (items["num_interactions"] > 0).to_numpy()
+    return None if embeddings is None else Anchors(items.filter(touched)["item_id"].to_list(), embeddings[touched])
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
