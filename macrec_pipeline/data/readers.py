@@ -30,8 +30,8 @@ from macrec_pipeline.schemas import RAW_INTERACTIONS
 def raw_interaction_parts(spec: DatasetSpec, data_dir: Path) -> Iterator[pl.DataFrame]:
     """The interaction log as found, one row a source row: parts of `RAW_INTERACTIONS`, in the order of the file.
 
-    Only one part need be held at a time, but for `indexed` and CSV files with quotes, which are one part. The demo shop
-    is generated first if it is not there.
+    Only one part need be held at a time; `indexed` files and CSV files with quotes are one part. The demo shop is
+    generated first if it is not there.
 
     Raises:
         MissingFileError: a file is not there; names it and `MACREC_DATA`.

@@ -1,5 +1,6 @@
 """Runs from the command line: where they are kept, which assets they make, how their errors are told."""
 
+import gzip
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import ConfigError, DataError, StorageError
+from macrec_pipeline.storage import AssetStore
 
 
 def _request(settings: Settings, partition: str, *, until: str | None = None, only: str | None = None) -> LaunchRequest:
@@ -123,3 +125,13 @@ def test_folders_come_from_the_environment_when_a_run_starts(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert settings.home_folder() == tmp_path / ".macrec"
     assert Settings(home="/elsewhere").home_folder() == Path("/elsewhere")
+
+
+def test_a_log_that_breaks_off_leaves_no_table(settings: Settings, partition: str) -> None:
+    """It is written while it is read, so the reader's error comes out of the writing, in its own words."""
+    path = settings.data_folder() / "log.csv"
+    packed = gzip.compress(path.read_bytes() * 50, compresslevel=1)
+    path.write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(DataError, match=r"log\.csv cannot be read"):
+        launch(_request(settings, partition, only="raw_interactions"), defs=defs)
+    assert not AssetStore(settings.home_folder(), partition).has("raw_interactions")

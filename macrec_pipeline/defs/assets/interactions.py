@@ -40,26 +40,9 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
 
     with stage(context, settings, "raw_interactions") as work:
         work.store.write_slices("raw_interactions", raw_interaction_parts(work.spec, work.data))
-        log = work.scan("raw_interactions")
-        stamp = pl.col("timestamp")
-        found = log.select(
-            pl.len().alias("rows"),
-            pl.col("user_id").n_unique().alias("users"),
-            pl.col("item_id").n_unique().alias("items"),
-            stamp.null_count().alias("unreadable_times"),
-            pl.col("problem").count().alias("rows_with_a_problem"),
-            stamp.min().alias("first"),
-            stamp.max().alias("last"),
-        )
-        facts = found.collect(engine="streaming").row(0, named=True)
-        rows, period = facts.pop("rows"), _period(facts.pop("first"), facts.pop("last"))
-        return work.report(
-            summary=f"{rows:,} rows",
-            **{"dagster/row_count": rows},
-            **facts,
-            period=period,
-            first_rows=preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"]),
-        )
+        facts, first_rows = _raw_facts(work.scan("raw_interactions"))
+        rows = facts.pop("rows")
+        return work.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **facts, first_rows=first_rows)
 
 
 @dg.asset(
@@ -171,6 +154,24 @@ def _split_facts(table: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, A
         "users_only_trained_on": table.height - tested,
         "users_with_too_little_before": users - table.height,
     }
+
+
+def _raw_facts(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataValue[Any]]:
+    """What a person wants to know of `RAW_INTERACTIONS`, and its first rows; the log is read, but not held."""
+    stamp = pl.col("timestamp")
+    counts = log.select(
+        pl.len().alias("rows"),
+        stamp.null_count().alias("unreadable_times"),
+        pl.col("problem").count().alias("rows_with_a_problem"),
+        stamp.min().alias("first"),
+        stamp.max().alias("last"),
+    )
+    facts = counts.collect(engine="streaming").row(0, named=True)
+    facts["period"] = _period(facts.pop("first"), facts.pop("last"))
+    for name in ("user", "item"):  # distinct hashes take a third of the memory of distinct ids
+        distinct = log.select(pl.col(f"{name}_id").drop_nulls().hash()).unique().select(pl.len())
+        facts[f"{name}s"] = int(distinct.collect(engine="streaming").item())
+    return facts, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
 
 
 def _interaction_facts(log: "CleanLog") -> dict[str, Any]:
