@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import dagster as dg
+from dagster._utils.schedules import is_valid_cron_string
 
 from macrec_pipeline.data.arrivals import Known, look
 from macrec_pipeline.data.readers import source_files
@@ -90,6 +91,8 @@ def automated(names: Sequence[str]) -> list[DatasetSpec]:
     for name in names:
         try:
             spec = load_dataset(name)
+            if spec.schedule and not is_valid_cron_string(spec.schedule.cron):
+                raise ConfigError(f"schedule.cron {spec.schedule.cron!r} names a time that never comes.")
         except ConfigError as error:  # its own runs will say so too; the other data sets go on
             logger.warning("Nothing is launched by itself for %s: %s", name, error)
             continue

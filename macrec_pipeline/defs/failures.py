@@ -76,7 +76,8 @@ def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:
         event = entry.get_dagster_event()
         error = event.step_failure_data.error
         if error is not None:  # what the stage raised is the cause of what Dagster made of it
-            return f"{event.step_key}: {(error.cause or error).message}"
+            message = (error.cause or error).message.removeprefix("macrec_pipeline.errors.")
+            return f"{event.step_key}: {message}"
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE):
         return entry.get_dagster_event().message or entry.user_message
     return "Nothing is known of why."

@@ -56,13 +56,17 @@ def test_nothing_is_launched_unless_the_file_says_so(
     assert defs.schedules == []
     folder = Path(settings.data or "").parent / "datasets"
     (folder / "wrong.yaml").write_text("name: wrong\ntitle: t\nschedule: {cron: never}\n", encoding="utf-8")
+    (folder / "never.yaml").write_text(
+        "name: never\ntitle: t\nsource: {reader: demo}\nschedule: {cron: '0 3 31 2 *'}\n", encoding="utf-8"
+    )
     (folder / "right.yaml").write_text(
         "name: right\ntitle: t\nsource: {reader: demo}\nschedule: {job: batch_recommendations}\n", encoding="utf-8"
     )
     with caplog.at_level(logging.WARNING):
-        assert [spec.name for spec in automated([partition, "right", "wrong"])] == ["right"]
+        assert [spec.name for spec in automated([partition, "right", "wrong", "never"])] == ["right"]
     assert "Nothing is launched by itself for wrong" in caplog.text
     assert "five fields" in caplog.text
+    assert "'0 3 31 2 *' names a time that never comes" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
+from dagster._utils.tags import TagConcurrencyLimitsCounter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +37,17 @@ def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[st
     assert (one_a_data_set["key"], one_a_data_set["limit"]) == ("dagster/partition", 1)
     assert one_a_data_set["value"] == {"applyLimitPerUniqueValue": True}
     assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
+
+
+def test_runs_of_one_data_set_wait_for_each_other(tmp_path: Path) -> None:
+    """By the daemon's own count, which also sees a run that a command has started; another data set goes ahead."""
+    shutil.copy(ROOT / "dagster_home" / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        limits = instance.get_concurrency_config().run_queue_config
+    assert limits is not None
+    demo, other = (dg.DagsterRun("refresh", tags={"dagster/partition": name}) for name in ("demo", "other"))
+    count = TagConcurrencyLimitsCounter(list(limits.tag_concurrency_limits), [demo])
+    assert (count.is_blocked(demo), count.is_blocked(other)) == (True, False)
 
 
 def test_both_workspaces_name_the_same_code_location(compose: dict[str, Any]) -> None:
