@@ -1,7 +1,8 @@
 """Several bundles asked for the same histories, a batch each in turn, so that their times can be compared.
 
 In: bundles, of whatever catalogues, and histories of item ids. Out: what each recommends, and how long it took. The
-machine's other work then hits all of them alike, which it would not if one followed the other.
+machine's other work then hits all of them alike, which it would not if one followed the other, and a turn that it hits
+hard does not count, since the median turn is told.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from macrec_pipeline.runtime.progress import Progress, quiet_progress
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.bundle import RecommenderBundle
 
-BATCH = 256
+BATCH = 128
 """Histories a turn."""
 _WARM_UP = 8
 
@@ -29,7 +30,7 @@ class Answered:
 
     Attributes:
         lists: item ids of each history, best first, in the order of the histories.
-        milliseconds: a history, over all turns; loading and warming up are not in it.
+        milliseconds: a history, in the median turn; loading and warming up are not in it.
     """
 
     lists: list[list[str]]
@@ -54,7 +55,7 @@ def answer_in_turns(
         One `Answered` a bundle.
     """
     lists: list[list[list[str]]] = [[[] for _ in histories] for _ in bundles]
-    seconds = np.zeros(len(bundles))
+    paces: list[list[float]] = [[] for _ in bundles]  # seconds a history, of each turn
     for bundle in bundles:  # the first answers pay for what is made only once
         bundle.recommend_ids(histories[:_WARM_UP], k=min(k, bundle.num_items))
     by_length = np.argsort([len(history) for history in histories], kind="stable")  # like lengths share a batch
@@ -63,8 +64,8 @@ def answer_in_turns(
         for place, bundle in sorted(enumerate(bundles), key=lambda pair: (pair[0] - turn) % len(bundles)):
             begun = time.perf_counter()
             answers = bundle.recommend_ids([histories[index] for index in chosen], k=min(k, bundle.num_items))
-            seconds[place] += time.perf_counter() - begun
+            paces[place].append((time.perf_counter() - begun) / len(chosen))
             for index, answer in zip(chosen, answers, strict=True):
                 lists[place][index] = answer.item_ids
         progress("asking in turns", min(begin + BATCH, len(histories)), len(histories))
-    return [Answered(rows, 1000 * float(spent) / len(histories)) for rows, spent in zip(lists, seconds, strict=True)]
+    return [Answered(rows, 1000 * float(np.median(pace))) for rows, pace in zip(lists, paces, strict=True)]

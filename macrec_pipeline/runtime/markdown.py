@@ -8,4 +8,4 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 
 def escaped(text: str) -> str:
     """Text as Markdown that shows it on one line: neither HTML nor Markdown in it takes effect."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split())))
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))

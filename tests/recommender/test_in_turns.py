@@ -51,10 +51,14 @@ def test_answers_come_in_the_order_of_the_histories(monkeypatch: pytest.MonkeyPa
 
 
 def test_each_pays_for_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two turns of 40 ms make 20 ms for each of four histories; the other's time and warming up are not counted."""
+    """40 ms for two histories are 20 each; the other's time, warming up and a turn that was held up do not count."""
     clock = Clock()
     monkeypatch.setattr(in_turns, "BATCH", 2)
     monkeypatch.setattr(in_turns, "time", clock)
     bundles = [Diary("a", [], clock, seconds=0.01), Diary("b", [], clock, seconds=0.04)]
-    quick, slow = answer_in_turns(bundles, [["x"]] * 4, k=1)  # type: ignore[arg-type]
+
+    def hold_up(_stage: str, done: int, _total: int, _metrics: object = None) -> None:
+        bundles[0].seconds = 5.0 if done == 2 else 0.01
+
+    quick, slow = answer_in_turns(bundles, [["x"]] * 6, k=1, progress=hold_up)  # type: ignore[arg-type]
     assert (quick.milliseconds, slow.milliseconds) == (pytest.approx(5), pytest.approx(20))

@@ -10,4 +10,5 @@ def test_what_comes_from_outside_is_shown_and_not_obeyed() -> None:
         r"&lt;img src=x onerror=alert\(1\)&gt; &amp; \*bold\* \[click\]\(javascript:alert\(1\)\) \| a\_b \`c\` \# Head"
     )
     assert escaped("1. one\n- two \\") == r"1\. one \- two \\"
+    assert escaped('the champion\'s "x"') == 'the champion\'s "x"'
     assert escaped("/home/<me>/a_b.json") == r"/home/&lt;me&gt;/a\_b\.json"
