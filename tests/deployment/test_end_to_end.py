@@ -67,15 +67,16 @@ def finished(stack: Stack) -> list[dict[str, Any]]:
     asked = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
     answer = stack.ask(GRAPHQL, {"query": LAUNCH, "variables": {"asked": asked}})
     assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
+    _wait_for(stack, run=0, assets=2)
+    stack.restart("code-server")
     disturbances = [
-        lambda: stack.restart("webserver", "daemon"),
         lambda: stack.restart("mlflow"),
-        lambda: stack.freeze("s3", seconds=3),
         lambda: stack.restart("postgres"),
-        lambda: stack.restart("code-server"),
+        lambda: stack.freeze("s3", seconds=3),
+        lambda: stack.restart("webserver", "daemon"),
     ]
-    for number, disturb in enumerate(disturbances, start=1):
-        _wait_for(stack, assets=number)
+    for number, disturb in enumerate(disturbances):
+        _wait_for(stack, run=1, assets=number)
         disturb()
     return _wait_for_the_end(stack)
 
@@ -101,13 +102,12 @@ def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]
     """The run that went down with the code server is failed, its retry makes what was left, and nothing twice."""
     first, *retries = finished
     assert first["status"] == "FAILURE"
-    assert retries[-1]["status"] == "SUCCESS", stack.log("code-server")[-3000:]
-    assert all(retry["parentRunId"] for retry in retries)
+    assert [retry["parentRunId"] for retry in retries] == [first["runId"]]
+    assert retries[0]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
     made = [{_asset(each) for each in run["assetMaterializations"]} for run in finished]
-    assert "registered_model" in made[-1]
-    assert made[0]
-    assert not made[0] & made[-1]
-    assert stack.psql("SELECT count(*) FROM pg_database WHERE datname = 'mlflow'").strip() == "1"
+    assert len(made[0]) >= 2
+    assert not made[0] & made[1]
+    assert len(made[0] | made[1]) == 16
 
 
 def test_the_champion_answers(answer: Any) -> None:
@@ -119,7 +119,7 @@ def test_the_champion_answers(answer: Any) -> None:
 
 
 def test_a_backup_comes_back_in_empty_stores(stack: Stack, finished: list[dict[str, Any]], answer: Any) -> None:
-    """By the commands of docs/deployment.md: dump, lose both databases and the bucket, restore; all is as it was."""
+    """By the commands of docs/deployment.md: dump, lose all three stores, restore, upgrade; everything is as it was."""
     backup = stack.folder / "backup"
     backup.mkdir()
     stack.kill("champion", "daemon", "webserver", "code-server", "mlflow")
@@ -135,6 +135,8 @@ def test_a_backup_comes_back_in_empty_stores(stack: Stack, finished: list[dict[s
         stack.execute(
             "postgres", *stack.database("pg_restore", name), "--exit-on-error", str(backup / name), check=True
         )
+    stack.execute("mlflow", "sh", "-c", 'mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"', check=True)
+    stack.execute("code-server", "dagster", "instance", "migrate", check=True)
     stack.start("mlflow")
     stack.start("champion")
     assert _recommendations(stack) == answer
@@ -158,19 +160,18 @@ def _asset(materialization: dict[str, Any]) -> str:
     return "/".join(materialization["assetKey"]["path"])
 
 
-def _wait_for(stack: Stack, *, assets: int) -> None:
+def _wait_for(stack: Stack, *, run: int, assets: int) -> None:
+    """Until there is a run of this number, counted from 0, and it has made some assets."""
     deadline = time.monotonic() + RUN_SECONDS
-    while len((run := _runs(stack)[-1])["assetMaterializations"]) < assets:
-        if run["status"] in ("FAILURE", "SUCCESS") or time.monotonic() > deadline:
-            pytest.fail(f"{run}\n{stack.log('code-server')[-4000:]}")
-        time.sleep(1)
+    while len(runs := _runs(stack)) <= run or len(runs[run]["assetMaterializations"]) < assets:
+        failed = len(runs) == 2 and runs[1]["status"] == "FAILURE"
+        if failed or time.monotonic() > deadline:
+            pytest.fail(f"{runs}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
+        time.sleep(2)
 
 
 def _wait_for_the_end(stack: Stack) -> list[dict[str, Any]]:
     deadline = time.monotonic() + RUN_SECONDS
-    while time.monotonic() < deadline:
-        runs = _runs(stack)
-        if runs[-1]["status"] == "SUCCESS" or len(runs) > 2:
-            return runs
+    while (runs := _runs(stack))[-1]["status"] not in ("SUCCESS", "FAILURE") and time.monotonic() < deadline:
         time.sleep(3)
-    pytest.fail(f"{_runs(stack)}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
+    return runs
