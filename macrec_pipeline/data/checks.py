@@ -7,7 +7,7 @@ import polars as pl
 
 from macrec_pipeline.data.cleaning import latest_ms
 from macrec_pipeline.data.core import MIN_HISTORY
-from macrec_pipeline.data.splits import MIN_BEFORE, TestPeriod, expected_events
+from macrec_pipeline.data.splits import MIN_BEFORE, HeldOutPeriod, expected_events
 from macrec_pipeline.schemas import HISTORIES, INTERACTIONS, ITEMS, describe_rows
 
 
@@ -67,7 +67,7 @@ def items_problems(items: pl.DataFrame, interactions: pl.DataFrame) -> list[str]
 
 
 def histories_problems(
-    histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: TestPeriod | None = None
+    histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: HeldOutPeriod | None = None
 ) -> list[str]:
     """Broken rules of `histories` (`HISTORIES`), among them a held-out interaction inside the training part.
 
@@ -149,7 +149,7 @@ def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]
     return found
 
 
-def _out_of_period(events: pl.DataFrame, period: TestPeriod | None) -> list[str | None]:
+def _out_of_period(events: pl.DataFrame, period: HeldOutPeriod | None) -> list[str | None]:
     """Events on the wrong side of the test period's borders."""
     if period is None:
         return []
