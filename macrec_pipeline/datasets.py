@@ -173,7 +173,7 @@ class Schedule(Section):
 
     cron: Annotated[str, AfterValidator(_cron)] = Field("0 3 * * 1", description="default: Mondays at three")
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
-    job: Literal["refresh", "full_pipeline", "batch_recommendations"] = "refresh"
+    job: Literal["refresh", "full_pipeline", "batch_recommendations", "evaluate_champion"] = "refresh"
 
 
 class DatasetSpec(Section):
@@ -187,7 +187,7 @@ class DatasetSpec(Section):
     encoders: EncoderNames = EncoderNames()
     overrides: dict[str, Any] = Field(default_factory=dict, description="{section: {field: value}}")
     schedule: Schedule | None = Field(None, description="None: only people launch something; {}: weekly refresh")
-    on_new_data: Literal["refresh", "full_pipeline"] | None = Field(
+    on_new_data: Literal["refresh", "full_pipeline", "evaluate_champion"] | None = Field(
         None, description="the job that starts when the files of interactions or items hold something new"
     )
 

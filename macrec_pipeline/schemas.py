@@ -23,6 +23,7 @@ class TableSchema:
         nullable: columns that may hold nulls.
         unique: column groups whose rows must be distinct.
         sorted_by: columns by which the rows must be in ascending order.
+        forbidden: what no row may hold -> whether a row does; null: it does not.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TableSchema:
     nullable: frozenset[str] = frozenset()
     unique: tuple[tuple[str, ...], ...] = ()
     sorted_by: tuple[str, ...] = ()
+    forbidden: dict[str, pl.Expr] = field(default_factory=dict, compare=False)
     description: str = field(default="", compare=False)
 
     @property
@@ -52,7 +54,18 @@ class TableSchema:
                 raise SchemaError(f"{place}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
         if self.sorted_by and table.select(_descends(self.sorted_by).any()).item():
             raise SchemaError(f"{place}: rows must be sorted by {', '.join(self.sorted_by)}.")
+        found = self.forbidden_rows(table)
+        if found:
+            raise SchemaError(f"{place}: {found[0]}.")
         return table
+
+    def forbidden_rows(self, table: pl.DataFrame) -> list[str]:
+        """A line for each rule of `forbidden` that is broken: how many rows break it, and the first of them."""
+        if not self.forbidden:
+            return []
+        broken = table.select(bad.fill_null(False).any().alias(what) for what, bad in self.forbidden.items())
+        rules = [what for what, is_broken in broken.row(0, named=True).items() if is_broken]
+        return [line for what in rules if (line := describe_rows(table, what, self.forbidden[what]))]
 
     def empty(self) -> pl.DataFrame:
         """A table of this schema without rows."""
@@ -75,6 +88,16 @@ class TableSchema:
             )
 
 
+def describe_rows(table: pl.DataFrame, what: str, bad: pl.Expr) -> str | None:
+    """How many rows are bad, and the first of them; None if none is."""
+    rows = table.with_row_index("row").filter(bad.fill_null(False))
+    return None if rows.is_empty() else f"{rows.height} x {what}; the first: {rows.row(0, named=True)}"
+
+
+def _missing(name: str) -> dict[str, pl.Expr]:
+    return {f"missing {name}": pl.col(name).is_null() | (pl.col(name) == "")}
+
+
 def _descends(columns: tuple[str, ...]) -> pl.Expr:
     """Whether a row comes before the one above it, by the first column that differs; sorts nothing."""
     descends = pl.lit(False)
@@ -83,6 +106,9 @@ def _descends(columns: tuple[str, ...]) -> pl.Expr:
         descends = (above > pl.col(name)) | ((above == pl.col(name)) & descends)
     return descends.fill_null(False)
 
+
+EARLIEST_MS = 631_152_000_000
+"""1990-01-01 UTC: before the first shop that kept such a log."""
 
 _STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
 _INTS = pl.List(pl.Int64())
@@ -123,6 +149,12 @@ INTERACTIONS = TableSchema(
     {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INT},
     nullable=frozenset({"rating"}),
     sorted_by=("user_id", "timestamp"),
+    forbidden={
+        **_missing("user_id"),
+        **_missing("item_id"),
+        "timestamp before 1990": pl.col("timestamp") < EARLIEST_MS,
+        "rating that is not finite": ~pl.col("rating").is_finite(),
+    },
     description="What is left after cleaning and the k-core, each user's in the order in which they count; equal times "
     "are in the order of item_id, or of the file with cleaning.ties=position.",
 )
@@ -139,6 +171,10 @@ ITEMS = TableSchema(
     nullable=frozenset({"title", "text", "image_path"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
+    forbidden={
+        **_missing("item_id"),
+        "image_path that leaves the data folder": pl.col("image_path").str.contains(r"^/|(?:^|/)\.\.(?:/|$)"),
+    },
     description="The catalogue that is recommended from; item_index is 0..N-1 in the order of item_id.",
 )
 QUARANTINE = TableSchema(
@@ -160,6 +196,10 @@ HISTORIES = TableSchema(
     {"user_index": _INT, "user_id": _STRING, "item_indices": _INTS, "timestamps": _INTS, "tested": _BOOL},
     unique=(("user_index",), ("user_id",)),
     sorted_by=("user_index",),
+    forbidden={
+        "history with another number of times than items": pl.col("item_indices").list.len()
+        != pl.col("timestamps").list.len()
+    },
     description="One row a user, oldest item first. Tested: training part [:-2], validation target [-2], test target "
     "[-1]. Not tested, which a split by time leaves: training part [:-1], validation target [-1].",
 )

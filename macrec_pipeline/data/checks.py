@@ -5,9 +5,10 @@ These look at the tables as they are, whoever wrote them: they trust neither cle
 
 import polars as pl
 
-from macrec_pipeline.data.cleaning import EARLIEST_MS, latest_ms
+from macrec_pipeline.data.cleaning import latest_ms
 from macrec_pipeline.data.core import MIN_HISTORY
-from macrec_pipeline.data.splits import MIN_BEFORE, TestPeriod, expected_events
+from macrec_pipeline.data.splits import MIN_BEFORE, HeldOutPeriod, expected_events
+from macrec_pipeline.schemas import HISTORIES, INTERACTIONS, ITEMS, describe_rows
 
 
 def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = None) -> list[str]:
@@ -20,22 +21,19 @@ def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = No
     if interactions.is_empty():
         return ["interactions: there is no row."]
     latest = latest_ms() if latest is None else latest
-    stamp, rating = pl.col("timestamp"), pl.col("rating")
+    stamp = pl.col("timestamp")
     per_user = interactions.group_by("user_id").len()
     in_order = interactions.select("user_id", "timestamp").sort("user_id", "timestamp")
     found = [
-        _report(interactions, "missing user_id", pl.col("user_id").is_null() | (pl.col("user_id") == "")),
-        _report(interactions, "missing item_id", pl.col("item_id").is_null() | (pl.col("item_id") == "")),
-        _report(interactions, "missing timestamp", stamp.is_null()),
-        _report(interactions, "timestamp before 1990", stamp < EARLIEST_MS),
-        _report(interactions, "timestamp in the future", stamp > latest),
-        _report(interactions, "rating that is not finite", rating.is_not_null() & ~rating.is_finite()),
-        _report(
+        *INTERACTIONS.forbidden_rows(interactions),
+        describe_rows(interactions, "missing timestamp", stamp.is_null()),
+        describe_rows(interactions, "timestamp in the future", stamp > latest),
+        describe_rows(
             interactions,
             "repeated user, item and time",
             ~pl.struct("user_id", "item_id", "timestamp").is_first_distinct(),
         ),
-        _report(per_user, f"user with fewer than {MIN_HISTORY} interactions", pl.col("len") < MIN_HISTORY),
+        describe_rows(per_user, f"user with fewer than {MIN_HISTORY} interactions", pl.col("len") < MIN_HISTORY),
     ]
     if not in_order.equals(interactions.select("user_id", "timestamp")):
         found.append("rows are not in the order of user_id, timestamp")
@@ -52,20 +50,18 @@ def items_problems(items: pl.DataFrame, interactions: pl.DataFrame, *, may_be_un
         return ["items: there is no row."]
     counted = interactions.group_by("item_id").len("counted")
     beside = items.join(counted, on="item_id", how="left").with_columns(pl.col("counted").fill_null(0))
-    path = pl.col("image_path")
     found = [
-        _report(items, "missing item_id", pl.col("item_id").is_null() | (pl.col("item_id") == "")),
-        _report(items, "repeated item_id", ~pl.col("item_id").is_first_distinct()),
-        _report(items, "item_index out of line with its row", pl.col("item_index") != pl.int_range(pl.len())),
-        _report(items, "item_id out of order", pl.col("item_id") < pl.col("item_id").shift(1)),
-        _report(
+        *ITEMS.forbidden_rows(items),
+        describe_rows(items, "repeated item_id", ~pl.col("item_id").is_first_distinct()),
+        describe_rows(items, "item_index out of line with its row", pl.col("item_index") != pl.int_range(pl.len())),
+        describe_rows(items, "item_id out of order", pl.col("item_id") < pl.col("item_id").shift(1)),
+        describe_rows(
             beside,
             "item with another number of interactions than num_interactions says",
             (pl.col("num_interactions") != pl.col("counted")).fill_null(True),
         ),
-        None if may_be_untouched else _report(beside, "item without an interaction", pl.col("counted") == 0),
-        _report(items, "image_path that leaves the data folder", path.str.contains(r"^/|(?:^|/)\.\.(?:/|$)")),
-        _report(
+        None if may_be_untouched else describe_rows(beside, "item without an interaction", pl.col("counted") == 0),
+        describe_rows(
             interactions.join(items.select("item_id"), on="item_id", how="anti"),
             "interaction with an item that is not in items",
             pl.lit(True),
@@ -75,7 +71,7 @@ def items_problems(items: pl.DataFrame, interactions: pl.DataFrame, *, may_be_un
 
 
 def histories_problems(
-    histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: TestPeriod | None = None
+    histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: HeldOutPeriod | None = None
 ) -> list[str]:
     """Broken rules of `histories` (`HISTORIES`), among them a held-out interaction inside the training part.
 
@@ -90,21 +86,22 @@ def histories_problems(
         "user_id",
         "tested",
         pl.col("item_indices").list.len().alias("items"),
-        pl.col("timestamps").list.len().alias("times"),
     )
     too_short = pl.col("items") < pl.when("tested").then(MIN_HISTORY).otherwise(MIN_BEFORE)
     found = [
-        _report(histories, "repeated user_id", ~pl.col("user_id").is_first_distinct()),
-        _report(histories, "user_index out of line with its row", pl.col("user_index") != pl.int_range(pl.len())),
-        _report(lengths, f"history shorter than {MIN_HISTORY}, or {MIN_BEFORE} if not tested", too_short),
-        _report(lengths, "user who is not tested", ~pl.col("tested") & pl.lit(period is None)),
-        _report(lengths, "history with another number of times than items", pl.col("items") != pl.col("times")),
+        describe_rows(histories, "repeated user_id", ~pl.col("user_id").is_first_distinct()),
+        describe_rows(histories, "user_index out of line with its row", pl.col("user_index") != pl.int_range(pl.len())),
+        describe_rows(lengths, f"history shorter than {MIN_HISTORY}, or {MIN_BEFORE} if not tested", too_short),
+        describe_rows(lengths, "user who is not tested", ~pl.col("tested") & pl.lit(period is None)),
+        *HISTORIES.forbidden_rows(histories),
     ]
     if not any(found):  # what follows pairs each item with its time
         events = _events(histories)
         found += [
-            _report(events, "item index outside the catalogue", ~pl.col("item_index").is_between(0, items.height - 1)),
-            _report(events, "history that goes back in time", pl.col("timestamp") < pl.col("previous")),
+            describe_rows(
+                events, "item index outside the catalogue", ~pl.col("item_index").is_between(0, items.height - 1)
+            ),
+            describe_rows(events, "history that goes back in time", pl.col("timestamp") < pl.col("previous")),
             *_leaks(events, interactions),
             *_out_of_period(events, period),
             _differences(events, expected_events(interactions, period), items),
@@ -141,28 +138,32 @@ def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]
         stamp.filter(part == "test").first().alias("test"),
     )
     found = [
-        _report(times, "training interaction later than the validation target", pl.col("train") > pl.col("validation")),
-        _report(times, "validation target later than the test target", pl.col("validation") > pl.col("test")),
-        _report(times, "training interaction later than the test target", pl.col("train") > pl.col("test")),
+        describe_rows(
+            times, "training interaction later than the validation target", pl.col("train") > pl.col("validation")
+        ),
+        describe_rows(times, "validation target later than the test target", pl.col("validation") > pl.col("test")),
+        describe_rows(times, "training interaction later than the test target", pl.col("train") > pl.col("test")),
     ]
     if interactions.select(pl.struct("user_id", "item_id").is_duplicated().any()).item():
         return found  # repeats are wanted here: an item may be learnt and asked for
     seen = events.filter(part == "train").select("user_id", "item_index").unique(maintain_order=True)
     for name in ("validation", "test"):
         again = events.filter(part == name).join(seen, on=["user_id", "item_index"], how="semi", maintain_order="left")
-        found.append(_report(again, f"{name} target that is in the user's training part", pl.lit(True)))
+        found.append(describe_rows(again, f"{name} target that is in the user's training part", pl.lit(True)))
     return found
 
 
-def _out_of_period(events: pl.DataFrame, period: TestPeriod | None) -> list[str | None]:
+def _out_of_period(events: pl.DataFrame, period: HeldOutPeriod | None) -> list[str | None]:
     """Events on the wrong side of the test period's borders."""
     if period is None:
         return []
     late, is_test = pl.col("timestamp") >= period.begin, pl.col("part") == "test"
     outside = ~late if period.end is None else ~late | (pl.col("timestamp") >= period.end)
     return [
-        _report(events, "training interaction or validation target that is not before the period", late & ~is_test),
-        _report(events, "test target outside the period", outside & is_test),
+        describe_rows(
+            events, "training interaction or validation target that is not before the period", late & ~is_test
+        ),
+        describe_rows(events, "test target outside the period", outside & is_test),
     ]
 
 
@@ -176,10 +177,4 @@ def _differences(events: pl.DataFrame, interactions: pl.DataFrame, items: pl.Dat
         .filter(pl.col("there").ne_missing(pl.col("wanted")))
         .sort(key)
     )
-    return _report(differing, "history that is not exactly the user's interactions", pl.lit(True))
-
-
-def _report(table: pl.DataFrame, what: str, bad: pl.Expr) -> str | None:
-    """How many rows break the rule, and the first of them; None if none does."""
-    rows = table.with_row_index("row").filter(bad.fill_null(False))
-    return None if rows.is_empty() else f"{rows.height} x {what}; the first: {rows.row(0, named=True)}"
+    return describe_rows(differing, "history that is not exactly the user's interactions", pl.lit(True))

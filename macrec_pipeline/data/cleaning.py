@@ -32,10 +32,8 @@ from macrec_pipeline.data.core import count_codes, iterate_k_core
 from macrec_pipeline.data.duplicates import duplicate_key, surplus_rows
 from macrec_pipeline.data.sessions import MINUTE_MS, split_sessions
 from macrec_pipeline.errors import DataError
-from macrec_pipeline.schemas import INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
+from macrec_pipeline.schemas import EARLIEST_MS, INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
 
-EARLIEST_MS = 631_152_000_000
-"""1990-01-01 UTC: before the first shop that kept such a log."""
 DAY_MS = 86_400_000
 
 _SOURCE = ["source_file", "source_row"]
@@ -290,6 +288,7 @@ def _why_nothing_is_left(log: CodedLog, rules: Sequence[Rule], config: CleaningC
     steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hints = HINTS | {
         "below_min_rating": "Lower cleaning.min_rating.",
+        "missing_rating": "Name the column as rating in the data set's file, or leave cleaning.min_rating out.",
         "k_core": f"Lower k_core (now {config.k_core}) or bring more interactions.",
         "too_short": "Leave-one-out needs users with three interactions.",
     }

@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from macrec_pipeline.data.coded_log import batches, num_rows
-from macrec_pipeline.data.splits import MIN_BEFORE, TestPeriod, cut_histories
+from macrec_pipeline.data.splits import MIN_BEFORE, HeldOutPeriod, cut_histories
 from macrec_pipeline.errors import DataError, SchemaError
 from macrec_pipeline.schemas import HISTORIES, INTERACTIONS
 
 
 def build_histories(
-    interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame, period: TestPeriod | None = None
+    interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame, period: HeldOutPeriod | None = None
 ) -> pl.DataFrame:
     """Gather each user's interactions in the order of the table, which is that of time.
 
@@ -105,7 +105,7 @@ def _refuse_disorder(runs: _Runs, starts: NDArray[np.int64]) -> None:
         raise SchemaError(f"interactions (for histories): rows must be sorted by {', '.join(INTERACTIONS.sorted_by)}.")
 
 
-def _cut(runs: _Runs, starts: NDArray[np.int64], period: TestPeriod) -> tuple[_Runs, NDArray[np.bool_]]:
+def _cut(runs: _Runs, starts: NDArray[np.int64], period: HeldOutPeriod) -> tuple[_Runs, NDArray[np.bool_]]:
     """The runs without what the split leaves out, and who is tested of those who are left."""
     kept, in_history, tested = cut_histories(runs.timestamps, starts, period)
     if not tested.any():

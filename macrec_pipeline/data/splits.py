@@ -25,10 +25,8 @@ MIN_BEFORE = MIN_HISTORY - 1
 
 
 @dataclass(frozen=True)
-class TestPeriod:
+class HeldOutPeriod:
     """Times in ms since the epoch: `begin` and what follows, up to but without `end`; None: open."""
-
-    __test__ = False  # pytest would collect it
 
     begin: int
     end: int | None = None
@@ -47,7 +45,7 @@ class TestPeriod:
         return f"from {_moment(self.begin)} on{until}"
 
 
-def find_period(interactions: RawLog, config: SplitConfig) -> TestPeriod | None:
+def find_period(interactions: RawLog, config: SplitConfig) -> HeldOutPeriod | None:
     """Find the period from the settings and the times of the log; None for leave-one-out.
 
     Without `test_from` it begins at the time of the interaction at place floor((1 - test_share - later_share) M) in
@@ -71,9 +69,9 @@ def find_period(interactions: RawLog, config: SplitConfig) -> TestPeriod | None:
     if config.test_from is None:
         kept = 1 - config.later_share
         begin = _time_at(stamps, kept - config.test_share)
-        period = TestPeriod(begin, _time_at(stamps, kept) if config.later_share else None)
+        period = HeldOutPeriod(begin, _time_at(stamps, kept) if config.later_share else None)
     else:
-        period = TestPeriod(_ms(config.test_from), None if config.test_until is None else _ms(config.test_until))
+        period = HeldOutPeriod(_ms(config.test_from), None if config.test_until is None else _ms(config.test_until))
     before, inside = int((stamps < period.begin).sum()), int(period.holds(stamps).sum())
     if not before or not inside:
         raise DataError(
@@ -84,13 +82,13 @@ def find_period(interactions: RawLog, config: SplitConfig) -> TestPeriod | None:
     return period
 
 
-def period_of(details: dict[str, Any] | None) -> TestPeriod | None:
-    """The period as `TestPeriod.details` wrote it down; None for leave-one-out."""
-    return TestPeriod(details["begin"], details["end"]) if details else None
+def period_of(details: dict[str, Any] | None) -> HeldOutPeriod | None:
+    """The period as `HeldOutPeriod.details` wrote it down; None for leave-one-out."""
+    return HeldOutPeriod(details["begin"], details["end"]) if details else None
 
 
 def cut_histories(
-    timestamps: NDArray[np.int64], starts: NDArray[np.int64], period: TestPeriod
+    timestamps: NDArray[np.int64], starts: NDArray[np.int64], period: HeldOutPeriod
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Decide what stays of each user's log.
 
@@ -116,7 +114,7 @@ def cut_histories(
     return kept, in_history, tested
 
 
-def expected_events(interactions: pl.DataFrame, period: TestPeriod | None) -> pl.DataFrame:
+def expected_events(interactions: pl.DataFrame, period: HeldOutPeriod | None) -> pl.DataFrame:
     """The rows of `interactions` that histories must hold, found without `cut_histories`, for the checks."""
     if period is None:
         return interactions

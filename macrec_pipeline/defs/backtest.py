@@ -60,7 +60,7 @@ def fold_settings(num_folds: int, test_share: float) -> list[tuple[str, ...]]:
 def run_backtest(
     request: LaunchRequest, spec: DatasetSpec, *, num_folds: int, test_share: float, defs: dg.Definitions
 ) -> dict[str, Any]:
-    """Run all folds, oldest first, and write `backtest.json` after each.
+    """Run all folds, oldest first, and write `backtest.json` after each; the results of an earlier backtest go.
 
     Args:
         request: data set, folders and overrides; the home is that of all state.

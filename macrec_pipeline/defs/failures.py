@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import dagster as dg
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS, FULL_PIPELINE, REFRESH
+from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS, EVALUATE_CHAMPION, FULL_PIPELINE, REFRESH
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,12 @@ WEBHOOK = "MACREC_ON_FAILURE_WEBHOOK"
 ERROR_TAG, RESUME_TAG = "macrec/error", "macrec/resume"
 _TIMEOUT_SECONDS = 30.0
 _MAX_ERROR_LENGTH = 1000
-_COMMANDS = {FULL_PIPELINE: "macrec run", REFRESH: "macrec refresh", BATCH_RECOMMENDATIONS: "macrec recommend-all"}
+_COMMANDS = {
+    FULL_PIPELINE: "macrec run",
+    REFRESH: "macrec refresh",
+    BATCH_RECOMMENDATIONS: "macrec recommend-all",
+    EVALUATE_CHAMPION: "macrec evaluate-champion",
+}
 
 
 def tell_of_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, why: str | None = None) -> dict[str, str]:

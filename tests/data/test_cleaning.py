@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from macrec_pipeline.config import CleaningConfig
 from macrec_pipeline.data.checks import items_problems
-from macrec_pipeline.data.cleaning import EARLIEST_MS, clean
+from macrec_pipeline.data.cleaning import clean
 from macrec_pipeline.errors import DataError, SchemaError
-from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+from macrec_pipeline.schemas import EARLIEST_MS, RAW_INTERACTIONS, RAW_ITEMS
 
 _NOW = 1_700_000_000_000
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from macrec_pipeline.config import SplitConfig
 from macrec_pipeline.data.checks import histories_problems
 from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.splits import TestPeriod, find_period, period_of
+from macrec_pipeline.data.splits import HeldOutPeriod, find_period, period_of
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, ITEMS
 
@@ -43,13 +43,13 @@ _LOG = [
 
 def test_a_period_worked_out_by_hand() -> None:
     """From 10 until 20: the first one in it is tested, later ones go, and two before it are needed to stay."""
-    histories = build_histories(_interactions(_LOG), _ITEMS_TABLE, TestPeriod(10, 20))
+    histories = build_histories(_interactions(_LOG), _ITEMS_TABLE, HeldOutPeriod(10, 20))
     assert histories.rows() == [
         (0, "both", [0, 1, 2, 3], [1, 2, 5, 10], True),
         (1, "early", [0, 1, 2], [1, 3, 4], False),
         (2, "gap", [0, 1], [1, 3], False),  # its next one is after the period
     ]
-    assert build_histories(_interactions(_LOG), _ITEMS_TABLE, TestPeriod(10)).row(2) == (
+    assert build_histories(_interactions(_LOG), _ITEMS_TABLE, HeldOutPeriod(10)).row(2) == (
         2,
         "gap",
         [0, 1, 2],
@@ -61,10 +61,10 @@ def test_a_period_worked_out_by_hand() -> None:
 def test_where_shares_put_the_period() -> None:
     """Of times 0..9 the last fifth begins at 8; with three tenths left out it is [5, 7); equal times stay together."""
     log = _interactions([("u", "a", stamp) for stamp in range(10)])
-    assert find_period(log, _by_shares(0.2)) == TestPeriod(8, None)
-    assert find_period(log.lazy(), _by_shares(0.2, 0.3)) == TestPeriod(5, 7)
+    assert find_period(log, _by_shares(0.2)) == HeldOutPeriod(8, None)
+    assert find_period(log.lazy(), _by_shares(0.2, 0.3)) == HeldOutPeriod(5, 7)
     tied = _interactions([("u", "a", stamp) for stamp in (0, 1, 1, 1, 1)])
-    assert find_period(tied, _by_shares(0.2)) == TestPeriod(1, None)
+    assert find_period(tied, _by_shares(0.2)) == HeldOutPeriod(1, None)
     assert find_period(log, SplitConfig()) is None
 
 
@@ -77,7 +77,7 @@ def test_a_period_between_two_moments() -> None:
         test_until=datetime.fromisoformat("1970-01-02T12:00+02:00"),
     )
     period = find_period(log, config)
-    assert period == TestPeriod(24 * 3_600_000, 34 * 3_600_000)
+    assert period == HeldOutPeriod(24 * 3_600_000, 34 * 3_600_000)
     assert str(period) == "from 1970-01-02 00:00 UTC on until 1970-01-02 10:00 UTC"
     assert period_of(period.details()) == period
     assert period_of(None) is None
@@ -105,7 +105,7 @@ def test_periods_that_hold_nothing_are_errors() -> None:
     with pytest.raises(DataError, match=r"split\.test_from"):
         find_period(one_time, SplitConfig(method="global_time", test_from=datetime(2020, 1, 1, tzinfo=UTC)))
     with pytest.raises(DataError, match="No user has 2 interactions before"):
-        build_histories(_interactions(_LOG), _ITEMS_TABLE, TestPeriod(2))
+        build_histories(_interactions(_LOG), _ITEMS_TABLE, HeldOutPeriod(2))
 
 
 _events = st.lists(st.tuples(st.sampled_from("uvwxyz"), st.sampled_from(_IDS), st.integers(0, 12)))
@@ -119,7 +119,7 @@ def test_nothing_leaks_and_nothing_else_is_lost(
 ) -> None:
     """Against plain Python: training and validation lie before the period, the target is the first one in it."""
     log = _interactions([*rows, *_TESTED, ("t", "c", begin)])
-    period = TestPeriod(begin, None if length is None else begin + length)
+    period = HeldOutPeriod(begin, None if length is None else begin + length)
     expected = {}
     for user in sorted(set(log["user_id"])):
         own = log.filter(pl.col("user_id") == user)
@@ -140,18 +140,18 @@ def test_nothing_leaks_and_nothing_else_is_lost(
 
 
 _FAULTS = {
-    "training interaction or validation target that is not before the period": TestPeriod(5, 20),
-    "test target outside the period": TestPeriod(11, 20),
+    "training interaction or validation target that is not before the period": HeldOutPeriod(5, 20),
+    "test target outside the period": HeldOutPeriod(11, 20),
     "user who is not tested": None,
-    "history that is not exactly the user's interactions": TestPeriod(10, 21),
+    "history that is not exactly the user's interactions": HeldOutPeriod(10, 21),
 }
 
 
 @pytest.mark.parametrize(("problem", "judged_by"), _FAULTS.items())
-def test_histories_of_another_period_are_found_out(problem: str, judged_by: TestPeriod | None) -> None:
+def test_histories_of_another_period_are_found_out(problem: str, judged_by: HeldOutPeriod | None) -> None:
     """Each rule, by histories that were cut for the period from 10 until 20."""
     log = _interactions(_LOG)
-    histories = build_histories(log, _ITEMS_TABLE, TestPeriod(10, 20))
-    assert histories_problems(histories, log, _ITEMS_TABLE, period=TestPeriod(10, 20)) == []
+    histories = build_histories(log, _ITEMS_TABLE, HeldOutPeriod(10, 20))
+    assert histories_problems(histories, log, _ITEMS_TABLE, period=HeldOutPeriod(10, 20)) == []
     problems = histories_problems(histories, log, _ITEMS_TABLE, period=judged_by)
     assert any(problem in line for line in problems), problems

@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.errors import DataError, SchemaError, StorageError
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.schemas import EARLIEST_MS, TABLES
 from macrec_pipeline.storage import AssetStore
 
 ROWS = pl.DataFrame(
     [("u1", "a", None, 1), ("u1", "b", 3.0, 2), ("u2", "a", 5.0, 1), ("u3", "c", None, 9)],
     schema=TABLES["interactions"].columns,
     orient="row",
-)
+).with_columns(pl.col("timestamp") + EARLIEST_MS)
 
 
 @pytest.fixture

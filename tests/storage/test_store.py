@@ -9,13 +9,15 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.errors import MacrecError, SchemaError, StorageError
-from macrec_pipeline.schemas import SIDE_TABLES, TABLES
+from macrec_pipeline.schemas import EARLIEST_MS, INTERACTIONS, SIDE_TABLES, TABLES
 from macrec_pipeline.storage import FOLDER_ASSETS, AssetStore
 
 
 def interactions(*rows: tuple[str, str, int]) -> pl.DataFrame:
     return pl.DataFrame(
-        [(user, item, None, time) for user, item, time in rows], schema=TABLES["interactions"].columns, orient="row"
+        [(user, item, None, EARLIEST_MS + time) for user, item, time in rows],
+        schema=INTERACTIONS.columns,
+        orient="row",
     )
 
 
@@ -406,3 +408,27 @@ def test_scratch_outlives_a_failure_and_goes_with_success(store: AssetStore) -> 
     with store.scratch("recommender") as folder:
         assert (folder / "checkpoint").read_text() == "half way"
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("user_id", "", "missing user_id"),
+        ("timestamp", 631_151_999_999, "timestamp before 1990"),
+        ("rating", float("inf"), "rating that is not finite"),
+    ],
+)
+def test_what_no_row_may_hold_is_not_written(tmp_path: Path, column: str, value: object, problem: str) -> None:
+    """Neither as a whole nor in slices; the error names table, rule and row, and the table is not there."""
+    rows = [("u", "a", None, 1_600_000_000_000)]
+    table = pl.DataFrame(rows, schema=INTERACTIONS.columns, orient="row").with_columns(
+        pl.lit(value, dtype=INTERACTIONS.columns[column]).alias(column)
+    )
+    store = AssetStore(tmp_path, "demo")
+    for write in (
+        lambda: store.write_table("interactions", table),
+        lambda: store.write_slices("interactions", [table]),
+    ):
+        with pytest.raises(SchemaError, match=f"interactions .*: 1 x {problem}; the first: .*'row': 0"):
+            write()
+    assert not store.has("interactions")
