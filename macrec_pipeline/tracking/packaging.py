@@ -83,7 +83,13 @@ def model_signature() -> ModelSignature:
     lists = [ColSpec(anything, name, required=False) for name in ("history", *RULES)]
     # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
     rules = Object([Property(name, anything, required=False) for name in RULES])
-    types: dict[str, str | Object] = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long", "rules": rules}
+    types: dict[str, str | Object] = {
+        "k": "long",
+        "route": "string",
+        "exclude_seen": "boolean",
+        "beam_width": "long",
+        "rules": rules,
+    }
     return ModelSignature(
         inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(
