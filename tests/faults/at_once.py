@@ -10,8 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import macrec_pipeline.definitions  # noqa: F401  (loaded before the forks)
+import macrec_pipeline.definitions  # loaded before the forks, as is all that follows it
+import macrec_pipeline.recommender  # noqa: F401
 from macrec_pipeline import cli
+from macrec_pipeline.tracking.store import own_warnings_ignored
+
+with own_warnings_ignored():
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def main(asset: str, datasets: list[str]) -> None:

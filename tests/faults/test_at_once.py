@@ -4,15 +4,19 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from macrec_pipeline.storage import AssetStore
+from macrec_pipeline.tracking.store import connect
 from tests.test_pipeline import DATASET
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -38,40 +42,44 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def postgresql(tmp_path: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of the test's own; it holds the databases `dagster` and `mlflow`."""
     for module in ("psycopg2", "dagster_postgres"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed: pip install -c constraints.txt psycopg2-binary dagster-postgres")
     programs = Path(os.path.realpath(shutil.which("initdb") or "initdb")).parent
-    if not (programs / "pg_ctl").is_file():
-        pytest.skip("PostgreSQL is not installed: initdb and pg_ctl are not there")
+    if not (programs / "postgres").is_file():
+        pytest.skip("PostgreSQL is not installed: there is no initdb")
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    folder = tmp_path / "postgresql"
-    folder.mkdir()
-    as_owner: list[str] = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        shutil.chown(folder, "postgres")
-        for parent in folder.parents[:-1]:
-            if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o011)
-        as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        port = str(probe.getsockname()[1])
+    # Not below tmp_path, which nobody but its owner may enter: as root, the server has to be another user's.
+    with tempfile.TemporaryDirectory() as name:
+        folder, as_owner = Path(name), []
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres")
+            as_owner = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        make = [*as_owner, str(programs / "initdb"), "-D", f"{folder}/data", "-U", "macrec", "--auth=trust"]
+        subprocess.run(make, cwd=folder, check=True, capture_output=True, timeout=120)
+        serve = [*as_owner, str(programs / "postgres"), "-D", f"{folder}/data", "-p", port, "-k", str(folder), "-F"]
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(serve, cwd=folder, stdout=log, stderr=log)
+        try:
+            for database in ("dagster", "mlflow"):
+                _create_database(programs, port, database)
+            yield f"postgresql+psycopg2://macrec@127.0.0.1:{port}"
+        finally:
+            server.send_signal(signal.SIGQUIT)  # at once
+            server.wait(timeout=60)
 
-    def call(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [*as_owner, str(programs / program), *arguments], cwd=folder, check=True, capture_output=True, timeout=120
-        )
 
-    call("initdb", "-D", str(folder / "data"), "-U", "macrec", "--auth=trust")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    call("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start")
-    try:
-        for name in ("dagster", "mlflow"):
-            call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "macrec", name)
-        yield f"postgresql+psycopg2://macrec@127.0.0.1:{port}"
-    finally:
-        call("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+def _create_database(programs: Path, port: str, name: str) -> None:
+    command = [str(programs / "createdb"), "-h", "127.0.0.1", "-p", port, "-U", "macrec", name]
+    for _ in range(100):  # the server may still be starting
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(0.3)
+    pytest.fail(f"the database {name} cannot be made: {done.stderr}")
 
 
 def _run_at_once(environment: dict[str, str]) -> None:
@@ -86,11 +94,9 @@ def _run_at_once(environment: dict[str, str]) -> None:
         assert status == 0, said[-3000:]
 
 
-def _assert_sound(home: Path, uri: str) -> None:
+def _assert_sound(home: Path) -> None:
     """Every asset is whole, and every run is closed and says what it made."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri, uri)
+    client = connect(home, create=False).client
     for name, runs in (("tiny", 2), ("other", 1)):
         store = AssetStore(home, name)
         for asset in MADE:
@@ -105,18 +111,21 @@ def _assert_sound(home: Path, uri: str) -> None:
     assert not list(home.glob("*/.versions/*/writing-*"))
 
 
-def test_on_sqlite(environment: dict[str, str]) -> None:
+def test_on_sqlite(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes that meet a home without a database: each waits where it must, none fails."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     _run_at_once(environment)
-    home = Path(environment["MACREC_HOME"])
-    _assert_sound(home, f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    _assert_sound(Path(environment["MACREC_HOME"]))
 
 
-def test_on_postgresql(environment: dict[str, str], postgresql: str, tmp_path: Path) -> None:
+def test_on_postgresql(
+    environment: dict[str, str], postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same with Dagster's and MLflow's records on a server, whose tables nobody has made yet."""
     dagster = tmp_path / "dagster"
     dagster.mkdir()
     (dagster / "dagster.yaml").write_text(DAGSTER_ON_POSTGRESQL.format(url=f"{postgresql}/dagster"), encoding="utf-8")
     uri = f"{postgresql}/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     _run_at_once(environment | {"DAGSTER_HOME": str(dagster), "MLFLOW_TRACKING_URI": uri})
-    _assert_sound(Path(environment["MACREC_HOME"]), uri)
+    _assert_sound(Path(environment["MACREC_HOME"]))
