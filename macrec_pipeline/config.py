@@ -269,6 +269,9 @@ class PipelineConfig(Section):
 
     preset: str = Field("default", description="the preset that this was made from")
     seed: int = Field(20260, ge=0, lt=2**32, description="the one root seed")
+    routes: tuple[Route, ...] | None = Field(
+        None, min_length=1, description="modalities that are used, all of which must be there; None: what there is"
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     cleaning: CleaningConfig = CleaningConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()

@@ -2,7 +2,7 @@
 
     bundle.json            what the parts are, their digests, the settings, the catalogue's size
     model.safetensors      the recommender's weights
-    semantic_ids.safetensors   codes of both modalities and the training popularity of every item
+    semantic_ids.safetensors   codes of each modality and the training popularity of every item
     catalogue.json         item ids, titles and picture paths, in the order of the item index
     sasrec.safetensors     SASRec's weights, only where it is a retrieval route
 
@@ -38,7 +38,7 @@ from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked
-from macrec_pipeline.recommender.vocabulary import Vocabulary
+from macrec_pipeline.recommender.vocabulary import MODALITIES, Vocabulary
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class RecommenderBundle:
         sasrec_folder: Path | None = None,
         item_ids: Sequence[str],
         popularity: np.ndarray,
-        text_codes: np.ndarray,
-        image_codes: np.ndarray,
+        text_codes: np.ndarray | None,
+        image_codes: np.ndarray | None,
         codebook_size: int,
         decoding: Mapping[str, Any],
         catalogue: Sequence[Mapping[str, Any]],
@@ -112,14 +112,20 @@ class RecommenderBundle:
             sasrec_folder: what `FittedSasrec.save` wrote; needed, and read, only for `decoding.collaborative_route`.
             item_ids: N keys in the order of the item index.
             popularity: int64 [N], interactions of each item in the training parts.
-            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
+            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct; None for a modality that
+                the catalogue lacks.
             decoding: `DecodingConfig` as a mapping.
             catalogue: {"title", "image_path"} an item.
             provenance: data set, digests of what the bundle was made from; kept as it is.
         """
         weights = recommender_folder / "model.safetensors"
         (folder / "model.safetensors").write_bytes(weights.read_bytes())
-        tensors = {"text_codes": text_codes, "image_codes": image_codes, "popularity": popularity}
+        codes = {
+            name: values
+            for name, values in zip(MODALITIES, (text_codes, image_codes), strict=True)
+            if values is not None
+        }
+        tensors = {f"{name}_codes": values for name, values in codes.items()} | {"popularity": popularity}
         save_file(
             {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in tensors.items()},
             folder / "semantic_ids.safetensors",
@@ -132,7 +138,7 @@ class RecommenderBundle:
         description = {
             "format_version": FORMAT_VERSION,
             "num_items": len(items),
-            "num_levels": int(text_codes.shape[1]),
+            "num_levels": int(next(iter(codes.values())).shape[1]),
             "codebook_size": codebook_size,
             "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
             "decoding": dict(decoding),
@@ -157,16 +163,16 @@ class RecommenderBundle:
         description = verified_description(folder)
         tensors = load_file(folder / "semantic_ids.safetensors")
         catalogue = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-        if not len(catalogue) == description["num_items"] == len(tensors["text_codes"]):
+        if not len(catalogue) == description["num_items"] == len(tensors["popularity"]):
             raise StorageError(
                 f"{folder}: catalogue.json has {len(catalogue)} items and semantic_ids.safetensors "
-                f"{len(tensors['text_codes'])}, but bundle.json says {description['num_items']}."
+                f"{len(tensors['popularity'])}, but bundle.json says {description['num_items']}."
             )
         config = cast("RecommenderConfig", SimpleNamespace(**description["recommender"]))
         vocabulary = Vocabulary(description["num_levels"], description["codebook_size"], config.num_prompt_tokens)
         model = GenerativeRecommender(vocabulary, config)
         model.load_weights(folder / "model.safetensors")
-        codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
+        codes = {name: tensors[f"{name}_codes"].to(device) for name in MODALITIES if f"{name}_codes" in tensors}
         sasrec = read_sasrec(folder, description, device=device)
         decoder = Decoder(model.to(device).eval(), ItemCodes(codes), collaborative=sasrec)
         where = str(folder / "bundle.json")

@@ -20,7 +20,13 @@ from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
-from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
+from macrec_pipeline.recommender.vocabulary import (
+    ALIGNMENT_TASKS,
+    HISTORY_TASKS,
+    MODALITIES,
+    Vocabulary,
+    possible_tasks,
+)
 from macrec_pipeline.runtime.checkpoint import (
     load_checkpoint,
     restore_training,
@@ -72,8 +78,8 @@ class FittedRecommender:
 
 def fit_recommender(
     histories: Sequence[np.ndarray],
-    text_codes: np.ndarray,
-    image_codes: np.ndarray,
+    text_codes: np.ndarray | None,
+    image_codes: np.ndarray | None,
     *,
     codebook_size: int,
     config: RecommenderConfig,
@@ -86,23 +92,26 @@ def fit_recommender(
 
     Args:
         histories: whole histories, int64 [T] item indices each, oldest first, at least 3 long.
-        text_codes, image_codes: int64 [N, L], each in [0, codebook_size).
+        text_codes, image_codes: int64 [N, L], each in [0, codebook_size); None for a modality that the catalogue
+            lacks, whose tasks are then left out.
         seed: root seed; weights, order and dropout draw from streams of their own.
         progress: called after every optimizer step with stage "recommender".
         checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
             with the bytes of one that was not; a file of other data or settings is not used.
 
     Raises:
+        ConfigError: no task of `config` is a retrieval route of the catalogue.
         TrainingError: the loss or its gradient is not finite.
     """
-    items = ItemCodes(
-        {"text": torch.from_numpy(text_codes).to(device), "image": torch.from_numpy(image_codes).to(device)}
-    )
+    both = zip(MODALITIES, (text_codes, image_codes), strict=True)
+    codes = {modality: values for modality, values in both if values is not None}
+    config = config.model_copy(update={"tasks": possible_tasks(config.tasks, codes)})
+    items = ItemCodes({modality: torch.from_numpy(values).to(device) for modality, values in codes.items()})
     identity = training_identity(
         {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size},
-        [np.concatenate(histories), np.array([len(history) for history in histories]), text_codes, image_codes],
+        [np.concatenate(histories), np.array([len(history) for history in histories]), *codes.values()],
     )
-    vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)
+    vocabulary = Vocabulary(next(iter(codes.values())).shape[1], codebook_size, config.num_prompt_tokens)
     model = GenerativeRecommender(vocabulary, config, torch_generator(seed, "recommender/weights")).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Fit(model, items, histories, config, seed, device, progress).run(checkpoint, identity)

@@ -7,10 +7,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.config import Route
+from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage, table_metadata
-from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.errors import DataError, SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
 from macrec_pipeline.storage import embedding_table, vectors_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definition
 logger = logging.getLogger(__name__)
 
 MADE_BY = "made_by"
+NAMES: dict[Route, str] = {"text": "a text", "image": "a picture"}
 GROUP = "embeddings"
 KINDS = {"torch", "parquet"}
 
@@ -58,6 +59,8 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.data.given import given_embeddings
 
     items = work.table("items")
+    if (reason := _left_out(work, items, route)) is not None:
+        return work.skip(EMBEDDINGS.empty(), reason)
     given = given_embeddings(work.spec, work.data, items, route)
     if given is not None:
         table = embedding_table(items, vectors=given, imputed=np.zeros(items.height, dtype=np.bool_))
@@ -65,6 +68,32 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
     if semantic_ids_are_given(work.spec):
         return work.skip(EMBEDDINGS.empty())
     return _encode(work, items, route)
+
+
+def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
+    """Why this run does without a modality; None if it has it, or lacks both, which the encoder then says.
+
+    Raises:
+        DataError: the version before had it, and nobody has said that it is to go.
+    """
+    chosen, others = work.config.routes, [other for other in ROUTES if other != route]
+    if chosen is not None:
+        return None if route in chosen else f"routes is {', '.join(chosen)}"
+    if _is_there(work, items, route) or not any(_is_there(work, items, other) for other in others):
+        return None
+    if work.store.has(work.asset) and MADE_BY in work.store.manifest(work.asset).details:
+        raise DataError(
+            f"No item of {work.dataset} has {NAMES[route]}, but the last {work.asset} were made from some. Look "
+            f"whether the files are where the data set says. If it is meant, set routes=[{', '.join(others)}]."
+        )
+    return f"no item has {NAMES[route]}: one route, {', '.join(others)}"
+
+
+def _is_there(work: Stage, items: pl.DataFrame, route: Route) -> bool:
+    if getattr(work.spec.source, f"{route}_embeddings", None) is not None:
+        return True
+    values = items["text" if route == "text" else "image_path"]
+    return bool((values.str.strip_chars() != "").any())
 
 
 def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
