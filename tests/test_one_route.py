@@ -44,7 +44,9 @@ LEFT_OUT = {
 def write_shop(folder: Path, *, route: str) -> None:
     """A log in which everyone walks through the items, and a catalogue with nothing but titles or but pictures."""
     (folder / "pictures").mkdir(parents=True)
-    titles = [f"Item {item} of {'red' if item % 2 else 'blue'} wood" if route == "text" else "" for item in range(NUM_ITEMS)]
+    titles = [
+        f"Item {item} of {'red' if item % 2 else 'blue'} wood" if route == "text" else "" for item in range(NUM_ITEMS)
+    ]
     items = [f"i{item:02d},{title}" for item, title in enumerate(titles)]
     log = [
         f"u{user},i{(user + 2 * step) % NUM_ITEMS:02d},{1_600_000_000 + 1000 * user + step}"

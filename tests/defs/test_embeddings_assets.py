@@ -1,14 +1,16 @@
 """The embedding assets: what an earlier version holds is not encoded again, whatever became of that version."""
 
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from macrec_pipeline.defs.assets.embeddings import text_embeddings
+from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.schemas import ITEMS
+from macrec_pipeline.errors import DataError, EncoderError
+from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
 from macrec_pipeline.storage import AssetStore
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -51,3 +53,31 @@ def test_a_damaged_version_is_made_anew(settings: Settings, partition: str, dama
     path.write_bytes(path.read_bytes()[:-9])
     assert encoded_of(settings, partition, ["a guitar", "strings"]) == 2
     assert store.read_table("text_embeddings").height == 2
+
+
+def lacking_pictures(settings: Settings, partition: str) -> Any:
+    """Materialize `image_embeddings` of two items with a text and no picture; what the asset reports."""
+    store = AssetStore(Path(settings.home), partition)
+    rows = [{"item_index": i, "item_id": f"i{i}", "text": "a guitar", "num_interactions": 1} for i in range(2)]
+    store.write_table("items", pl.DataFrame(rows, schema=ITEMS.columns))
+    return dg.materialize(
+        [image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET
+    ).asset_materializations_for_node("image_embeddings")[0]
+
+
+def test_pictures_that_have_gone_are_no_catalogue_without_pictures(settings: Settings, partition: str) -> None:
+    """A folder that is not mounted would make a two-route model a one-route one; that has to be said by someone."""
+    store = AssetStore(Path(settings.home), partition)
+    assert "one route, text" in lacking_pictures(settings, partition).metadata["skipped"].value
+    store.write_table("image_embeddings", EMBEDDINGS.empty(), details={"made_by": "an encoder, of pictures"})
+    with pytest.raises(DataError, match=r"No item of .* has a picture, but the last image_embeddings.*routes=\[text\]"):
+        lacking_pictures(settings, partition)
+    said = Settings(home=settings.home, data=settings.data, overrides=["routes=[text]"])
+    assert lacking_pictures(said, partition).metadata["skipped"].value == "routes is text"
+
+
+def test_a_route_that_is_asked_for_must_be_there(settings: Settings, partition: str) -> None:
+    """With both routes named, a catalogue without pictures is an error of its picture column."""
+    both = Settings(home=settings.home, data=settings.data, overrides=["routes=[text, image]"])
+    with pytest.raises(EncoderError, match="None of the 2 items names a picture"):
+        lacking_pictures(both, partition)

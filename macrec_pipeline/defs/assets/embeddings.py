@@ -97,6 +97,7 @@ def _is_there(work: Stage, items: pl.DataFrame, route: Route) -> bool:
 
 
 def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.texts import title_and_rest
     from macrec_pipeline.embeddings import embed_images, embed_texts
     from macrec_pipeline.runtime.devices import prepare_device
 
@@ -109,7 +110,9 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
             "shards": shards,
         }
         if route == "text":
-            embedded = embed_texts(items["text"].to_list(), work.config.text_encoder, **common)
+            whole = work.config.text_encoder.fields == "joined"
+            texts = items["text"].to_list() if whole else title_and_rest(items["title"], items["text"])
+            embedded = embed_texts(texts, work.config.text_encoder, **common)
         else:
             paths = [None if path is None else work.data / path for path in items["image_path"]]
             embedded = embed_images(paths, work.config.image_encoder, **common)
@@ -123,6 +126,7 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
             imputed_share=float(embedded.imputed.mean()),
             encoded=embedded.num_encoded,
             items_per_second=embedded.items_per_second,
+            batch_size=embedded.batch_size,
             unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
         )
 
