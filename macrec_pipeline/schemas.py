@@ -170,13 +170,14 @@ EMBEDDINGS = TableSchema(
         "embedding": ANY_WIDTH_VECTOR,
         "imputed": _BOOL,
         "content": _STRING,
+        "problem": _STRING,
     },
-    nullable=frozenset({"content"}),
+    nullable=frozenset({"content", "problem"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     description="One row an item; imputed where the item has no such modality; content is the SHA-256 "
-    "of the text or picture file that the vector was made from. No rows: semantic IDs are given, or "
-    "the catalogue has no such modality.",
+    "of the text or picture file that the vector was made from; problem is why a picture that is there could not "
+    "be used. No rows: semantic IDs are given, or the catalogue has no such modality.",
 )
 PSEUDO_LABELS = TableSchema(
     "pseudo_labels",

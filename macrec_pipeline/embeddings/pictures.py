@@ -5,6 +5,7 @@ may end a weekly run, and none may pass in silence: a picture that cannot be use
 """
 
 import hashlib
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,7 +23,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Resizing the short side to an encoder's input blows a sliver up to gigabytes, whatever its number of pixels.
 MAX_ASPECT_RATIO = 50
-_NUM_WORKERS = 2
 
 
 def read_picture(path: Path, *, max_pixels: int) -> Image.Image | str:
@@ -62,7 +62,7 @@ def files_digests(paths: Sequence[Path]) -> list[str]:
         except OSError:
             return f"unreadable: {path}"
 
-    with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="pictures") as pool:  # hashing frees the interpreter
+    with ThreadPoolExecutor(_num_workers(), thread_name_prefix="pictures") as pool:  # hashing frees the interpreter
         return list(pool.map(digest, paths))
 
 
@@ -73,9 +73,10 @@ def decode_ahead(
     transform: Callable[[Image.Image], torch.Tensor],
     num_ahead: int,
 ) -> Generator[torch.Tensor | str, None, None]:
-    """Read and transform pictures in a few threads, ahead of the model that takes them.
+    """Read and transform pictures in a thread a core, ahead of the model that takes them.
 
-    Pillow decodes and resizes without holding the interpreter's lock, so this overlaps with the model. Each path is
+    Pillow decodes and resizes without holding the interpreter's lock, so threads use every core as processes would,
+    without a copy of each picture between them, and overlap with the model. Each path is
     decoded once, and no more than `num_ahead` results wait in memory.
 
     Args:
@@ -94,7 +95,7 @@ def decode_ahead(
 
     waiting: deque[Future[torch.Tensor | str]] = deque()
     remaining = iter(paths)
-    with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="pictures") as pool:
+    with ThreadPoolExecutor(_num_workers(), thread_name_prefix="pictures") as pool:
         try:
             for path in remaining:
                 waiting.append(pool.submit(prepare, path))
@@ -105,6 +106,11 @@ def decode_ahead(
         finally:  # the caller may stop early; what has not begun need not
             for future in waiting:
                 future.cancel()
+
+
+def _num_workers() -> int:
+    """One for each core that this process may use, and two at least, so that reading overlaps with decoding."""
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
 
 
 @contextmanager

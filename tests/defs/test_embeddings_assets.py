@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
+from PIL import Image
 
 from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.resources import Settings
@@ -81,3 +82,26 @@ def test_a_route_that_is_asked_for_must_be_there(settings: Settings, partition: 
     both = Settings(home=settings.home, data=settings.data, overrides=["routes=[text, image]"])
     with pytest.raises(EncoderError, match="None of the 2 items names a picture"):
         lacking_pictures(both, partition)
+
+
+def test_a_broken_picture_is_flagged_and_its_row_says_why(settings: Settings, partition: str) -> None:
+    """The run goes on; the item's vector is imputed, and the report can count what was unreadable."""
+    store, data = AssetStore(Path(settings.home), partition), Path(str(settings.data))
+    for name, content in (("cut.jpg", b""), ("page.jpg", b"<html>404</html>")):
+        (data / name).write_bytes(content)
+    for name, colour in (("good.png", "red"), ("other.png", "blue")):
+        Image.new("RGB", (9, 9), colour).save(data / name)
+    names = ["good.png", "cut.jpg", None, "other.png", "page.jpg"]
+    rows = [{"item_index": i, "item_id": f"i{i}", "image_path": name} for i, name in enumerate(names)]
+    items = pl.DataFrame(rows, schema=ITEMS.columns).with_columns(num_interactions=pl.lit(1, dtype=pl.Int64))
+    store.write_table("items", items)
+    made = dg.materialize(
+        [image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET
+    ).asset_materializations_for_node("image_embeddings")[0]
+    table = store.read_table("image_embeddings")
+    assert table["imputed"].to_list() == [False, True, True, False, True]
+    problems = table["problem"].to_list()
+    assert [problem is not None for problem in problems] == [False, True, False, False, True]
+    assert problems[1] == "the file is empty (0 bytes)"
+    assert "not a picture in a known format" in problems[4]
+    assert made.metadata["num_unreadable"].value == 2

@@ -30,7 +30,7 @@ KINDS = {"torch", "parquet"}
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("text_embeddings"),
     description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
 )
@@ -45,7 +45,7 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("image_embeddings"),
     description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
 )
@@ -116,7 +116,13 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
         else:
             paths = [None if path is None else work.data / path for path in items["image_path"]]
             embedded = embed_images(paths, work.config.image_encoder, **common)
-        table = embedding_table(items, vectors=embedded.vectors, imputed=embedded.imputed, contents=embedded.contents)
+        table = embedding_table(
+            items,
+            vectors=embedded.vectors,
+            imputed=embedded.imputed,
+            contents=embedded.contents,
+            problems=dict(embedded.failures),
+        )
         return work.save(
             table,
             details={MADE_BY: embedded.made_by},
@@ -127,6 +133,7 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
             encoded=embedded.num_encoded,
             items_per_second=embedded.items_per_second,
             batch_size=embedded.batch_size,
+            num_unreadable=len(embedded.failures),
             unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
         )
 

@@ -100,6 +100,7 @@ def _report_input(
         route: code_usage(codes, codebook_size=details["codebook_size"])
         for route, codes in codes_by_modality(ids).items()
     }
+    unreadable = tables["image_embeddings"]["problem"].count()
     dropped = tables["quarantine"].group_by("table", "reason").len("num_rows").sort("table", "num_rows", "reason")
     return ReportInput(
         dataset=work.dataset,
@@ -117,7 +118,10 @@ def _report_input(
         code_usage=usage,
         quantizer_log=_log(work.folder("quantizer") / "training_log.json"),
         recommender_log=_log(work.folder("recommender") / "weights" / "training_log.json"),
-        quarantine=[QuarantineCount(*row) for row in dropped.iter_rows()],
+        quarantine=[
+            *(QuarantineCount(*row) for row in dropped.iter_rows()),
+            *([QuarantineCount("image_embeddings", "unreadable_picture", unreadable)] if unreadable else []),
+        ],
         sample_users=_sample_users(work, tables, evaluation),
         beam_agreement=work.store.manifest("predictions").details.get("beam_agreement", {}),
         items_without={route: int(flags.sum()) for route, flags in _imputed(tables).items()},
