@@ -37,10 +37,7 @@ class Batching:
     """
 
     def __init__(self, asked: int | Literal["auto"], *, device: torch.device, bytes_an_input: int) -> None:
-        if asked == "auto":
-            fitting = int(_SHARE * free_memory()) // max(1, bytes_an_input)
-            asked = MOST["cuda"] if device.type == "cuda" else min(MOST["cpu"], max(1, fitting))
-        self.size = asked
+        self.size = _fitting(device, bytes_an_input) if asked == "auto" else asked
         self._device = device
 
     def run(self, encode: Callable[[Sequence[T]], NDArray[np.float32]], inputs: Sequence[T]) -> NDArray[np.float32]:
@@ -92,3 +89,9 @@ def free_memory() -> int:
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     return available or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _fitting(device: torch.device, bytes_an_input: int) -> int:
+    if device.type == "cuda":
+        return MOST["cuda"]
+    return max(1, min(MOST["cpu"], int(_SHARE * free_memory()) // max(1, bytes_an_input)))

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -45,7 +45,8 @@ def read_picture(path: Path, *, max_pixels: int) -> Image.Image | str:
             if refusal:
                 return refusal
             picture.load()
-            return _as_rgb(_upright(picture))
+            _turn_upright(picture)
+            return _as_rgb(picture)
     except UnidentifiedImageError:
         return f"not a picture in a known format ({', '.join(FORMATS)})"
     except Exception as error:  # decoders raise nearly anything on damaged bytes, and one file must not end the run
@@ -142,11 +143,10 @@ def _size_refusal(size: tuple[int, int], *, max_pixels: int) -> str | None:
     return None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged metadata say nothing about the direction; the pixels have been decoded already
-        return picture
+def _turn_upright(picture: Image.Image) -> None:
+    # damaged metadata say nothing about the direction; the pixels have been decoded already
+    with suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -161,7 +161,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
             raise ValueError("pixel values that are not finite")
         span = float(np.ptp(values)) or 1.0
         return _gray((values - values.min()) * (255 / span))
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
 
 
 def _gray(values: NDArray[np.float64]) -> Image.Image:

@@ -48,7 +48,8 @@ class PooledTransformer:
         mask = tokens["attention_mask"]
         states = self.model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state.float()  # [B, S, D]
         weights = mask[..., None].float()
-        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # [B, D]
+        vectors: torch.Tensor = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)  # [B, D]
+        return vectors
 
 
 def ensure_padding(tokenizer: Any) -> None:

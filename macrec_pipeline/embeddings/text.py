@@ -104,8 +104,8 @@ def _means(encoded: NDArray[np.float32], counts: list[int]) -> NDArray[np.float3
     if len(counts) == len(encoded):
         return encoded
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    means: NDArray[np.float32] = np.add.reduceat(encoded, starts, axis=0) / np.array(counts, dtype=np.float32)[:, None]
-    return means
+    sums: NDArray[np.float32] = np.add.reduceat(encoded, starts, axis=0)
+    return sums / np.array(counts, dtype=np.float32)[:, None]
 
 
 def _fields(text: str | Sequence[str | None] | None) -> list[str]:
