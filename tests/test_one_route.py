@@ -60,6 +60,7 @@ def write_shop(folder: Path, *, route: str) -> None:
         pixels = np.random.default_rng(1).integers(0, 256, size=(NUM_ITEMS, 16, 16, 3), dtype=np.uint8)
         for item, picture in enumerate(pixels):
             Image.fromarray(picture).save(folder / "pictures" / f"i{item:02d}.png")
+        (folder / "pictures" / "i07.png").write_bytes(b"")
 
 
 @pytest.mark.slow
@@ -96,3 +97,4 @@ def test_a_catalogue_of_one_modality_is_recommended_from_by_one_route(route: str
     assert metrics["collision_rate"].keys() == {route}
     page = (store.folder("evaluation_report") / "report.html").read_text(encoding="utf-8")
     assert f"without the <b>{absent}</b> route: no item has a" in page
+    assert ("unreadable_picture" in page) == (route == "image")

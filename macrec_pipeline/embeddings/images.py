@@ -123,7 +123,7 @@ def _encode(
                     vectors.add(batch, batching.run(lambda piece: _forward(encoder, piece, device=device), inputs))
                 batch = {}
                 rate = done / max(time.perf_counter() - started, 1e-9)
-                progress(STAGE, done, len(pictures), {"items_per_second": rate})
+                progress(STAGE, done, len(pictures), {"per_second": rate})
     return refused
 
 

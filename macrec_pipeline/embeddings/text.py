@@ -96,7 +96,7 @@ def _encode(
         encoded = batching.run(lambda piece: encoder.encode(list(piece)), fields)  # [F, D]
         vectors.add(batch, _means(encoded, [len(texts[content]) for content in batch]))  # [B, D]
         done += len(batch)
-        progress(STAGE, done, len(order), {"items_per_second": done / max(time.perf_counter() - started, 1e-9)})
+        progress(STAGE, done, len(order), {"per_second": done / max(time.perf_counter() - started, 1e-9)})
 
 
 def _means(encoded: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:

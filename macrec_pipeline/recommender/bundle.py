@@ -120,11 +120,8 @@ class RecommenderBundle:
         """
         weights = recommender_folder / "model.safetensors"
         (folder / "model.safetensors").write_bytes(weights.read_bytes())
-        codes = {
-            name: values
-            for name, values in zip(MODALITIES, (text_codes, image_codes), strict=True)
-            if values is not None
-        }
+        both = zip(MODALITIES, (text_codes, image_codes), strict=True)
+        codes = {name: values for name, values in both if values is not None}
         tensors = {f"{name}_codes": values for name, values in codes.items()} | {"popularity": popularity}
         save_file(
             {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in tensors.items()},

@@ -1,5 +1,6 @@
 """The embedding assets: what an earlier version holds is not encoded again, whatever became of that version."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.tracked import GIVEN
 from macrec_pipeline.errors import DataError, EncoderError
 from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
 from macrec_pipeline.storage import AssetStore
@@ -75,6 +77,14 @@ def test_pictures_that_have_gone_are_no_catalogue_without_pictures(settings: Set
         lacking_pictures(settings, partition)
     said = Settings(home=settings.home, data=settings.data, overrides=["routes=[text]"])
     assert lacking_pictures(said, partition).metadata["skipped"].value == "routes is text"
+
+
+def test_given_ids_of_both_routes_need_no_picture(settings: Settings, partition: str) -> None:
+    """A data set that brings its semantic IDs has both routes, whatever its items lack."""
+    path = Path(os.environ["MACREC_DATASETS"]) / f"{partition}.yaml"
+    source = "{reader: indexed, folder: x, prefix: X, text_index: t.json, image_index: i.json}"
+    path.write_text(f"name: {partition}\ntitle: Given\npreset: demo\nsource: {source}\n", encoding="utf-8")
+    assert lacking_pictures(settings, partition).metadata["skipped"].value == GIVEN
 
 
 def test_a_route_that_is_asked_for_must_be_there(settings: Settings, partition: str) -> None:

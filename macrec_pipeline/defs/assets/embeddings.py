@@ -71,7 +71,7 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
 
 
 def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
-    """Why this run does without a modality; None if it has it, or lacks both, which the encoder then says.
+    """Why this run does without a modality; None if it does not, or if it lacks both, which the encoder then says.
 
     Raises:
         DataError: the version before had it, and nobody has said that it is to go.
@@ -79,7 +79,9 @@ def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
     chosen, others = work.config.routes, [other for other in ROUTES if other != route]
     if chosen is not None:
         return None if route in chosen else f"routes is {', '.join(chosen)}"
-    if _is_there(work, items, route) or not any(_is_there(work, items, other) for other in others):
+    if semantic_ids_are_given(work.spec) or _is_there(work, items, route):
+        return None
+    if not any(_is_there(work, items, other) for other in others):
         return None
     if work.store.has(work.asset) and MADE_BY in work.store.manifest(work.asset).details:
         raise DataError(
