@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +106,8 @@ def fit_recommender(
     """
     both = zip(MODALITIES, (text_codes, image_codes), strict=True)
     codes = {modality: values for modality, values in both if values is not None}
-    config = config.model_copy(update={"tasks": possible_tasks(config.tasks, codes)})
+    if (tasks := possible_tasks(config.tasks, codes)) != tuple(config.tasks):
+        config = cast("RecommenderConfig", SimpleNamespace(**vars(config) | {"tasks": tasks}))
     items = ItemCodes({modality: torch.from_numpy(values).to(device) for modality, values in codes.items()})
     identity = training_identity(
         {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size},
