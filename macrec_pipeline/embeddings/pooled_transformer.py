@@ -1,7 +1,7 @@
 """Any transformers model as a text encoder: its last hidden states, averaged over a text's tokens.
 
-That is how the reference makes its text embeddings from LLaMA. Packaged with nothing else, a folder or a hub name goes
-in, a model leaves. No code that comes with a model is run. Shapes: B batch, S tokens, D hidden size.
+That is how the reference makes its text embeddings from LLaMA. A folder or a hub name goes in, a model leaves. No code
+that comes with a model is run. Shapes: B batch, S tokens, D hidden size.
 """
 
 from typing import Any
@@ -33,6 +33,7 @@ class PooledTransformer:
         options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
         ensure_padding(self.tokenizer)
+        self.tokenizer.padding_side = "right"  # see there; those made for writing pad at the left
         whole = AutoModel.from_pretrained(source, dtype=dtype, **options)
         # of a model that also writes, as T5, only the reading half
         model = whole.get_encoder() if whole.config.is_encoder_decoder else whole

@@ -93,7 +93,10 @@ def _encode(
     while done < len(order):
         batch = order[done : done + batching.size]
         fields = [prefix + field for content in batch for field in texts[content]]
-        encoded = batching.run(lambda piece: encoder.encode(list(piece)), fields)  # [F, D]
+        by_length = sorted(range(len(fields)), key=lambda place: -len(fields[place]))
+        found = batching.run(lambda piece: encoder.encode(list(piece)), [fields[place] for place in by_length])
+        encoded = np.empty_like(found)  # [F, D]
+        encoded[by_length] = found
         vectors.add(batch, _means(encoded, [len(texts[content]) for content in batch]))  # [B, D]
         done += len(batch)
         progress(STAGE, done, len(order), {"per_second": done / max(time.perf_counter() - started, 1e-9)})

@@ -191,6 +191,19 @@ def test_a_transformers_model_is_pooled_as_by_hand(
     assert encoder.bytes_a_text > 4 * 10 * 16
 
 
+def test_a_tokenizer_that_pads_at_the_left_pads_at_the_right(
+    llama_folder: Path, tmp_path: Path, cpu: torch.device
+) -> None:
+    """Padding before a text would move its positions: alone or beside a longer one, its vector is the same."""
+    LlamaModel.from_pretrained(llama_folder).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    ).save_pretrained(tmp_path)
+    encoder = load_text_encoder(f"transformers:{tmp_path}", max_tokens=16, device=cpu)
+    together, alone = encoder.encode(["w1 w2", "w3 w4 w5 w6 w7 w8"]), encoder.encode(["w1 w2"])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
 def test_the_reading_half_of_a_model_that_also_writes(tmp_path: Path, cpu: torch.device, no_network: None) -> None:
     """Of T5 the encoder's states are pooled; a decoder would need something to write."""
     with torch.random.fork_rng():
