@@ -1,6 +1,7 @@
 import importlib.util
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast, T5Config, T5Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
 
 from macrec_pipeline.embeddings import hub
 from macrec_pipeline.embeddings.text_encoders import load_text_encoder
@@ -191,11 +202,13 @@ def test_a_transformers_model_is_pooled_as_by_hand(
     assert encoder.bytes_a_text > 4 * 10 * 16
 
 
-def test_a_tokenizer_that_pads_at_the_left_pads_at_the_right(
-    llama_folder: Path, tmp_path: Path, cpu: torch.device
-) -> None:
+def test_a_tokenizer_that_pads_at_the_left_pads_at_the_right(tmp_path: Path, cpu: torch.device) -> None:
     """Padding before a text would move its positions: alone or beside a longer one, its vector is the same."""
-    LlamaModel.from_pretrained(llama_folder).save_pretrained(tmp_path)
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    settings = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=32, **ends)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        GPT2Model(settings).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(
         tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", padding_side="left"
     ).save_pretrained(tmp_path)
