@@ -190,5 +190,6 @@ def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
         version = json.loads(registration.read_text(encoding="utf-8"))
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"])
         out.print(f"registered model  {escape(version['uri'])} ({aliases})", highlight=False, soft_wrap=True)
-        out.print(f"promotion         {escape(version.get('decision', ''))}", highlight=False, soft_wrap=True)
+        if "decision" in version:
+            out.print(f"promotion         {escape(version['decision'])}", highlight=False, soft_wrap=True)
     out.print("Look at all of it with `macrec ui`.", highlight=False)

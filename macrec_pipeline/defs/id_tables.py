@@ -12,7 +12,7 @@ from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 
 if TYPE_CHECKING:
-    from macrec_pipeline.semantic_ids import FittedQuantizer, OwnedIds, RetiredIds
+    from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, OwnedIds, RetiredIds
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,19 @@ def retired_table(retired: "RetiredIds") -> pl.DataFrame:
 def with_every_column(table: pl.DataFrame, schema: TableSchema) -> pl.DataFrame:
     """The table in the schema's columns, those of a modality that the catalogue lacks without a value."""
     return pl.concat([schema.empty(), table], how="diagonal")
+
+
+def known_anchors(work: Stage) -> "Anchors | None":
+    """SASRec's embeddings of the items that anybody touched, if the quantizer is told to look at them."""
+    from macrec_pipeline.recommender.fitted_sasrec import load_item_embeddings
+    from macrec_pipeline.semantic_ids import Anchors
+
+    config = work.config.quantizer
+    if not (config.collaborative_input_weight or config.collaborative_contrast_weight):
+        return None
+    embeddings, items = load_item_embeddings(work.folder("sasrec")), work.table("items")
+    touched = (items["num_interactions"] > 0).to_numpy()
+    return None if embeddings is None else Anchors(items.filter(touched)["item_id"].to_list(), embeddings[touched])
 
 
 def anchors(work: Stage, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -162,7 +162,10 @@ def _crossed_by_appending(work: Stage, vectors: Mapping[str, np.ndarray], device
     from macrec_pipeline.semantic_ids import FittedQuantizer, breaches
 
     quantizer = FittedQuantizer.load(work.store.folder("quantizer"), device=device)
-    appended = append_ids(work, quantizer, vectors, device)
+    try:
+        appended = append_ids(work, quantizer, vectors, device)
+    except SemanticIdError as error:  # there is no room left: a reason to quantize anew
+        return [str(error)]
     report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
     return [breach.message for breach in breaches(report["worst"], work.config.identity.limits)]
 

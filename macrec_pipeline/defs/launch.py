@@ -14,6 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
+from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
 
 from macrec_pipeline.defs.abandoned_runs import release, sign_of_life, turn_of, who_computes
@@ -185,9 +186,10 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     folder = dagster_folder(home)
     # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
     captured = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    with dg.DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured})
-    ) as instance:
+    with FileLock(folder / "opening.lock"):  # two processes that make the tables of a new folder break each other
+        instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured}))
+        _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage  # opened when first asked for
+    with instance:
         yield instance
 
 

@@ -79,10 +79,17 @@ def model_signature() -> ModelSignature:
 
     # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
     # Of any type, since MLflow turns a list with a null into one of other strings; the model refuses what is no list.
-    lists = [ColSpec(AnyType(), name, required=False) for name in ("history", *RULES)]
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    lists = [ColSpec(anything, name, required=False) for name in ("history", *RULES)]
     # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
-    rules = Object([Property(name, AnyType(), required=False) for name in RULES])
-    types = {"k": "long", "route": "string", "exclude_seen": "boolean", "beam_width": "long", "rules": rules}
+    rules = Object([Property(name, anything, required=False) for name in RULES])
+    types: dict[str, str | Object] = {
+        "k": "long",
+        "route": "string",
+        "exclude_seen": "boolean",
+        "beam_width": "long",
+        "rules": rules,
+    }
     return ModelSignature(
         inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(

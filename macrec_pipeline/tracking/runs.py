@@ -195,7 +195,10 @@ def _is_alive(store: TrackingStore, run_id: str) -> bool:
     if not Path(lock.lock_file).exists():
         # Another machine's run, or one that has just ended and is about to be closed by its own process.
         return True
-    return _holds_its_lock(store, run_id)
+    if _holds_its_lock(store, run_id):
+        return True
+    Path(lock.lock_file).unlink()
+    return False
 
 
 def _holds_its_lock(store: TrackingStore, run_id: str) -> bool:
@@ -206,6 +209,5 @@ def _holds_its_lock(store: TrackingStore, run_id: str) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    Path(lock.lock_file).unlink()
     lock.release()
     return False

@@ -13,7 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from macrec_pipeline.defs import code_server
 from macrec_pipeline.defs.code_server import fail_runs, main, runs_at_work
-from macrec_pipeline.defs.resources import TRAINING_POOL
+from macrec_pipeline.defs.resources import GPU_POOL
 from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 
 Status = dg.DagsterRunStatus
@@ -57,15 +57,15 @@ def test_a_run_that_has_ended_meanwhile_keeps_its_end(instance: dg.DagsterInstan
 def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.DagsterInstance) -> None:
     """The reason that is written down is one that Dagster retries; a step that failed by itself is none."""
     run_id = _run(instance, Status.STARTED, **{MAX_RETRIES_TAG: "1", RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
-    instance.event_log_storage.set_concurrency_slots(TRAINING_POOL, 1)
-    instance.event_log_storage.claim_concurrency_slot(TRAINING_POOL, run_id, "recommender")
+    instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
+    instance.event_log_storage.claim_concurrency_slot(GPU_POOL, run_id, "recommender")
     fail_runs(instance, [run_id])
     run = instance.get_run_by_id(run_id)
     assert run is not None
     reason = RunFailureReason(run.tags[RUN_FAILURE_REASON_TAG])
     assert auto_reexecution_should_retry_run(instance, run, reason)
     assert not auto_reexecution_should_retry_run(instance, run, RunFailureReason.STEP_FAILURE)
-    assert not instance.event_log_storage.get_concurrency_info(TRAINING_POOL).active_run_ids
+    assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids
 
 
 def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.assets.embeddings import MADE_BY
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.tracked import CATALOGUE
+from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.recommender import RecommenderBundle
 from macrec_pipeline.storage import AssetStore, embedding_table
 
@@ -165,8 +166,8 @@ def test_what_does_not_belong_together_is_refused(first_week: Week) -> None:
 
 
 @pytest.mark.slow
-def test_auto_goes_by_the_limits_and_checks_block_or_warn(first_week: Week) -> None:
-    """Within the limit it appends; beyond it everything is made anew; the check stops the run only if told to."""
+def test_auto_goes_by_the_limits_and_checks_block_or_warn(first_week: Week, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the limit it appends; beyond it, or with a full table, all is made anew; a check stops only if told to."""
     week = first_week
     digest = week.store.manifest("quantizer").digest
 
@@ -193,3 +194,11 @@ def test_auto_goes_by_the_limits_and_checks_block_or_warn(first_week: Week) -> N
     assert verdict(blocked) == (False, "ERROR")
     assert not blocked.success
     assert not week.store.has("recommender")
+    digest = week.store.manifest("quantizer").digest
+
+    def no_room(*_: object) -> None:
+        raise SemanticIdError("no room")
+
+    monkeypatch.setattr(identity, "append_ids", no_room)
+    assert week.run("quantizer", overrides=(*limited(0.0), "seed=7")).success
+    assert week.store.manifest("quantizer").digest != digest

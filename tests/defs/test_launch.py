@@ -84,7 +84,7 @@ def test_assets_are_named_upstream_first() -> None:
     names = asset_names(defs)
     assert names[:2] == ["raw_interactions", "raw_items"]
     assert names[-1] == "registered_model"
-    assert len(names) == 16
+    assert len(names) == 18
 
 
 def test_the_dagster_folder_is_furnished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

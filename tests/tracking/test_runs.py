@@ -222,3 +222,33 @@ def test_the_commit_of_the_checkout(tmp_path: Path) -> None:
     git_commit.cache_clear()
     (package / "inner").mkdir()
     assert git_commit(package / "inner") is None
+
+
+KILLED_WHILE_AWAY = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from macrec_pipeline.presets import resolve_config
+from macrec_pipeline.tracking import open_tracking
+def away(*_, **__):
+    raise MlflowException("the server does not answer")
+tracker = open_tracking(Path(sys.argv[1]))
+with tracker.asset_run(dataset="demo", asset="quantizer", dagster_run_id="run-1", config=resolve_config("demo")) as run:
+    MlflowClient.log_batch = away
+    run.log_metrics({f"m_{index}": index for index in range(600)})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_could_not_send(tracker: Tracker, home: Path) -> None:
+    """The next run sends it, and the killed one can still be told from one at work, and closed."""
+    command = [sys.executable, "-c", KILLED_WHILE_AWAY, str(home)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    with asset_run(tracker, "semantic_ids", "run-2"):
+        pass
+    (killed,) = [run for run in runs_of(home, "asset") if run.info.run_name == "quantizer"]
+    assert killed.data.metrics == {f"m_{index}": float(index) for index in range(600)}
+    assert killed.info.status == "RUNNING"
+    assert tracker.close_interrupted_runs("demo") == 1
+    assert not list((home / "mlflow" / "unsent").iterdir())

@@ -16,7 +16,7 @@ import polars as pl
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.id_quality import quality, quality_facts
-from macrec_pipeline.defs.id_tables import anchors, retired_table, with_every_column
+from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table, with_every_column
 from macrec_pipeline.defs.identity import Choice
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
@@ -27,7 +27,7 @@ from macrec_pipeline.storage.manifest import MANIFEST_FILE
 if TYPE_CHECKING:
     import torch
 
-    from macrec_pipeline.semantic_ids import Anchors, AssignedIds, FittedQuantizer
+    from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
 
 GROUP = "semantic_ids"
 
@@ -79,7 +79,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         if semantic_ids_are_given(work.spec):
             return _no_quantizer(work)
         labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
-        device, known = prepare_device(work.config.runtime), _known_anchors(work)
+        device, known = prepare_device(work.config.runtime), known_anchors(work)
         choice = identity.choose(work, vectors, device)
         if choice.append:
             return _keep_quantizer(work, choice, device)
@@ -230,19 +230,6 @@ def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
         {route: vectors_of(table).copy() for route, table in tables.items()},
         {route: table["imputed"].to_numpy() for route, table in tables.items()},
     )
-
-
-def _known_anchors(work: Stage) -> "Anchors | None":
-    """SASRec's embeddings of the items that anybody touched, if the quantizer is told to look at them."""
-    from macrec_pipeline.recommender.fitted_sasrec import load_item_embeddings
-    from macrec_pipeline.semantic_ids import Anchors
-
-    config = work.config.quantizer
-    if not (config.collaborative_input_weight or config.collaborative_contrast_weight):
-        return None
-    embeddings, items = load_item_embeddings(work.folder("sasrec")), work.table("items")
-    touched = (items["num_interactions"] > 0).to_numpy()
-    return None if embeddings is None else Anchors(items.filter(touched)["item_id"].to_list(), embeddings[touched])
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
