@@ -1,5 +1,7 @@
 """A catalogue without pictures, and one without texts, go all the way by the route that they have, and say so.
 
+The one without pictures is met again a week later, and keeps its IDs.
+
 Each run is a process of its own, started by the `macrec` command with state and data in the test's folder.
 """
 
@@ -36,8 +38,8 @@ overrides:
 """
 OTHER = {"text": "image", "image": "text"}
 LEFT_OUT = {
-    "image": "image_embeddings  skipped, no item has a picture: one route, text",
-    "text": "text_embeddings   skipped, no item has a text: one route, image",
+    "image": "image_embeddings    skipped, no item has a picture: one route, text",
+    "text": "text_embeddings     skipped, no item has a text: one route, image",
 }
 
 
@@ -63,17 +65,23 @@ def write_shop(folder: Path, *, route: str) -> None:
         (folder / "pictures" / "i07.png").write_bytes(b"")
 
 
+def macrec(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The shop through one command, in a process of its own."""
+    own = {"MACREC_HOME": str(folder / "home"), "MACREC_DATA": str(folder / "data")}
+    own |= {"MACREC_DATASETS": str(folder / "data"), "HF_HUB_OFFLINE": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_HOME", "MLFLOW_"))}
+    words = [sys.executable, "-m", "macrec_pipeline.cli", command, "tiny"]
+    done = subprocess.run(words, env=kept | own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ["text", "image"])
 def test_a_catalogue_of_one_modality_is_recommended_from_by_one_route(route: str, tmp_path: Path) -> None:
     """All assets are made, nothing of the other modality is made up, and terminal, tables and report say so."""
     write_shop(tmp_path / "data", route=route)
-    own = {"MACREC_HOME": str(tmp_path / "home"), "MACREC_DATA": str(tmp_path / "data")}
-    own |= {"MACREC_DATASETS": str(tmp_path / "data"), "HF_HUB_OFFLINE": "1"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_HOME", "MLFLOW_"))}
-    command = [sys.executable, "-m", "macrec_pipeline.cli", "run", "tiny"]
-    done = subprocess.run(command, env=kept | own, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = macrec("run", tmp_path)
     absent = OTHER[route]
     assert LEFT_OUT[absent] in done.stderr
     assert "route" not in done.stdout, "one route is no row beside the fused ones"
@@ -98,3 +106,34 @@ def test_a_catalogue_of_one_modality_is_recommended_from_by_one_route(route: str
     page = (store.folder("evaluation_report") / "report.html").read_text(encoding="utf-8")
     assert f"without the <b>{absent}</b> route: no item has a" in page
     assert ("unreadable_picture" in page) == (route == "image")
+    if route == "text":
+        _a_refresh_keeps_its_ids(store, tmp_path)
+
+
+def _a_refresh_keeps_its_ids(store: AssetStore, folder: Path) -> None:
+    """A week later one item has come and one has gone: the others keep their IDs, in the new bundle as well."""
+    before, quantizer = codes_of_items(store), store.manifest("quantizer").files
+    items, log = folder / "data" / "items.csv", folder / "data" / "log.csv"
+    lines = [line for line in items.read_text(encoding="utf-8").splitlines() if not line.startswith("i39,")]
+    items.write_text("\n".join([*lines, "i40,Item 40 of green wood"]) + "\n", encoding="utf-8")
+    newest = "".join(f"u{user},i40,1700000000\n" for user in range(3))
+    log.write_text(log.read_text(encoding="utf-8") + newest, encoding="utf-8")
+    macrec("refresh", folder)
+    after = codes_of_items(store)
+    assert after.keys() == before.keys() - {"i39"} | {"i40"}
+    assert {item: after[item] for item in after if item in before} == {
+        item: codes for item, codes in before.items() if item != "i39"
+    }
+    assert store.manifest("quantizer").files == quantizer
+    retired = store.read_beside("semantic_ids", "retired_ids")
+    assert retired.select("item_id", "text_codes", "image_codes").rows() == [("i39", before["i39"], None)]
+    report = store.manifest("semantic_ids").details["quality"]
+    assert (report["known_items"], report["moved_share"]) == (NUM_ITEMS - 1, 0.0)
+    assert "image" not in report
+    comparison = json.loads((store.folder("champion_comparison") / "comparison.json").read_text(encoding="utf-8"))
+    assert (comparison["champion"], comparison["figures"]["moved_ids"]) == (1, 0.0)
+
+
+def codes_of_items(store: AssetStore) -> dict[str, list[int]]:
+    """The text ID of each item."""
+    return dict(store.read_table("semantic_ids").select("item_id", "text_codes").iter_rows())
