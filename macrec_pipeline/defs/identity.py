@@ -145,7 +145,7 @@ def _mismatch(work: Stage, vectors: Mapping[str, np.ndarray]) -> str | None:
         )
     known = description["embedding_dim"]
     if known.keys() != vectors.keys():
-        return f"the quantizer knows {' and '.join(known)} embeddings, and there are {' and '.join(vectors)} embeddings"
+        return f"the quantizer knows {' and '.join(known)} embeddings, and the catalogue has {' and '.join(vectors)}"
     for route, matrix in vectors.items():
         if known[route] != matrix.shape[1]:
             return f"the quantizer knows {route} embeddings of {known[route]} numbers, and they have {matrix.shape[1]}"
