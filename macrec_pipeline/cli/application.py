@@ -17,6 +17,7 @@ from macrec_pipeline.cli.interface import ui
 from macrec_pipeline.cli.models import promote, recommend, rollback
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
 from macrec_pipeline.errors import MacrecError
+from macrec_pipeline.runtime.shown_text import one_line
 
 INTERRUPTED = 130
 
@@ -83,5 +84,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _complain(message: str, status: int) -> int:
-    print(f"macrec: {' '.join(message.split())}", file=sys.stderr)
+    print(f"macrec: {' '.join(one_line(message).split())}", file=sys.stderr)
     return status

@@ -174,7 +174,7 @@ def _launch(dataset: str, home: Path, data: Path, settings: list[str] | None, *,
 
 
 def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
-    from macrec_pipeline.tracking.store import tracking_uri
+    from macrec_pipeline.tracking.store import tracking_uri, without_password
 
     out = console()
     folder = home / dataset
@@ -185,7 +185,7 @@ def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
         out.print(metrics_table(document, with_intervals=out.width >= WIDE))
         out.print(f"report            {escape(str(report))}", highlight=False, soft_wrap=True)
     out.print(f"tables, models    {escape(str(folder))}", highlight=False, soft_wrap=True)
-    out.print(f"MLflow store      {escape(tracking_uri(home))}", highlight=False, soft_wrap=True)
+    out.print(f"MLflow store      {escape(without_password(tracking_uri(home)))}", highlight=False, soft_wrap=True)
     if registration.is_file():
         version = json.loads(registration.read_text(encoding="utf-8"))
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"])

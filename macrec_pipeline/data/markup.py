@@ -1,11 +1,10 @@
-"""Texts as a catalogue has them -> texts that an encoder should see, or that a person may be shown."""
+"""Texts as a catalogue has them -> texts that an encoder should see."""
 
 import html
 import re
 
 # A tag begins with a letter right after the bracket, so that `3 < 4`, `<3` and `a <- b` stay.
 _MARKUP = re.compile(r"<!--|-->|</?[a-zA-Z][^<>]*>")
-_MARKDOWN = re.compile(r"[\\`*_\[\]<>&|~!]")
 _SWALLOWING = {"script", "style"}
 
 
@@ -35,13 +34,3 @@ def plain_text(text: str) -> str:
     if until is None:
         kept.append(text[position:])
     return " ".join(kept)
-
-
-def one_line(text: str) -> str:
-    """With a blank for each character that a terminal or a log would obey or hide instead of show."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def as_markdown(text: str) -> str:
-    """One line of Markdown that shows these very characters: no tag, picture, emphasis or new cell."""
-    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))

@@ -19,12 +19,12 @@ import numpy.typing as npt
 import polars as pl
 
 from macrec_pipeline.config import ROUTES, PipelineConfig
-from macrec_pipeline.data.markup import as_markdown
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.retries import tried_again
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.runtime.progress import Progress, TerminalProgress
+from macrec_pipeline.runtime.shown_text import as_markdown
 from macrec_pipeline.schemas import TABLES
 from macrec_pipeline.storage import AssetStore, Manifest
 from macrec_pipeline.tracking import AssetRun, metric_progress
@@ -133,8 +133,12 @@ class Stage:
 
     def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
         """Write the table of this asset from its parts, `rows` together, and report it; see `report`."""
-        self.store.write_slices(self.asset, slices, details=self._details())
+        self.write_slices(slices)
         return self.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **metadata)
+
+    def write_slices(self, slices: Iterable[pl.DataFrame]) -> None:
+        """Write the table of this asset from its parts, for an asset that can only be described once it is there."""
+        self.store.write_slices(self.asset, slices, details=self._details())
 
     def skip(self, empty: pl.DataFrame, reason: str = GIVEN) -> dg.MaterializeResult[Any]:
         """Write a table without rows, with the reason in its manifest: nothing after this asset needs it."""

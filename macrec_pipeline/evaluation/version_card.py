@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.runtime.markdown import escaped
+from macrec_pipeline.runtime.shown_text import as_markdown
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.head_to_head import HeadToHead
@@ -44,7 +44,7 @@ def plain_card(metrics: Mapping[str, float]) -> str:
 
 def version_card(title: str, figures: str) -> str:
     """The whole description: `match_card` or `plain_card` below the data set's title, as its owner wrote it."""
-    return f"**{escaped(title)}**\n\n{figures}\n"
+    return f"**{as_markdown(title)}**\n\n{figures}\n"
 
 
 def _rows(match: HeadToHead) -> Iterator[tuple[str, str, str, str]]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
-from macrec_pipeline.runtime.markdown import escaped
+from macrec_pipeline.runtime.shown_text import as_markdown
 from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
@@ -128,7 +128,7 @@ def write_decision(store: TrackingStore, name: str, version: int, *, decision: s
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
     store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
-    shown = escaped(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}...")
+    shown = as_markdown(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}...")
     before = store.client.get_model_version(name, str(version)).description or ""
     store.client.update_model_version(name, str(version), description=_with_line(before, f"- {shown}"))
 

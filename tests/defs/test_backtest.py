@@ -44,7 +44,7 @@ def test_every_fold_is_a_run_up_to_its_report(
     def until_histories(request: LaunchRequest, **given: Any) -> str:
         assert request.until == "evaluation_report"
         run_id = launch(
-            LaunchRequest(request.dataset, request.home, request.data, request.overrides, "histories"), **given
+            LaunchRequest(request.dataset, request.home, request.data, request.overrides, until="histories"), **given
         )
         store = AssetStore(request.home, request.dataset)
         tested = int(store.read_table("histories")["tested"].sum())

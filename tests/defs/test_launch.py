@@ -74,7 +74,7 @@ def test_records_that_cannot_be_written_are_named(
     def fail(*_: object) -> None:
         raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
 
-    monkeypatch.setattr("macrec_pipeline.defs.launch.close_abandoned_runs", fail)
+    monkeypatch.setattr("macrec_pipeline.defs.abandoned_runs.close_abandoned_runs", fail)
     with pytest.raises(StorageError, match=rf"dagster cannot .*disk is full.*`macrec run {partition} --resume`\.$"):
         launch(_request(settings, partition), defs=defs)
 
@@ -84,7 +84,7 @@ def test_assets_are_named_upstream_first() -> None:
     names = asset_names(defs)
     assert names[:2] == ["raw_interactions", "raw_items"]
     assert names[-1] == "registered_model"
-    assert len(names) == 18
+    assert len(names) == 17
 
 
 def test_the_dagster_folder_is_furnished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

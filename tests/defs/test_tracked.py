@@ -125,7 +125,7 @@ def test_a_preview_is_a_table_whatever_the_texts_hold() -> None:
     shown = preview(pl.DataFrame({"id": ["a|b", "c\nd"], "text": ["x" * 200, "short"]}), ["id", "text"], rows=2)
     lines = str(shown.value).splitlines()
     assert lines[:2] == ["| id | text |", "| --- | --- |"]
-    assert lines[2] == f"| a\\|b | {'x' * 77}... |"
+    assert lines[2] == f"| a\\|b | {'x' * 77}\\.\\.\\. |"
     assert lines[3] == "| c d | short |"
 
 

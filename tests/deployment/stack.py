@@ -29,7 +29,6 @@ from tests.deployment import compose_file
 PATHS = re.compile(r"(?<![\w/.])/(opt/dagster|state|datasets|data|app)\b")
 NAMES = ("postgres", "s3", "mlflow", "code-server", "webserver", "daemon", "champion")
 START_SECONDS = 240
-_PSQL = ("psql", "-h", "postgres", "-U", "macrec", "-d", "postgres", "-At", "-c")
 _ASK = """
 import sys, urllib.request
 data = sys.argv[2].encode() if len(sys.argv) > 2 else None
@@ -87,7 +86,7 @@ class Stack:
         """Start PostgreSQL and the S3 store, and make what their images make at the first start."""
         self._launch("postgres")
         deadline = time.monotonic() + START_SECONDS
-        while self.execute("postgres", *_PSQL, "SELECT 1").returncode and time.monotonic() < deadline:
+        while self.execute("postgres", "pg_isready", "-h", "postgres").returncode and time.monotonic() < deadline:
             time.sleep(0.5)
         first = self.compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
         for statement in (f"CREATE DATABASE {first}", self.compose["configs"]["create-databases"]["content"]):
@@ -96,12 +95,12 @@ class Stack:
         self.start("s3")
         self.execute("mlflow", sys.executable, "-c", _MAKE_BUCKET, check=True)
 
-    def psql(self, statement: str) -> str:
+    def psql(self, statement: str, *, database: str = "postgres") -> str:
         """Run one statement as the owner of the databases; what it prints."""
-        return self.execute("postgres", *_PSQL, statement, check=True).stdout
+        return self.execute("postgres", *self.database("psql", database), "-At", "-c", statement, check=True).stdout
 
     def database(self, program: str, name: str) -> tuple[str, ...]:
-        """The words of pg_dump or pg_restore for a database."""
+        """The words of psql, pg_dump or pg_restore for a database."""
         return (program, "-h", "postgres", "-U", "macrec", "-d", name)
 
     def copy_bucket(self, way: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.presets import resolve_config
-from macrec_pipeline.runtime.markdown import escaped
+from macrec_pipeline.runtime.shown_text import as_markdown
 from macrec_pipeline.tracking import Proposal, RegisteredVersion, Tracker, load_model
 from macrec_pipeline.tracking.store import connect
 
@@ -93,7 +93,7 @@ def test_a_challenger_that_is_not_promoted(
     assert (outcome.status, outcome.decision, outcome.aliases) == (status, decision, ("challenger",))
     assert champion(client) == 1
     found = client.get_model_version("macrec-demo", "2")
-    assert found.description.splitlines()[-1].endswith(escaped(decision))
+    assert found.description.splitlines()[-1].endswith(as_markdown(decision))
     assert found.tags["macrec.decision"].endswith(decision)
     assert (found.tags["macrec.promotion"], found.tags.get("macrec.compared_with")) == (
         status,

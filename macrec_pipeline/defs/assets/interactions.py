@@ -39,7 +39,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
     from macrec_pipeline.data.readers import raw_interaction_parts
 
     with stage(context, settings, "raw_interactions") as work:
-        work.store.write_slices("raw_interactions", raw_interaction_parts(work.spec, work.data))
+        work.write_slices(raw_interaction_parts(work.spec, work.data))
         facts, first_rows = _raw_facts(work.scan("raw_interactions"))
         rows = facts.pop("rows")
         return work.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **facts, first_rows=first_rows)
