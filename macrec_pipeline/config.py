@@ -7,7 +7,7 @@ names are refused. Symbols: N items, L levels, K codes a level, D embedding, H l
 import hashlib
 import json
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -98,15 +98,28 @@ class SplitConfig(Section):
         return self
 
 
+# How many inputs pass an encoder at once; whatever is said, half as many where memory does not suffice.
+EncoderBatch = Annotated[int, Field(ge=1)] | Literal["auto"]
+WeightPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
 class TextEncoderConfig(Section):
     """Item texts -> text embeddings."""
 
     name: str = Field(
         "packaged:all-minilm-l6-v2",
-        description="packaged:NAME, or sentence-transformers:HUB_NAME_OR_PATH",
+        description="packaged:NAME, sentence-transformers:HUB_NAME_OR_PATH, which pools as the model says, or "
+        "transformers:HUB_NAME_OR_PATH, the mean over the tokens",
     )
-    batch_size: int = Field(64, ge=1, description="texts a batch")
-    max_tokens: int = Field(192, ge=8, description="tokens a text; the rest is cut off")
+    batch_size: EncoderBatch = Field(64, description="texts a batch; auto: as many as fit into memory")
+    max_tokens: int = Field(192, ge=8, description="tokens a text, with its prefix; the rest is cut off")
+    prefix: str = Field("", description="put before every text, such as e5's 'passage: '")
+    fields: Literal["joined", "mean"] = Field(
+        "joined", description="title and the rest as one text, or the mean of the two, each encoded alone, as published"
+    )
+    precision: WeightPrecision = Field(
+        "auto", description="dtype of the weights; auto: float32 on a CPU, the weights' own on a GPU"
+    )
 
 
 class ImageEncoderConfig(Section):
@@ -116,7 +129,7 @@ class ImageEncoderConfig(Section):
         "packaged:efficientnet-lite0",
         description="packaged:NAME, timm:MODEL[@WEIGHTS_FILE] or open_clip:MODEL/PRETRAINED_TAG_OR_FILE",
     )
-    batch_size: int = Field(32, ge=1, description="pictures a batch")
+    batch_size: EncoderBatch = Field(32, description="pictures a batch; auto: as many as fit into memory")
     max_pixels: int = Field(50_000_000, ge=1, description="a picture with more pixels is refused before decoding")
 
 
@@ -403,6 +416,9 @@ class PipelineConfig(Section):
 
     preset: str = Field("default", description="the preset that this was made from")
     seed: int = Field(20260, ge=0, lt=2**32, description="the one root seed")
+    routes: tuple[Route, ...] | None = Field(
+        None, min_length=1, description="modalities that are used, all of which must be there; None: what there is"
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     cleaning: CleaningConfig = CleaningConfig()
     split: SplitConfig = SplitConfig()

@@ -16,7 +16,7 @@ from macrec_pipeline.errors import ConfigError
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"recommender": {"encoding": "item_causal"}},
     "paper": {
-        "text_encoder": {"name": "sentence-transformers:huggyllama/llama-7b"},
+        "text_encoder": {"name": "transformers:huggyllama/llama-7b", "fields": "mean"},
         "image_encoder": {"name": "open_clip:ViT-L-14/openai"},
     },
     "demo": {

@@ -48,7 +48,7 @@ class TableSchema:
             self._check_column(table[column], expected, place)
         for group in self.unique:
             key = pl.col(group[0]) if len(group) == 1 else pl.struct(group)
-            repeated = table.select(key.is_duplicated().arg_true().first()).item()
+            repeated = table.select((key.is_duplicated() & key.is_not_null()).arg_true().first()).item()
             if repeated is not None:
                 row = table.row(repeated, named=True)
                 raise SchemaError(f"{place}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
@@ -211,19 +211,23 @@ EMBEDDINGS = TableSchema(
         "embedding": ANY_WIDTH_VECTOR,
         "imputed": _BOOL,
         "content": _STRING,
+        "problem": _STRING,
     },
-    nullable=frozenset({"content"}),
+    nullable=frozenset({"content", "problem"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     description="One row an item; imputed where the item has no such modality; content is the SHA-256 "
-    "of the text or picture file that the vector was made from. No rows: semantic IDs are given.",
+    "of the text or picture file that the vector was made from; problem is why a picture that is there could not "
+    "be used. No rows: semantic IDs are given, or the catalogue has no such modality.",
 )
 PSEUDO_LABELS = TableSchema(
     "pseudo_labels",
     {"item_index": _INT, "item_id": _STRING, "text_cluster": _INT, "image_cluster": _INT},
+    nullable=frozenset({"text_cluster", "image_cluster"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
-    description="k-means cluster of each item in each modality. No rows: semantic IDs are given.",
+    description="k-means cluster of each item in each modality, empty in one that the catalogue lacks. No rows: "
+    "semantic IDs are given.",
 )
 SEMANTIC_IDS = TableSchema(
     "semantic_ids",
@@ -235,9 +239,11 @@ SEMANTIC_IDS = TableSchema(
         "text_moved": _BOOL,
         "image_moved": _BOOL,
     },
+    nullable=frozenset({"text_codes", "image_codes", "text_moved", "image_moved"}),
     unique=(("item_index",), ("item_id",), ("text_codes",), ("image_codes",)),
     sorted_by=("item_index",),
-    description="Each item's semantic ID in each modality; moved where collision resolution changed it.",
+    description="Each item's semantic ID in each modality; moved where collision resolution changed it. A modality "
+    "that the catalogue lacks is empty in every row.",
 )
 RETIRED_IDS = TableSchema(
     "retired_ids",
@@ -249,9 +255,11 @@ RETIRED_IDS = TableSchema(
         "image_moved": _BOOL,
         "retired_at": _INT,
     },
+    nullable=frozenset({"text_codes", "image_codes", "text_moved", "image_moved"}),
     unique=(("item_id",), ("text_codes",), ("image_codes",)),
     sorted_by=("item_id",),
-    description="IDs whose items have left the catalogue, and the day when that was seen; kept beside semantic_ids.",
+    description="IDs whose items have left the catalogue, and the day when that was seen; kept beside semantic_ids. A "
+    "modality that the catalogue lacks is empty in every row.",
 )
 PREDICTIONS = TableSchema(
     "predictions",

@@ -8,7 +8,17 @@ from types import ModuleType
 
 from benchmarks.speed.case import Case
 
-MODULES = ("quantizer", "training", "decoding", "k_core", "assignment", "embedding_table", "evaluation", "imports")
+MODULES = (
+    "quantizer",
+    "training",
+    "decoding",
+    "k_core",
+    "assignment",
+    "embedding_table",
+    "evaluation",
+    "pictures",
+    "imports",
+)
 
 
 def row_module(name: str) -> ModuleType:

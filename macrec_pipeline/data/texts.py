@@ -32,6 +32,20 @@ def compose_texts(title: pl.Series, parts: Sequence[pl.Series]) -> pl.Series:
     return joined.set(joined == "", None)
 
 
+def title_and_rest(title: pl.Series, text: pl.Series) -> list[list[str | None]]:
+    """Each item's text as two fields: its title, and what `compose_texts` put behind it.
+
+    Args:
+        title: strings, null where there is none.
+        text: what `compose_texts` made of it; a text that begins with the title anyway is a field as a whole.
+    """
+    sentence = _as_sentence(pl.col("title")) + pl.lit(" ")
+    rest = pl.when(pl.col("text") + " " == sentence).then(None).otherwise(pl.col("text").str.strip_prefix(sentence))
+    table = pl.DataFrame({"title": title, "text": text})
+    split = table.select("title", pl.when(pl.col("title").is_null()).then(pl.col("text")).otherwise(rest).alias("rest"))
+    return [list(row) for row in split.iter_rows()]
+
+
 def join_flags(label: str, flags: dict[str, pl.Series]) -> pl.Series:
     """`Genres: Animation, Comedy` from several yes/no columns; null where none is set."""
     chosen = [pl.when(set_).then(pl.lit(name)) for name, set_ in flags.items()]

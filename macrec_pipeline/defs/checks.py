@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import MAY_BE_UNTOUCHED, semantic_ids_are_given
+from macrec_pipeline.defs.tracked import MAY_BE_UNTOUCHED, SKIPPED
 from macrec_pipeline.storage import AssetStore
 
 MAX_PROBLEMS = 20
@@ -91,8 +91,8 @@ def _check(
     def run(context: dg.AssetCheckExecutionContext, settings: Settings) -> dg.AssetCheckResult:
         dataset = context.partition_key
         store = settings.store(dataset)
-        if may_be_skipped and semantic_ids_are_given(settings.spec(dataset)) and not store.read_table(asset).height:
-            return dg.AssetCheckResult(passed=True, description="Nothing to check: semantic IDs are given.")
+        if may_be_skipped and (reason := store.manifest(asset).details.get(SKIPPED)):
+            return dg.AssetCheckResult(passed=True, description=f"Nothing to check: {reason}.")
         problems = list(find(store))
         severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
         text = " ".join(problems[:MAX_PROBLEMS]) if problems else "Nothing found."

@@ -42,7 +42,7 @@ def quality_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     """The quality report, flat: `text_collision_rate_before`, `text_perplexity_1`, ..."""
     facts = {name: value for name, value in report.items() if not isinstance(value, dict)}
     for route in ROUTES:
-        for name, value in report[route].items():
+        for name, value in report.get(route, {}).items():
             levels = (
                 {f"_{level}": each for level, each in enumerate(value, 1)} if isinstance(value, list) else {"": value}
             )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.config import ROUTES
-from macrec_pipeline.defs.tracked import Stage, codes_of
+from macrec_pipeline.defs.tracked import Stage, codes_by_modality
 from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 
 if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, OwnedIds, RetiredIds
@@ -21,11 +21,8 @@ def owned_ids(table: pl.DataFrame) -> "OwnedIds":
     """Item ids, codes and flags of `SEMANTIC_IDS` or `RETIRED_IDS`."""
     from macrec_pipeline.semantic_ids import OwnedIds
 
-    return OwnedIds(
-        table["item_id"].to_list(),
-        {route: codes_of(table, f"{route}_codes") for route in ROUTES},
-        {route: table[f"{route}_moved"].to_numpy() for route in ROUTES},
-    )
+    codes = codes_by_modality(table)
+    return OwnedIds(table["item_id"].to_list(), codes, {route: table[f"{route}_moved"].to_numpy() for route in codes})
 
 
 def previous_ids(work: Stage) -> "OwnedIds | None":
@@ -43,10 +40,16 @@ def retired_table(retired: "RetiredIds") -> pl.DataFrame:
     """`RETIRED_IDS`."""
     owned = retired.owned
     columns: dict[str, Any] = {"item_id": pl.Series(owned.item_ids, dtype=pl.String)}
-    for route in ROUTES:
-        columns[f"{route}_codes"] = pl.Series(owned.codes[route].tolist(), dtype=pl.List(pl.Int64))
-    columns |= {f"{route}_moved": pl.Series(owned.moved[route], dtype=pl.Boolean) for route in ROUTES}
-    return pl.DataFrame(columns).with_columns(retired_at=pl.Series(retired.retired_at, dtype=pl.Int64)).sort("item_id")
+    for route, codes in owned.codes.items():
+        columns[f"{route}_codes"] = pl.Series(codes.tolist(), dtype=pl.List(pl.Int64))
+        columns[f"{route}_moved"] = pl.Series(owned.moved[route], dtype=pl.Boolean)
+    columns["retired_at"] = pl.Series(retired.retired_at, dtype=pl.Int64)
+    return with_every_column(pl.DataFrame(columns), RETIRED_IDS).sort("item_id")
+
+
+def with_every_column(table: pl.DataFrame, schema: TableSchema) -> pl.DataFrame:
+    """The table in the schema's columns, those of a modality that the catalogue lacks without a value."""
+    return pl.concat([schema.empty(), table], how="diagonal")
 
 
 def known_anchors(work: Stage) -> "Anchors | None":

@@ -104,8 +104,8 @@ def append_ids(
     nobody = previous.rows(np.zeros(0, dtype=np.int64))
     return append_semantic_ids(
         quantizer,
-        vectors["text"],
-        vectors["image"],
+        vectors.get("text"),
+        vectors.get("image"),
         item_ids=work.table("items")["item_id"].to_list(),
         previous=previous,
         retired=RetiredIds(owned_ids(retired) if retired.height else nobody, retired["retired_at"].to_numpy()),
@@ -143,10 +143,12 @@ def _mismatch(work: Stage, vectors: Mapping[str, np.ndarray]) -> str | None:
             f"the quantizer's input has {description['collaborative_dim']} collaborative numbers, but "
             f"quantizer.collaborative_input_weight is {wanted.collaborative_input_weight}"
         )
+    known = description["embedding_dim"]
+    if known.keys() != vectors.keys():
+        return f"the quantizer knows {' and '.join(known)} embeddings, and the catalogue has {' and '.join(vectors)}"
     for route, matrix in vectors.items():
-        if description["embedding_dim"][route] != matrix.shape[1]:
-            known = description["embedding_dim"][route]
-            return f"the quantizer knows {route} embeddings of {known} numbers, and they have {matrix.shape[1]}"
+        if known[route] != matrix.shape[1]:
+            return f"the quantizer knows {route} embeddings of {known[route]} numbers, and they have {matrix.shape[1]}"
     details, digest = work.store.manifest("semantic_ids").details, work.store.manifest("quantizer").digest
     if details.get("quantizer") != digest:
         other = str(details.get("quantizer", "not known"))[:12]

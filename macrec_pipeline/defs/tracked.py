@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from macrec_pipeline.config import PipelineConfig
+from macrec_pipeline.config import ROUTES, PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.retries import tried_again
@@ -37,6 +37,8 @@ SETTINGS_TAG = "macrec/settings"
 """On a run: what its job lays over the data set's settings, as section.field=value with spaces between. A tag of the
 job reaches its runs from everywhere, also where a person has replaced the run's config; that config comes after it."""
 GIVEN = "semantic IDs are given"
+SKIPPED = "skipped"
+"""In a manifest's details: why the table has no rows."""
 CATALOGUE = "catalogue"
 """In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
 MAY_BE_UNTOUCHED = "may_be_untouched"
@@ -138,10 +140,10 @@ class Stage:
         """Write the table of this asset from its parts, for an asset that can only be described once it is there."""
         self.store.write_slices(self.asset, slices, details=self._details())
 
-    def skip(self, empty: pl.DataFrame) -> dg.MaterializeResult[Any]:
-        """Write a table without rows, since the data set brings what this asset would lead to."""
-        self.store.write_table(self.asset, empty, details=self._details())
-        return self.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
+    def skip(self, empty: pl.DataFrame, reason: str = GIVEN) -> dg.MaterializeResult[Any]:
+        """Write a table without rows, with the reason in its manifest: nothing after this asset needs it."""
+        self.store.write_table(self.asset, empty, details=self._details({SKIPPED: reason}))
+        return self.report(summary=f"skipped, {reason}", skipped=reason)
 
     @contextmanager
     def new_folder(self, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
@@ -246,6 +248,12 @@ def semantic_ids_are_given(spec: DatasetSpec) -> bool:
 def codes_of(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
     """A column of codes of `SEMANTIC_IDS` as a matrix: int64 [N, L]."""
     return np.array(table[column].to_list(), dtype=np.int64)
+
+
+def codes_by_modality(table: pl.DataFrame) -> dict[str, npt.NDArray[np.int64]]:
+    """The codes of `SEMANTIC_IDS`, int64 [N, L] each, of the modalities that the catalogue has."""
+    columns = {modality: f"{modality}_codes" for modality in ROUTES}
+    return {name: codes_of(table, column) for name, column in columns.items() if not table[column].has_nulls()}
 
 
 def sequences_of(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:

@@ -13,7 +13,7 @@ def embedding_problems(table: pl.DataFrame, items: pl.DataFrame) -> list[str]:
     """Say what would poison the stages that follow.
 
     Args:
-        table: an embedding table (`schemas.EMBEDDINGS`). One without rows is fine: the semantic IDs are given.
+        table: an embedding table (`schemas.EMBEDDINGS`). One without rows is fine: nobody needs it.
         items: the catalogue (`schemas.ITEMS`).
 
     Returns:

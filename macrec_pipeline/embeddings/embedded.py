@@ -30,6 +30,7 @@ class Embedded:
             Rows of the same content and the same `made_by` have the same vector.
         num_encoded: distinct texts or pictures that had no vector from before.
         items_per_second: of those, loading the encoder not counted; 0 if there were none.
+        batch_size: inputs that passed the encoder at once, in the end.
     """
 
     vectors: NDArray[np.float32]
@@ -40,6 +41,7 @@ class Embedded:
     contents: tuple[str | None, ...]
     num_encoded: int
     items_per_second: float
+    batch_size: int
 
 
 def build_embedded(
@@ -51,6 +53,7 @@ def build_embedded(
     failures: Sequence[tuple[int, str]],
     num_encoded: int,
     seconds: float,
+    batch_size: int,
 ) -> Embedded:
     """Give every item the vector of its content, or the mean of those that have one.
 
@@ -62,6 +65,7 @@ def build_embedded(
         failures: (row, reason) pairs in any order.
         num_encoded: see `Embedded`.
         seconds: wall-clock time that the encoding took.
+        batch_size: see `Embedded`.
 
     Raises:
         EncoderError: the encoder gave a value that is not finite.
@@ -88,4 +92,5 @@ def build_embedded(
         contents=tuple(contents),
         num_encoded=num_encoded,
         items_per_second=num_encoded / max(seconds, 1e-9),
+        batch_size=batch_size,
     )

@@ -19,6 +19,9 @@ from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.weights import files_digest, state_digest
 from macrec_pipeline.errors import EncoderError
 
+# Float32 values a pixel of the input that a network holds at its widest place, roughly.
+_VALUES_A_PIXEL = 64
+
 
 @dataclass(frozen=True)
 class ImageEncoder:
@@ -33,6 +36,14 @@ class ImageEncoder:
     transform: Callable[[Image.Image], torch.Tensor]
     forward: Callable[[torch.Tensor], torch.Tensor]
     description: dict[str, Any]
+
+    @property
+    def bytes_a_picture(self) -> int:
+        """A rough estimate of what a pass holds for one picture."""
+        preprocessing = self.description["preprocessing"]
+        size = preprocessing.get("input_size", preprocessing.get("size", 224))
+        height, width = size[-2:] if isinstance(size, list | tuple) else (size, size)
+        return int(4 * height * width * _VALUES_A_PIXEL)
 
 
 def load_image_encoder(name: str, *, device: torch.device) -> ImageEncoder:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import ImageEncoderConfig
+from macrec_pipeline.embeddings.batching import Batching
 from macrec_pipeline.embeddings.embedded import Embedded, build_embedded
 from macrec_pipeline.embeddings.image_encoders import ImageEncoder, load_image_encoder
 from macrec_pipeline.embeddings.made_before import MadeBefore, VectorsByContent, made_by
@@ -64,8 +65,11 @@ def embed_images(
     for path, content in content_of.items():
         if content not in vectors:
             new.setdefault(content, path)
+    batching = Batching(config.batch_size, device=device, bytes_an_input=encoder.bytes_a_picture)
     started = time.perf_counter()
-    refused = _encode(new, encoder, vectors, config, device=device, progress=progress)
+    refused = _encode(
+        new, encoder, vectors, max_pixels=config.max_pixels, batching=batching, device=device, progress=progress
+    )
     seconds = time.perf_counter() - started
     if len(refused) == len(set(content_of.values())):
         content, reason = next(iter(refused.items()))
@@ -82,6 +86,7 @@ def embed_images(
         failures=[(row, refused[content]) for row, content in enumerate(found) if content in refused],
         num_encoded=len(new) - len(refused),
         seconds=seconds,
+        batch_size=batching.size,
     )
 
 
@@ -89,20 +94,22 @@ def _encode(
     pictures: dict[str, Path],
     encoder: ImageEncoder,
     vectors: VectorsByContent,
-    config: ImageEncoderConfig,
     *,
+    max_pixels: int,
+    batching: Batching,
     device: torch.device,
     progress: Progress,
 ) -> dict[str, str]:
     """Add the vectors of pictures by content; return why the others have none."""
     refused: dict[str, str] = {}
     batch: dict[str, torch.Tensor] = {}
+    started = time.perf_counter()
     progress(STAGE, 0, len(pictures))
     stream = decode_ahead(
         list(pictures.values()),
-        max_pixels=config.max_pixels,
+        max_pixels=max_pixels,
         transform=encoder.transform,
-        num_ahead=2 * config.batch_size,
+        num_ahead=2 * batching.size,
     )
     with pillow_warnings_ignored(), closing(stream) as decoded:
         for done, (content, picture) in enumerate(zip(pictures, decoded, strict=True), start=1):
@@ -110,15 +117,17 @@ def _encode(
                 refused[content] = picture
             else:
                 batch[content] = picture
-            if len(batch) == config.batch_size or done == len(pictures):
+            if len(batch) >= batching.size or done == len(pictures):
                 if batch:
-                    vectors.add(batch, _forward(encoder, list(batch.values()), device=device))
+                    inputs = list(batch.values())
+                    vectors.add(batch, batching.run(lambda piece: _forward(encoder, piece, device=device), inputs))
                 batch = {}
-                progress(STAGE, done, len(pictures))
+                rate = done / max(time.perf_counter() - started, 1e-9)
+                progress(STAGE, done, len(pictures), {"per_second": rate})
     return refused
 
 
 @torch.inference_mode()
-def _forward(encoder: ImageEncoder, batch: list[torch.Tensor], *, device: torch.device) -> NDArray[np.float32]:
-    pictures = torch.stack(batch).to(device, memory_format=torch.channels_last)  # [B, 3, height, width]
+def _forward(encoder: ImageEncoder, batch: Sequence[torch.Tensor], *, device: torch.device) -> NDArray[np.float32]:
+    pictures = torch.stack(list(batch)).to(device, memory_format=torch.channels_last)  # [B, 3, height, width]
     return encoder.forward(pictures).float().cpu().numpy()  # [B, D]

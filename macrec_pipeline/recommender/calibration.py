@@ -54,7 +54,7 @@ def fit_fusion(
     Args:
         model: trained, in evaluation mode.
         histories: whole histories, int64 [T] item indices, at least 3 long; at most 5,000, evenly spaced, are used.
-        codes: "text" and "image" -> int64 [N, L].
+        codes: "text" and "image", those that the catalogue has -> int64 [N, L].
         config: the beams are as wide as they are at serving; `beam_width`, `top_k` and `batch_size` are read.
         sasrec: the collaborative route, trained, in evaluation mode, on the model's device; None for none.
 
@@ -63,7 +63,7 @@ def fit_fusion(
         route, then to more even weights of the others, then to the mixture, then to the lower weight of the first
         route, then to leaving seen items out.
     """
-    on_device = {route: torch.from_numpy(codes[route]).to(model.t5.device) for route in ("text", "image")}
+    on_device = {route: torch.from_numpy(values).to(model.t5.device) for route, values in codes.items()}
     decoder = Decoder(model, ItemCodes(on_device), collaborative=sasrec)
     if len(decoder.routes) == 1:
         return None

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +21,13 @@ from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
-from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS, Vocabulary
+from macrec_pipeline.recommender.vocabulary import (
+    ALIGNMENT_TASKS,
+    HISTORY_TASKS,
+    MODALITIES,
+    Vocabulary,
+    possible_tasks,
+)
 from macrec_pipeline.recommender.warm_start import start_from
 from macrec_pipeline.runtime.checkpoint import (
     load_checkpoint,
@@ -79,8 +86,8 @@ class FittedRecommender:
 
 def fit_recommender(
     histories: Sequence[np.ndarray],
-    text_codes: np.ndarray,
-    image_codes: np.ndarray,
+    text_codes: np.ndarray | None,
+    image_codes: np.ndarray | None,
     *,
     codebook_size: int,
     config: RecommenderConfig,
@@ -94,7 +101,8 @@ def fit_recommender(
 
     Args:
         histories: whole histories, int64 [T] item indices each, oldest first, at least 3 long.
-        text_codes, image_codes: int64 [N, L], each in [0, codebook_size).
+        text_codes, image_codes: int64 [N, L], each in [0, codebook_size); None for a modality that the catalogue
+            lacks, whose tasks are then left out.
         seed: root seed; weights, order and dropout draw from streams of their own.
         progress: called after every optimizer step with stage "recommender".
         checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
@@ -103,18 +111,21 @@ def fit_recommender(
             `warm_start`.
 
     Raises:
+        ConfigError: no task of `config` is a retrieval route of the catalogue.
         TrainingError: the loss or its gradient is not finite.
         StorageError: `start` is there, but damaged.
     """
-    items = ItemCodes(
-        {"text": torch.from_numpy(text_codes).to(device), "image": torch.from_numpy(image_codes).to(device)}
-    )
-    vocabulary = Vocabulary(text_codes.shape[1], codebook_size, config.num_prompt_tokens)
+    both = zip(MODALITIES, (text_codes, image_codes), strict=True)
+    codes = {modality: values for modality, values in both if values is not None}
+    if (tasks := possible_tasks(config.tasks, codes)) != tuple(config.tasks):
+        config = cast("RecommenderConfig", SimpleNamespace(**vars(config) | {"tasks": tasks}))
+    items = ItemCodes({modality: torch.from_numpy(values).to(device) for modality, values in codes.items()})
+    vocabulary = Vocabulary(next(iter(codes.values())).shape[1], codebook_size, config.num_prompt_tokens)
     model = GenerativeRecommender(vocabulary, config, torch_generator(seed, "recommender/weights"))
     pinned, warm_start = start_from(model, start)
     identity = training_identity(
         {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size, **pinned},
-        [np.concatenate(histories), np.array([len(history) for history in histories]), text_codes, image_codes],
+        [np.concatenate(histories), np.array([len(history) for history in histories]), *codes.values()],
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         fitted = _Fit(model.to(device), items, histories, config, seed, device, progress).run(checkpoint, identity)

@@ -46,7 +46,8 @@ def predict_test_users(
         "sasrec".
     """
     inputs = [history[:-1] for history in histories]
-    systems = {system: route for system, route in SYSTEMS.items() if route in ("fused", *bundle.routes)}
+    alone = [] if len(bundle.routes) == 1 else bundle.routes  # a single route is what is fused
+    systems = {system: route for system, route in SYSTEMS.items() if route in ("fused", *alone)}
     results: dict[tuple[str, bool], list[Ranked]] = {}
     for exclude_seen in (False, True):
         found = bundle.recommend(

@@ -4,16 +4,20 @@
     1 + (m * L + l) * K + c             code c of level l in modality m (text 0, image 1)
     1 + 2 * L * K + t * P + p           prompt token p of the t-th prompted task
 
+Tokens of a modality that the catalogue lacks have their places all the same; nothing reads or writes them.
 There is no end-of-sequence token: an ID has exactly L codes, so its end carries no information
 (docs/decisions/002-level-softmax.md). Symbols: N items, L levels, K codes a level, P prompt tokens a task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
+from macrec_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import Task
@@ -32,6 +36,22 @@ ALIGNMENT_TASKS: dict[Task, tuple[str, str]] = {
     "image_id_to_text_id": ("image", "text"),
 }
 PROMPTED_TASKS: tuple[Task, ...] = ("text_to_image", "image_to_text", "text_id_to_image_id", "image_id_to_text_id")
+
+
+def possible_tasks(tasks: Sequence[Task], modalities: Collection[str]) -> tuple[Task, ...]:
+    """Those of `tasks` that read and write IDs of `modalities` only, in their order.
+
+    Raises:
+        ConfigError: none of them is a retrieval route.
+    """
+    known = HISTORY_TASKS | ALIGNMENT_TASKS
+    possible = tuple(task for task in tasks if set(known[task]) <= set(modalities))
+    if not any(f"{modality}_to_{modality}" in possible for modality in modalities):
+        raise ConfigError(
+            f"recommender.tasks is {', '.join(tasks)}, but the catalogue has only {' and '.join(modalities)} IDs. "
+            f"Add {' or '.join(f'{modality}_to_{modality}' for modality in modalities)}."
+        )
+    return possible
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from macrec_pipeline.semantic_ids.assignment import AssignedIds, resolve
-from macrec_pipeline.semantic_ids.collaborative import anchored
+from macrec_pipeline.semantic_ids.assignment import AssignedIds, inputs_of, resolve
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
-from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
+from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class OwnedIds:
 
     Attributes:
         item_ids: M distinct keys of the shop.
-        codes: {"text" | "image": int64 [M, L]}, rows distinct.
+        codes: {"text" | "image": int64 [M, L]}, rows distinct; without a modality that the catalogue lacks.
         moved: {"text" | "image": bool [M]}, True where resolution changed the ID when it was given.
     """
 
@@ -94,8 +93,8 @@ class AppendedIds:
 
 def append_semantic_ids(
     quantizer: FittedQuantizer,
-    text_vectors: np.ndarray,
-    image_vectors: np.ndarray,
+    text_vectors: np.ndarray | None,
+    image_vectors: np.ndarray | None,
     *,
     item_ids: Sequence[str],
     previous: OwnedIds,
@@ -109,7 +108,7 @@ def append_semantic_ids(
 
     Args:
         quantizer: the one that `previous` and `retired` were made with; it is not changed.
-        text_vectors, image_vectors: float32 [N, D].
+        text_vectors, image_vectors: float32 [N, D]; None for a modality that the catalogue and so the quantizer lacks.
         item_ids: N keys of the shop, in the order of the vectors.
         previous: the ID table before.
         retired: IDs of items that had gone by then; none of them in `previous`.
@@ -118,7 +117,7 @@ def append_semantic_ids(
         collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
 
     Raises:
-        SemanticIdError: a new item finds no free ID near it, or the collaborative vectors do not fit.
+        SemanticIdError: a new item finds no free ID near it, or the vectors do not fit the quantizer.
     """
     held = now - retired.retired_at < retire_for_days * DAY_MS
     owned = previous.and_those_of(retired.owned.rows(held))
@@ -127,18 +126,21 @@ def append_semantic_ids(
     owner = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
     gone = np.ones(len(owned.item_ids), dtype=bool)
     gone[owner[owner >= 0]] = False
-    sides = {}
-    for modality, vectors in zip(MODALITIES, (text_vectors, image_vectors), strict=True):
-        module: ModalityQuantizer = getattr(quantizer, modality)
-        inputs = anchored(vectors, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
-        sides[modality] = _append(module, inputs, owner, owned, modality=modality, device=device)
-    text, image = sides["text"], sides["image"]
-    rates = {
-        modality: {"before": collision_rate(side.nearest), "after": collision_rate(side.codes)}
-        for modality, side in sides.items()
+    sides = {
+        modality: _append(quantizer.modules[modality], inputs, owner, owned, modality=modality, device=device)
+        for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items()
     }
+    assigned = AssignedIds(
+        {modality: side.codes for modality, side in sides.items()},
+        {modality: side.moved for modality, side in sides.items()},
+        {
+            modality: {"before": collision_rate(side.nearest), "after": collision_rate(side.codes)}
+            for modality, side in sides.items()
+        },
+        quantizer.config.codebook_size,
+    )
     return AppendedIds(
-        AssignedIds(text.codes, image.codes, text.moved, image.moved, rates, quantizer.config.codebook_size),
+        assigned,
         RetiredIds(owned.rows(gone), left_at[gone]),
         owner < 0,
         int((owner >= len(previous.item_ids)).sum()),

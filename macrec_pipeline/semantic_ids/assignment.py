@@ -9,20 +9,17 @@ Shapes: N items, L levels, K codes a level.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from macrec_pipeline.errors import SemanticIdError
+from macrec_pipeline.semantic_ids.catalogue import present
 from macrec_pipeline.semantic_ids.collaborative import anchored
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.semantic_ids.placing import Placing
-
-if TYPE_CHECKING:
-    from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 
 
 @dataclass(frozen=True)
@@ -30,24 +27,43 @@ class AssignedIds:
     """The semantic ID table.
 
     Attributes:
-        text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct.
-        text_moved, image_moved: bool [N], True where resolution changed the ID.
+        codes: {"text" | "image": int64 [N, L]}, each in [0, codebook_size), rows distinct; without a modality that the
+            catalogue lacks.
+        moved: {"text" | "image": bool [N]}, True where resolution changed the ID.
         collision_rate: {"text" | "image": {"before": rate, "after": rate}}.
         codebook_size: K.
     """
 
-    text_codes: np.ndarray
-    image_codes: np.ndarray
-    text_moved: np.ndarray
-    image_moved: np.ndarray
+    codes: dict[str, np.ndarray]
+    moved: dict[str, np.ndarray]
     collision_rate: dict[str, dict[str, float]]
     codebook_size: int
+
+    @property
+    def text_codes(self) -> np.ndarray:
+        """int64 [N, L], of a catalogue with texts."""
+        return self.codes["text"]
+
+    @property
+    def image_codes(self) -> np.ndarray:
+        """int64 [N, L], of a catalogue with pictures."""
+        return self.codes["image"]
+
+    @property
+    def text_moved(self) -> np.ndarray:
+        """bool [N], of a catalogue with texts."""
+        return self.moved["text"]
+
+    @property
+    def image_moved(self) -> np.ndarray:
+        """bool [N], of a catalogue with pictures."""
+        return self.moved["image"]
 
 
 def assign_semantic_ids(
     quantizer: FittedQuantizer,
-    text_vectors: np.ndarray,
-    image_vectors: np.ndarray,
+    text_vectors: np.ndarray | None,
+    image_vectors: np.ndarray | None,
     *,
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
@@ -56,16 +72,15 @@ def assign_semantic_ids(
 
     Args:
         quantizer: fitted; its text and image weights may come from different epochs.
-        text_vectors, image_vectors: float32 [N, D].
+        text_vectors, image_vectors: float32 [N, D]; None for a modality that the catalogue and so the quantizer lacks.
         collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
 
     Raises:
-        SemanticIdError: a modality's IDs cannot be made unique, or the collaborative vectors do not fit.
+        SemanticIdError: a modality's IDs cannot be made unique, or the vectors do not fit the quantizer.
     """
     before, after = {}, {}
-    for modality, vectors in (("text", text_vectors), ("image", image_vectors)):
-        module: ModalityQuantizer = getattr(quantizer, modality)
-        inputs = anchored(vectors, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+    for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
+        module = quantizer.modules[modality]
         before[modality], residuals = quantize(module, inputs, device=device)
         after[modality] = resolve(
             before[modality], residuals, module.quantizer.codebooks.detach().cpu(), modality=modality
@@ -73,20 +88,45 @@ def assign_semantic_ids(
     return _assigned(before, after, codebook_size=quantizer.config.codebook_size)
 
 
-def resolve_given_ids(text_codes: np.ndarray, image_codes: np.ndarray, *, codebook_size: int) -> AssignedIds:
+def inputs_of(
+    quantizer: FittedQuantizer,
+    text_vectors: np.ndarray | None,
+    image_vectors: np.ndarray | None,
+    collaborative_vectors: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """What each modality's quantizer takes: float32 [N, D + C]; the arguments are those of `assign_semantic_ids`.
+
+    Raises:
+        SemanticIdError: the quantizer has other modalities than the catalogue, or the collaborative vectors do not fit.
+    """
+    vectors = present(text_vectors, image_vectors)
+    if vectors.keys() != quantizer.modules.keys():
+        raise SemanticIdError(
+            f"The quantizer was fitted to {' and '.join(quantizer.modules)}, but the catalogue has "
+            f"{' and '.join(vectors)}. Materialize `quantizer` again, with identity.mode=new."
+        )
+    return {
+        modality: anchored(matrix, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+        for modality, matrix in vectors.items()
+    }
+
+
+def resolve_given_ids(
+    text_codes: np.ndarray | None, image_codes: np.ndarray | None, *, codebook_size: int
+) -> AssignedIds:
     """Make IDs unique that come from elsewhere, without the vectors behind them.
 
     Codes count as points on a line: an item that must move takes the nearest free number, the lower of two equals.
 
     Args:
-        text_codes, image_codes: int64 [N, L], each in [0, codebook_size).
+        text_codes, image_codes: int64 [N, L], each in [0, codebook_size); None for a modality that is not used.
 
     Raises:
         SemanticIdError: a modality's IDs cannot be made unique.
     """
     line = torch.arange(codebook_size, dtype=torch.float32)[:, None]
     after = {}
-    before = {"text": text_codes, "image": image_codes}
+    before = present(text_codes, image_codes)
     for modality, codes in before.items():
         codebooks = line.expand(codes.shape[1], -1, -1)
         residuals = torch.from_numpy(codes[:, -2:].astype(np.float32))[..., None]
@@ -134,4 +174,4 @@ def _assigned(before: dict[str, np.ndarray], after: dict[str, np.ndarray], *, co
         modality: {"before": collision_rate(before[modality]), "after": collision_rate(after[modality])}
         for modality in before
     }
-    return AssignedIds(after["text"], after["image"], moved["text"], moved["image"], rates, codebook_size)
+    return AssignedIds(after, moved, rates, codebook_size)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
 
+def present(text: np.ndarray | None, image: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What there is of a modality, by its name; None stands for one that the catalogue lacks."""
+    return {name: values for name, values in (("text", text), ("image", image)) if values is not None}
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """All items, row i of every array being the same one.

@@ -57,10 +57,20 @@ def gini(usage: np.ndarray) -> np.ndarray:
 
 
 def semantic_id_problems(table: pl.DataFrame) -> list[str]:
-    """What would poison the recommender: IDs that are not unique or not of one length, for each modality."""
+    """What would poison the recommender: IDs that are missing, not unique or not of one length, for each modality.
+
+    A modality without any ID is one that the catalogue lacks.
+    """
     problems = []
-    for modality in ("text", "image"):
-        column = table[f"{modality}_codes"]
+    columns = {modality: table[f"{modality}_codes"] for modality in ("text", "image")}
+    if all(column.null_count() == len(column) for column in columns.values()):
+        return ["No item has an ID in any modality."]
+    for modality, column in columns.items():
+        if column.null_count() == len(column):
+            continue
+        if column.null_count():
+            problems.append(f"{column.null_count()} of {len(column)} items have no {modality} ID.")
+            column = column.drop_nulls()
         lengths = column.list.len().unique().to_list()
         if len(lengths) != 1:
             problems.append(f"{modality} IDs have {sorted(lengths)} codes; all must have the same number.")

@@ -28,24 +28,29 @@ class FittedQuantizer:
     """A quantizer a modality, each from its best epoch.
 
     Attributes:
-        text, image: in evaluation mode, on the training device.
+        text, image: in evaluation mode, on the training device; None for a modality that the catalogue lacks.
         best_epoch: epoch of each modality's weights, counted from 1; 0 where nothing is trained.
         log: one mapping a measurement: epoch, loss, its parts, and text_ and image_collision_rate and dead codes.
         collaborative_dim: C of the vectors that anchor the input; 0 if none do.
     """
 
-    text: ModalityQuantizer
-    image: ModalityQuantizer
+    text: ModalityQuantizer | None
+    image: ModalityQuantizer | None
     config: QuantizerConfig
     best_epoch: dict[str, int]
     log: list[dict[str, float]] = field(repr=False)
     collaborative_dim: int = 0
 
+    @property
+    def modules(self) -> dict[str, ModalityQuantizer]:
+        """Each modality that there is, by its name."""
+        both = zip(MODALITIES, (self.text, self.image), strict=True)
+        return {modality: module for modality, module in both if module is not None}
+
     def save(self, folder: Path) -> None:
-        """Write `text.safetensors`, `image.safetensors`, `quantizer.json` and `training_log.json` into a folder."""
+        """Write a safetensors file a modality, `quantizer.json` and `training_log.json` into a folder."""
         dims = {}
-        for modality in MODALITIES:
-            module: ModalityQuantizer = getattr(self, modality)
+        for modality, module in self.modules.items():
             save_file(
                 {name: value.contiguous().cpu() for name, value in module.state_dict().items()},
                 folder / f"{modality}.safetensors",
@@ -69,11 +74,11 @@ class FittedQuantizer:
             made = ResidualKMeans if description["config"]["method"] == "residual_k_means" else RqVae
             collaborative_dim: int = description["collaborative_dim"]
             modules = {}
-            for modality in MODALITIES:
-                module = made(description["embedding_dim"][modality] + collaborative_dim, config)
+            for modality, dim in description["embedding_dim"].items():
+                module = made(dim + collaborative_dim, config)
                 module.load_state_dict(load_file(folder / f"{modality}.safetensors"))
                 modules[modality] = module.to(device).eval()
             log = json.loads((folder / "training_log.json").read_text())
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise StorageError(f"{folder} is no usable quantizer: {error}. Materialize `quantizer` again.") from error
-        return cls(modules["text"], modules["image"], config, description["best_epoch"], log, collaborative_dim)
+        return cls(modules.get("text"), modules.get("image"), config, description["best_epoch"], log, collaborative_dim)

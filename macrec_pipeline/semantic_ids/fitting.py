@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.semantic_ids.catalogue import Catalogue
+from macrec_pipeline.semantic_ids.catalogue import Catalogue, present
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
-from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
+from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer, quantize
 from macrec_pipeline.semantic_ids.residual_k_means import ResidualKMeans
 from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
@@ -31,10 +31,10 @@ _Fitted = tuple[Mapping[str, ModalityQuantizer], dict[str, int], list[dict[str, 
 
 
 def fit_quantizer(
-    text_vectors: np.ndarray,
-    image_vectors: np.ndarray,
-    text_clusters: np.ndarray,
-    image_clusters: np.ndarray,
+    text_vectors: np.ndarray | None,
+    image_vectors: np.ndarray | None,
+    text_clusters: np.ndarray | None,
+    image_clusters: np.ndarray | None,
     config: QuantizerConfig,
     *,
     seed: int,
@@ -44,8 +44,11 @@ def fit_quantizer(
 ) -> FittedQuantizer:
     """Fit both modalities: trained together, trained apart, or by residual k-means (`config.method`).
 
+    One modality alone has no other to be contrasted with, and is trained as one that is trained apart.
+
     Args:
-        text_vectors, image_vectors: float32 [N, D], one row an item, the same items in the same order.
+        text_vectors, image_vectors: float32 [N, D], one row an item, the same items in the same order; None for a
+            modality that the catalogue lacks, as its clusters are.
         text_clusters, image_clusters: int64 [N], pseudo-labels; only the cross-modal method looks at them.
         seed: root seed.
         progress: called after every epoch with stage "quantizer".
@@ -57,23 +60,23 @@ def fit_quantizer(
         TrainingError: the loss or its gradient is not finite.
     """
     catalogue = Catalogue.of(
-        {"text": text_vectors, "image": image_vectors},
-        {"text": text_clusters, "image": image_clusters},
+        present(text_vectors, image_vectors),
+        present(text_clusters, image_clusters),
         collaborative_vectors,
         config,
     )
     fit = _fit_k_means if config.method == "residual_k_means" else _train
     modules, epochs, log = fit(catalogue, config, seed=seed, device=device, progress=progress)
-    return FittedQuantizer(
-        modules["text"].eval(), modules["image"].eval(), config, epochs, log, catalogue.collaborative_dim
-    )
+    modules = {name: module.eval() for name, module in modules.items()}
+    return FittedQuantizer(modules.get("text"), modules.get("image"), config, epochs, log, catalogue.collaborative_dim)
 
 
 def _train(
     catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
 ) -> _Fitted:
-    apart = config.method == "single_modality"
-    groups = {f"quantizer/{name}": [name] for name in MODALITIES} if apart else {"quantizer": list(MODALITIES)}
+    names = list(catalogue.vectors)
+    apart = config.method == "single_modality" or len(names) == 1
+    groups = {f"quantizer/{name}": [name] for name in names} if apart else {"quantizer": names}
     trainings = [
         RqVaeTraining(catalogue.only(group), config, seed=seed, name=name, device=device)
         for name, group in groups.items()

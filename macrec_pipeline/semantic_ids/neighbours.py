@@ -27,12 +27,14 @@ def impute_from_neighbours(
     that lacks both, or a catalogue in which nothing has both, keeps what it has.
 
     Args:
-        vectors: {"text", "image": float32 [N, D]}, the same items in the same order.
+        vectors: {"text", "image": float32 [N, D]}, the same items in the same order; one alone is handed back.
         missing: {"text", "image": bool [N]}, True where a row stands for nothing.
 
     Returns:
         The matrices that were handed in, or a copy of each in which rows have changed.
     """
+    if len(vectors) == 1:
+        return dict(vectors)
     complete = np.flatnonzero(~missing["text"] & ~missing["image"])
     filled = dict(vectors)
     for name, other in _OTHER.items():

@@ -60,11 +60,11 @@ def quality_report(
     if previous is not None:
         report |= moved_share(assigned, item_ids, previous)
     for modality, matrix in (vectors or {}).items():
-        codes = getattr(assigned, f"{modality}_codes")
+        codes = assigned.codes[modality]
         report[modality]["neighbour_agreement"] = neighbour_agreement(matrix, codes)
         if quantizer is not None:
             inputs = anchored(matrix, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
-            report[modality]["reconstruction_error"] = reconstruction_error(getattr(quantizer, modality), inputs, codes)
+            report[modality]["reconstruction_error"] = reconstruction_error(quantizer.modules[modality], inputs, codes)
     for modality, share in (drift or {}).items():
         report[modality]["drift_share"] = share
     return report | {"worst": worst_figures(report, codebook_size=assigned.codebook_size)}
@@ -77,16 +77,17 @@ def id_quality(assigned: AssignedIds, *, is_cold: np.ndarray) -> dict[str, Any]:
         is_cold: bool [N], True for items without an interaction in the training parts.
 
     Returns:
-        {"num_items", "cold_items", "cold_share", "text": {..}, "image": {..}}; of a modality the collision rate before
-        and after resolution, and a level the codes in use, their perplexity (1 to K) and Gini coefficient (0 even).
+        {"num_items", "cold_items", "cold_share", "text": {..}, "image": {..}}; of each modality that has IDs the
+        collision rate before and after resolution, and a level the codes in use, their perplexity (1 to K) and Gini
+        coefficient (0 even).
     """
     report: dict[str, Any] = {
         "num_items": len(is_cold),
         "cold_items": int(is_cold.sum()),
         "cold_share": float(is_cold.mean()),
     }
-    for modality in MODALITIES:
-        usage = code_usage(getattr(assigned, f"{modality}_codes"), codebook_size=assigned.codebook_size)
+    for modality, codes in assigned.codes.items():
+        usage = code_usage(codes, codebook_size=assigned.codebook_size)
         rates = assigned.collision_rate[modality]
         report[modality] = {
             "collision_rate_before": rates["before"],
@@ -102,8 +103,8 @@ def moved_share(assigned: AssignedIds, item_ids: Sequence[str], previous: OwnedI
     """How many items of the table before are still there, and the share of them whose ID is another one.
 
     Returns:
-        {"known_items", "moved_share": in any modality, "text_moved_share", "image_moved_share"}; only the first if
-        there is no such item.
+        {"known_items", "moved_share": in any modality, "text_moved_share", "image_moved_share"}, of the modalities that
+        have IDs now; only the first if there is no such item.
     """
     row_of = {item_id: row for row, item_id in enumerate(previous.item_ids)}
     rows = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
@@ -111,13 +112,13 @@ def moved_share(assigned: AssignedIds, item_ids: Sequence[str], previous: OwnedI
     if not known.any():
         return {"known_items": 0}
     moved = {}
-    for modality in MODALITIES:
-        now, before = getattr(assigned, f"{modality}_codes")[known], previous.codes[modality][rows[known]]
-        same_shape = now.shape == before.shape
-        moved[modality] = (now != before).any(axis=1) if same_shape else np.ones(len(now), dtype=bool)
+    for modality, codes in assigned.codes.items():
+        now, before = codes[known], previous.codes.get(modality, codes[:, :0])
+        same_shape = now.shape[1] == before.shape[1]
+        moved[modality] = (now != before[rows[known]]).any(axis=1) if same_shape else np.ones(len(now), dtype=bool)
     return {
         "known_items": int(known.sum()),
-        "moved_share": float((moved["text"] | moved["image"]).mean()),
+        "moved_share": float(np.any(list(moved.values()), axis=0).mean()),
         **{f"{modality}_moved_share": float(flags.mean()) for modality, flags in moved.items()},
     }
 
@@ -167,7 +168,7 @@ def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray) -> list[float]:
 
 def worst_figures(report: Mapping[str, Any], *, codebook_size: int) -> dict[str, float]:
     """The figure of each limit, of the worse modality and its worst level; what was not measured is not in it."""
-    sides = [report[modality] for modality in MODALITIES]
+    sides = [report[modality] for modality in MODALITIES if modality in report]
     figures: dict[str, list[float]] = {
         "collision_rate": [side["collision_rate_before"] for side in sides],
         "gini": [max(side["gini"]) for side in sides],

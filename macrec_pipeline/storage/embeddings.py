@@ -3,7 +3,7 @@
 Shapes: N items, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ def embedding_table(
     vectors: npt.NDArray[np.float32],
     imputed: npt.NDArray[Any],
     contents: Sequence[str | None] | None = None,
+    problems: Mapping[int, str] | None = None,
 ) -> pl.DataFrame:
     """Lay a matrix of embeddings beside the items that it belongs to.
 
@@ -28,6 +29,7 @@ def embedding_table(
         vectors: float32 [N, D], a row an item in the order of `items`.
         imputed: bool [N], true where the item has no such modality.
         contents: N digests of what the vectors were made from; None where that is not known.
+        problems: row -> why what the item has could not be encoded.
 
     Returns:
         A table of the schema `EMBEDDINGS`.
@@ -48,6 +50,7 @@ def embedding_table(
         pl.Series("embedding", matrix, dtype=pl.Array(pl.Float32, matrix.shape[1])),
         pl.Series("imputed", imputed, dtype=pl.Boolean),
         pl.Series("content", contents or [None] * items.height, dtype=pl.String),
+        pl.Series("problem", [(problems or {}).get(row) for row in range(items.height)], dtype=pl.String),
     )
     return EMBEDDINGS.check(table)
 

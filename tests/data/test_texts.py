@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.texts import compose_texts, join_flags
+from macrec_pipeline.data.texts import compose_texts, join_flags, title_and_rest
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,17 @@ def test_flags() -> None:
     """The names of the columns that are set, in the order given; null where none is."""
     flags = {"Action": pl.Series([True, False, True]), "War": pl.Series([False, False, True])}
     assert join_flags("Genres", flags).to_list() == ["Genres: Action", None, "Genres: Action, War"]
+
+
+def test_title_and_rest_undo_the_joining() -> None:
+    """The rest is what stands behind the title's sentence; nothing is lost where a part begins with the title."""
+    title = pl.Series(["Toy Story", "Alien", None, "Up", None], dtype=pl.String)
+    part = pl.Series(["Toys live.", None, "A text.", "Up is a film.", None], dtype=pl.String)
+    text = compose_texts(title, [part])
+    assert title_and_rest(title, text) == [
+        ["Toy Story", "Toys live."],
+        ["Alien", None],
+        [None, "A text."],
+        ["Up", "Up is a film."],
+        [None, None],
+    ]

@@ -1,14 +1,19 @@
 """The embedding assets: what an earlier version holds is not encoded again, whatever became of that version."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
 import pytest
+from PIL import Image
 
-from macrec_pipeline.defs.assets.embeddings import text_embeddings
+from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.schemas import ITEMS
+from macrec_pipeline.defs.tracked import GIVEN
+from macrec_pipeline.errors import DataError, EncoderError
+from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
 from macrec_pipeline.storage import AssetStore
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -51,3 +56,62 @@ def test_a_damaged_version_is_made_anew(settings: Settings, partition: str, dama
     path.write_bytes(path.read_bytes()[:-9])
     assert encoded_of(settings, partition, ["a guitar", "strings"]) == 2
     assert store.read_table("text_embeddings").height == 2
+
+
+def lacking_pictures(settings: Settings, partition: str) -> Any:
+    """Materialize `image_embeddings` of two items with a text and no picture; what the asset reports."""
+    store = AssetStore(Path(settings.home), partition)
+    rows = [{"item_index": i, "item_id": f"i{i}", "text": "a guitar", "num_interactions": 1} for i in range(2)]
+    store.write_table("items", pl.DataFrame(rows, schema=ITEMS.columns))
+    return dg.materialize(
+        [image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET
+    ).asset_materializations_for_node("image_embeddings")[0]
+
+
+def test_pictures_that_have_gone_are_no_catalogue_without_pictures(settings: Settings, partition: str) -> None:
+    """A folder that is not mounted would make a two-route model a one-route one; that has to be said by someone."""
+    store = AssetStore(Path(settings.home), partition)
+    assert "one route, text" in lacking_pictures(settings, partition).metadata["skipped"].value
+    store.write_table("image_embeddings", EMBEDDINGS.empty(), details={"made_by": "an encoder, of pictures"})
+    with pytest.raises(DataError, match=r"No item of .* has a picture, but the last image_embeddings.*routes=\[text\]"):
+        lacking_pictures(settings, partition)
+    said = Settings(home=settings.home, data=settings.data, overrides=["routes=[text]"])
+    assert lacking_pictures(said, partition).metadata["skipped"].value == "routes is text"
+
+
+def test_given_ids_of_both_routes_need_no_picture(settings: Settings, partition: str) -> None:
+    """A data set that brings its semantic IDs has both routes, whatever its items lack."""
+    path = Path(os.environ["MACREC_DATASETS"]) / f"{partition}.yaml"
+    source = "{reader: indexed, folder: x, prefix: X, text_index: t.json, image_index: i.json}"
+    path.write_text(f"name: {partition}\ntitle: Given\npreset: demo\nsource: {source}\n", encoding="utf-8")
+    assert lacking_pictures(settings, partition).metadata["skipped"].value == GIVEN
+
+
+def test_a_route_that_is_asked_for_must_be_there(settings: Settings, partition: str) -> None:
+    """With both routes named, a catalogue without pictures is an error of its picture column."""
+    both = Settings(home=settings.home, data=settings.data, overrides=["routes=[text, image]"])
+    with pytest.raises(EncoderError, match="None of the 2 items names a picture"):
+        lacking_pictures(both, partition)
+
+
+def test_a_broken_picture_is_flagged_and_its_row_says_why(settings: Settings, partition: str) -> None:
+    """The run goes on; the item's vector is imputed, and the report can count what was unreadable."""
+    store, data = AssetStore(Path(settings.home), partition), Path(str(settings.data))
+    for name, content in (("cut.jpg", b""), ("page.jpg", b"<html>404</html>")):
+        (data / name).write_bytes(content)
+    for name, colour in (("good.png", "red"), ("other.png", "blue")):
+        Image.new("RGB", (9, 9), colour).save(data / name)
+    names = ["good.png", "cut.jpg", None, "other.png", "page.jpg"]
+    rows = [{"item_index": i, "item_id": f"i{i}", "image_path": name} for i, name in enumerate(names)]
+    items = pl.DataFrame(rows, schema=ITEMS.columns).with_columns(num_interactions=pl.lit(1, dtype=pl.Int64))
+    store.write_table("items", items)
+    made = dg.materialize(
+        [image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET
+    ).asset_materializations_for_node("image_embeddings")[0]
+    table = store.read_table("image_embeddings")
+    assert table["imputed"].to_list() == [False, True, True, False, True]
+    problems = table["problem"].to_list()
+    assert [problem is not None for problem in problems] == [False, True, False, False, True]
+    assert problems[1] == "the file is empty (0 bytes)"
+    assert "not a picture in a known format" in problems[4]
+    assert made.metadata["num_unreadable"].value == 2

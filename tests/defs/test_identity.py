@@ -9,6 +9,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.assets.embeddings import MADE_BY
@@ -16,6 +17,7 @@ from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.tracked import CATALOGUE
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.recommender import RecommenderBundle
+from macrec_pipeline.schemas import EMBEDDINGS
 from macrec_pipeline.storage import AssetStore, embedding_table
 
 INGESTION = ["raw_interactions", "raw_items", "interactions", "items", "quarantine", "histories"]
@@ -48,14 +50,17 @@ class Week:
             raise_on_error=False,
         )
 
-    def ingest_and_embed(self, *, encoder: str = "drawn", dimensions: int = 8) -> None:
+    def ingest_and_embed(
+        self, *, encoder: str = "drawn", dimensions: int = 8, routes: tuple[Route, ...] = ROUTES
+    ) -> None:
         assert self.run(*INGESTION).success
         items = self.store.read_table("items")
         details = {CATALOGUE: self.store.manifest("items").details[CATALOGUE], MADE_BY: encoder}
-        for route in ("text", "image"):
+        for route in ROUTES:
             vectors = np.stack([_vector(route, item_id, dimensions) for item_id in items["item_id"]])
             table = embedding_table(items, vectors=vectors, imputed=np.zeros(items.height, dtype=np.bool_))
-            self.store.write_table(f"{route}_embeddings", table, details=details)
+            kept = table if route in routes else EMBEDDINGS.empty()
+            self.store.write_table(f"{route}_embeddings", kept, details=details)
 
     def change_items(self, *, lose: str, bring: str) -> None:
         path = Path(self.data) / "items.csv"
@@ -153,7 +158,11 @@ def test_what_does_not_belong_together_is_refused(first_week: Week) -> None:
     assert "identity.mode=new" in _error(refused)
     week.ingest_and_embed(dimensions=9)
     assert "8 numbers, and they have 9" in _error(week.run("pseudo_labels", "quantizer", overrides=APPEND))
+    week.ingest_and_embed(routes=("text",))
+    fewer = "knows image and text embeddings, and the catalogue has text."
+    assert fewer in _error(week.run("pseudo_labels", "quantizer", overrides=APPEND))
     week.ingest_and_embed(encoder="another")
+    assert week.run("pseudo_labels", overrides=APPEND).success
     assert "encoder of text and image is another one" in _error(week.run("quantizer", overrides=APPEND))
     result = week.run("quantizer", "semantic_ids", overrides=(*auto, "seed=6"))
     assert result.success

@@ -17,6 +17,7 @@ def table_of(vectors: list[list[float]], imputed: tuple[bool, ...] = (False, Fal
             "embedding": pl.Series(np.array(vectors, np.float32), dtype=pl.Array(pl.Float32, len(vectors[0]))),
             "imputed": list(imputed[: len(vectors)]),
             "content": pl.Series([None] * len(vectors), dtype=pl.String),
+            "problem": pl.Series([None] * len(vectors), dtype=pl.String),
         }
     )
     return schemas.EMBEDDINGS.check(table)

@@ -17,6 +17,7 @@ def build(contents: list[str | None], vectors: list[list[float]], failures: list
         failures=failures,
         num_encoded=len(vectors),
         seconds=4.0,
+        batch_size=2,
     )
 
 

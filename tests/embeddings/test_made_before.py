@@ -26,7 +26,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that reach an encoder whose vectors say which text they are of; after a text "cut" it is cut off."""
     seen: list[str] = []
 
-    def load(name: str, *, max_tokens: int, device: torch.device) -> SimpleNamespace:
+    def load(name: str, *, max_tokens: int, device: torch.device, precision: str) -> SimpleNamespace:
         def encode(texts: list[str]) -> np.ndarray:
             if "cut" in texts:
                 raise CutOffError
@@ -34,7 +34,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return np.array([[len(each), sum(map(ord, each)), 1.0] for each in texts], dtype=np.float32)
 
         description = {"name": name, "digest": "d", "preprocessing": {"max_tokens": max_tokens}}
-        return SimpleNamespace(encode=encode, description=description)
+        return SimpleNamespace(encode=encode, description=description, bytes_a_text=1)
 
     monkeypatch.setattr(text, "load_text_encoder", load)
     return seen

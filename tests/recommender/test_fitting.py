@@ -1,7 +1,10 @@
 """The options of training: resuming, averaged weights, smoothed labels, and what early stopping goes by."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +152,15 @@ def test_validation_ndcg_by_hand() -> None:
     assert Validation(histories, items).ndcg(fitted.model) > 0.9
     wrong = [np.concatenate([history[:-2], [(history[-2] + 15) % 30], history[-1:]]) for history in histories]
     assert Validation(wrong, items).ndcg(fitted.model) < 0.3
+
+
+def test_one_modality_is_trained_by_its_own_tasks_whatever_holds_the_settings(tmp_path: Path) -> None:
+    """Without image IDs one task of six is left, and says so on disk; settings need no pydantic on a bare machine."""
+    settings = vars(RecommenderConfig.model_validate(SMALL | {"num_epochs": 1}))
+    plain: Any = SimpleNamespace(**settings)
+    fitted = fit_recommender(cyclic_histories(), codes(1), None, codebook_size=4, config=plain, seed=5, device=CPU)
+    assert fitted.log[0].keys() == {"epoch", "train_loss", "implicit_loss", "validation_loss_text", "validation_loss"}
+    assert fitted.log[0]["implicit_loss"] == 0
+    fitted.save(tmp_path)
+    assert json.loads((tmp_path / "recommender.json").read_text())["config"]["tasks"] == ["text_to_text"]
+    assert plain.tasks == settings["tasks"], "what was handed in stays as it was"

@@ -1,11 +1,13 @@
 """Cutting histories into rows and batches: every target once, nothing from the future, nothing twice."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.recommender.tasks import (
     TARGETS_PER_ROW,
     batch_of,
@@ -15,7 +17,7 @@ from macrec_pipeline.recommender.tasks import (
     receptive_field,
     training_rows,
 )
-from macrec_pipeline.recommender.vocabulary import PROMPTED_TASKS, Vocabulary
+from macrec_pipeline.recommender.vocabulary import PROMPTED_TASKS, Vocabulary, possible_tasks
 
 HISTORIES = st.lists(st.integers(1, 130), min_size=1, max_size=8).map(
     lambda lengths: [np.arange(length) + 1000 * row for row, length in enumerate(lengths)]
@@ -125,3 +127,12 @@ def test_every_token_has_one_meaning() -> None:
         used += words.prompt(task).tolist()
     assert sorted(used) == list(range(words.size))
     assert words.prompt("text_to_text").tolist() == []
+
+
+def test_tasks_of_a_modality_that_is_not_there_are_left_out() -> None:
+    """What is left reads and writes only what there is, in the order of the settings; no route at all is refused."""
+    tasks = RecommenderConfig().tasks
+    assert possible_tasks(tasks, ["text", "image"]) == tasks
+    assert possible_tasks(tasks, ["image"]) == ("image_to_image",)
+    with pytest.raises(ConfigError, match=r"the catalogue has only text IDs\. Add text_to_text"):
+        possible_tasks(("image_to_image", "text_to_image"), ["text"])

@@ -1,5 +1,7 @@
 """Append mode: who has an ID keeps it to the byte, nobody gets one that is taken or retired, and all of it repeats."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +182,20 @@ def test_a_changed_embedding_is_drift_and_keeps_its_id(quantizer: FittedQuantize
     np.testing.assert_array_equal(appended.assigned.text_codes, table.codes["text"])
     assert 0.5 < appended.drift["text"] * len(own) / 10 <= 1
     assert appended.drift["image"] == 0
+
+
+def test_one_modality_alone_is_appended_to_as_beside_the_other(quantizer: FittedQuantizer) -> None:
+    """Without pictures: the text IDs are those of the catalogue with them. Pictures that come later are refused."""
+    rows = np.arange(NUM_ITEMS)
+    table = first_table(quantizer, rows[1:])
+    alone = replace(quantizer, image=None)
+    texts = OwnedIds(table.item_ids, {"text": table.codes["text"]}, {"text": table.moved["text"]})
+    common = {"item_ids": NAMES, "previous": texts, "now": TODAY, "retire_for_days": 30, "device": CPU}
+    nothing = RetiredIds(texts.rows(rows[:0]), np.zeros(0, dtype=np.int64))
+    appended = append_semantic_ids(alone, TEXT, None, retired=nothing, **common)  # type: ignore[arg-type]
+    both = append(quantizer, rows, table).assigned
+    assert appended.assigned.codes.keys() == appended.drift.keys() == {"text"}
+    np.testing.assert_array_equal(appended.assigned.text_codes, both.text_codes)
+    np.testing.assert_array_equal(appended.assigned.text_moved, both.text_moved)
+    with pytest.raises(SemanticIdError, match=r"fitted to text, but the catalogue has text and image.*mode=new"):
+        append_semantic_ids(alone, TEXT, IMAGE, retired=nothing, **common)  # type: ignore[arg-type]

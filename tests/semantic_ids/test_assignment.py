@@ -1,13 +1,20 @@
 """Collision resolution: by hand, by property, and the error when there is no room."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.errors import SemanticIdError
-from macrec_pipeline.semantic_ids import code_usage, collision_rate, perplexity, resolve_given_ids
+from macrec_pipeline.semantic_ids import (
+    code_usage,
+    collision_rate,
+    perplexity,
+    resolve_given_ids,
+    semantic_id_problems,
+)
 from macrec_pipeline.semantic_ids.assignment import resolve
 from macrec_pipeline.semantic_ids.diagnostics import row_keys
 from macrec_pipeline.semantic_ids.residual_quantizer import nearest_codes, squared_distances
@@ -140,3 +147,16 @@ def _one_by_one(
                     taken.add(key)
                     waiting.remove(winner)
     return None if waiting else ids
+
+
+def test_ids_may_lack_a_modality_but_not_some_items_of_one() -> None:
+    """A modality that nothing has is none of the catalogue's; one that some lack, or no modality at all, is a fault."""
+
+    def problems(text: list[list[int] | None], image: list[list[int] | None]) -> list[str]:
+        codes = {"text_codes": text, "image_codes": image}
+        return semantic_id_problems(pl.DataFrame(codes, schema=dict.fromkeys(codes, pl.List(pl.Int64))))
+
+    assert problems([[0, 1], [1, 1]], [None, None]) == []
+    assert problems([[0, 1], [1, 1]], [None, [0, 0]]) == ["1 of 2 items have no image ID."]
+    assert problems([None, None], [None, None]) == ["No item has an ID in any modality."]
+    assert problems([[0, 1], [0, 1]], [None, None]) == ["2 of 2 items share their text ID with another item."]

@@ -134,3 +134,21 @@ def test_a_setting_that_the_method_ignores_is_refused(method: str, setting: str,
     with pytest.raises(ConfigError, match=rf"method {method} has no use for {setting}"):
         resolve_config("default", {"quantizer": {"method": method, setting: value}})
     assert getattr(QuantizerConfig.model_validate({setting: value}), setting) == value
+
+
+@pytest.mark.parametrize("method", ["cross_modal", "residual_k_means"])
+def test_a_modality_alone_is_fitted_as_one_that_is_trained_apart(method: str, tmp_path) -> None:
+    """Without pictures the text weights are those of `single_modality`; nothing is written or assigned of the other."""
+    text, image = two_modalities()
+    labels = fit_pseudo_labels(text, PseudoLabelConfig(num_clusters=10), seed=1)
+    alone = fit_quantizer(text, None, labels, None, tiny(method=method), seed=1, device=CPU)
+    apart = fitted(tiny(method="single_modality" if method == "cross_modal" else method))
+    for name, value in alone.text.state_dict().items():
+        assert torch.equal(value, apart.text.state_dict()[name])
+    alone.save(tmp_path)
+    assert not (tmp_path / "image.safetensors").exists()
+    loaded = FittedQuantizer.load(tmp_path, device=CPU)
+    assert loaded.image is None
+    ids = assign_semantic_ids(loaded, text, None, device=CPU)
+    assert ids.codes.keys() == ids.moved.keys() == ids.collision_rate.keys() == {"text"}
+    assert (ids.text_codes == assign_semantic_ids(apart, text, image, device=CPU).text_codes).all()

@@ -86,6 +86,25 @@ def test_the_report_is_plain_json_with_denominators() -> None:
     assert 0 <= full["worst"]["neighbour_agreement"] <= 1
 
 
+def test_a_modality_that_the_catalogue_lacks_is_not_in_the_report() -> None:
+    """Its figures are neither there nor worst; text IDs are compared with those before, whatever there was beside."""
+    codes = np.array([[0, 0], [1, 1]])
+    ids = resolve_given_ids(codes, None, codebook_size=4)
+    report = quality_report(
+        ids, item_ids=list("ab"), is_cold=np.zeros(2, dtype=bool), previous=owned("ab", [[0, 0], [3, 3]])
+    )
+    assert "image" not in report
+    assert report["worst"]["perplexity_share"] == 0.5
+    assert (report["moved_share"], report["text_moved_share"]) == (0.5, 0.5)
+    pictures = quality_report(
+        resolve_given_ids(None, codes, codebook_size=4),
+        item_ids=list("ab"),
+        is_cold=np.zeros(2, dtype=bool),
+        previous=OwnedIds(list("ab"), {"text": codes}, {"text": np.zeros(2, dtype=bool)}),
+    )
+    assert pictures["moved_share"] == 1.0, "IDs of another modality are other IDs"
+
+
 def test_limits_are_crossed_on_the_right_side_only() -> None:
     """A figure at its limit is within it; one that was not measured is not judged; block and warn are told apart."""
     limits = LimitsConfig.model_validate(

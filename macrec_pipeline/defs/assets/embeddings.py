@@ -7,10 +7,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.config import Route
+from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage, table_metadata
-from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.errors import DataError, SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
 from macrec_pipeline.storage import embedding_table, vectors_of
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definition
 logger = logging.getLogger(__name__)
 
 MADE_BY = "made_by"
+NAMES: dict[Route, str] = {"text": "a text", "image": "a picture"}
 GROUP = "embeddings"
 KINDS = {"torch", "parquet"}
 
@@ -29,7 +30,7 @@ KINDS = {"torch", "parquet"}
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="3",
+    code_version="4",
     pool=GPU_POOL,
     metadata=table_metadata("text_embeddings"),
     description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
@@ -45,7 +46,7 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="3",
+    code_version="4",
     pool=GPU_POOL,
     metadata=table_metadata("image_embeddings"),
     description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
@@ -60,6 +61,8 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.data.given import given_embeddings
 
     items = work.table("items")
+    if (reason := _left_out(work, items, route)) is not None:
+        return work.skip(EMBEDDINGS.empty(), reason)
     given = given_embeddings(work.spec, work.data, items, route)
     if given is not None:
         table = embedding_table(items, vectors=given, imputed=np.zeros(items.height, dtype=np.bool_))
@@ -69,7 +72,36 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
     return _encode(work, items, route)
 
 
+def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
+    """Why this run does without a modality; None if it does not, or if it lacks both, which the encoder then says.
+
+    Raises:
+        DataError: the version before had it, and nobody has said that it is to go.
+    """
+    chosen, others = work.config.routes, [other for other in ROUTES if other != route]
+    if chosen is not None:
+        return None if route in chosen else f"routes is {', '.join(chosen)}"
+    if semantic_ids_are_given(work.spec) or _is_there(work, items, route):
+        return None
+    if not any(_is_there(work, items, other) for other in others):
+        return None
+    if work.store.has(work.asset) and MADE_BY in work.store.manifest(work.asset).details:
+        raise DataError(
+            f"No item of {work.dataset} has {NAMES[route]}, but the last {work.asset} were made from some. Look "
+            f"whether the files are where the data set says. If it is meant, set routes=[{', '.join(others)}]."
+        )
+    return f"no item has {NAMES[route]}: one route, {', '.join(others)}"
+
+
+def _is_there(work: Stage, items: pl.DataFrame, route: Route) -> bool:
+    if getattr(work.spec.source, f"{route}_embeddings", None) is not None:
+        return True
+    values = items["text" if route == "text" else "image_path"]
+    return bool((values.str.strip_chars() != "").any())
+
+
 def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.texts import title_and_rest
     from macrec_pipeline.embeddings import embed_images, embed_texts
     from macrec_pipeline.runtime.devices import prepare_device
 
@@ -82,11 +114,19 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
             "shards": shards,
         }
         if route == "text":
-            embedded = embed_texts(items["text"].to_list(), work.config.text_encoder, **common)
+            whole = work.config.text_encoder.fields == "joined"
+            texts = items["text"].to_list() if whole else title_and_rest(items["title"], items["text"])
+            embedded = embed_texts(texts, work.config.text_encoder, **common)
         else:
             paths = [None if path is None else work.data / path for path in items["image_path"]]
             embedded = embed_images(paths, work.config.image_encoder, **common)
-        table = embedding_table(items, vectors=embedded.vectors, imputed=embedded.imputed, contents=embedded.contents)
+        table = embedding_table(
+            items,
+            vectors=embedded.vectors,
+            imputed=embedded.imputed,
+            contents=embedded.contents,
+            problems=dict(embedded.failures),
+        )
         return work.save(
             table,
             details={MADE_BY: embedded.made_by},
@@ -96,6 +136,8 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
             imputed_share=float(embedded.imputed.mean()),
             encoded=embedded.num_encoded,
             items_per_second=embedded.items_per_second,
+            batch_size=embedded.batch_size,
+            num_unreadable=len(embedded.failures),
             unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
         )
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 
+from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import Stage, codes_of, markdown, stage
+from macrec_pipeline.defs.tracked import SKIPPED, Stage, codes_by_modality, markdown, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.protocol import Evaluation
@@ -110,9 +111,10 @@ def _report_input(
 
     ids, details = tables["semantic_ids"], work.store.manifest("semantic_ids").details
     usage = {
-        route: code_usage(codes_of(ids, f"{route}_codes"), codebook_size=details["codebook_size"])
-        for route in ("text", "image")
+        route: code_usage(codes, codebook_size=details["codebook_size"])
+        for route, codes in codes_by_modality(ids).items()
     }
+    unreadable = tables["image_embeddings"]["problem"].count()
     dropped = tables["quarantine"].group_by("table", "reason").len("num_rows").sort("table", "num_rows", "reason")
     return ReportInput(
         dataset=work.dataset,
@@ -130,10 +132,16 @@ def _report_input(
         code_usage=usage,
         quantizer_log=_log(work.folder("quantizer") / "training_log.json"),
         recommender_log=_log(work.folder("recommender") / "weights" / "training_log.json"),
-        quarantine=[QuarantineCount(*row) for row in dropped.iter_rows()],
+        quarantine=[
+            *(QuarantineCount(*row) for row in dropped.iter_rows()),
+            *([QuarantineCount("image_embeddings", "unreadable_picture", unreadable)] if unreadable else []),
+        ],
         sample_users=_sample_users(work, tables, evaluation),
         beam_agreement=work.store.manifest("predictions").details.get("beam_agreement", {}),
         items_without={route: int(flags.sum()) for route, flags in _imputed(tables).items()},
+        left_out={
+            route: work.store.manifest(f"{route}_embeddings").details[SKIPPED] for route in ROUTES if route not in usage
+        },
     )
 
 
@@ -156,7 +164,7 @@ def _imputed(tables: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
     """Modality -> bool [N], for those that were embedded here."""
     return {
         route: tables[f"{route}_embeddings"]["imputed"].to_numpy()
-        for route in ("text", "image")
+        for route in ROUTES
         if tables[f"{route}_embeddings"].height
     }
 

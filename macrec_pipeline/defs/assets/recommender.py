@@ -10,7 +10,7 @@ import polars as pl
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import (
     Stage,
-    codes_of,
+    codes_by_modality,
     in_words,
     sequences_of,
     stage,
@@ -50,12 +50,13 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
     with stage(context, settings, "recommender") as work:
         start, why_not = _start(work)
-        ids, codebook_size = work.table("semantic_ids"), work.store.manifest("semantic_ids").details["codebook_size"]
+        codes = codes_by_modality(work.table("semantic_ids"))
+        codebook_size = work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
             fitted = fit_recommender(
                 training_sequences(work.table("histories")),
-                codes_of(ids, "text_codes"),
-                codes_of(ids, "image_codes"),
+                codes.get("text"),
+                codes.get("image"),
                 codebook_size=codebook_size,
                 config=work.config.recommender,
                 seed=work.config.seed,
@@ -120,8 +121,7 @@ def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> di
     decoding = work.config.decoding
     if decoding.fusion == "published":
         return {}
-    ids, histories = work.table("semantic_ids"), training_sequences(work.table("histories"))
-    codes = {route: codes_of(ids, f"{route}_codes") for route in ("text", "image")}
+    codes, histories = codes_by_modality(work.table("semantic_ids")), training_sequences(work.table("histories"))
     sasrec = _sasrec(work, fitted.model.t5.device).model if decoding.collaborative_route else None
     fusion = fit_fusion(fitted.model, histories, codes, config=decoding, sasrec=sasrec, progress=work.progress)
     if fusion is None:
@@ -178,7 +178,7 @@ def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) ->
 def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size: int) -> None:
     from macrec_pipeline.recommender import RecommenderBundle
 
-    items, ids = work.table("items"), work.table("semantic_ids")
+    items, codes = work.table("items"), codes_by_modality(work.table("semantic_ids"))
     training = [sequence[:-2] for sequence in training_sequences(work.table("histories"))]
     collaborative = work.config.decoding.collaborative_route
     inputs = ("histories", "items", "semantic_ids", *(("sasrec",) if collaborative else ()))
@@ -188,8 +188,8 @@ def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size
         sasrec_folder=work.folder("sasrec") if collaborative else None,
         item_ids=items["item_id"].to_list(),
         popularity=np.bincount(np.concatenate(training), minlength=items.height).astype(np.int64),
-        text_codes=codes_of(ids, "text_codes"),
-        image_codes=codes_of(ids, "image_codes"),
+        text_codes=codes.get("text"),
+        image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=work.config.decoding.model_dump(mode="json"),
         catalogue=items.select("title", "image_path").to_dicts(),

@@ -16,11 +16,11 @@ import polars as pl
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.id_quality import quality, quality_facts
-from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table
+from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table, with_every_column
 from macrec_pipeline.defs.identity import Choice
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
-from macrec_pipeline.schemas import PSEUDO_LABELS
+from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
 from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
@@ -57,7 +57,8 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
         }
         facts: dict[str, Any] = {f"{name}s": np.unique(labels).size for name, labels in clusters.items()}
         facts |= {f"largest_{name}": int(np.bincount(labels).max()) for name, labels in clusters.items()}
-        return work.save(tables["text"].select("item_index", "item_id").with_columns(**clusters), **facts)
+        table = next(iter(tables.values())).select("item_index", "item_id").with_columns(**clusters)
+        return work.save(with_every_column(table, PSEUDO_LABELS), **facts)
 
 
 @dg.asset(
@@ -82,11 +83,12 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         choice = identity.choose(work, vectors, device)
         if choice.append:
             return _keep_quantizer(work, choice, device)
+        clusters = {route: labels[f"{route}_cluster"].to_numpy(writable=True) for route in vectors}
         fitted = fit_quantizer(
-            vectors["text"],
-            vectors["image"],
-            labels["text_cluster"].to_numpy(writable=True),
-            labels["image_cluster"].to_numpy(writable=True),
+            vectors.get("text"),
+            vectors.get("image"),
+            clusters.get("text"),
+            clusters.get("image"),
             work.config.quantizer,
             seed=work.config.seed,
             device=device,
@@ -118,14 +120,12 @@ def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.Ma
             work.table("items")
             .select("item_index", "item_id")
             .with_columns(
-                text_codes=pl.Series(assigned.text_codes.tolist(), dtype=pl.List(pl.Int64)),
-                image_codes=pl.Series(assigned.image_codes.tolist(), dtype=pl.List(pl.Int64)),
-                text_moved=pl.Series(assigned.text_moved),
-                image_moved=pl.Series(assigned.image_moved),
+                *(pl.Series(f"{route}_codes", codes.tolist()) for route, codes in assigned.codes.items()),
+                *(pl.Series(f"{route}_moved", moved) for route, moved in assigned.moved.items()),
             )
         )
+        table, plots = with_every_column(table, SEMANTIC_IDS), _usage_plots(work, assigned)
         details = {"codebook_size": assigned.codebook_size, "collision_rate": assigned.collision_rate, **made.details}
-        plots = _usage_plots(work, assigned)
         return work.save(table, details=details, beside=made.beside, **_id_facts(assigned), **made.facts, **plots)
 
 
@@ -153,17 +153,16 @@ def _keep_quantizer(work: Stage, choice: Choice, device: "torch.device") -> dg.M
 def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
-    rates, dead = ([f"{route}_{figure}" for route in ("text", "image")] for figure in ("collision_rate", "dead_codes"))
+    routes = list(fitted.modules)
+    rates, dead = ([f"{route}_{figure}" for route in routes] for figure in ("collision_rate", "dead_codes"))
     last = fitted.log[-1]
     levels = {
-        f"{route}_level_losses": [name for name in last if name.startswith(f"{route}_level_loss_")]
-        for route in ("text", "image")
+        f"{route}_level_losses": [name for name in last if name.startswith(f"{route}_level_loss_")] for route in routes
     }
     return work.report(
         summary=in_words({name: last[name] for name in ("loss", *rates, *dead)}),
         **last,
-        best_text_epoch=fitted.best_epoch["text"],
-        best_image_epoch=fitted.best_epoch["image"],
+        **{f"best_{route}_epoch": fitted.best_epoch[route] for route in routes},
         loss_curve=work.plot("loss", plot_training_log(fitted.log, ["loss"])),
         **{name: work.plot(name, plot_training_log(fitted.log, keys)) for name, keys in levels.items()},
         dead_codes=work.plot("dead_codes", plot_training_log(fitted.log, dead)),
@@ -183,7 +182,12 @@ def _given_ids(work: Stage) -> _Made:
 
     given = given_semantic_ids(work.spec, work.data, work.table("items"))
     assert given is not None, "only called where the data set brings its IDs"
-    assigned = resolve_given_ids(given.text_codes, given.image_codes, codebook_size=given.codebook_size)
+    routes = work.config.routes or ROUTES
+    assigned = resolve_given_ids(
+        given.text_codes if "text" in routes else None,
+        given.image_codes if "image" in routes else None,
+        codebook_size=given.codebook_size,
+    )
     report = quality(work, assigned)
     return _Made(assigned, {"quality": report}, quality_facts(report))
 
@@ -200,7 +204,7 @@ def _ids(work: Stage) -> _Made:
     if not choice.append:
         collaborative = anchors(work, quantizer, vectors)
         assigned = assign_semantic_ids(
-            quantizer, vectors["text"], vectors["image"], device=device, collaborative_vectors=collaborative
+            quantizer, vectors.get("text"), vectors.get("image"), device=device, collaborative_vectors=collaborative
         )
         report = quality(work, assigned, quantizer=quantizer, vectors=vectors)
         return _Made(assigned, details | {"quality": report}, facts | quality_facts(report))
@@ -213,11 +217,13 @@ def _ids(work: Stage) -> _Made:
 
 
 def _embeddings(work: Stage) -> dict[str, pl.DataFrame]:
-    return {route: work.table(f"{route}_embeddings") for route in ("text", "image")}
+    """The embeddings of each modality that the catalogue has."""
+    tables = {route: work.table(f"{route}_embeddings") for route in ROUTES}
+    return {route: table for route, table in tables.items() if table.height}
 
 
 def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
-    """Both modalities' embeddings, writable float32 [N, D] each, with neighbours' vectors where an item lacks one."""
+    """The modalities' embeddings, writable float32 [N, D] each, with neighbours' vectors where an item lacks one."""
     from macrec_pipeline.semantic_ids import impute_from_neighbours
 
     return impute_from_neighbours(
@@ -227,18 +233,16 @@ def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
-    sizes = {"levels": assigned.text_codes.shape[1], "codebook_size": assigned.codebook_size}
-    return sizes | {f"{route}_moved": int(getattr(assigned, f"{route}_moved").sum()) for route in ROUTES}
+    sizes = {"levels": next(iter(assigned.codes.values())).shape[1], "codebook_size": assigned.codebook_size}
+    return sizes | {f"{route}_moved": int(moved.sum()) for route, moved in assigned.moved.items()}
 
 
 def _usage_plots(work: Stage, assigned: "AssignedIds") -> dict[str, Any]:
     from macrec_pipeline.evaluation.plots import plot_code_usage
     from macrec_pipeline.semantic_ids import code_usage
 
-    return {
-        f"{route}_code_usage": work.plot(f"{route}_code_usage", plot_code_usage(code_usage(codes, codebook_size=size)))
-        for route, codes, size in (
-            ("text", assigned.text_codes, assigned.codebook_size),
-            ("image", assigned.image_codes, assigned.codebook_size),
-        )
+    usage = {
+        f"{route}_code_usage": code_usage(codes, codebook_size=assigned.codebook_size)
+        for route, codes in assigned.codes.items()
     }
+    return {name: work.plot(name, plot_code_usage(counts)) for name, counts in usage.items()}
