@@ -93,7 +93,12 @@ def test_the_champion_alone_against_the_popular_items() -> None:
 
 def test_test_users_by_item_id() -> None:
     """All but the last is the input, the last the target; popular items are counted in what comes before both."""
-    rows = {"user_index": [0, 1], "user_id": ["u", "v"], "item_indices": [[2, 0, 2, 1], [2, 1, 0]]}
+    rows = {
+        "user_index": [0, 1],
+        "user_id": ["u", "v"],
+        "item_indices": [[2, 0, 2, 1], [2, 1, 0]],
+        "tested": [True, True],
+    }
     table = pl.DataFrame(rows | {"timestamps": [[1, 2, 3, 4], [1, 2, 3]]}, schema=HISTORIES.columns)
     users = leave_one_out(table, ["p", "q", "r"])
     assert users.inputs == [["r", "p", "r"], ["r", "q"]]
