@@ -174,8 +174,9 @@ def test_items_without_interactions_stay_if_asked() -> None:
     """Untouched (c, d) or outside the core (e): in the catalogue with no interaction; what is unsound stays out."""
     log = _log(*(row for user in "uvw" for row in _good(user, "abf")), *_good("x", "e"), ("u", "d", 1.0, None))
     raw_items = pl.concat([_catalogue("abcdef"), _items((None, "No id", None, None))])
-    config = CleaningConfig(k_core=3, keep_items_without_interactions=True)
-    tables, strict = (clean(log, raw_items, each) for each in (config, CleaningConfig(k_core=3)))
+    core = CleaningConfig(k_core=3, max_quarantined_share=1)
+    keeping = core.model_copy(update={"keep_items_without_interactions": True})
+    tables, strict = (clean(log, raw_items, config) for config in (keeping, core))
     assert dict(tables.items.select("item_id", "num_interactions").iter_rows()) == {
         "a": 3, "b": 3, "c": 0, "d": 0, "e": 0, "f": 3
     }  # fmt: skip
