@@ -121,7 +121,7 @@ def _hours(seconds: float) -> str:
 
 
 def _bytes(size: float) -> str:
-    return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:,.2g} GB"
+    return f"{size / 1e9:,.0f} GB" if size >= 1e10 else f"{size / 1e9:.2g} GB"
 
 
 def main() -> None:
