@@ -44,9 +44,7 @@ def recommend(
     out.print(history_lines(item_ids, catalogue))
     if answer.fallback != "none":
         out.print("Nothing of it is known to the model, so these are its most popular items.")
-    if not answer.item_ids:
-        out.print("The rules leave no item.")
-    out.print(answer_table(answer, catalogue, data=data.resolve()))
+    out.print(answer_table(answer, catalogue, data=data.resolve()) if answer.item_ids else "The rules leave no item.")
 
 
 def promote(

@@ -76,7 +76,7 @@ def _report(work: Stage, *, model: str, users: int, shards: int) -> dg.Materiali
     table = pl.scan_parquet(work.store.location("recommendations") / "part-*.parquet")
     unknown = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
     return work.report(
-        summary=f"{users:,} users in {shards} shards by {model}",
+        summary=f"{users:,} users by {model}, shards: {shards}",
         model=model,
         users=users,
         shards=shards,
