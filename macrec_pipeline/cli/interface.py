@@ -14,6 +14,8 @@ from macrec_pipeline.terminal import console, quieten_libraries
 if TYPE_CHECKING:
     from types import FrameType
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 def ui(
     home: HomeOption = DEFAULT_HOME,
@@ -27,7 +29,8 @@ def ui(
     from macrec_pipeline.defs.launch import open_instance
     from macrec_pipeline.defs.local_servers import local_plans, serving, wait_for_the_end
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _ENDING:
+        signal.signal(number, _interrupt)
     started = datetime.now(UTC)
     out = console()
     out.print("Starting; this takes some ten seconds.")
@@ -39,15 +42,14 @@ def ui(
             out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
         out.print('MLflow opens in its GenAI view: choose "Model training" at the top left to see the runs.')
         out.print("Ctrl-C ends both.")
-        try:
-            wait_for_the_end(servers)
-        finally:  # a second signal must not cut the ending short and leave servers or runs behind
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+        wait_for_the_end(servers)
     with open_instance(home.resolve()) as instance:
         for run_id in close_runs_of_a_stopped_ui(instance, home.resolve(), started=started):
             out.print(f"The run {run_id} was still at work and is canceled.", highlight=False)
 
 
 def _interrupt(_signal: int, _frame: "FrameType | None") -> NoReturn:
+    # A second signal, wherever the first one struck, must not cut the ending short and leave servers or runs behind.
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.schemas import EARLIEST_MS, TABLES
 from macrec_pipeline.storage import FOLDER_ASSETS, AssetStore, manifest
 
 ASSETS = (*TABLES, *FOLDER_ASSETS)
@@ -42,7 +42,8 @@ def _one_row(asset: str) -> pl.DataFrame:
             return pl.Series([[0.5, 1.5]], dtype=pl.Array(pl.Float32, 2))
         return pl.Series([next(value for name, value in VALUES.items() if str(dtype).startswith(name))], dtype=dtype)
 
-    return pl.DataFrame({name: column(dtype) for name, dtype in TABLES[asset].columns.items()})
+    row = pl.DataFrame({name: column(dtype) for name, dtype in TABLES[asset].columns.items()})
+    return row.with_columns(pl.lit(EARLIEST_MS).alias("timestamp")) if asset == "interactions" else row
 
 
 @contextmanager
