@@ -48,11 +48,12 @@ def predicted_lists(
         for exclude_seen in (False, True):
             rows = predictions.filter((pl.col("system") == system) & (pl.col("exclude_seen") == exclude_seen))
             where = f"predictions of {system!r} with exclude_seen={exclude_seen}"
-            _check_users(histories["user_index"], rows["user_index"], where=where)
-            ordered = histories.select("user_index").join(
-                rows, on="user_index", how="left", maintain_order="left", validate="1:1"
-            )
-            lists[system, exclude_seen] = padded_lists(ordered["item_indices"], where=where, num_items=num_items)
+            if not rows["user_index"].equals(histories["user_index"]):  # as predictions writes them, they are
+                _check_users(histories["user_index"], rows["user_index"], where=where)
+                rows = histories.select("user_index").join(
+                    rows, on="user_index", how="left", maintain_order="left", validate="1:1"
+                )
+            lists[system, exclude_seen] = padded_lists(rows["item_indices"], where=where, num_items=num_items)
         _check_unseen(histories, lists[system, True], seen, system=system, num_items=num_items)
     return lists
 

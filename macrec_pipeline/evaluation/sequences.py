@@ -98,6 +98,8 @@ def padded_lists(column: pl.Series, *, where: str, num_items: int) -> IntArray:
     if (lengths != column.list.n_unique().to_numpy()).any():
         row = int((lengths != column.list.n_unique().to_numpy()).argmax())
         raise DataError(f"{where}: the list in row {row} names an item twice: {column[row].to_list()}.")
+    if len(lengths) and (lengths == lengths[0]).all():
+        return items.reshape(len(lengths), int(lengths[0]))
     rows = np.repeat(np.arange(len(lengths)), lengths)
     places = np.arange(len(items)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     padded = np.full((len(lengths), int(lengths.max(initial=0))), NO_ITEM, dtype=np.int64)
