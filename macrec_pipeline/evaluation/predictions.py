@@ -4,6 +4,8 @@ What enters: `histories` and `predictions`. What leaves: int64 [U, R] lists a sy
 names the system and the user: a user who is left out or counted twice moves every metric in silence.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import polars as pl
 
@@ -54,7 +56,12 @@ def predicted_lists(
                     rows, on="user_index", how="left", maintain_order="left", validate="1:1"
                 )
             lists[system, exclude_seen] = padded_lists(rows["item_indices"], where=where, num_items=num_items)
+
+    def check(system: str) -> None:
         _check_unseen(histories, lists[system, True], seen, system=system, num_items=num_items)
+
+    with ThreadPoolExecutor() as pool:  # looking up frees the interpreter
+        list(pool.map(check, (system for system, exclude_seen in lists if exclude_seen)))
     return lists
 
 
@@ -78,13 +85,14 @@ def _check_users(expected: pl.Series, found: pl.Series, *, where: str) -> None:
 
 def _check_unseen(histories: pl.DataFrame, lists: IntArray, seen: IntArray, *, system: str, num_items: int) -> None:
     """Raise if a list names an item of the user's input; `seen` holds user * N + item of all inputs, ascending."""
-    rows, places = np.nonzero(lists != NO_ITEM)
-    shown = rows * num_items + lists[rows, places]
-    nearest = np.minimum(np.searchsorted(seen, shown), max(len(seen) - 1, 0))  # rows ascend: look-ups stay close
-    repeated = seen[nearest] == shown if len(seen) else np.zeros(len(shown), dtype=bool)
+    if not len(seen) or not lists.size:
+        return
+    shown = (np.arange(len(lists))[:, None] * num_items + lists).ravel()
+    nearest = np.minimum(np.searchsorted(seen, shown), len(seen) - 1)  # rows ascend: look-ups stay close
+    repeated = (seen[nearest] == shown) & (lists.ravel() != NO_ITEM)
     if repeated.any():
-        row, item = divmod(int(shown[repeated.argmax()]), num_items)
+        row, place = divmod(int(repeated.argmax()), lists.shape[1])
         raise DataError(
             f"predictions of {system!r} with exclude_seen=True: user_index {histories['user_index'][row]} is given "
-            f"item {item}, which is in the user's history."
+            f"item {lists[row, place]}, which is in the user's history."
         )
