@@ -38,8 +38,8 @@ def main(interpreter: str) -> int:
             return done.returncode
         silent.append(f"{source}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}\n")
     sys.stderr.write(
-        f"{''.join(silent)}NOT AUDITED: no source of advisories has answered for every pin. Run `make audit` on a machine "
-        "that reaches one; it needs no more than this checkout.\n"
+        f"{''.join(silent)}NOT AUDITED: no source of advisories has answered for every pin. Run `make audit` on a "
+        "machine that reaches one; it needs no more than this checkout.\n"
     )
     return UNKNOWN
 
