@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from macrec_pipeline.errors import DataError
-from macrec_pipeline.evaluation.leave_one_out import LeaveOneOut
+from macrec_pipeline.evaluation.held_out import HeldOut
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, hit_rate, ndcg
 from macrec_pipeline.evaluation.statistics import PairedDifference, paired_differences
 from macrec_pipeline.runtime.seeds import numpy_generator
@@ -108,7 +108,7 @@ class HeadToHead:
 def compare(
     challenger: Answers,
     champion: Answers,
-    users: LeaveOneOut,
+    users: HeldOut,
     *,
     num_samples: int,
     confidence: float,
@@ -153,7 +153,7 @@ def compare(
 
 
 def against_popularity(
-    champion: Answers, users: LeaveOneOut, *, num_samples: int, confidence: float, seed: int
+    champion: Answers, users: HeldOut, *, num_samples: int, confidence: float, seed: int
 ) -> tuple[Standing, PairedDifference]:
     """How the champion does by itself, and its NDCG@10 less that of the most popular items; see `compare`."""
     (difference,) = paired_differences(
@@ -166,7 +166,7 @@ def against_popularity(
     return standing(champion, users), difference
 
 
-def standing(answers: Answers, users: LeaveOneOut) -> Standing:
+def standing(answers: Answers, users: HeldOut) -> Standing:
     """How one model did; see `compare`. Raises `DataError`."""
     ndcg_10, hr_10 = _metrics(answers.lists, users).mean(axis=0)
     shown = {item for row in answers.lists for item in row[:CUTOFF]}
@@ -181,7 +181,7 @@ def standing(answers: Answers, users: LeaveOneOut) -> Standing:
     )
 
 
-def _metrics(lists: Sequence[Sequence[str]], users: LeaveOneOut) -> FloatArray:
+def _metrics(lists: Sequence[Sequence[str]], users: HeldOut) -> FloatArray:
     """NDCG@10 and HR@10 a user: float64 [U, 2]."""
     num_users = len(users.targets)
     if len(lists) != num_users or not num_users:

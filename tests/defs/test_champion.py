@@ -13,7 +13,7 @@ import torch
 from mlflow.entities.model_registry import ModelVersion
 
 from macrec_pipeline import terminal
-from macrec_pipeline.config import DecodingConfig, RecommenderConfig
+from macrec_pipeline.config import DecodingConfig
 from macrec_pipeline.defs.assets.champion import champion_comparison, champion_evaluation
 from macrec_pipeline.defs.assets.registry import registered_model
 from macrec_pipeline.defs.checks import CHECKS
@@ -22,9 +22,9 @@ from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender
 from macrec_pipeline.schemas import HISTORIES, ITEMS
 from macrec_pipeline.tracking.store import connect
+from tests.tracking.served import CODES, NUM_CODES, NUM_ITEMS, TINY
 
-NUM_ITEMS, NUM_USERS, NUM_CODES = 12, 20, 4
-CODES = np.array([[item // NUM_CODES, item % NUM_CODES] for item in range(NUM_ITEMS)], dtype=np.int64)
+NUM_USERS = 20
 ITEM_IDS = [f"i{item:02d}" for item in range(NUM_ITEMS)]
 HISTORIES_BY_INDEX = [[(user + step) % NUM_ITEMS for step in range(6)] for user in range(NUM_USERS)]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -32,21 +32,9 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @pytest.fixture(scope="module")
 def fitted() -> FittedRecommender:
-    config = RecommenderConfig(
-        d_model=16,
-        d_ff=32,
-        d_kv=8,
-        num_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        history_length=5,
-        encoding="item_causal",
-        num_epochs=1,
-        batch_size=64,
-    )
     rows = [np.array(row, dtype=np.int64) for row in HISTORIES_BY_INDEX]
     return fit_recommender(
-        rows, CODES, CODES[::-1].copy(), codebook_size=NUM_CODES, config=config, seed=1, device=torch.device("cpu")
+        rows, CODES, CODES[::-1].copy(), codebook_size=NUM_CODES, config=TINY, seed=1, device=torch.device("cpu")
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from macrec_pipeline.config import PromotionConfig
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation.head_to_head import Answers, HeadToHead, Standing, against_popularity, compare
-from macrec_pipeline.evaluation.leave_one_out import LeaveOneOut, leave_one_out
+from macrec_pipeline.evaluation.held_out import HeldOut, held_out
 from macrec_pipeline.evaluation.promotion_rules import judge
 from macrec_pipeline.evaluation.statistics import PairedDifference
 from macrec_pipeline.evaluation.version_card import match_card, plain_card, version_card
@@ -28,12 +28,10 @@ CHAMPION = Answers(
 )
 
 
-USERS = LeaveOneOut([["x"]] * 4, TARGETS, [["a", "x"]] * 4, frozenset(("a", "b", "c", "x", "new")))
+USERS = HeldOut([["x"]] * 4, TARGETS, [["a", "x"]] * 4, frozenset(("a", "b", "c", "x", "new")))
 
 
-def worked_out(
-    challenger: Answers = CHALLENGER, champion: Answers = CHAMPION, users: LeaveOneOut = USERS
-) -> HeadToHead:
+def worked_out(challenger: Answers = CHALLENGER, champion: Answers = CHAMPION, users: HeldOut = USERS) -> HeadToHead:
     return compare(challenger, champion, users, num_samples=200, confidence=0.9, seed=1)
 
 
@@ -59,7 +57,7 @@ def test_only_the_first_ten_count() -> None:
     """A target in place 11 is a miss, and items from there on are not shown."""
     items = [f"i{place}" for place in range(11)]
     catalogue = dict.fromkeys(items, ((0,), (0,)))
-    users = LeaveOneOut([["i0"]], ["i10"], [items], frozenset(items))
+    users = HeldOut([["i0"]], ["i10"], [items], frozenset(items))
     found = worked_out(Answers([items], catalogue, 1.0, 1), Answers([items[::-1]], catalogue, 1.0, 1), users)
     assert (found.challenger.hr_10, found.champion.hr_10) == (0, 1)
     assert found.challenger.coverage == 10 / 11
@@ -80,7 +78,7 @@ def test_everyone_must_be_answered() -> None:
     with pytest.raises(DataError, match="4 test users need one list each, got 3"):
         worked_out(challenger=replace(CHALLENGER, lists=CHALLENGER.lists[:3]))
     with pytest.raises(DataError, match="0 test users"):
-        worked_out(replace(CHALLENGER, lists=[]), replace(CHAMPION, lists=[]), LeaveOneOut([], [], [], frozenset("a")))
+        worked_out(replace(CHALLENGER, lists=[]), replace(CHAMPION, lists=[]), HeldOut([], [], [], frozenset("a")))
 
 
 def test_the_champion_alone_against_the_popular_items() -> None:
@@ -100,7 +98,7 @@ def test_test_users_by_item_id() -> None:
         "tested": [True, True],
     }
     table = pl.DataFrame(rows | {"timestamps": [[1, 2, 3, 4], [1, 2, 3]]}, schema=HISTORIES.columns)
-    users = leave_one_out(table, ["p", "q", "r"])
+    users = held_out(table, ["p", "q", "r"])
     assert users.inputs == [["r", "p", "r"], ["r", "q"]]
     assert users.targets == ["q", "p"]
     assert users.popular == [["r", "p", "q"]] * 2

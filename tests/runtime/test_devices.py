@@ -24,10 +24,11 @@ print(faults() + faults())
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_large_blocks_are_asked_of_the_system_once() -> None:
     """Pages of a block that was freed are there for the next one; without our doing they are asked for again."""
-    kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", _COUNT_FAULTS, how], capture_output=True, check=True).stdout)
-        for how in ("kept", "given back")
-    )
-    if given_back < 10_000:  # seen at times on busy machines
-        pytest.skip("the system asked for no page again although nothing was done about it: nothing to be seen")
+    for _ in range(5):  # on a busy machine the system was seen to count no fault at all, whatever was done
+        kept, given_back = (
+            int(subprocess.run([sys.executable, "-c", _COUNT_FAULTS, how], capture_output=True, check=True).stdout)
+            for how in ("kept", "given back")
+        )
+        if given_back:
+            break
     assert kept < given_back / 20

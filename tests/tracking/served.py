@@ -15,23 +15,25 @@ IMAGE_CODES = CODES[::-1].copy()
 ITEM_IDS = [f"item-{index}" for index in range(NUM_ITEMS)]
 
 
+TINY = RecommenderConfig(
+    d_model=16,
+    d_ff=32,
+    d_kv=8,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    history_length=5,
+    encoding="item_causal",
+    num_epochs=1,
+    batch_size=64,
+)
+
+
 def write_trained_bundle(folder: Path) -> Path:
     """Write it into `folder`, which must not exist yet."""
-    config = RecommenderConfig(
-        d_model=16,
-        d_ff=32,
-        d_kv=8,
-        num_heads=2,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        history_length=5,
-        encoding="item_causal",
-        num_epochs=1,
-        batch_size=64,
-    )
     histories = [np.array([(user + step) % NUM_ITEMS for step in range(6)], dtype=np.int64) for user in range(20)]
     fitted = fit_recommender(
-        histories, CODES, IMAGE_CODES, codebook_size=NUM_CODES, config=config, seed=1, device=torch.device("cpu")
+        histories, CODES, IMAGE_CODES, codebook_size=NUM_CODES, config=TINY, seed=1, device=torch.device("cpu")
     )
     weights, bundle = folder / "recommender", folder / "bundle"
     for made in (weights, bundle):

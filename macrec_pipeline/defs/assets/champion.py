@@ -13,7 +13,7 @@ from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.head_to_head import Answers
-    from macrec_pipeline.evaluation.leave_one_out import LeaveOneOut
+    from macrec_pipeline.evaluation.held_out import HeldOut
     from macrec_pipeline.recommender import RecommenderBundle
 
     Loaded = tuple[RecommenderBundle, int]  # and the bytes of its files
@@ -104,7 +104,7 @@ def _compare(work: Stage, bundle: Path, champion_bundle: "Loaded", *, champion: 
     }
 
 
-def _ask(work: Stage, users: "LeaveOneOut", loaded: "list[Loaded]") -> "list[Answers]":
+def _ask(work: Stage, users: "HeldOut", loaded: "list[Loaded]") -> "list[Answers]":
     from macrec_pipeline.evaluation.head_to_head import CUTOFF, Answers
     from macrec_pipeline.recommender import answer_in_turns
 
@@ -129,10 +129,10 @@ def _load(work: Stage, folder: Path) -> "Loaded":
     return RecommenderBundle.load(folder, device=prepare_device(work.config.runtime)), size
 
 
-def _users(work: Stage) -> "LeaveOneOut":
-    from macrec_pipeline.evaluation.leave_one_out import leave_one_out
+def _users(work: Stage) -> "HeldOut":
+    from macrec_pipeline.evaluation.held_out import held_out
 
-    return leave_one_out(work.table("histories"), work.table("items")["item_id"].to_list())
+    return held_out(work.table("histories"), work.table("items")["item_id"].to_list())
 
 
 def _resampling(work: Stage) -> dict[str, Any]:

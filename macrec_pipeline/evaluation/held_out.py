@@ -1,6 +1,6 @@
 """The test users of a split by item id, for models that number the items otherwise.
 
-In: `histories` and the catalogue that its indices are of. Out: `LeaveOneOut`. U users, N items.
+In: `histories` and the catalogue that its indices are of. Out: `HeldOut`. U users, N items.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _NUM_POPULAR = 10
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class HeldOut:
     """U test users.
 
     Attributes:
@@ -31,13 +31,13 @@ class LeaveOneOut:
     catalogue: frozenset[str]
 
 
-def leave_one_out(histories: pl.DataFrame, item_ids: Sequence[str]) -> LeaveOneOut:
+def held_out(histories: pl.DataFrame, item_ids: Sequence[str]) -> HeldOut:
     """Every tested user of `HISTORIES`, in its order; `item_ids` in that of the item index. Raises `DataError`."""
     untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
     flat = flat_histories(histories, num_items=len(item_ids), untested=untested)
     popular = recommend_popular(flat, num_items=len(item_ids), top_k=_NUM_POPULAR)[False]
     rows = [[item_ids[index] for index in row] for row in histories["item_indices"].to_list()]
-    return LeaveOneOut(
+    return HeldOut(
         inputs=[row[:-1] for row in rows],
         targets=[row[-1] for row in rows],
         popular=[[item_ids[index] for index in row if index != NO_ITEM] for row in popular],
