@@ -131,7 +131,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # nearly three times as long, with the published dropout: no better either
     "wide_long": WIDE | {"dropout": 0.1, "num_epochs": 16, "patience": 100, "precision": "bfloat16"},
 }
-TOP_K, BATCH_SIZE = 20, 256
+TOP_K, BATCH_SIZE = 20, {"cpu": 256, "cuda": 2048}
 SYSTEM_OF = {COLLABORATIVE: "sasrec"}
 
 
@@ -175,7 +175,7 @@ def rankings(
     """Lists of every route, and of every way to fuse them, from one search: system -> one list a history."""
     order: list[int] = []
     found: dict[str, list[Ranked]] = {}
-    for batch in decoder.batches(histories, batch_size=BATCH_SIZE):
+    for batch in decoder.batches(histories, batch_size=BATCH_SIZE[decoder.model.t5.device.type]):
         order.extend(batch.tolist())
         reading = decoder.read([histories[index] for index in batch])
         systems: dict[str, Beams] = {}
@@ -269,7 +269,8 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 def _fusions(
     fitted: FittedRecommender, histories: list[np.ndarray], codes: dict[str, np.ndarray], sasrec: Sasrec
 ) -> dict[str, CalibratedFusion]:
-    decoding: Any = SimpleNamespace(beam_width=20, top_k=TOP_K, batch_size=BATCH_SIZE)
+    size = BATCH_SIZE[fitted.model.t5.device.type]
+    decoding: Any = SimpleNamespace(beam_width=20, top_k=TOP_K, batch_size=size)
     found = {
         "two_routes": fit_fusion(fitted.model, histories, codes, config=decoding),
         "three_routes": fit_fusion(fitted.model, histories, codes, config=decoding, sasrec=sasrec),
@@ -298,6 +299,10 @@ class _Clock:
         steps = self.total // fitted.model.config.num_epochs
         ends = [self.steps.get(steps * epoch) for epoch in range(1, len(fitted.log) + 1)]
         return [] if None in ends else [end for end in ends if end is not None]
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _first_of_each(numbers: np.ndarray) -> np.ndarray:
@@ -337,7 +342,7 @@ def main() -> None:
         parser.error(f"{arguments.data / 'amazon-instruments'} is not there; name the folder above it with --data")
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(arguments.device == "cpu")
     suffix = "-training" if arguments.training_only else "-validation" if arguments.validation_only else ""
     path = arguments.out / f"instruments-{arguments.variant}{suffix}.json"
     shown = "validation" if arguments.validation_only else f"test_beam_{arguments.beam_widths[0]}"
@@ -355,7 +360,7 @@ def _write(path: Path, arguments: argparse.Namespace, runs: list[dict[str, Any]]
     document = {
         "variant": arguments.variant,
         "settings": PUBLISHED | VARIANTS[arguments.variant] | arguments.set,
-        "machine": {"device": arguments.device, "threads": arguments.threads, "torch": torch.__version__},
+        "machine": {"device": _device_name(arguments.device), "threads": arguments.threads, "torch": torch.__version__},
         "python": platform.python_version(),
         "runs": runs,
     }

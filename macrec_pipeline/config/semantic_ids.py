@@ -51,6 +51,10 @@ class QuantizerConfig(Section):
     temperature: float = Field(0.1, gt=0, description="InfoNCE temperature of every contrast")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant",
+        description="of the learning rate; cosine falls to 0 at the last epoch, and needs a tenth of the epochs",
+    )
     batch_size: int = Field(2048, ge=2, description="items a step")
     num_epochs: int = Field(1000, ge=1, description="passes over the catalogue")
     precision: Precision = Field("float32", description="of the layers' matrix products in training")

@@ -106,7 +106,7 @@ class Decoder:
     def batches(self, histories: Sequence[np.ndarray], *, batch_size: int) -> Iterator[np.ndarray]:
         """Places of histories of like length, int64 [B] with B <= `batch_size`: each place once, shortest first."""
         lengths = np.minimum([len(history) for history in histories], receptive_field(self.model.config))
-        return like_lengths(lengths, batch_size=batch_size)
+        return like_lengths(lengths, batch_size=batch_size, device=self.model.t5.device)
 
     def read(self, histories: Sequence[np.ndarray]) -> Reading:
         """One batch of histories, int64 [T] item indices each, T >= 1, oldest first, for all routes to look at."""

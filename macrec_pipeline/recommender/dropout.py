@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -27,9 +28,8 @@ class ByteDropout(nn.Module):
         if not (self.training and self.dropped):
             return states
         if states.device.type != "cpu":
-            kept = torch.rand_like(states) * 256 >= self.dropped
-        else:
-            words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
-            words.random_(-(2**63), None, generator=self.generator)
-            kept = words.view(torch.uint8)[: states.numel()].view(states.shape) >= self.dropped
+            return F.dropout(states, self.dropped / 256)
+        words = torch.empty(-(-states.numel() // 8), dtype=torch.int64)
+        words.random_(-(2**63), None, generator=self.generator)
+        kept = words.view(torch.uint8)[: states.numel()].view(states.shape) >= self.dropped
         return states * kept.to(states.dtype).mul_(256 / (256 - self.dropped))

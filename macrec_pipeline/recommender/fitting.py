@@ -25,6 +25,7 @@ from macrec_pipeline.recommender.vocabulary import (
     ALIGNMENT_TASKS,
     HISTORY_TASKS,
     MODALITIES,
+    PROMPTED_TASKS,
     Vocabulary,
     possible_tasks,
 )
@@ -48,10 +49,12 @@ from macrec_pipeline.runtime.training import (
 )
 
 if TYPE_CHECKING:
-    from macrec_pipeline.config import RecommenderConfig
+    from macrec_pipeline.config import RecommenderConfig, Task
 
 # What a forward pass keeps for its backward pass should fit into a processor's cache: docs/performance.md.
-TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**17}
+TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**19}
+# Steps between two looks at the loss and the gradient, each of which makes a GPU wait until it has caught up.
+LOOK_EVERY = {"cpu": 1, "cuda": 25}
 
 
 @dataclass(frozen=True)
@@ -221,30 +224,36 @@ class _Fit:
         first, *others = (self._plan(stream) for stream in order.spawn(len(self.history_tasks)))
         by_shape = [sorted(plan, key=self._shape) for plan in (first, *others)]
         steps = order.permutation(self.steps_per_epoch)
+        shown: dict[str, float] = {}  # the last loss that was looked at
         slices = np.array_split(order.permutation(self.items.num_items), self.steps_per_epoch)
-        totals = {"train_loss": 0.0, "implicit_loss": 0.0}
+        kept: dict[str, list[torch.Tensor]] = {"train_loss": [], "implicit_loss": []}
         for done, (step, chosen) in enumerate(zip(steps, slices, strict=True), start=1):
-            losses = {name: torch.zeros((), device=self.device) for name in totals}
+            look = done % LOOK_EVERY[self.device.type] == 0 or done == self.steps_per_epoch
+            losses = {name: torch.zeros((), device=self.device) for name in kept}
             guarded_step(
                 self._parts([plan[step] for plan in by_shape], chosen, losses),
                 self.optimizer,
                 self.model.parameters(),
                 where=f"recommender training, epoch {epoch}, step {done}",
+                look=look,
             )
             self.schedule.step()
             if self.average is not None:
                 self.average.update()
-            means = {name: value.item() for name, value in losses.items()}
-            for name, value in means.items():
-                totals[name] += value / self.steps_per_epoch
-            whole = (epoch - 1) * self.steps_per_epoch + done
+            for name, value in losses.items():
+                kept[name].append(value)
+            if look:
+                shown = {"train_loss": losses["train_loss"].item()}
             self.progress(
                 "recommender",
-                whole,
+                (epoch - 1) * self.steps_per_epoch + done,
                 self.steps_per_epoch * self.config.num_epochs,
-                {"train_loss": means["train_loss"]},
+                shown,
             )
-        return totals
+        return {
+            name: sum(value / self.steps_per_epoch for value in torch.stack(values).tolist())
+            for name, values in kept.items()
+        }
 
     def _shape(self, chosen: np.ndarray) -> tuple[int, int]:
         return int(self.train_rows.lengths[chosen].max()), len(chosen)
@@ -258,21 +267,22 @@ class _Fit:
         are added to `losses` by name.
         """
         only_last = self.config.encoding == "exact"
+        rows_of = dict(zip(self.history_tasks, rows_by_task, strict=True))
         batches = [
-            (task, batch_of(self.train_rows, piece, only_last=only_last).to(self.device))
-            for task, rows in zip(self.history_tasks, rows_by_task, strict=True)
-            for piece in self._pieces(rows)
+            (tasks, batch_of(self.train_rows, np.concatenate(piece), only_last=only_last))
+            for tasks in _together(self.history_tasks, self.device)
+            for piece in zip(*(self._pieces(rows_of[task]) for task in tasks), strict=True)  # like shapes, cut alike
         ]
         count = sum(int(batch.counted.sum()) for _, batch in batches) + len(chosen) * len(self.alignment_tasks)
-        for task, batch in batches:
+        for tasks, batch in batches:
             with products_in(self.config.precision, self.device):
-                loss = history_loss(self.model, self.items, batch, task=task) / count
+                loss = history_loss(self.model, self.items, batch.to(self.device), tasks=tasks) / count
             losses["train_loss"] += loss.detach()
             yield loss
         indices = torch.from_numpy(chosen).to(self.device)
-        for task in self.alignment_tasks if len(chosen) else ():
+        for tasks in _together(self.alignment_tasks, self.device) if len(chosen) else ():
             with products_in(self.config.precision, self.device):
-                explicit, implicit = alignment_losses(self.model, self.items, indices, task=task)
+                explicit, implicit = alignment_losses(self.model, self.items, indices, tasks=tasks)
             explicit, implicit = explicit / count, implicit / len(self.alignment_tasks)
             losses["train_loss"] += explicit.detach()
             losses["implicit_loss"] += implicit.detach()
@@ -293,3 +303,11 @@ class _Fit:
             if self.config.early_stopping == "validation_ndcg":
                 measured["validation_ndcg"] = self.validation.ndcg(self.model)
         return measured
+
+
+def _together(tasks: Sequence[Task], device: torch.device) -> list[list[Task]]:
+    """Tasks that are worked out at once: on a GPU those with prompts and those without, on a processor each alone."""
+    if device.type == "cpu":
+        return [[task] for task in tasks]
+    groups = [[task for task in tasks if (task in PROMPTED_TASKS) == prompted] for prompted in (False, True)]
+    return [group for group in groups if group]

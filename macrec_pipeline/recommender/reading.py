@@ -6,7 +6,7 @@ Shapes: B rows, N items, W beams, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from macrec_pipeline.recommender.ranking import seen_items
 from macrec_pipeline.recommender.tasks import Batch, receptive_field
 
 if TYPE_CHECKING:
+    from macrec_pipeline.config import Task
     from macrec_pipeline.recommender.decoding import Decoder
     from macrec_pipeline.recommender.model import Memory
 
@@ -118,7 +119,7 @@ class Reading:
         model, items = self._decoder.model, self._decoder.items
         return self._once(
             ("memory", route),
-            lambda: encode_histories(model, items, self._batch(), task=f"{route}_to_{route}", source=route),
+            lambda: encode_histories(model, items, self._batch(), tasks=[cast("Task", f"{route}_to_{route}")]),
         )
 
     def _forbidden(self, exclude_seen: bool) -> torch.Tensor | None:
@@ -136,7 +137,8 @@ class Reading:
         inside = torch.arange(read.shape[1]) < length[:, None]
         read[inside] = torch.from_numpy(np.concatenate(recent).astype(np.int64))
         targets = torch.zeros(len(recent), 1, dtype=torch.int64)
-        return Batch(read, length, targets, targets.bool(), 0, True).to(model.t5.device)
+        padded = bool((length < read.shape[1]).any())
+        return Batch(read, length, targets, targets.bool(), 0, True, padded).to(model.t5.device)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         if key not in self._known:

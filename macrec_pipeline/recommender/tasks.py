@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 # CPU cores 20 and 40 train about equally many targets a second, 10 and 80 mostly fewer.
 TARGETS_PER_ROW = 20
 
-# A batch of like lengths grows while its padded items are no more than this many, or than this multiple of the real
-# ones; and never beyond the last figure, since what the layers keep of them all is held at once.
-SMALL_BATCH, MOST_PADDED, LARGE_BATCH = 1024, 1.2, 1536
+# A batch of like lengths grows while its padded items are no more than the first of these, or than this multiple of the
+# real ones; and never beyond the second, since what the layers keep of them all is held at once. Smaller batches keep a
+# processor's cache, and would leave a GPU idle.
+BATCH_LIMITS = {"cpu": (1024, 1536), "cuda": (2**14, 2**16)}
+MOST_PADDED = 1.2
 
 HIDDEN_LAG, PROMPT_LAG, FIRST_ITEM_LAG = 0, 1, 2
 
@@ -73,6 +75,7 @@ class Batch:
         counted: bool [B, J], False for padding and for items that are context only.
         first: position in the row of the item before the first target column; meaningless if `only_last`.
         only_last: J is 1 and the target is the item after the last one that is read, wherever the row ends.
+        padded: some row reads fewer than T items.
     """
 
     read: torch.Tensor
@@ -81,13 +84,14 @@ class Batch:
     counted: torch.Tensor
     first: int
     only_last: bool
+    padded: bool = True
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         read, length, targets, counted = (
-            tensor.to(device) for tensor in (self.read, self.length, self.targets, self.counted)
+            tensor.to(device, non_blocking=True) for tensor in (self.read, self.length, self.targets, self.counted)
         )
-        return Batch(read, length, targets, counted, self.first, self.only_last)
+        return Batch(read, length, targets, counted, self.first, self.only_last, self.padded)
 
 
 def training_rows(histories: Sequence[np.ndarray], config: RecommenderConfig) -> Rows:
@@ -125,14 +129,14 @@ def batch_of(rows: Rows, chosen: np.ndarray, *, only_last: bool) -> Batch:
     inside = positions < lengths[:, None]
     items = np.where(inside, rows.flat[np.minimum(rows.start[chosen, None] + positions, len(rows.flat) - 1)], 0)
     read, length = torch.from_numpy(items[:, :-1]), torch.from_numpy(lengths - 1)
+    padded = bool((lengths < lengths.max()).any())
     if only_last:
         targets = torch.from_numpy(rows.flat[rows.stop[chosen] - 1])[:, None]
-        return Batch(read, length, targets, torch.ones_like(targets, dtype=torch.bool), 0, True)
+        return Batch(read, length, targets, torch.ones_like(targets, dtype=torch.bool), 0, True, padded)
     counted = inside & (positions >= rows.first_target[chosen, None])
     first = int(rows.first_target[chosen].min())
-    return Batch(
-        read, length, torch.from_numpy(items[:, first:]), torch.from_numpy(counted[:, first:]), first - 1, False
-    )
+    targets, counted = torch.from_numpy(items[:, first:]), torch.from_numpy(counted[:, first:])
+    return Batch(read, length, targets, counted, first - 1, False, padded)
 
 
 def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
@@ -153,18 +157,20 @@ def plan_batches(rows: Rows, *, targets_per_batch: int, generator: np.random.Gen
         yield batches[index]
 
 
-def like_lengths(lengths: np.ndarray, *, batch_size: int) -> Iterator[np.ndarray]:
+def like_lengths(lengths: np.ndarray, *, batch_size: int, device: torch.device) -> Iterator[np.ndarray]:
     """Places of a batch after the other, int64 [B] with B <= `batch_size`: each place once, shortest first.
 
     Args:
         lengths: int64 [R], what each row costs before it is padded to the longest of its batch.
         batch_size: the most rows of a batch.
+        device: where the batches are to be worked on.
     """
+    small, large = BATCH_LIMITS[device.type]
     order = np.argsort(lengths, kind="stable")
     begin, real = 0, 0
     for end, length in enumerate(lengths[order], start=1):
         padded = (end - begin) * length
-        grown = padded > LARGE_BATCH or padded > max(SMALL_BATCH, MOST_PADDED * (real + length))
+        grown = padded > large or padded > max(small, MOST_PADDED * (real + length))
         if end - begin > 1 and (end - begin > batch_size or grown):
             yield order[begin : end - 1]
             begin, real = end - 1, 0

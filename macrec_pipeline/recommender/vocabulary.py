@@ -86,9 +86,9 @@ class Vocabulary:
         levels = torch.arange(self.num_levels, device=codes.device)
         return codes + levels * self.codebook_size + self.first_code_token(modality)
 
-    def prompt(self, task: str) -> torch.Tensor:
+    def prompt(self, task: str, *, device: torch.device | None = None) -> torch.Tensor:
         """The prompt tokens of a task, int64 [P]; empty for the two routes, which are not prompted."""
         if task not in PROMPTED_TASKS:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device=device)
         start = self._first_prompt + PROMPTED_TASKS.index(task) * self.num_prompt_tokens
-        return torch.arange(start, start + self.num_prompt_tokens)
+        return torch.arange(start, start + self.num_prompt_tokens, device=device)

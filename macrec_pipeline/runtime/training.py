@@ -35,7 +35,12 @@ def cosine_schedule(
 
 
 def guarded_step(
-    parts: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, where: str
+    parts: Iterable[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[nn.Parameter],
+    *,
+    where: str,
+    look: bool = True,
 ) -> None:
     """Backpropagate, clip the gradient and step; a loss or gradient that is not finite stops training.
 
@@ -44,6 +49,8 @@ def guarded_step(
         optimizer: of the parameters.
         parameters: whose gradients are clipped, together.
         where: begins the message of an error.
+        look: False leaves the check to a later step, since it makes a GPU wait: weights that have met such a gradient
+            never become finite again. The last step before they are used has to look.
 
     Raises:
         TrainingError: names where it happened and the value.
@@ -54,7 +61,7 @@ def guarded_step(
         part.backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())  # read below only if need be: it would make a GPU wait
     norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-    if not torch.isfinite(norm):
+    if look and not torch.isfinite(norm):
         raise TrainingError(
             f"{where}: the loss is {float(sum(losses)):.4g} and its gradient's norm {norm.item():.4g}. "
             "Lower the learning rate, or look for extreme values in the embeddings."

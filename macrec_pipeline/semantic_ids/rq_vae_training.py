@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import adam_w, guarded_step
+from macrec_pipeline.runtime.training import adam_w, cosine_schedule, guarded_step
 from macrec_pipeline.semantic_ids.catalogue import Catalogue
 from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, Items
 from macrec_pipeline.semantic_ids.modality_quantizer import centre_and_scale
@@ -22,6 +22,9 @@ from macrec_pipeline.semantic_ids.revival import revive
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
+
+
+_WARMUP_SHARE = 0.01
 
 
 class RqVaeTraining:
@@ -49,6 +52,10 @@ class RqVaeTraining:
         self.revivals = torch_generator(seed, f"{name}/revivals")
         self._initialise(seed)
         self.optimizer = adam_w(self.model.parameters(), config)
+        self.schedule = None
+        if config.schedule == "cosine":
+            steps = -(-len(catalogue) // config.batch_size) * config.num_epochs
+            self.schedule = cosine_schedule(self.optimizer, num_steps=steps, warmup_share=_WARMUP_SHARE)
 
     def one_epoch(self, epoch: int) -> dict[str, float]:
         """Pass over the catalogue once; the mean of the loss and of each of its parts.
@@ -63,6 +70,8 @@ class RqVaeTraining:
             guarded_step(
                 [losses.total], self.optimizer, self.model.parameters(), where=f"quantizer training, epoch {epoch}"
             )
+            if self.schedule is not None:
+                self.schedule.step()
             for name, value in {"loss": losses.total, **losses.parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
         # one transfer an epoch: each would make a GPU wait

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting, tasks
 from macrec_pipeline.recommender.objective import ItemCodes, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, training_rows
 from macrec_pipeline.recommender.validation import Validation
@@ -127,7 +127,7 @@ def test_label_smoothing_acts_in_training_alone() -> None:
 
     def loss(smoothing: float, *, training: bool) -> float:
         object.__setattr__(model.config, "label_smoothing", smoothing)
-        return history_loss(model.train(training), items, batch, task="text_to_text").item()
+        return history_loss(model.train(training), items, batch, tasks=["text_to_text"]).item()
 
     plain, uniform = loss(0.0, training=True), loss(1.0 - 1e-9, training=True)
     assert loss(0.2, training=True) == pytest.approx(0.8 * plain + 0.2 * uniform, rel=1e-4)
@@ -164,3 +164,18 @@ def test_one_modality_is_trained_by_its_own_tasks_whatever_holds_the_settings(tm
     fitted.save(tmp_path)
     assert json.loads((tmp_path / "recommender.json").read_text())["config"]["tasks"] == ["text_to_text"]
     assert plain.tasks == settings["tasks"], "what was handed in stays as it was"
+
+
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+def test_a_training_that_takes_tasks_together_finds_the_same_losses(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does differently, done on the processor: tasks together, large pieces, a look now and then."""
+    apart = fit(encoding=encoding, dropout=0.0).log
+    together = fitting._together
+    monkeypatch.setattr(fitting, "_together", lambda own, _: together(own, torch.device("cuda")))
+    monkeypatch.setitem(fitting.TOKENS_A_PIECE, "cpu", fitting.TOKENS_A_PIECE["cuda"])
+    monkeypatch.setitem(fitting.LOOK_EVERY, "cpu", fitting.LOOK_EVERY["cuda"])
+    monkeypatch.setitem(tasks.BATCH_LIMITS, "cpu", tasks.BATCH_LIMITS["cuda"])
+    for ours, theirs in zip(fit(encoding=encoding, dropout=0.0).log, apart, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)

@@ -91,7 +91,7 @@ def test_an_item_causal_target_never_sees_itself_or_what_follows() -> None:
     def losses(items: np.ndarray) -> torch.Tensor:
         rows = training_rows([items], model.config)
         batch = batch_of(rows, np.array([0]), only_last=False)
-        memory = encode_histories(model, codes, batch, task="text_to_text", source="text")
+        memory = encode_histories(model, codes, batch, tasks=["text_to_text"])
         inputs = torch.zeros(1, 9, 1, dtype=torch.int64)
         return model.decode(inputs, memory)[0, :, 0]  # the state that predicts items 1 .. 9
 
@@ -107,12 +107,12 @@ def test_an_item_causal_target_depends_on_its_receptive_field_alone() -> None:
     rows = training_rows([history], model.config)
     assert len(rows) == 1
     batch = batch_of(rows, np.array([0]), only_last=False)
-    total = history_loss(model, codes, batch, task="text_to_text")
+    total = history_loss(model, codes, batch, tasks=["text_to_text"])
     alone = 0.0
     for end in range(2, 20):
         last = last_target_rows([history[:end]], model.config)
         one = batch_of(last, np.array([0]), only_last=True)
-        alone += history_loss(model, codes, one, task="text_to_text").item()
+        alone += history_loss(model, codes, one, tasks=["text_to_text"]).item()
     assert total.item() == pytest.approx(alone, rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_the_order_of_a_history_reaches_an_item_causal_target() -> None:
 
     def loss(items: list[int]) -> float:
         rows = last_target_rows([np.array(items)], model.config)
-        return history_loss(model, codes, batch_of(rows, np.array([0]), only_last=True), task="text_to_text").item()
+        return history_loss(model, codes, batch_of(rows, np.array([0]), only_last=True), tasks=["text_to_text"]).item()
 
     assert loss([3, 8, 5]) != pytest.approx(loss([8, 3, 5]), rel=1e-4)
 
@@ -152,9 +152,9 @@ def test_padding_changes_nothing(encoding: str) -> None:
     """A short history's loss is the same alone and beside a long one."""
     model, codes = small_model(encoding), some_codes()
     rows = last_target_rows([np.array([1, 2]), np.arange(12)], model.config)
-    together = history_loss(model, codes, batch_of(rows, np.array([0, 1]), only_last=True), task="image_to_image")
+    together = history_loss(model, codes, batch_of(rows, np.array([0, 1]), only_last=True), tasks=["image_to_image"])
     alone = sum(
-        history_loss(model, codes, batch_of(rows, np.array([row]), only_last=True), task="image_to_image").item()
+        history_loss(model, codes, batch_of(rows, np.array([row]), only_last=True), tasks=["image_to_image"]).item()
         for row in (0, 1)
     )
     assert together.item() == pytest.approx(alone, rel=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from macrec_pipeline.config import RecommenderConfig
+from macrec_pipeline.config import RecommenderConfig, Task
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, training_rows
@@ -77,7 +77,7 @@ def test_a_history_task_reads_its_prompt_and_then_the_items(task: str) -> None:
             read += id_tokens(items, int(item), source)
         expected += cost(model, items, read, int(history[place]), target)
     batch = batch_of(rows, np.arange(len(rows)), only_last=True)
-    assert history_loss(model, items, batch, task=task).item() == pytest.approx(expected, rel=1e-9)
+    assert history_loss(model, items, batch, tasks=[task]).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("task", "source", "target"), [
@@ -102,7 +102,7 @@ def test_an_alignment_sample_is_paired_with_its_own_other_id(
         for place, one in enumerate(ones):
             scores = [float(one @ each / one.norm() / each.norm()) / temperature for each in others]
             implicit += (np.log(np.exp(scores).sum()) - scores[place]) / len(chosen) / 2
-    found = alignment_losses(model, items, torch.tensor(chosen), task=task)
+    found = alignment_losses(model, items, torch.tensor(chosen), tasks=[task])
     assert found[0].item() == pytest.approx(explicit, rel=1e-9)
     assert found[1].item() == pytest.approx(implicit, rel=1e-9)
 
@@ -114,10 +114,47 @@ def test_the_wrong_partner_costs_more_once_the_right_one_was_learnt() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        alignment_losses(model, items, chosen, task="text_id_to_image_id")[1].backward()
+        alignment_losses(model, items, chosen, tasks=["text_id_to_image_id"])[1].backward()
         optimizer.step()
-    right = alignment_losses(model, items, chosen, task="text_id_to_image_id")[1].item()
+    right = alignment_losses(model, items, chosen, tasks=["text_id_to_image_id"])[1].item()
     mixed = ItemCodes({"text": items.codes["text"], "image": items.codes["image"].clone()})
     mixed.codes["image"][:8] = items.codes["image"][:8].roll(1, dims=0)
-    wrong = alignment_losses(model, mixed, chosen, task="text_id_to_image_id")[1].item()
+    wrong = alignment_losses(model, mixed, chosen, tasks=["text_id_to_image_id"])[1].item()
     assert right < 0.5 * np.log(8) < np.log(8) < wrong
+
+
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+@pytest.mark.parametrize("tasks", [["text_to_text", "image_to_image"], ["image_to_text", "text_to_image"]])
+def test_history_tasks_together_cost_what_they_cost_apart(encoding: str, tasks: list[Task]) -> None:
+    """As a GPU does it: one pass over the rows of two tasks, in one batch. Loss and gradients are the same."""
+    model, items = a_model(encoding=encoding), some_items()
+    rows = training_rows([np.array([3, 8, 1, 5]), np.array([2, 2, 6, 7]), np.array([9, 0, 4])], model.config)
+    only_last = encoding == "exact"
+    own = [np.arange(len(rows)), np.arange(len(rows))[::-1].copy()]
+    apart = sum(
+        history_loss(model, items, batch_of(rows, chosen, only_last=only_last), tasks=[task])
+        for task, chosen in zip(tasks, own, strict=True)
+    )
+    together = history_loss(model, items, batch_of(rows, np.concatenate(own), only_last=only_last), tasks=tasks)
+    _same_with_gradients(model, together, apart)
+
+
+def test_alignment_tasks_together_cost_what_they_cost_apart() -> None:
+    """Each task's pairs are contrasted among themselves, whoever else is in the batch."""
+    model, items, chosen = a_model(), some_items(), torch.tensor([7, 2, 9, 4])
+    tasks: list[Task] = ["text_id_to_image_id", "image_id_to_text_id"]
+    apart = [alignment_losses(model, items, chosen, tasks=[task]) for task in tasks]
+    together = alignment_losses(model, items, chosen, tasks=tasks)
+    _same_with_gradients(model, together[0], apart[0][0] + apart[1][0])
+    _same_with_gradients(model, together[1], apart[0][1] + apart[1][1])
+
+
+def _same_with_gradients(model: GenerativeRecommender, found: torch.Tensor, expected: torch.Tensor) -> None:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for loss in (found, expected)
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
