@@ -19,7 +19,7 @@ import torch
 
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
-from macrec_pipeline.recommender.tasks import batch_of, plan_batches, training_rows
+from macrec_pipeline.recommender.tasks import Batch, batch_of, plan_batches, training_rows
 from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import (
     ALIGNMENT_TASKS,
@@ -38,6 +38,7 @@ from macrec_pipeline.runtime.checkpoint import (
     training_tensors,
 )
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
+from macrec_pipeline.runtime.propagation import Losses, propagation
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import (
     MovingAverage,
@@ -157,6 +158,7 @@ class _Fit:
         self.targets_per_batch = max(1, config.batch_size // len(self.history_tasks))
         self.steps_per_epoch = sum(1 for _ in self._plan(np.random.default_rng(0)))
         self.optimizer = adam_w(model.parameters(), config)
+        self.propagate = propagation(model.parameters(), device)
         self.schedule = cosine_schedule(
             self.optimizer, num_steps=self.steps_per_epoch * config.num_epochs, warmup_share=config.warmup_share
         )
@@ -236,6 +238,7 @@ class _Fit:
                 self.model.parameters(),
                 where=f"recommender training, epoch {epoch}, step {done}",
                 look=look,
+                keep_gradients=self.propagate.keeps_gradients,
             )
             self.schedule.step()
             if self.average is not None:
@@ -274,19 +277,40 @@ class _Fit:
             for piece in zip(*(self._pieces(rows_of[task]) for task in tasks), strict=True)  # like shapes, cut alike
         ]
         count = sum(int(batch.counted.sum()) for _, batch in batches) + len(chosen) * len(self.alignment_tasks)
+        total = torch.tensor(float(count))
         for tasks, batch in batches:
-            with products_in(self.config.precision, self.device):
-                loss = history_loss(self.model, self.items, batch.to(self.device), tasks=tasks) / count
-            losses["train_loss"] += loss.detach()
-            yield loss
-        indices = torch.from_numpy(chosen).to(self.device)
+            found = self.propagate((*tasks, *batch.shape), self._history_losses(tasks, batch), [*batch.tensors, total])
+            losses["train_loss"] += found["loss"].detach()
+            yield found["loss"]
         for tasks in _together(self.alignment_tasks, self.device) if len(chosen) else ():
+            found = self.propagate(
+                (*tasks, len(chosen)), self._alignment_losses(tasks), [torch.from_numpy(chosen), total]
+            )
+            losses["train_loss"] += found["explicit"].detach()
+            losses["implicit_loss"] += found["implicit"].detach()
+            yield found["loss"]
+
+    def _history_losses(self, tasks: Sequence[Task], like: Batch) -> Losses:
+        """The share of history tasks in a step's loss: of a batch's tensors, and the number of the step's targets."""
+
+        def losses(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            batch = like.with_tensors(*tensors[:-1])
             with products_in(self.config.precision, self.device):
-                explicit, implicit = alignment_losses(self.model, self.items, indices, tasks=tasks)
-            explicit, implicit = explicit / count, implicit / len(self.alignment_tasks)
-            losses["train_loss"] += explicit.detach()
-            losses["implicit_loss"] += implicit.detach()
-            yield explicit + self.config.implicit_weight * implicit
+                return {"loss": history_loss(self.model, self.items, batch, tasks=tasks) / tensors[-1]}
+
+        return losses
+
+    def _alignment_losses(self, tasks: Sequence[Task]) -> Losses:
+        """The share of ID -> ID tasks: of int64 [B] items, and the number of the step's targets."""
+
+        def losses(chosen: torch.Tensor, total: torch.Tensor) -> dict[str, torch.Tensor]:
+            with products_in(self.config.precision, self.device):
+                explicit, implicit = alignment_losses(self.model, self.items, chosen, tasks=tasks)
+            explicit, implicit = explicit / total, implicit / len(self.alignment_tasks)
+            loss = explicit + self.config.implicit_weight * implicit
+            return {"loss": loss, "explicit": explicit, "implicit": implicit}
+
+        return losses
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row."""

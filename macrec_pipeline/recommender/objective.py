@@ -99,7 +99,7 @@ def alignment_losses(
     own = states[:, -words.num_levels :].mean(dim=1)
     tokens = [words.item_tokens(codes, modality=name) for codes, name in zip(written, targets, strict=True)]
     other = model.encode(torch.cat(tokens)).mean(dim=1)
-    pairs = zip(own.chunk(len(tasks)), other.chunk(len(tasks)), strict=True)
+    pairs = zip(_stretches(own, len(tasks)), _stretches(other, len(tasks)), strict=True)
     implicit = [symmetric_info_nce(*pair, temperature=model.config.implicit_temperature) for pair in pairs]
     return explicit, torch.stack(implicit).sum()
 
@@ -109,6 +109,11 @@ def _read(words: Vocabulary, task: Task, codes: torch.Tensor, *, modality: str) 
     prompt = words.prompt(task, device=codes.device)
     tokens = words.item_tokens(codes, modality=modality).flatten(1)
     return torch.cat([prompt.expand(len(tokens), -1), tokens], dim=1)
+
+
+def _stretches(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    """Rows cut into equal stretches; a single one is passed on, for a cut changes the order of its gradient's sums."""
+    return rows.chunk(count) if count > 1 else (rows,)
 
 
 def _target_losses(
@@ -121,8 +126,13 @@ def _target_losses(
     """Cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
     parts = zip(codes.chunk(len(modalities)), modalities, strict=True)
     inputs = torch.cat([model.decoder_inputs(own[..., :-1], modality=name) for own, name in parts])  # [B, J, L]
-    states = zip(model.decode(inputs, memory).chunk(len(modalities)), modalities, strict=True)
-    logits = torch.cat([model.code_logits(own, modality=name) for own, name in states])  # [B, J, L, K]
+    states = _stretches(model.decode(inputs, memory), len(modalities))
+    logits = [
+        model.code_logits(own, modality=name).flatten(0, 2) for own, name in zip(states, modalities, strict=True)
+    ]  # [B * J * L, K] each
     smoothing = model.config.label_smoothing if model.training else 0.0
-    losses = F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none", label_smoothing=smoothing)
-    return losses.view(codes.shape).mean(dim=-1)
+    losses = [
+        F.cross_entropy(each, own.flatten(), reduction="none", label_smoothing=smoothing)
+        for each, own in zip(logits, codes.chunk(len(modalities)), strict=True)
+    ]
+    return torch.cat(losses).view(codes.shape).mean(dim=-1)

@@ -86,12 +86,25 @@ class Batch:
     only_last: bool
     padded: bool = True
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`read`, `length`, `targets` and `counted`."""
+        return self.read, self.length, self.targets, self.counted
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All but the contents of the tensors: B, T, J and the rest."""
+        return *self.read.shape, self.targets.shape[1], self.first, self.only_last, self.padded
+
+    def with_tensors(
+        self, read: torch.Tensor, length: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor
+    ) -> Batch:
+        """Other contents of the same shapes."""
+        return Batch(read, length, targets, counted, self.first, self.only_last, self.padded)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        read, length, targets, counted = (
-            tensor.to(device, non_blocking=True) for tensor in (self.read, self.length, self.targets, self.counted)
-        )
-        return Batch(read, length, targets, counted, self.first, self.only_last, self.padded)
+        return self.with_tensors(*(tensor.to(device) for tensor in self.tensors))
 
 
 def training_rows(histories: Sequence[np.ndarray], config: RecommenderConfig) -> Rows:
@@ -210,7 +223,7 @@ def padding_mask(length: torch.Tensor, *, num_items: int, num_levels: int, num_p
     """Lengths int64 [B] -> bool [B, S], True at prompts and real items."""
     real = torch.arange(num_items, device=length.device) < length[:, None]
     prompts = torch.ones(len(length), num_prompts, dtype=torch.bool, device=length.device)
-    return torch.cat([prompts, real.repeat_interleave(num_levels, dim=1)], dim=1)
+    return torch.cat([prompts, real[..., None].expand(-1, -1, num_levels).flatten(1)], dim=1)
 
 
 def _flatten(histories: Sequence[np.ndarray]) -> np.ndarray:

@@ -41,24 +41,27 @@ def guarded_step(
     *,
     where: str,
     look: bool = True,
+    keep_gradients: bool = False,
 ) -> None:
     """Backpropagate, clip the gradient and step; a loss or gradient that is not finite stops training.
 
     Args:
-        parts: scalars whose sum is the loss; each is propagated before the next is asked for.
+        parts: scalars whose sum is the loss; each is propagated before the next is asked for, unless it was already.
         optimizer: of the parameters.
         parameters: whose gradients are clipped, together.
         where: begins the message of an error.
         look: False leaves the check to a later step, since it makes a GPU wait: weights that have met such a gradient
             never become finite again. The last step before they are used has to look.
+        keep_gradients: set them to zero where they are, instead of dropping them.
 
     Raises:
         TrainingError: names where it happened and the value.
     """
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=not keep_gradients)
     losses = []
     for part in parts:
-        part.backward()  # type: ignore[no-untyped-call]
+        if part.requires_grad:
+            part.backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())  # read below only if need be: it would make a GPU wait
     norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
     if look and not torch.isfinite(norm):

@@ -91,20 +91,35 @@ class CrossModalQuantizer(nn.Module):
             assert isinstance(module, RqVae)
             yield name, module
 
-    def losses(self, items: Items, *, generator: torch.Generator) -> QuantizerLosses:
-        """Every term of non-zero weight on one batch.
+    @property
+    def contrasted(self) -> list[str]:
+        """The modalities with a layer contrast."""
+        return [name for name in self.modalities if f"{name}_contrast" in self.weights]
+
+    def draw_positives(
+        self, clusters: Mapping[str, torch.Tensor], *, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """The positives of a batch's layer contrast: int64 [B] for each of `contrasted`.
 
         Args:
-            items: B of them, with the modalities of this model.
-            generator: draws the positives, on the CPU.
+            clusters: {modality: int64 [B]}, pseudo-labels of the batch.
+            generator: on the CPU.
         """
+        # a modality's levels are told who is alike by the other modality's clusters
+        others = {name: clusters[_OTHER[name]] for name in self.contrasted}
+        if self.terms.anchors_are_positives:
+            return {name: torch.arange(len(own), device=own.device) for name, own in others.items()}
+        return {name: draw_positives(own, generator=generator) for name, own in others.items()}
+
+    def losses(self, items: Items, positives: Mapping[str, torch.Tensor]) -> QuantizerLosses:
+        """Every term of non-zero weight on one batch and what `draw_positives` gave for it."""
         parts: dict[str, torch.Tensor] = {}
         quantized: dict[str, Quantized] = {}
         for name, module in self.rq_vaes():
             quantized[name], parts[f"{name}_reconstruction"] = module(items.vectors[name])
             parts |= _by_level(f"{name}_level_loss", quantized[name].level_losses)
-            if f"{name}_contrast" in self.weights:
-                parts |= self._contrast(name, quantized[name].residuals, items, generator)
+            if name in positives:
+                parts |= self._contrast(name, quantized[name].residuals, positives[name])
             if f"{name}_collaborative" in self.weights:
                 parts[f"{name}_collaborative"] = self.collaborative[name](quantized[name].latent, items.collaborative)
         if "alignment" in self.weights:
@@ -114,15 +129,7 @@ class CrossModalQuantizer(nn.Module):
         total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return QuantizerLosses(total, parts)
 
-    def _contrast(
-        self, name: str, residuals: torch.Tensor, items: Items, generator: torch.Generator
-    ) -> dict[str, torch.Tensor]:
-        # a modality's levels are told who is alike by the other modality's clusters
-        clusters = items.clusters[_OTHER[name]]
-        if self.terms.anchors_are_positives:
-            positives = torch.arange(len(clusters), device=clusters.device)
-        else:
-            positives = draw_positives(clusters, generator=generator)
+    def _contrast(self, name: str, residuals: torch.Tensor, positives: torch.Tensor) -> dict[str, torch.Tensor]:
         first = self.terms.from_level
         losses = layer_contrast(residuals, positives, from_level=first, temperature=self.config.temperature)
         return _by_level(f"{name}_contrast", losses, first_level=first)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from macrec_pipeline.runtime.propagation import propagation
 from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import adam_w, cosine_schedule, guarded_step
 from macrec_pipeline.semantic_ids.catalogue import Catalogue
@@ -52,6 +53,7 @@ class RqVaeTraining:
         self.revivals = torch_generator(seed, f"{name}/revivals")
         self._initialise(seed)
         self.optimizer = adam_w(self.model.parameters(), config)
+        self.propagate = propagation(self.model.parameters(), device)
         self.schedule = None
         if config.schedule == "cosine":
             steps = -(-len(catalogue) // config.batch_size) * config.num_epochs
@@ -64,18 +66,32 @@ class RqVaeTraining:
             TrainingError: the loss or its gradient is not finite.
         """
         sums: dict[str, torch.Tensor] = {}
-        for chosen in _batches(self.order.permutation(len(self.catalogue)), self.config.batch_size):
-            items = self.items.rows(torch.from_numpy(chosen).to(self.device))
-            losses = self.model.losses(items, generator=self.draws)
+        batches = list(_batches(self.order.permutation(len(self.catalogue)), self.config.batch_size))
+        for number, chosen in enumerate(batches, start=1):
+            rows = torch.from_numpy(chosen).to(self.device)
+            clusters = {name: labels[rows] for name, labels in self.items.clusters.items()}
+            positives = self.model.draw_positives(clusters, generator=self.draws)
+            losses = self.propagate(len(chosen), self._losses, [rows, *positives.values()])
             guarded_step(
-                [losses.total], self.optimizer, self.model.parameters(), where=f"quantizer training, epoch {epoch}"
+                [losses["loss"]],
+                self.optimizer,
+                self.model.parameters(),
+                where=f"quantizer training, epoch {epoch}",
+                look=self.device.type == "cpu" or number == len(batches),  # a look makes a GPU wait
+                keep_gradients=self.propagate.keeps_gradients,
             )
             if self.schedule is not None:
                 self.schedule.step()
-            for name, value in {"loss": losses.total, **losses.parts}.items():
+            for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
         # one transfer an epoch: each would make a GPU wait
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _losses(self, rows: torch.Tensor, *positives: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of the items at int64 [B], and the positives of each contrasted modality."""
+        drawn = dict(zip(self.model.contrasted, positives, strict=True))
+        losses = self.model.losses(self.items.rows(rows), drawn)
+        return {"loss": losses.total, **losses.parts}
 
     def revive_dead_codes(self) -> None:
         """Bring the codes that no item has back, in every modality."""

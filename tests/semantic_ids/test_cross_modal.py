@@ -28,7 +28,7 @@ def items(*, image_factor: float = 1.0, clusters: int = 5) -> Items:
 
 
 def losses_of(model: CrossModalQuantizer, batch: Items) -> QuantizerLosses:
-    return model.losses(batch, generator=torch.Generator().manual_seed(3))
+    return model.losses(batch, model.draw_positives(batch.clusters, generator=torch.Generator().manual_seed(3)))
 
 
 def gradient_of(model: CrossModalQuantizer, batch: Items, modality: str) -> torch.Tensor:
