@@ -68,12 +68,9 @@ class RqVaeTraining:
         sums: dict[str, torch.Tensor] = {}
         batches = list(_batches(self.order.permutation(len(self.catalogue)), self.config.batch_size))
         for number, chosen in enumerate(batches, start=1):
-            rows = torch.from_numpy(chosen).to(self.device)
-            clusters = {name: labels[rows] for name, labels in self.items.clusters.items()}
-            positives = self.model.draw_positives(clusters, generator=self.draws)
-            losses = self.propagate(len(chosen), self._losses, [rows, *positives.values()])
+            losses: dict[str, torch.Tensor] = {}
             guarded_step(
-                [losses["loss"]],
+                self._parts(chosen, losses),
                 self.optimizer,
                 self.model.parameters(),
                 where=f"quantizer training, epoch {epoch}",
@@ -86,6 +83,14 @@ class RqVaeTraining:
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
         # one transfer an epoch: each would make a GPU wait
         return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+    def _parts(self, chosen: np.ndarray, losses: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The loss of the items `chosen`, int64 [B], worked out when the step asks for it; `losses` gets all of it."""
+        rows = torch.from_numpy(chosen).to(self.device)
+        clusters = {name: labels[rows] for name, labels in self.items.clusters.items()}
+        positives = self.model.draw_positives(clusters, generator=self.draws)
+        losses |= self.propagate(len(chosen), self._losses, [rows, *positives.values()])
+        yield losses["loss"]
 
     def _losses(self, rows: torch.Tensor, *positives: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of the items at int64 [B], and the positives of each contrasted modality."""
