@@ -183,6 +183,8 @@ def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
     folder = home.folder / dataset
     metrics, report = folder / "evaluation_report" / "metrics.json", folder / "evaluation_report" / "report.html"
     registration = folder / "registered_model" / "registration.json"
+    if home.url:
+        _bring_up_to_date(home, dataset)
     if measured and metrics.is_file():
         document = json.loads(metrics.read_text(encoding="utf-8"))
         out.print(metrics_table(document, with_intervals=out.width >= WIDE))
@@ -197,3 +199,13 @@ def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
         if "decision" in version:
             out.print(f"promotion         {escape(version['decision'])}", highlight=False, soft_wrap=True)
     out.print("Look at all of it with `macrec ui`.", highlight=False)
+
+
+def _bring_up_to_date(home: Home, dataset: str) -> None:
+    """Another machine may have made what is shown since this one has copied it."""
+    from macrec_pipeline.storage import AssetStore
+
+    store = AssetStore(home.folder, dataset, url=home.url)
+    for asset in MEASURED:
+        if store.has(asset):
+            store.folder(asset)
