@@ -10,7 +10,11 @@ from dataclasses import dataclass
 import pytest
 from pyarrow import fs
 
-KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "no-secret", "AWS_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "key-of-the-tests",
+    "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests",
+    "AWS_REGION": "us-east-1",
+}
 
 
 @dataclass(frozen=True)

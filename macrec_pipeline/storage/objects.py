@@ -21,6 +21,7 @@ from macrec_pipeline.errors import MacrecError, StorageError
 
 _PIECE = 8 * 2**20  # bytes
 _AT_ONCE = 8  # files
+_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 30.0  # of each of three attempts
 _AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _AWAY = re.compile(r"NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|TIMEOUT|status 5\d\d")
 _NOT_ALLOWED = re.compile(r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS|UNRECOGNIZED_CLIENT|status 40[13]")
@@ -161,8 +162,12 @@ def _away(error: Exception) -> ConnectionError:
 
 @lru_cache
 def _s3(endpoint: str | None) -> fs.FileSystem:
-    # Opened when the first bytes go: a small file is then one request, and is there at once.
-    return fs.S3FileSystem(endpoint_override=endpoint, allow_delayed_open=True)
+    return fs.S3FileSystem(
+        endpoint_override=endpoint,
+        allow_delayed_open=True,  # a small file is then one request
+        connect_timeout=_CONNECT_SECONDS,
+        request_timeout=_SILENT_SECONDS,
+    )
 
 
 def _other(url: str) -> tuple[fs.FileSystem, str]:
