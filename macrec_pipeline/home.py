@@ -11,7 +11,7 @@ from pathlib import Path
 
 from macrec_pipeline.errors import ConfigError
 
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,4 @@ def home_of(text: str) -> Home:
         )
     if _URL.fullmatch(state):
         raise ConfigError(f"MACREC_STATE is {state!r}; it must be a folder of this machine.")
-    return Home(Path(state).absolute(), f"{found['scheme']}://{place}")
+    return Home(Path(state).absolute(), f"{found['scheme'].lower()}://{place}")

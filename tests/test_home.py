@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from macrec_pipeline.cli import main
+from macrec_pipeline.defs import local_servers
 from macrec_pipeline.defs.local_servers import local_plans
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import ConfigError
@@ -26,7 +27,7 @@ def test_a_path_is_a_folder(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert str(home_of(text)) == str(tmp_path / text)
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/a/prefix", "s3://bucket/a/prefix/"])
+@pytest.mark.parametrize("text", ["s3://bucket/a/prefix", "S3://bucket/a/prefix/"])
 def test_a_url_is_for_tables_and_models(text: str, tmp_path: Path) -> None:
     """Everything else is in the folder that MACREC_STATE names."""
     assert home_of(text) == Home(tmp_path / "state", "s3://bucket/a/prefix")
@@ -73,8 +74,9 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
         assert "set MACREC_STATE" in capsys.readouterr().err
 
 
-def test_the_ui_runs_on_the_same_url(tmp_path: Path) -> None:
+def test_the_ui_runs_on_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers' own records are in the folder; their runs are told the URL."""
+    monkeypatch.setattr(local_servers, "server_command", lambda *_: (["mlflow"], {}))
     plans = local_plans(tmp_path / "state", tmp_path, port=1, mlflow_port=2, url="s3://bucket/prefix")
     dagster = plans[0].environment
     assert (dagster["MACREC_HOME"], dagster["MACREC_STATE"]) == ("s3://bucket/prefix", str(tmp_path / "state"))

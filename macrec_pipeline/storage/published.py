@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 CURRENT = "current"
 _NONE = "-" * 49  # as long as a version's name
-_NAMES = re.compile(rf"([0-9a-f]{{16}}-[0-9a-f]{{32}}) ([0-9a-f]{{16}}-[0-9a-f]{{32}}|{_NONE})\n")
+_VERSION = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")
+_NAMES = re.compile(rf"({_VERSION.pattern}) ({_VERSION.pattern}|{_NONE})\n")
 # A version that nobody names may be one that another machine is still copying.
 ABANDONED_AFTER = timedelta(days=1)
 
@@ -150,13 +151,14 @@ class PublishedVersions(AssetVersions):
         """Remove the versions that nobody reads any more; what cannot be removed now stays for the next write."""
         try:
             times = self._objects.written_at()
-            now = times.pop(CURRENT)  # by the clock that stamped the others
             newest: dict[str, datetime] = {}
             for file, time in times.items():
                 version = file.split("/")[0]
-                newest[version] = max(time, newest.get(version, time))
-            for version in sorted(newest.keys() - kept):
-                if version in out_of_date or now - newest[version] > ABANDONED_AFTER:
+                if _VERSION.fullmatch(version) and version not in kept:
+                    newest[version] = max(time, newest.get(version, time))
+            for version, time in sorted(newest.items()):
+                age = max(times.values()) - time  # by the clock that stamped both
+                if version in out_of_date or age > ABANDONED_AFTER:
                     self._objects.remove(version)
         except StorageError as error:
             logger.warning("Versions of %s that nobody reads are left: %s", self._asset, error)

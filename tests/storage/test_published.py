@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -79,7 +80,10 @@ def test_what_lies_at_the_url(writer: AssetStore, reader: AssetStore, s3: S3Serv
 
 def test_the_versions_that_are_kept(writer: AssetStore, reader: AssetStore, s3: S3Server, url: str) -> None:
     """The one that is served and the one with other content before it; equal content changes the details alone."""
-    digests = [write(writer, text) for text in ("one", "two", "three")]
+    digests = [write(writer, "one")]
+    length = len(s3.content(f"{url}/demo/quantizer/current"))
+    digests += [write(writer, text) for text in ("two", "three")]
+    assert len(s3.content(f"{url}/demo/quantizer/current")) == length, "its size is asked for before its bytes"
     assert {version[:16] for version in versions(s3, url)} == {digest[:16] for digest in digests[1:]}
     write(writer, "three", run=2)
     assert {version[:16] for version in versions(s3, url)} == {digest[:16] for digest in digests[1:]}
@@ -127,8 +131,10 @@ if moment == "while files are copied":
     objects.ObjectFolder.upload = lambda self, folder, names, *, to: (upload(self, folder, names[:1], to=to), die())
 elif moment == "before it is named":
     objects.ObjectFolder.write = die
-else:
+elif moment == "after it was named":
     versions.AssetVersions._point = die
+else:
+    objects.ObjectFolder.remove = die
 with AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).new_folder("quantizer") as folder:
     (folder / "weights").mkdir()
     (folder / "weights" / "model.bin").write_text("new")
@@ -137,31 +143,84 @@ with AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).new_folder("quantize
 
 
 @pytest.mark.parametrize(
-    ("moment", "served", "left"),
-    [("while files are copied", "old", 2), ("before it is named", "old", 2), ("after it was named", "new", 2)],
+    ("moment", "served"),
+    [
+        ("while files are copied", "old"),
+        ("before it is named", "old"),
+        ("after it was named", "new"),
+        ("while older ones are removed", "new"),
+    ],
 )
 def test_a_killed_writer(
-    tmp_path: Path, s3: S3Server, url: str, moment: str, served: str, left: int, monkeypatch: pytest.MonkeyPatch
+    writer: AssetStore,
+    reader: AssetStore,
+    s3: S3Server,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    served: str,
 ) -> None:
-    """After kill -9 one whole version is served everywhere; what was half there is seen by nobody, and swept."""
-    writer, reader = (AssetStore(tmp_path / name, "demo", url=url) for name in ("writer", "reader"))
+    """After kill -9 one whole version is served everywhere; what is left of the other is seen by nobody, and swept."""
+    write(writer, "older")
     write(writer, "old")
     command = [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "writer"), url, moment]
     assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
-    assert len(versions(s3, url)) == left
+    assert len(versions(s3, url)) == 3
     for store in (writer, reader):
         assert text_of(store) == served
         assert store.manifest("quantizer").digest.startswith(store.folder("quantizer").name)
     write(writer, "next")
     assert text_of(reader) == "next"
-    orphans = 1 if served == "old" else 0
-    assert len(versions(s3, url)) == 2 + orphans, "another machine may still be at it, for all that this one knows"
+    assert len(versions(s3, url)) == 3, "another machine may be at it still, for all that this one knows"
+    s3.replace(f"{url}/demo/quantizer/a-file-of-somebody/else", b"")
     # The server's clock counts whole seconds.
     monkeypatch.setattr(published, "ABANDONED_AFTER", timedelta(seconds=-1))
     write(writer, "last")
-    assert len(versions(s3, url)) == 2
+    assert len(versions(s3, url) - {"a-file-of-somebody"}) == 2
+    assert "a-file-of-somebody" in versions(s3, url)
     assert text_of(reader) == "last"
     assert not list((tmp_path / "writer").rglob("writing-*"))
+
+
+KILLED_READER = """
+import os, signal, sys
+from pathlib import Path
+from macrec_pipeline.storage import AssetStore, published
+
+published.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).folder("quantizer")
+"""
+
+
+def test_a_killed_reader(writer: AssetStore, reader: AssetStore, url: str, tmp_path: Path) -> None:
+    """What it had copied is not taken for a version, and goes with the next copy."""
+    write(writer, "one")
+    command = [sys.executable, "-c", KILLED_READER, str(tmp_path / "reader"), url]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    assert list((tmp_path / "reader").rglob("writing-*"))
+    assert not reader.location("quantizer").exists()
+    assert text_of(reader) == "one"
+    assert not list((tmp_path / "reader").rglob("writing-*"))
+
+
+def test_readers_at_once_copy_once(
+    writer: AssetStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that come while a version is being copied wait for that copy."""
+    write(writer, "one")
+    copies = []
+    download = objects.ObjectFolder.download
+
+    def counted(self: objects.ObjectFolder, names: Iterable[str], folder: Path, *, of: str) -> None:
+        copies.append(of)
+        download(self, names, folder, of=of)
+
+    monkeypatch.setattr(objects.ObjectFolder, "download", counted)
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        stores = [AssetStore(tmp_path / "readers", "demo", url=url) for _ in range(4)]
+        assert list(pool.map(text_of, stores)) == ["one"] * 4
+    assert len(copies) == 1
 
 
 def test_a_reader_during_republishing(writer: AssetStore, reader: AssetStore) -> None:
@@ -199,11 +258,11 @@ def test_a_version_that_is_removed_under_its_reader(
     write(writer, "one")
     download = objects.ObjectFolder.download
 
-    def slow(self: objects.ObjectFolder, names: object, folder: Path, *, of: str) -> None:
+    def slow(self: objects.ObjectFolder, names: Iterable[str], folder: Path, *, of: str) -> None:
         monkeypatch.setattr(objects.ObjectFolder, "download", download)
         write(writer, "two")
         write(writer, "three")
-        download(self, names, folder, of=of)  # type: ignore[arg-type]
+        download(self, names, folder, of=of)
 
     monkeypatch.setattr(objects.ObjectFolder, "download", slow)
     assert text_of(reader) == "three"

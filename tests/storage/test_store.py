@@ -3,8 +3,6 @@ import json
 import signal
 import subprocess
 import sys
-import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -28,26 +26,7 @@ TWO = interactions(("u1", "a", 1), ("u2", "b", 2))
 THREE = interactions(("u1", "a", 1), ("u3", "b", 2))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a store's assets are: at a URL, or in the folder of this machine."""
-
-    url: str | None
-
-
 # A test that looks into the files asks for `folder_store`; what is damaged at a URL is in test_published.
-@pytest.fixture(params=["folder", "s3", "fsspec+memory"])
-def place(request: pytest.FixtureRequest) -> Place:
-    if request.param == "s3":
-        return Place(request.getfixturevalue("s3").new_url())
-    return Place(None if request.param == "folder" else f"fsspec+memory://{uuid.uuid4().hex}/home")
-
-
-@pytest.fixture
-def store(tmp_path: Path, place: Place) -> AssetStore:
-    return AssetStore(tmp_path, "demo", url=place.url)
-
-
 @pytest.fixture
 def folder_store(tmp_path: Path) -> AssetStore:
     return AssetStore(tmp_path, "demo")
@@ -409,11 +388,11 @@ sys.exit(sum(writer.exitcode != 0 for writer in writers))
 """
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"], indirect=True)
-def test_concurrent_writers(store: AssetStore, tmp_path: Path, place: Place) -> None:
+@pytest.mark.parametrize("url", ["folder", "s3"], indirect=True)
+def test_concurrent_writers(store: AssetStore, tmp_path: Path, url: str | None) -> None:
     """Four processes that write one asset at once all succeed, and leave one whole version served."""
-    turns = 8 if place.url else 25
-    command = [sys.executable, "-c", CONCURRENT_WRITERS, str(tmp_path), place.url or "", str(turns)]
+    turns = 8 if url else 25
+    command = [sys.executable, "-c", CONCURRENT_WRITERS, str(tmp_path), url or "", str(turns)]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
     assert (store.folder("quantizer") / "a").read_text().endswith(f" {turns - 1}")
     assert len(versions(store, "quantizer")) == 2
