@@ -59,7 +59,8 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
 
     def store(self, dataset: str) -> AssetStore:
         """The tables and folders of this data set. Raises `ConfigError`."""
-        return AssetStore(self._home().folder, dataset, url=self._home().url)
+        home = self._home()
+        return AssetStore(home.folder, dataset, url=home.url)
 
     def tracker(self) -> Tracker:
         """The MLflow store of this home. Raises `TrackingError`."""

@@ -80,7 +80,8 @@ class PublishedVersions(AssetVersions):
         """
         version = f"{manifest.digest[:16]}-{uuid.uuid4().hex}"
         try:
-            self._objects.upload(folder, [*manifest.files, MANIFEST_FILE], to=version)
+            with self._os_errors_are_told():
+                self._objects.upload(folder, [*manifest.files, MANIFEST_FILE], to=version)
         except BaseException:
             with suppress(StorageError):
                 self._objects.remove(version)

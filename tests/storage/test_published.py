@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from macrec_pipeline.defs.retries import may_pass
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.storage import AssetStore, objects, published
+from macrec_pipeline.storage import AssetStore, embedding_table, objects, published
 from tests.s3_server import KEYS, S3Server
 
 GO_ON = r"run `macrec run demo --resume`\.$"
@@ -307,6 +309,21 @@ def test_a_damaged_object(
     assert not reader.location("quantizer").exists()
     write(writer, "one")
     assert text_of(reader) == "one"
+
+
+def test_a_table_of_vectors(writer: AssetStore, reader: AssetStore, s3: S3Server, url: str) -> None:
+    """It is read while it is verified: from a copy, and only if that is what was written."""
+    items = pl.DataFrame({"item_index": [0, 1], "item_id": ["a", "b"]})
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    table = embedding_table(items, vectors=vectors, imputed=np.zeros(2, dtype=np.bool_))
+    writer.write_table("text_embeddings", table)
+    assert reader.read_table("text_embeddings").equals(table)
+    writer.write_table("text_embeddings", table[:1])
+    digest = reader.manifest("text_embeddings").digest
+    (place,) = (name for name in s3.names(url) if f"/{digest[:16]}-" in name and name.endswith(".parquet"))
+    s3.replace(f"{url}/{place}", flip(s3.content(f"{url}/{place}")))
+    with pytest.raises(StorageError, match=f"^{url}/{place} was changed"):
+        reader.read_table("text_embeddings")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "weights/model.bin"])
