@@ -13,7 +13,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from filelock import FileLock
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.storage.manifest import MANIFEST_FILE, Manifest, parsed_manifest, seal
 from macrec_pipeline.storage.objects import ObjectFolder
+from macrec_pipeline.storage.scratch import kept_at
 from macrec_pipeline.storage.versions import AssetVersions
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class PublishedVersions(AssetVersions):
 
     def __init__(self, dataset_folder: Path, asset: str, *, url: str) -> None:
         super().__init__(dataset_folder, asset)
-        self._objects = ObjectFolder(f"{url}/{dataset_folder.name}/{asset}", go_on=self._go_on)
+        self._dataset_url = f"{url}/{dataset_folder.name}"
+        self._objects = ObjectFolder(f"{self._dataset_url}/{asset}", go_on=self._go_on)
 
     @property
     def address(self) -> str:
@@ -94,6 +96,10 @@ class PublishedVersions(AssetVersions):
             self._objects.write(CURRENT, f"{version} {previous}\n".encode())
             super().publish(folder, manifest)
             self._sweep(kept={version, previous}, out_of_date=set(before.groups() if before else ()))
+
+    def work_kept(self, folder: Path) -> AbstractContextManager[None]:
+        """Around work that keeps files in a folder of this machine for another attempt, on another one too."""
+        return kept_at(ObjectFolder(f"{self._dataset_url}/.scratch/{self._asset}", go_on=self._go_on), folder)
 
     def _read_from_current(self, read: Callable[[str], Read]) -> Read | None:
         """What `read` makes of the version that is served; begun anew if that was removed under it for newer ones."""

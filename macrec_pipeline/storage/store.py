@@ -215,7 +215,8 @@ class AssetStore:
         It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one.
         """
         folder = self._folder / ".scratch" / self._known(asset, (*TABLES, *FOLDER_ASSETS))
-        yield folder
+        with self._versions(asset).work_kept(folder):
+            yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, asset: str) -> Path:

@@ -16,7 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -71,6 +71,10 @@ class AssetVersions:
         """
         folder = self.current()
         return None if folder is None else self.read(folder)
+
+    def work_kept(self, folder: Path) -> AbstractContextManager[None]:
+        """Around work that keeps files in a folder of this machine for another attempt: they are safe there."""
+        return nullcontext()
 
     def read(self, folder: Path) -> Manifest:
         """The manifest of a folder of `current`. Raises `StorageError`: it is damaged."""

@@ -350,11 +350,12 @@ def test_a_damaged_copy(writer: AssetStore, reader: AssetStore, url: str) -> Non
     assert text_of(reader) == "one"
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside"])
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "{outside}"])
 def test_a_name_that_leads_out(
     writer: AssetStore, reader: AssetStore, s3: S3Server, url: str, name: str, tmp_path: Path
 ) -> None:
     """Whoever may write to the bucket can still not write elsewhere on the machine that reads."""
+    name = name.format(outside=tmp_path / "outside")
     write(writer, "one")
     (version,) = versions(s3, url)
     files = {name: hashlib.sha256(b"x").hexdigest()}
