@@ -212,7 +212,8 @@ class AssetStore:
     def scratch(self, asset: str) -> Iterator[Path]:
         """A folder for what a stage keeps while it works, such as a checkpoint; no part of the asset.
 
-        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one.
+        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one. Of
+        assets that are published at a URL it is sent there too, for another machine's attempt.
         """
         folder = self._folder / ".scratch" / self._known(asset, (*TABLES, *FOLDER_ASSETS))
         with self._versions(asset).work_kept(folder):

@@ -457,3 +457,30 @@ def test_a_scheme_that_nobody_knows(tmp_path: Path, scheme: str) -> None:
         StorageError, match=rf"^{re.escape(scheme)}://a/b/demo/quantizer cannot be used: .*s3://bucket/prefix"
     ):
         AssetStore(tmp_path, "demo", url=f"{scheme}://a/b").has("quantizer")
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "passes"),
+    [
+        ("SLOW_DOWN", "does not answer", True),
+        ("UNKNOWN (HTTP status 503)", "does not answer", True),
+        ("INTERNAL_FAILURE", "does not answer", True),
+        ("UNKNOWN (HTTP status 403)", "does not allow", False),
+        ("SIGNATURE_DOES_NOT_MATCH", "does not allow", False),
+        ("UNKNOWN (HTTP status 400)", r"UNKNOWN \(HTTP status 400\)", False),
+    ],
+)
+def test_what_the_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str, passes: bool
+) -> None:
+    """What may pass by itself is tried again; the server's own words, which may repeat a key, are left out."""
+
+    class Refusing:
+        def open_input_stream(self, path: str) -> None:
+            raise OSError(f"When reading {path}: AWS Error {code} during HeadObject operation: the key is hidden-key")
+
+    monkeypatch.setattr(objects, "_s3", lambda _: Refusing())
+    with pytest.raises(StorageError, match=words) as told:
+        AssetStore(tmp_path, "demo", url="s3://macrec/home").has("quantizer")
+    assert may_pass(told.value) is passes
+    assert "hidden-key" not in str(told.value)

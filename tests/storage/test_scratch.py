@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,14 +105,24 @@ KILLED_WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 from macrec_pipeline.storage import AssetStore, scratch
+from macrec_pipeline.storage.objects import ObjectFolder
 
 scratch.SECONDS = 0.05
+kept = ObjectFolder(f"{sys.argv[2]}/demo/.scratch/recommender", go_on="")
+
+def has_arrived(text):
+    try:
+        return kept.read("files/checkpoint").decode() == text
+    except FileNotFoundError:
+        return False
+
 with AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).scratch("recommender") as folder:
     folder.mkdir(parents=True)
     for epoch in (1, 2):
         (folder / "checkpoint.partial").write_text(f"epoch {epoch}")
         (folder / "checkpoint.partial").replace(folder / "checkpoint")
-        time.sleep(1)
+        while not has_arrived(f"epoch {epoch}"):
+            time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -129,7 +140,13 @@ def test_a_server_that_is_away_costs_no_work(
 ) -> None:
     """The work goes on and ends; a person is warned that its files are on this machine alone."""
 
+    tries = []
+    tried_twice = threading.Event()
+
     def refuse(*_: object, **__: object) -> None:
+        tries.append(1)
+        if len(tries) > 1:
+            tried_twice.set()
         raise StorageError("the server does not answer")
 
     for name in ("upload", "remove"):
@@ -137,7 +154,7 @@ def test_a_server_that_is_away_costs_no_work(
     monkeypatch.setattr(scratch, "SECONDS", 0.01)
     with machine(tmp_path, "first", url).scratch("recommender") as folder:
         writing(checkpoint="epoch 1")(folder)
-        time.sleep(0.2)
+        assert tried_twice.wait(30)
     assert caplog.text.count("checkpoint is kept on this machine alone. the server does not answer") == 1
     assert "What was kept for another attempt is left" in caplog.text
 
