@@ -14,10 +14,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 
-from macrec_pipeline.recommender import load_item_embeddings
+from macrec_pipeline.recommender import RecommenderBundle, load_item_embeddings
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking.store import connect
+from tests.s3_server import S3Server
 
 ASSETS = (
     "raw_interactions",
@@ -91,10 +93,11 @@ class Run:
     status: int
     out: str
     err: str
+    url: str | None = None
 
     @property
     def store(self) -> AssetStore:
-        return AssetStore(self.home, "tiny")
+        return AssetStore(self.home, "tiny", url=self.url)
 
     def mlflow_runs(self, kind: str) -> list[Any]:
         client = connect(self.home, create=False).client
@@ -281,6 +284,37 @@ def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Sho
     assert _dagster_statuses(shop, tmp_path) == ["CANCELED", "SUCCESS"]
     _assert_same_bytes(finished, second)
     assert not list(tmp_path.glob("tiny/.versions/*/writing-*"))
+
+
+@pytest.mark.slow
+def test_tables_and_models_on_s3(
+    finished: Run, shop: Shop, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in training and gone on from, the same bytes lie at the URL; another machine recommends by that alone."""
+    url, state, keys = s3.new_url(), tmp_path / "state", s3.environment
+    environment = {**shop.environment(state), **keys, "MACREC_HOME": url, "MACREC_STATE": str(state)}
+    monkeypatch.setattr(Shop, "environment", lambda *_: environment)
+    first = shop.start(state)
+    _wait_for(first, "recommender: 1/")
+    first.kill()
+    first.communicate(timeout=SECONDS)
+    assert not AssetStore(state, "tiny", url=url).has("recommender")
+
+    second = _finish(shop.start(state, "--resume"), state)
+    assert second.status == 0, second.err[-3000:]
+    assert "Assets left to make: 5" in second.err
+    assert f"{url}/tiny" in second.out
+    away = Run(tmp_path / "away", 0, "", "", url=url)
+    _assert_same_bytes(finished, away)
+    bundle = RecommenderBundle.load(away.store.folder("recommender") / "bundle", device=torch.device("cpu"))
+    item_ids = away.store.read_table("items")["item_id"].to_list()
+    (answer,) = bundle.recommend_ids([item_ids[:3]], k=5)
+    assert len(set(answer.item_ids)) == 5
+
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    written += [s3.content(f"{url}/{name}") for name in s3.names(url)]
+    assert not any(keys["AWS_SECRET_ACCESS_KEY"].encode() in content for content in written)
+    assert not any(keys["AWS_ACCESS_KEY_ID"].encode() in content for content in written)
 
 
 @pytest.mark.slow

@@ -34,17 +34,17 @@ def ui(
     started = datetime.now(UTC)
     out = console()
     out.print("Starting; this takes some ten seconds.")
-    plans = local_plans(home.resolve(), data.resolve(), port=port, mlflow_port=mlflow_port)
-    with open_instance(home.resolve()) as instance:
-        close_abandoned_runs(instance, home.resolve())
-    with serving(plans, logs=home.resolve() / "logs") as servers, suppress(KeyboardInterrupt):
+    plans = local_plans(home.folder, data.resolve(), port=port, mlflow_port=mlflow_port, url=home.url)
+    with open_instance(home.folder) as instance:
+        close_abandoned_runs(instance, home.folder)
+    with serving(plans, logs=home.folder / "logs") as servers, suppress(KeyboardInterrupt):
         for server in servers:
             out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
         out.print('MLflow opens in its GenAI view: choose "Model training" at the top left to see the runs.')
         out.print("Ctrl-C ends both.")
         wait_for_the_end(servers)
-    with open_instance(home.resolve()) as instance:
-        for run_id in close_runs_of_a_stopped_ui(instance, home.resolve(), started=started):
+    with open_instance(home.folder) as instance:
+        for run_id in close_runs_of_a_stopped_ui(instance, home.folder, started=started):
             out.print(f"The run {run_id} was still at work and is canceled.", highlight=False)
 
 

@@ -36,7 +36,7 @@ def recommend(
 
     item_ids = _listed(history)
     rules = Rules(None if allow is None else _listed(allow), _listed(exclude)) if allow is not None or exclude else None
-    loaded: Any = load_model(model, home.resolve())
+    loaded: Any = load_model(model, home.folder)
     bundle = loaded.unwrap_python_model().bundle
     answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
@@ -60,7 +60,7 @@ def promote(
     quieten_libraries()
     from macrec_pipeline.tracking import open_tracking
 
-    decision = open_tracking(home.resolve(), create=False).promote(dataset, version=version, reason=reason)
+    decision = open_tracking(home.folder, create=False).promote(dataset, version=version, reason=reason)
     console().print(decision_lines(decision, take_back=f"macrec rollback {dataset}"))
 
 
@@ -76,7 +76,7 @@ def rollback(
     quieten_libraries()
     from macrec_pipeline.tracking import open_tracking
 
-    decision = open_tracking(home.resolve(), create=False).rollback(dataset, reason=reason)
+    decision = open_tracking(home.folder, create=False).rollback(dataset, reason=reason)
     before = decision.before
     console().print(
         decision_lines(decision, take_back=f"macrec promote {dataset} --version {before.version if before else 'N'}")

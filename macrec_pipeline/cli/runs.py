@@ -14,6 +14,7 @@ from macrec_pipeline.cli.data_sets import require_files
 from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
 from macrec_pipeline.datasets import load_dataset
 from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.home import Home
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.terminal import (
     WIDE,
@@ -66,15 +67,16 @@ def run(
 
     request = LaunchRequest(
         dataset,
-        home.resolve(),
+        home.folder,
         data.resolve(),
         overrides=tuple(settings or ()),
         until=until,
         only=only,
         resume=resume,
+        url=home.url,
     )
     launch(request, defs=defs)
-    _show_results(dataset, request.home, measured=(only or until or MEASURED[-1]) in MEASURED)
+    _show_results(dataset, home, measured=(only or until or MEASURED[-1]) in MEASURED)
 
 
 def refresh(
@@ -93,7 +95,7 @@ def refresh(
     spec.config(parse_overrides([*SETTINGS[REFRESH], *(settings or [])]))
     require_files(spec, data.resolve())
     _launch(dataset, home, data, settings, job=REFRESH)
-    _show_results(dataset, home.resolve(), measured=True)
+    _show_results(dataset, home, measured=True)
 
 
 def backtest(
@@ -116,7 +118,7 @@ def backtest(
     from macrec_pipeline.defs.backtest import backtest_folders, run_backtest
     from macrec_pipeline.defs.launch import LaunchRequest
 
-    request = LaunchRequest(dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()))
+    request = LaunchRequest(dataset, home.folder, data.resolve(), overrides=tuple(settings or ()))
     document = run_backtest(request, spec, num_folds=folds, test_share=test_share, defs=defs)
     out = console()
     out.print(backtest_table(document))
@@ -140,7 +142,7 @@ def recommend_all(
 
     load_dataset(dataset).config(parse_overrides(settings or []))
     _launch(dataset, home, data, settings, job=BATCH_RECOMMENDATIONS)
-    files = home.resolve() / dataset / "recommendations" / "part-*.parquet"
+    files = home.folder / dataset / "recommendations" / "part-*.parquet"
     console().print(f"recommendations   {escape(str(files))}", highlight=False, soft_wrap=True)
 
 
@@ -160,32 +162,36 @@ def evaluate_champion(
     spec.config(parse_overrides(settings or []))
     require_files(spec, data.resolve())
     _launch(dataset, home, data, settings, job=EVALUATE_CHAMPION)
-    path = home.resolve() / dataset / "champion_evaluation" / "evaluation.json"
+    path = home.folder / dataset / "champion_evaluation" / "evaluation.json"
     console().print(champion_lines(dataset, json.loads(path.read_text(encoding="utf-8"))), highlight=False)
 
 
-def _launch(dataset: str, home: Path, data: Path, settings: list[str] | None, *, job: str) -> None:
+def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str) -> None:
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
     from macrec_pipeline.defs.launch import LaunchRequest, launch
 
-    launch(LaunchRequest(dataset, home.resolve(), data.resolve(), overrides=tuple(settings or ()), job=job), defs=defs)
+    overrides = tuple(settings or ())
+    launch(LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, url=home.url), defs=defs)
 
 
-def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
+def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
     from macrec_pipeline.tracking.store import tracking_uri, without_password
 
     out = console()
-    folder = home / dataset
+    folder = home.folder / dataset
     metrics, report = folder / "evaluation_report" / "metrics.json", folder / "evaluation_report" / "report.html"
     registration = folder / "registered_model" / "registration.json"
+    if home.url:
+        _bring_up_to_date(home, dataset)
     if measured and metrics.is_file():
         document = json.loads(metrics.read_text(encoding="utf-8"))
         out.print(metrics_table(document, with_intervals=out.width >= WIDE))
         out.print(f"report            {escape(str(report))}", highlight=False, soft_wrap=True)
-    out.print(f"tables, models    {escape(str(folder))}", highlight=False, soft_wrap=True)
-    out.print(f"MLflow store      {escape(without_password(tracking_uri(home)))}", highlight=False, soft_wrap=True)
+    out.print(f"tables, models    {escape(f'{home}/{dataset}')}", highlight=False, soft_wrap=True)
+    uri = without_password(tracking_uri(home.folder))
+    out.print(f"MLflow store      {escape(uri)}", highlight=False, soft_wrap=True)
     if registration.is_file():
         version = json.loads(registration.read_text(encoding="utf-8"))
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"])
@@ -193,3 +199,13 @@ def _show_results(dataset: str, home: Path, *, measured: bool) -> None:
         if "decision" in version:
             out.print(f"promotion         {escape(version['decision'])}", highlight=False, soft_wrap=True)
     out.print("Look at all of it with `macrec ui`.", highlight=False)
+
+
+def _bring_up_to_date(home: Home, dataset: str) -> None:
+    """Another machine may have made what is shown since this one has copied it."""
+    from macrec_pipeline.storage import AssetStore
+
+    store = AssetStore(home.folder, dataset, url=home.url)
+    for asset in MEASURED:
+        if store.has(asset):
+            store.folder(asset)

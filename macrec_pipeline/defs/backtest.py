@@ -2,7 +2,8 @@
 
 In: a data set and how many periods. Out: a folder with the report of each fold, and `backtest.json`, which has every
 system's metrics by fold, their mean and their standard deviation over the folds. All folds share one home of their own,
-below the home that the data set's state is in, so that vectors are made once and nobody's champion is touched.
+below the folder that the data set's state is in, so that vectors are made once and nobody's champion is touched; what
+they leave is for a person to read, and is published nowhere.
 """
 
 import json
@@ -84,7 +85,7 @@ def run_backtest(
     folders.results.mkdir(parents=True)
     results: list[dict[str, Any]] = []
     for number, settings in enumerate(folds, start=1):
-        own = replace(request, home=folders.home, overrides=(*request.overrides, *settings), until=LAST_ASSET)
+        own = replace(request, home=folders.home, url=None, overrides=(*request.overrides, *settings), until=LAST_ASSET)
         launch(own, defs=defs)
         store = AssetStore(folders.home, request.dataset)
         report = store.folder(LAST_ASSET)

@@ -39,6 +39,7 @@ class LaunchRequest:
 
     Attributes:
         home, data: absolute folders of the state and of the data set's files.
+        url: where the assets are published; None: in the home.
         overrides: `section.field=value`, already known to be valid.
         job: the job that the run is filed under, and whose assets it makes.
         until: run this asset and all that it needs; None: every asset of the job.
@@ -55,6 +56,7 @@ class LaunchRequest:
     until: str | None = None
     only: str | None = None
     resume: bool = False
+    url: str | None = None
 
 
 def dagster_folder(home: Path) -> Path:
@@ -156,11 +158,12 @@ def _execute(
 
 
 def _settings(request: LaunchRequest) -> Settings:
-    return Settings(home=str(request.home), data=str(request.data), overrides=list(request.overrides))
+    return Settings(home=request.url or str(request.home), data=str(request.data), overrides=list(request.overrides))
 
 
 def _run_config(request: LaunchRequest) -> dict[str, object]:
-    folders = {"home": str(request.home), "data": str(request.data), "overrides": list(request.overrides)}
+    home = request.url or str(request.home)
+    folders = {"home": home, "data": str(request.data), "overrides": list(request.overrides)}
     # Only the terminal is quiet: the event log keeps every line.
     quiet = {"console": {"config": {"log_level": "CRITICAL"}}}
     return {"resources": {"settings": {"config": folders}}, "loggers": quiet}

@@ -49,11 +49,12 @@ class ServerPlan:
     environment: Mapping[str, str]
 
 
-def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int) -> list[ServerPlan]:
+def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int, url: str | None = None) -> list[ServerPlan]:
     """Dagster (webserver, daemon and code server) and MLflow on the state of one home.
 
     Args:
         home, data: absolute folders.
+        url: where the assets are published; None: in the home.
 
     Raises:
         ConfigError: the home cannot be written.
@@ -64,7 +65,8 @@ def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int) -> list[
     dagster_environment = {
         **os.environ,
         "DAGSTER_HOME": str(dagster_folder(home)),
-        "MACREC_HOME": str(home),
+        "MACREC_HOME": url or str(home),
+        "MACREC_STATE": str(home),
         "MACREC_DATA": str(data),
         "MACREC_DATASETS": str(datasets_folder().absolute()),
         "MACREC_MLFLOW_UI_URL": f"http://{ADDRESS}:{mlflow_port}",

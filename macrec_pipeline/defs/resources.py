@@ -12,6 +12,7 @@ from pydantic import Field
 
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
+from macrec_pipeline.home import Home, home_of
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking import Tracker, open_tracking
@@ -26,7 +27,9 @@ GPU_POOL = "gpu"
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields itself, as every plain resource does
     """Folders and overrides of a run. An unset folder is read from the environment when the run starts."""
 
-    home: str | None = Field(default=None, description="state of all runs; unset: MACREC_HOME, else ./.macrec")
+    home: str | None = Field(
+        default=None, description="folder of all state, or URL of tables and models; unset: MACREC_HOME, else ./.macrec"
+    )
     data: str | None = Field(
         default=None, description="folder that data set files are relative to; unset: MACREC_DATA, else ./data"
     )
@@ -39,8 +42,8 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
         return Settings(home=self.home, data=self.data, overrides=[*overrides, *self.overrides])
 
     def home_folder(self) -> Path:
-        """The absolute folder of the state."""
-        return Path(self.home or os.environ.get("MACREC_HOME") or ".macrec").absolute()
+        """The absolute folder of the state on this machine. Raises `ConfigError`."""
+        return self._home().folder
 
     def data_folder(self) -> Path:
         """The absolute folder that the paths in data set files are relative to."""
@@ -55,9 +58,13 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
         return self.spec(dataset).config(parse_overrides(self.overrides))
 
     def store(self, dataset: str) -> AssetStore:
-        """The tables and folders of this data set."""
-        return AssetStore(self.home_folder(), dataset)
+        """The tables and folders of this data set. Raises `ConfigError`."""
+        home = self._home()
+        return AssetStore(home.folder, dataset, url=home.url)
 
     def tracker(self) -> Tracker:
         """The MLflow store of this home. Raises `TrackingError`."""
         return open_tracking(self.home_folder())
+
+    def _home(self) -> Home:
+        return home_of(self.home or os.environ.get("MACREC_HOME") or ".macrec")

@@ -174,7 +174,7 @@ class Stage:
         self.run.set_tags({"macrec.digest": manifest.digest})
         logger.info("%-19s %s (%.1f s)", self.asset, summary, seconds)
         links: dict[str, Any] = {
-            "path": dg.MetadataValue.path(self.store.location(self.asset)),
+            "path": dg.MetadataValue.path(self.store.address(self.asset)),
             "digest": manifest.digest,
             "mlflow_run": dg.MetadataValue.url(self.run.url),
             "seconds": round(seconds, 2),

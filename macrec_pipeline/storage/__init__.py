@@ -1,4 +1,7 @@
-"""Assets on disk: tables as parquet, models and reports as folders, each with a manifest and written atomically."""
+"""Assets on disk or at a URL: tables as parquet, models and reports as folders.
+
+Each has a manifest and is written atomically.
+"""
 
 from macrec_pipeline.storage.embeddings import embedding_table, vectors_of
 from macrec_pipeline.storage.manifest import Manifest

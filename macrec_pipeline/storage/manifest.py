@@ -77,14 +77,23 @@ def read_manifest(folder: Path, asset: str, *, remedy: str) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest(content["asset"], content["digest"], dict(content["files"]), dict(content["details"]))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise StorageError(f"{path} is missing. {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise StorageError(f"{path} is not a readable manifest ({type(error).__name__}: {error}). {remedy}") from None
+    return parsed_manifest(content, asset, place=path, remedy=remedy)
+
+
+def parsed_manifest(content: bytes, asset: str, *, place: object, remedy: str) -> Manifest:
+    """The manifest that a file holds which was read from `place`. Raises `StorageError` as `read_manifest`."""
+    try:
+        document = json.loads(content.decode("utf-8"))
+        manifest = Manifest(document["asset"], document["digest"], dict(document["files"]), dict(document["details"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{place} is not a readable manifest ({type(error).__name__}: {error}). {remedy}") from None
     if manifest.asset != asset or manifest.digest != content_digest(manifest.files):
-        raise StorageError(f"{path} does not describe {asset}: it was changed after it was written. {remedy}")
+        raise StorageError(f"{place} does not describe {asset}: it was changed after it was written. {remedy}")
     return manifest
 
 

@@ -16,7 +16,8 @@ import polars as pl
 
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import SIDE_TABLES, TABLES, TableSchema
-from macrec_pipeline.storage.manifest import Manifest, read_manifest, seal, verify
+from macrec_pipeline.storage.manifest import Manifest, seal, verify
+from macrec_pipeline.storage.published import PublishedVersions
 from macrec_pipeline.storage.table_files import (
     read_table_file,
     scan_table_file,
@@ -47,24 +48,30 @@ class AssetStore:
     Args:
         home: the folder of all state (`MACREC_HOME`); made at the first write.
         dataset: the data set's name.
+        url: where the assets are published; the folder then holds copies. None: the folder is where they are.
 
     Raises:
         StorageError: the name is not one that a data set may have.
     """
 
-    def __init__(self, home: Path, dataset: str) -> None:
+    def __init__(self, home: Path, dataset: str, *, url: str | None = None) -> None:
         if not _DATASET_NAME.fullmatch(dataset):
             raise StorageError(f"{dataset!r} cannot be a data set: its name holds only a-z, 0-9 and '-'.")
         self._dataset = dataset
         self._folder = Path(home).absolute() / dataset
+        self._url = url
 
     def location(self, asset: str) -> Path:
         """The stable path under which the current version is found, whether it is there or not."""
         return self._versions(asset).link
 
+    def address(self, asset: str) -> str:
+        """The same to be told: the URL, where assets are published at one."""
+        return self._versions(asset).address
+
     def has(self, asset: str) -> bool:
         """Whether a version of the asset is there; says nothing about its state."""
-        return self._versions(asset).current() is not None
+        return self._versions(asset).exist()
 
     def write_table(
         self,
@@ -205,10 +212,12 @@ class AssetStore:
     def scratch(self, asset: str) -> Iterator[Path]:
         """A folder for what a stage keeps while it works, such as a checkpoint; no part of the asset.
 
-        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one.
+        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one. Of
+        assets that are published at a URL it is sent there too, for another machine's attempt.
         """
         folder = self._folder / ".scratch" / self._known(asset, (*TABLES, *FOLDER_ASSETS))
-        yield folder
+        with self._versions(asset).work_kept(folder):
+            yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, asset: str) -> Path:
@@ -218,7 +227,7 @@ class AssetStore:
             StorageError: it is not there yet, incomplete or damaged; names the file and says what to run.
         """
         folder, manifest = self._current(asset)
-        verify(folder, manifest, remedy=self._versions(asset).remedy)
+        verify(folder, manifest, remedy=self._versions(asset).damage_remedy)
         return folder
 
     def manifest(self, asset: str) -> Manifest:
@@ -227,20 +236,26 @@ class AssetStore:
         Raises:
             StorageError: it is not there yet, or the manifest is damaged; says what to run.
         """
-        return self._current(asset)[1]
+        manifest = self._versions(asset).manifest()
+        if manifest is None:
+            raise self._not_there_yet(asset)
+        return manifest
 
     def _current(self, asset: str) -> tuple[Path, Manifest]:
         versions = self._versions(asset)
         folder = versions.current()
         if folder is None:
-            raise StorageError(f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`.")
-        manifest = read_manifest(folder, asset, remedy=versions.remedy)
-        if not manifest.digest.startswith(folder.name):
-            raise StorageError(f"{folder} does not hold what its name says. {versions.remedy}")
-        return folder, manifest
+            raise self._not_there_yet(asset)
+        return folder, versions.read(folder)
+
+    def _not_there_yet(self, asset: str) -> StorageError:
+        return StorageError(f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`.")
 
     def _versions(self, asset: str) -> AssetVersions:
-        return AssetVersions(self._folder, self._known(asset, (*TABLES, *FOLDER_ASSETS)))
+        known = self._known(asset, (*TABLES, *FOLDER_ASSETS))
+        if self._url is None:
+            return AssetVersions(self._folder, known)
+        return PublishedVersions(self._folder, known, url=self._url)
 
     def _known(self, asset: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
         if asset not in known:

@@ -16,7 +16,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,8 +46,42 @@ class AssetVersions:
 
     @property
     def remedy(self) -> str:
-        """What a person does when this asset is damaged."""
+        """What a person does when this asset is not what it should be."""
         return self._remedy
+
+    @property
+    def damage_remedy(self) -> str:
+        """What a person does when a file of the folder that is served is damaged."""
+        return self._remedy
+
+    @property
+    def address(self) -> str:
+        """Where the current version is found, by whoever looks for it."""
+        return str(self.link)
+
+    def exist(self) -> bool:
+        """Whether a version is there; says nothing about its state. Raises `StorageError` as `current`."""
+        return self.current() is not None
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of the version that is served, whose files are not read; None if there is none yet.
+
+        Raises:
+            StorageError: as `current`, or the manifest is damaged.
+        """
+        folder = self.current()
+        return None if folder is None else self.read(folder)
+
+    def work_kept(self, folder: Path) -> AbstractContextManager[None]:
+        """Around work that keeps files in a folder of this machine for another attempt: they are safe there."""
+        return nullcontext()
+
+    def read(self, folder: Path) -> Manifest:
+        """The manifest of a folder of `current`. Raises `StorageError`: it is damaged."""
+        manifest = read_manifest(folder, self._asset, remedy=self.damage_remedy)
+        if not manifest.digest.startswith(folder.name):
+            raise StorageError(f"{folder} does not hold what its name says. {self.damage_remedy}")
+        return manifest
 
     def current(self) -> Path | None:
         """The folder of the version that is served; None if there is none yet.
@@ -103,15 +137,28 @@ class AssetVersions:
         with self._os_errors_are_told(), self._lock():
             if os.path.lexists(self.link) and not self.link.is_symlink():
                 raise StorageError(f"{self.link} is in the way: it was not made by this store. Move it away.")
-            before = self._version_of(self.link)
             self._install(folder, version)
-            self._point(self.link, f".versions/{self._asset}/{version}")
-            if before not in (None, version):
-                self._point(self._folder / "previous", str(before))
-            kept = {version, self._version_of(self._folder / "previous")}
-            for path in self._folder.iterdir():
-                if _VERSION.fullmatch(path.name) and path.name not in kept:
-                    shutil.rmtree(path, ignore_errors=True)
+            self._serve(version)
+
+    def serve(self, version: str) -> Path | None:
+        """Serve a version of before again and return its folder; None if it is gone. Raises `StorageError`."""
+        folder = self._folder / version
+        with self._os_errors_are_told():
+            if self._version_of(self.link) != version and folder.is_dir():
+                with self._lock():
+                    if folder.is_dir():
+                        self._serve(version)
+            return folder if folder.is_dir() else None
+
+    def _serve(self, version: str) -> None:
+        before = self._version_of(self.link)
+        self._point(self.link, f".versions/{self._asset}/{version}")
+        if before not in (None, version):
+            self._point(self._folder / "previous", str(before))
+        kept = {version, self._version_of(self._folder / "previous")}
+        for path in self._folder.iterdir():
+            if _VERSION.fullmatch(path.name) and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _install(self, folder: Path, version: str) -> None:
         target = self._folder / version

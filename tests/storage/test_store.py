@@ -26,14 +26,17 @@ TWO = interactions(("u1", "a", 1), ("u2", "b", 2))
 THREE = interactions(("u1", "a", 1), ("u3", "b", 2))
 
 
+# A test that looks into the files asks for `folder_store`; what is damaged at a URL is in test_published.
 @pytest.fixture
-def store(tmp_path: Path) -> AssetStore:
+def folder_store(tmp_path: Path) -> AssetStore:
     return AssetStore(tmp_path, "demo")
 
 
 def versions(store: AssetStore, asset: str) -> set[str]:
+    """The versions on this machine, and what else is beside them."""
     folder = store.location(asset).parent / ".versions" / asset
-    return {path.name for path in folder.iterdir() if path.name not in ("store.lock", "previous")}
+    known = ("store.lock", "publishing.lock", "copying.lock", "previous")
+    return {path.name for path in folder.iterdir() if path.name not in known}
 
 
 def test_a_table_comes_back_as_it_was_written(store: AssetStore) -> None:
@@ -173,37 +176,37 @@ def test_a_wrong_schema_is_refused_at_the_read(store: AssetStore, monkeypatch: p
         store.read_table("interactions")
 
 
-def test_a_changed_byte_is_noticed(store: AssetStore) -> None:
+def test_a_changed_byte_is_noticed(folder_store: AssetStore) -> None:
     """A damaged file is named, with what to run; writing it again repairs it."""
-    store.write_table("interactions", ONE)
-    path = store.folder("interactions") / "interactions.parquet"
+    folder_store.write_table("interactions", ONE)
+    path = folder_store.folder("interactions") / "interactions.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(StorageError, match=r"interactions\.parquet was changed after.*run `macrec run demo`"):
-        store.read_table("interactions")
-    store.write_table("interactions", ONE)
-    assert store.read_table("interactions").equals(ONE)
-    store.write_table("interactions", TWO)
-    assert not any(name.startswith("damaged") for name in versions(store, "interactions"))
+        folder_store.read_table("interactions")
+    folder_store.write_table("interactions", ONE)
+    assert folder_store.read_table("interactions").equals(ONE)
+    folder_store.write_table("interactions", TWO)
+    assert not any(name.startswith("damaged") for name in versions(folder_store, "interactions"))
 
 
-def test_missing_and_foreign_files_are_noticed(store: AssetStore) -> None:
+def test_missing_and_foreign_files_are_noticed(folder_store: AssetStore) -> None:
     """A file that is gone, one that was added and a manifest that is gone are each named."""
-    with store.new_folder("quantizer") as folder:
+    with folder_store.new_folder("quantizer") as folder:
         (folder / "weights").mkdir()
         (folder / "weights" / "a.safetensors").write_bytes(b"a")
-    path = store.folder("quantizer")
+    path = folder_store.folder("quantizer")
     (path / "extra.txt").write_text("x")
     with pytest.raises(StorageError, match=r"extra\.txt is no part of what was written"):
-        store.folder("quantizer")
+        folder_store.folder("quantizer")
     (path / "extra.txt").unlink()
     (path / "weights" / "a.safetensors").unlink()
     with pytest.raises(StorageError, match=r"a\.safetensors is missing.*run `macrec run demo`"):
-        store.folder("quantizer")
+        folder_store.folder("quantizer")
     (path / "manifest.json").unlink()
     with pytest.raises(StorageError, match=r"manifest\.json is missing"):
-        store.manifest("quantizer")
+        folder_store.manifest("quantizer")
 
 
 @pytest.mark.parametrize(
@@ -215,14 +218,14 @@ def test_missing_and_foreign_files_are_noticed(store: AssetStore) -> None:
         (lambda text: text.replace('"a.json"', '"b.json"'), "does not describe quantizer"),
     ],
 )
-def test_a_damaged_manifest_is_noticed(store: AssetStore, change, problem: str) -> None:
+def test_a_damaged_manifest_is_noticed(folder_store: AssetStore, change, problem: str) -> None:
     """A manifest that is cut off, of another asset or edited is refused, naming the file."""
-    with store.new_folder("quantizer") as folder:
+    with folder_store.new_folder("quantizer") as folder:
         (folder / "a.json").write_text("{}")
-    path = store.folder("quantizer") / "manifest.json"
+    path = folder_store.folder("quantizer") / "manifest.json"
     path.write_text(change(path.read_text()))
     with pytest.raises(StorageError, match=rf"manifest\.json .*{problem}.*run `macrec run demo`"):
-        store.folder("quantizer")
+        folder_store.folder("quantizer")
 
 
 def test_a_folder_is_committed_at_the_end_of_the_block(store: AssetStore) -> None:
@@ -274,13 +277,13 @@ def test_what_a_folder_may_not_hold(store: AssetStore, asset: str, tmp_path: Pat
     assert versions(store, asset) == set()
 
 
-def test_something_else_in_the_place_of_the_link(store: AssetStore, tmp_path: Path) -> None:
+def test_something_else_in_the_place_of_the_link(folder_store: AssetStore, tmp_path: Path) -> None:
     """A folder or a link that the store did not make is never followed nor overwritten."""
     (tmp_path / "demo" / "interactions").mkdir(parents=True)
     with pytest.raises(StorageError, match="in the way"):
-        store.write_table("interactions", ONE)
+        folder_store.write_table("interactions", ONE)
     with pytest.raises(StorageError, match="not made by this store"):
-        store.read_table("interactions")
+        folder_store.read_table("interactions")
     (tmp_path / "demo" / "interactions").rmdir()
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -288,23 +291,23 @@ def test_something_else_in_the_place_of_the_link(store: AssetStore, tmp_path: Pa
         (tmp_path / "demo" / "interactions").unlink(missing_ok=True)
         (tmp_path / "demo" / "interactions").symlink_to(target)
         with pytest.raises(StorageError, match="not made by this store"):
-            store.read_table("interactions")
+            folder_store.read_table("interactions")
 
 
-def test_a_version_that_is_gone(store: AssetStore) -> None:
+def test_a_version_that_is_gone(folder_store: AssetStore) -> None:
     """A link whose version was removed by hand is told, not a traceback."""
-    store.write_table("interactions", ONE)
-    folder = store.folder("interactions")
+    folder_store.write_table("interactions", ONE)
+    folder = folder_store.folder("interactions")
     folder.rename(folder.with_name("elsewhere"))
     with pytest.raises(StorageError, match=r"is gone.*run `macrec run demo`"):
-        store.read_table("interactions")
-    store.write_table("interactions", TWO)
-    assert store.read_table("interactions").equals(TWO)
+        folder_store.read_table("interactions")
+    folder_store.write_table("interactions", TWO)
+    assert folder_store.read_table("interactions").equals(TWO)
 
 
-def test_a_home_can_be_moved(store: AssetStore, tmp_path: Path) -> None:
+def test_a_home_can_be_moved(folder_store: AssetStore, tmp_path: Path) -> None:
     """A home that was moved or copied serves the same assets, since its links are relative."""
-    store.write_table("interactions", ONE)
+    folder_store.write_table("interactions", ONE)
     (tmp_path / "demo").rename(tmp_path / "elsewhere")
     (tmp_path / "other").mkdir()
     (tmp_path / "elsewhere").rename(tmp_path / "other" / "demo")
@@ -335,18 +338,18 @@ with store.new_folder("quantizer") as folder:
 
 
 @pytest.mark.parametrize("moment", ["filling", "publishing"])
-def test_a_killed_writer_changes_nothing(store: AssetStore, tmp_path: Path, moment: str) -> None:
+def test_a_killed_writer_changes_nothing(folder_store: AssetStore, tmp_path: Path, moment: str) -> None:
     """After kill -9 in the middle of a write the old version is served; the next write works and cleans up."""
-    with store.new_folder("quantizer") as folder:
+    with folder_store.new_folder("quantizer") as folder:
         (folder / "old.bin").write_bytes(b"old")
     died = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(tmp_path), moment], timeout=60, check=False)
     assert died.returncode == -signal.SIGKILL
-    assert (store.folder("quantizer") / "old.bin").read_bytes() == b"old"
-    assert len(versions(store, "quantizer")) > 1
-    with store.new_folder("quantizer") as folder:
+    assert (folder_store.folder("quantizer") / "old.bin").read_bytes() == b"old"
+    assert len(versions(folder_store, "quantizer")) > 1
+    with folder_store.new_folder("quantizer") as folder:
         (folder / "new.bin").write_bytes(b"new")
-    assert (store.folder("quantizer") / "new.bin").read_bytes() == b"new"
-    left = versions(store, "quantizer")
+    assert (folder_store.folder("quantizer") / "new.bin").read_bytes() == b"new"
+    left = versions(folder_store, "quantizer")
     assert len(left) == 2
     assert not any(name.startswith(("writing", "link", "damaged")) for name in left)
 
@@ -368,9 +371,9 @@ from pathlib import Path
 from macrec_pipeline.storage import AssetStore
 
 def write(writer, start):
-    store = AssetStore(Path(sys.argv[1]), "demo")
+    store = AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2] or None)
     start.wait()
-    for turn in range(25):
+    for turn in range(int(sys.argv[3])):
         with store.new_folder("quantizer") as folder:
             (folder / "a").write_text(f"{writer} {turn}")
 
@@ -385,11 +388,13 @@ sys.exit(sum(writer.exitcode != 0 for writer in writers))
 """
 
 
-def test_concurrent_writers(store: AssetStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["folder", "s3"], indirect=True)
+def test_concurrent_writers(store: AssetStore, tmp_path: Path, url: str | None) -> None:
     """Four processes that write one asset at once all succeed, and leave one whole version served."""
-    done = subprocess.run([sys.executable, "-c", CONCURRENT_WRITERS, str(tmp_path)], timeout=60, check=False)
-    assert done.returncode == 0
-    assert (store.folder("quantizer") / "a").read_text().endswith(" 24")
+    turns = 8 if url else 25
+    command = [sys.executable, "-c", CONCURRENT_WRITERS, str(tmp_path), url or "", str(turns)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+    assert (store.folder("quantizer") / "a").read_text().endswith(f" {turns - 1}")
     assert len(versions(store, "quantizer")) == 2
 
 

@@ -1,0 +1,89 @@
+"""Where the state is, by what a person says."""
+
+from pathlib import Path
+
+import pytest
+
+from macrec_pipeline.cli import main
+from macrec_pipeline.defs import local_servers
+from macrec_pipeline.defs.local_servers import local_plans
+from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.home import Home, home_of
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MACREC_HOME", "MACREC_DATA", "MACREC_DATASETS", "DAGSTER_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MACREC_STATE", str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize("text", [".macrec", "/srv/macrec", "a:b", "s3:/bucket", "C:/x"])
+def test_a_path_is_a_folder(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of the state is in it, whatever MACREC_STATE says."""
+    monkeypatch.chdir(tmp_path)
+    assert home_of(text) == Home(tmp_path / text, None)
+    assert str(home_of(text)) == str(tmp_path / text)
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a/prefix", "S3://bucket/a/prefix/"])
+def test_a_url_is_for_tables_and_models(text: str, tmp_path: Path) -> None:
+    """Everything else is in the folder that MACREC_STATE names."""
+    assert home_of(text) == Home(tmp_path / "state", "s3://bucket/a/prefix")
+    assert str(home_of(text)) == "s3://bucket/a/prefix"
+    assert Settings(home=text).home_folder() == tmp_path / "state"
+    assert Settings(home=text).store("demo").address("items") == "s3://bucket/a/prefix/demo/items"
+    assert Settings(home=text).store("demo").location("items") == tmp_path / "state" / "demo" / "items"
+
+
+@pytest.mark.parametrize("value", [None, "", "s3://bucket/state"])
+def test_a_url_needs_a_folder_beside_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases and locks cannot live at a URL: the variable that says where they go is named."""
+    monkeypatch.delenv("MACREC_STATE")
+    if value is not None:
+        monkeypatch.setenv("MACREC_STATE", value)
+    with pytest.raises(ConfigError, match=r"MACREC_STATE"):
+        home_of("s3://bucket/prefix")
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://key:hidden@bucket/prefix", "s3://bucket/prefix?secret_key=hidden", "s3://bucket/x#hidden"]
+)
+def test_a_url_holds_no_key(text: str) -> None:
+    """It stands in links and logs; the error names the variables for keys, and does not repeat the key."""
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as told:
+        home_of(text)
+    assert "hidden" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///", "s3:///prefix", "s3://bucket//prefix"])
+def test_a_url_names_a_place(text: str) -> None:
+    """With a bucket, and no empty name in the path."""
+    with pytest.raises(ConfigError, match="names no place"):
+        home_of(text)
+
+
+def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and status 2, from the option as from the variable."""
+    monkeypatch.delenv("MACREC_STATE")
+    for arguments, home in ((["run", "demo", "--home", "s3://a/b"], ""), (["promote", "demo"], "s3://a/b")):
+        monkeypatch.setenv("MACREC_HOME", home)
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert "set MACREC_STATE" in capsys.readouterr().err
+
+
+def test_the_ui_runs_on_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers' own records are in the folder; their runs are told the URL."""
+    monkeypatch.setattr(local_servers, "server_command", lambda *_: (["mlflow"], {}))
+    plans = local_plans(tmp_path / "state", tmp_path, port=1, mlflow_port=2, url="s3://bucket/prefix")
+    dagster = plans[0].environment
+    assert (dagster["MACREC_HOME"], dagster["MACREC_STATE"]) == ("s3://bucket/prefix", str(tmp_path / "state"))
+    assert Path(dagster["DAGSTER_HOME"]).is_relative_to(tmp_path / "state")
+
+
+def test_a_local_home_makes_no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever AWS variables happen to be set."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert not Settings(home=str(tmp_path)).store("demo").has("items")
