@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,9 +30,11 @@ if not __package__:  # as a script it sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
+from macrec_pipeline.recommender import fitting
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.runtime.propagation import AsUsual
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 
@@ -93,7 +96,7 @@ def agreement(histories: list[np.ndarray], codes: Codes, device: torch.device) -
 
 
 def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *, epochs: int) -> dict[str, float]:
-    """Seconds an epoch, validation included, and the operations of one."""
+    """Seconds an epoch, validation included, its spread, the operations of one, and the most memory taken."""
     ends: list[float] = []
     steps: dict[str, int] = {}
 
@@ -104,10 +107,20 @@ def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *,
 
     settings = {"num_epochs": epochs, "patience": epochs, "precision": "bfloat16"}
     _train(histories, codes, device, settings, progress)
-    with FlopCounterMode(display=False) as counter:
+    seconds = np.diff(ends)[2:]  # a GPU meets the shapes in the first epoch and records them in the second
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
+    # what is played from a recording is not counted
+    with (
+        mock.patch.object(fitting, "propagation", lambda _, device: AsUsual(device)),
+        FlopCounterMode(display=False) as counter,
+    ):
         _train(histories, codes, device, settings | {"num_epochs": 1})
-    # the first is a warm-up
-    return {"seconds": statistics.median(np.diff(ends)[1:]), "flops": float(counter.get_total_flops())}
+    return {
+        "seconds": float(np.median(seconds)),
+        "spread": float((seconds.max() - seconds.min()) / np.median(seconds)),
+        "flops": float(counter.get_total_flops()),
+        "peak_memory_gb": round(peak, 1),
+    }
 
 
 def decoding(histories: list[np.ndarray], codes: Codes, device: torch.device) -> dict[str, float]:

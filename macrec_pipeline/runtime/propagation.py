@@ -37,14 +37,20 @@ class Propagation(Protocol):
 
 def propagation(parameters: Iterable[nn.Parameter], device: torch.device) -> Propagation:
     """The one that suits the device, for a training of these parameters."""
-    return Recorder(parameters, device) if device.type == "cuda" else _AsUsual()
+    return Recorder(parameters, device) if device.type == "cuda" else AsUsual(device)
 
 
-class _AsUsual:
+class AsUsual:
+    """Leaves propagation to the caller; on any device."""
+
     keeps_gradients = False
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return losses(*inputs)
+        """Losses that are still to be propagated."""
+        return losses(*(value.to(self._device) for value in inputs))
 
 
 @dataclass(frozen=True)
