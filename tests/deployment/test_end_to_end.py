@@ -1,11 +1,12 @@
 """The whole deployment at work: a run launched through GraphQL, each service killed under it, the champion served.
 
-Then a backup of both databases and of the bucket, restored into empty stores. A story, so the fixtures follow each
-other; `tests.deployment.stack` says what is real in it and what is not.
+One more run is launched by the clock. Then a backup of both databases and of the bucket, restored into empty stores. A
+story, so the fixtures follow each other; `tests.deployment.stack` says what is real in it and what is not.
 """
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ mutation($asked: ExecutionParams!) {
 }"""
 RUNS = """
 { runsOrError { ... on Runs { results {
-  runId status parentRunId assetMaterializations { assetKey { path } }
+  runId status parentRunId tags { key value } assetMaterializations { assetKey { path } }
 } } } }"""
 
 
@@ -82,6 +83,17 @@ def finished(stack: Stack) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
+def scheduled(stack: Stack, finished: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run that the daemon launched at the minute that the data set's file names, once it has ended."""
+    due = datetime.now(UTC) + timedelta(seconds=100)  # the code server has read the file by then
+    schedule = f'schedule: {{cron: "{due.minute} {due.hour} * * *", job: batch_recommendations}}\n'
+    (stack.folder / "datasets" / "tiny.yaml").write_text(DATASET + schedule, encoding="utf-8")
+    stack.restart("code-server")
+    _wait_for(stack, run=len(finished), assets=0)
+    return _wait_for_the_end(stack)[-1]
+
+
+@pytest.fixture(scope="module")
 def answer(stack: Stack, finished: list[dict[str, Any]]) -> Any:
     """What the served champion recommends to two users, one of them unknown."""
     stack.start("champion")
@@ -110,6 +122,13 @@ def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]
     assert len(made[0] | made[1]) == 17
 
 
+def test_a_schedule_ticks(scheduled: dict[str, Any], stack: Stack) -> None:
+    """The champion's recommendations for everybody are made by the clock."""
+    assert scheduled["status"] == "SUCCESS", stack.log("code-server")[-4000:]
+    assert {"key": "dagster/schedule_name", "value": "batch_recommendations_tiny"} in scheduled["tags"]
+    assert _asset(scheduled["assetMaterializations"][-1]) == "recommendations"
+
+
 def test_the_champion_answers(answer: Any) -> None:
     """The served model gives five items to a known user, and what is popular to one without a history."""
     known, unknown = answer["predictions"]
@@ -118,8 +137,9 @@ def test_the_champion_answers(answer: Any) -> None:
     assert unknown["fallback"] == "popularity"
 
 
-def test_a_backup_comes_back_in_empty_stores(stack: Stack, finished: list[dict[str, Any]], answer: Any) -> None:
+def test_a_backup_comes_back_in_empty_stores(stack: Stack, scheduled: dict[str, Any], answer: Any) -> None:
     """By the commands of docs/deployment.md: dump, lose all three stores, restore, upgrade; everything is as it was."""
+    runs = _runs(stack)
     backup = stack.folder / "backup"
     backup.mkdir()
     stack.kill("champion", "daemon", "webserver", "code-server", "mlflow")
@@ -141,7 +161,7 @@ def test_a_backup_comes_back_in_empty_stores(stack: Stack, finished: list[dict[s
     stack.start("champion")
     assert _recommendations(stack) == answer
     kept = stack.psql("SELECT run_id, status FROM runs ORDER BY id", database="dagster").splitlines()
-    assert kept == [f"{run['runId']}|{run['status']}" for run in finished]
+    assert kept == [f"{run['runId']}|{run['status']}" for run in runs]
 
 
 def _recommendations(stack: Stack) -> Any:
@@ -163,7 +183,7 @@ def _wait_for(stack: Stack, *, run: int, assets: int) -> None:
     """Until there is a run of this number, counted from 0, and it has made some assets."""
     deadline = time.monotonic() + RUN_SECONDS
     while len(runs := _runs(stack)) <= run or len(runs[run]["assetMaterializations"]) < assets:
-        failed = len(runs) == 2 and runs[1]["status"] == "FAILURE"
+        failed = len(runs) >= 2 and runs[-1]["status"] == "FAILURE"
         if failed or time.monotonic() > deadline:
             pytest.fail(f"{runs}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
         time.sleep(2)

@@ -16,7 +16,9 @@ from macrec_pipeline.semantic_ids import (
     fit_pseudo_labels,
     fit_quantizer,
 )
+from macrec_pipeline.semantic_ids.catalogue import Catalogue
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
+from macrec_pipeline.semantic_ids.rq_vae_training import RqVaeTraining
 from tests.semantic_ids.two_modalities import CPU, TINY, collaborative_vectors, fitted, tiny, two_modalities
 
 FILES = ("text.safetensors", "image.safetensors", "quantizer.json", "training_log.json")
@@ -152,3 +154,19 @@ def test_a_modality_alone_is_fitted_as_one_that_is_trained_apart(method: str, tm
     ids = assign_semantic_ids(loaded, text, None, device=CPU)
     assert ids.codes.keys() == ids.moved.keys() == ids.collision_rate.keys() == {"text"}
     assert (ids.text_codes == assign_semantic_ids(apart, text, image, device=CPU).text_codes).all()
+
+
+def test_a_cosine_schedule_falls_to_zero_at_the_last_step() -> None:
+    """100 items in batches of 64 are two steps an epoch; the warm-up is a hundredth of all, at least one step."""
+    text, image = two_modalities()
+    config = tiny(schedule="cosine", num_epochs=5, learning_rate=0.01)
+    labels = {name: np.zeros(len(text), dtype=np.int64) for name in ("text", "image")}
+    catalogue = Catalogue.of({"text": text, "image": image}, labels, None, config)
+    training = RqVaeTraining(catalogue, config, seed=1, name="quantizer", device=CPU)
+    rates = []
+    for epoch in range(1, 6):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        training.one_epoch(epoch)
+    # after the warm-up's one step, half a cosine over the nine that are left
+    assert rates == pytest.approx([0.01] + [0.005 * (1 + np.cos(np.pi * step / 9)) for step in (1, 3, 5, 7)])
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
