@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**19}
 # Steps between two looks at the loss and the gradient, each of which makes a GPU wait until it has caught up.
 LOOK_EVERY = {"cpu": 1, "cuda": 25}
+# Least seconds between two checkpoints: an epoch on a GPU takes a few, and to write one takes one of them.
+CHECKPOINT_SECONDS = {"cpu": 0.0, "cuda": 30.0}
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def fit_recommender(
             lacks, whose tasks are then left out.
         seed: root seed; weights, order and dropout draw from streams of their own.
         progress: called after every optimizer step with stage "recommender".
-        checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
-            with the bytes of one that was not; a file of other data, settings or starting weights is not used.
+        checkpoint: a file to go on from and to write after every epoch, on a GPU every half minute. A training that was
+            cut off ends, on the CPU, with the bytes of one that was not; a file of other data, settings or starting
+            weights is not used.
         start: a folder that `FittedRecommender.save` wrote, whose weights training starts from if they fit; see
             `warm_start`.
 
@@ -167,17 +171,19 @@ class _Fit:
         self.best_epoch, self.best_state = 0, self._state()
 
     def run(self, checkpoint: Path | None, identity: str) -> FittedRecommender:
-        """Train from the checkpoint, if there is one of this training, to the end; write it after every epoch."""
+        """Train from the checkpoint, if there is one of this training, to the end; write one after an epoch."""
         if checkpoint is not None and (stored := load_checkpoint(checkpoint, identity=identity)) is not None:
             self._restore(*stored)
+        written = time.monotonic()
         for epoch in range(len(self.log) + 1, self.config.num_epochs + 1):
             if self.log and epoch - 1 - self.best_epoch >= self.config.patience:
                 break
             self.log.append({"epoch": float(epoch)} | self._train_epoch(epoch) | self._validate())
             if self._score(self.log[-1]) < min((self._score(row) for row in self.log[:-1]), default=math.inf):
                 self.best_epoch, self.best_state = epoch, self._state()
-            if checkpoint is not None:
+            if checkpoint is not None and time.monotonic() - written >= CHECKPOINT_SECONDS[self.device.type]:
                 save_checkpoint(checkpoint, identity=identity, tensors=self._tensors(), values=self._values())
+                written = time.monotonic()
         self.model.load_state_dict(self.best_state)
         return FittedRecommender(self.model.eval(), self.log, self.best_epoch)
 
