@@ -3,7 +3,7 @@
     bundle.json            what the parts are, their digests, the settings, the catalogue's size
     model.safetensors      the recommender's weights
     semantic_ids.safetensors   codes of each modality and the training popularity of every item
-    catalogue.json         item ids, titles and picture paths, in the order of the item index
+    catalogue.json         item ids, titles, picture paths and categories, in the order of the item index
     sasrec.safetensors     SASRec's weights, only where it is a retrieval route
 
 A bundle whose parts do not belong together refuses to load. Nothing in it is pickled.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class RecommenderBundle:
 
     Attributes:
         item_ids: the shop's keys in the order of the item index.
-        catalogue: {"item_id", "title", "image_path"} an item, in that order.
+        catalogue: {"item_id", "title", "image_path"} an item, in that order, and "categories" where it has some.
         description: what `bundle.json` says.
     """
 
@@ -87,6 +88,15 @@ class RecommenderBundle:
     def routes(self) -> list[str]:
         """The retrieval routes: those that the model was trained for, and "collaborative" if the bundle has SASRec."""
         return self._decoder.routes
+
+    @cached_property
+    def items_of(self) -> dict[str, np.ndarray]:
+        """Category -> int64 [any], the indices of its items, ascending; empty where the catalogue names none."""
+        found: dict[str, list[int]] = {}
+        for index, item in enumerate(self.catalogue):
+            for category in item.get("categories", ()):
+                found.setdefault(category, []).append(index)
+        return {category: np.array(items, dtype=np.int64) for category, items in found.items()}
 
     @property
     def semantic_ids(self) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -125,7 +135,7 @@ class RecommenderBundle:
             text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct; None for a modality that
                 the catalogue lacks.
             decoding: `DecodingConfig` as a mapping.
-            catalogue: {"title", "image_path"} an item.
+            catalogue: {"title", "image_path"} an item, and "categories", a list or None, if they are known.
             provenance: data set, digests of what the bundle was made from; kept as it is.
         """
         weights = recommender_folder / "model.safetensors"
@@ -139,6 +149,7 @@ class RecommenderBundle:
         )
         items = [
             {"item_id": item_id, "title": item["title"], "image_path": item["image_path"]}
+            | ({"categories": list(item["categories"])} if item.get("categories") else {})
             for item_id, item in zip(item_ids, catalogue, strict=True)
         ]
         (folder / "catalogue.json").write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
@@ -224,7 +235,7 @@ class RecommenderBundle:
         *,
         k: int = 10,
         route: str = "fused",
-        exclude_seen: bool = False,
+        exclude_seen: bool | Sequence[bool] = False,
         beam_width: int | None = None,
         rules: Rules | None = None,
         rules_of_rows: Sequence[Rules | None] | None = None,
@@ -235,32 +246,38 @@ class RecommenderBundle:
         than k items, the answer has those; where they leave none, it is empty.
 
         Args:
+            exclude_seen: whether no item of the history comes back, one for all histories or one each.
             rules: of all histories.
             rules_of_rows: one a history, which hold beside those of all; None where there are none.
 
         Raises:
-            RequestError: k, route or beam_width is out of range, or there are not as many rules as histories.
+            RequestError: k, route or beam_width is out of range, a category is unknown, or there are not as many rules
+                or `exclude_seen` as histories.
         """
         self._check((route,), k, beam_width)
         of_rows = [None] * len(histories) if rules_of_rows is None else rules_of_rows
-        if len(of_rows) != len(histories):
-            raise RequestError(f"There are rules of {len(of_rows)} rows, but {len(histories)} histories.")
+        unseen_only = [exclude_seen] * len(histories) if isinstance(exclude_seen, bool) else exclude_seen
+        for what, listed in (("rules", of_rows), ("exclude_seen", unseen_only)):
+            if len(listed) != len(histories):
+                raise RequestError(f"There are {what} of {len(listed)} rows, but {len(histories)} histories.")
         known = [
             np.array([self._index_of[item] for item in history if item in self._index_of], dtype=np.int64)
             for history in histories
         ]
-        asked = [row for row, history in enumerate(known) if len(history)]
-        found = self.recommend(
-            [known[row] for row in asked],
-            routes=(route,),
-            k=k,
-            exclude_seen=exclude_seen,
-            beam_width=beam_width,
-            legal=self._legal(rules, [of_rows[row] for row in asked]),
-        )[route]
         strange = [row for row, history in enumerate(known) if not len(history)]
-        popular = self._popular(k, len(strange), self._legal(rules, [of_rows[row] for row in strange]))
-        ranked = dict(zip(asked + strange, found + popular, strict=True))
+        legal = self._legal(rules, [of_rows[row] for row in strange])
+        ranked = dict(zip(strange, self._popular(k, len(strange), legal), strict=True))
+        for unseen in (False, True):
+            asked = [row for row, history in enumerate(known) if len(history) and unseen_only[row] == unseen]
+            found = self.recommend(
+                [known[row] for row in asked],
+                routes=(route,),
+                k=k,
+                exclude_seen=unseen,
+                beam_width=beam_width,
+                legal=self._legal(rules, [of_rows[row] for row in asked]),
+            )[route]
+            ranked |= zip(asked, found, strict=True)
         return [
             Answer(
                 [self.item_ids[index] for index in ranked[row].item_indices],
@@ -273,7 +290,7 @@ class RecommenderBundle:
     def _legal(self, rules: Rules | None, of_rows: Sequence[Rules | None]) -> LegalItems | None:
         if rules is None and not any(of_rows):
             return None
-        return LegalItems(self._index_of, rules, of_rows)
+        return LegalItems(self._index_of, rules, of_rows, items_of=self.items_of)
 
     def _popular(self, k: int, num_rows: int, legal: LegalItems | None) -> list[Ranked]:
         """The most popular of the legal items for each of some rows."""

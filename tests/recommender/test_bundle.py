@@ -54,7 +54,10 @@ def write(folder: Path, weights: Path) -> None:
         image_codes=codes(2),
         codebook_size=4,
         decoding=DecodingConfig(beam_width=5).model_dump(),
-        catalogue=[{"title": f"Item {index}", "image_path": None} for index in range(NUM_ITEMS)],
+        catalogue=[
+            {"title": f"Item {index}", "image_path": None, "categories": None if index % 3 else ["Third", "All thirds"]}
+            for index in range(NUM_ITEMS)
+        ],
         provenance={"dataset": "cycle"},
     )
 
@@ -136,6 +139,40 @@ def test_rules_are_the_shops_ids(bundle_folder: Path) -> None:
     assert (strange.item_ids, strange.fallback) == ([], "popularity")
     with pytest.raises(RequestError, match="rules of 1 rows, but 2 histories"):
         bundle.recommend_ids([known, known], rules_of_rows=[None])
+
+
+def test_categories_are_those_of_the_catalogue(bundle_folder: Path) -> None:
+    """Every third item is in two categories, the others in none; a bundle of an older version knows none at all."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    assert all(("categories" in item) == (index % 3 == 0) for index, item in enumerate(bundle.catalogue))
+    for rules in (Rules(allowed_categories=["Third"]), Rules(allowed_categories=["All thirds", "Third"])):
+        for history in (["item/3 ü"], ["nobody"]):
+            (answer,) = bundle.recommend_ids([history], k=NUM_ITEMS, rules=rules)
+            assert {int(item.split("/")[1].split()[0]) for item in answer.item_ids} == set(range(0, NUM_ITEMS, 3))
+    (answer,) = bundle.recommend_ids([["item/3 ü"]], k=NUM_ITEMS, rules=Rules(excluded_categories=["Third"]))
+    assert len(answer.item_ids) == NUM_ITEMS - NUM_ITEMS // 3
+    for item in bundle.catalogue:
+        item.pop("categories", None)
+    bundle = RecommenderBundle(bundle._decoder, bundle.catalogue, np.ones(NUM_ITEMS), bundle.description)
+    assert bundle.items_of == {}
+    with pytest.raises(RequestError, match=r"no category 'Third'.*Its items have none"):
+        bundle.recommend_ids([["nobody"]], rules=Rules(allowed_categories=["Third"]))
+
+
+def test_each_history_may_say_whether_seen_items_come_back(bundle_folder: Path) -> None:
+    """Every answer is the one that the history would get in a call of its own kind."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    histories = [["item/3 ü"], ["nobody"], ["item/7 ü", "item/8 ü"], ["item/3 ü"], []]
+    unseen = [True, True, False, False, True]
+    mixed = bundle.recommend_ids(histories, k=NUM_ITEMS, exclude_seen=unseen)
+    for history, of_row, answer in zip(histories, unseen, mixed, strict=True):
+        (alone,) = bundle.recommend_ids([history], k=NUM_ITEMS, exclude_seen=of_row)
+        assert (answer.item_ids, answer.fallback) == (alone.item_ids, alone.fallback)
+        assert answer.scores == pytest.approx(alone.scores, rel=1e-4)
+    assert "item/3 ü" not in mixed[0].item_ids
+    assert "item/3 ü" in mixed[3].item_ids
+    with pytest.raises(RequestError, match="exclude_seen of 1 rows, but 2 histories"):
+        bundle.recommend_ids([[], []], exclude_seen=[True])
 
 
 def test_the_beams_agreement_with_exact_scores_is_measured(

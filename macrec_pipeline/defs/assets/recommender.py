@@ -39,7 +39,7 @@ CODES_OF = "codes_of"
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="3",
+    code_version="4",
     pool=GPU_POOL,
     description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
 )
@@ -192,7 +192,7 @@ def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=work.config.decoding.model_dump(mode="json"),
-        catalogue=items.select("title", "image_path").to_dicts(),
+        catalogue=items.select("title", "image_path", "categories").to_dicts(),
         provenance={
             "dataset": work.dataset,
             "config_digest": work.config.digest(),
