@@ -44,10 +44,14 @@ def bundle_folder(fitted: FittedRecommender, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def write(folder: Path, weights: Path) -> None:
+def write(folder: Path, weights: Path, quantizer: bytes | None = b"{}") -> None:
+    files = [] if quantizer is None else [weights / "quantizer.json", weights / "text.safetensors"]
+    for file in files:
+        file.write_bytes(quantizer or b"")
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
+        quantizer_files=files,
         item_ids=[f"item/{index} ü" for index in range(NUM_ITEMS)],
         popularity=np.arange(NUM_ITEMS)[::-1].copy(),
         text_codes=codes(1),
@@ -241,6 +245,7 @@ def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: P
         ("changed", lambda f: (f / "catalogue.json").write_text("[]"), "catalogue.json does not belong to this bundle"),
         ("missing", lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         ("empty", lambda f: (f / "bundle.json").write_text(""), "bundle.json is missing or not"),
+        ("unquantized", lambda f: shutil.rmtree(f / "quantizer"), "quantizer/quantizer.json is missing"),
     ):
         folder = tmp_path / name
         shutil.copytree(bundle_folder, folder)
@@ -249,7 +254,17 @@ def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: P
             RecommenderBundle.load(folder)
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "semantic_ids.safetensors", "catalogue.json", "bundle.json"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "model.safetensors",
+        "semantic_ids.safetensors",
+        "catalogue.json",
+        "bundle.json",
+        "quantizer/quantizer.json",
+        "quantizer/text.safetensors",
+    ],
+)
 def test_a_part_of_another_good_bundle_is_refused(
     part: str, bundle_folder: Path, fitted: FittedRecommender, tmp_path: Path
 ) -> None:
@@ -258,7 +273,7 @@ def test_a_part_of_another_good_bundle_is_refused(
     weights.mkdir()
     other.mkdir()
     fit(num_epochs=1, d_model=32, d_ff=64, dropout=0.0).save(weights)
-    write(other, weights)
+    write(other, weights, quantizer=b"other")
     catalogue = json.loads((other / "catalogue.json").read_text())
     (other / "catalogue.json").write_text(json.dumps(catalogue[::-1]))
     ids = load_file(other / "semantic_ids.safetensors")
@@ -310,6 +325,19 @@ def test_a_bundle_of_the_first_format_still_loads(bundle_folder: Path, tmp_path:
     assert old == new
 
 
+def test_the_quantizer_is_there_for_who_asks_for_it(fitted: FittedRecommender, tmp_path: Path) -> None:
+    """Its files are those of the training; a bundle whose IDs were given, or that is older, has none and loads."""
+    for name, content in (("with", b"{}"), ("without", None)):
+        (tmp_path / name / "bundle").mkdir(parents=True)
+        fitted.save(tmp_path / name)
+        write(tmp_path / name / "bundle", tmp_path / name, quantizer=content)
+    bundle = RecommenderBundle.load(tmp_path / "with" / "bundle")
+    assert bundle.quantizer_folder == tmp_path / "with" / "bundle" / "quantizer"
+    assert sorted(path.name for path in bundle.quantizer_folder.iterdir()) == ["quantizer.json", "text.safetensors"]
+    assert RecommenderBundle.load(tmp_path / "without" / "bundle").quantizer_folder is None
+    np.testing.assert_array_equal(bundle.codes["image"], codes(2))
+
+
 def test_a_bundle_tells_the_semantic_ids_by_item_id(bundle_folder: Path) -> None:
     """Text codes, then image codes, under the shop's key."""
     ids = RecommenderBundle.load(bundle_folder).semantic_ids
@@ -325,6 +353,8 @@ def test_a_bundle_is_the_same_bytes_for_the_same_parts(fitted: FittedRecommender
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, weights)
-    for file in sorted(path.name for path in (tmp_path / "a").iterdir()):
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 6
+    for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert json.loads((tmp_path / "a" / "bundle.json").read_text())["provenance"] == {"dataset": "cycle"}
