@@ -233,7 +233,10 @@ class AssetStore:
         versions = self._versions(asset)
         folder = versions.current()
         if folder is None:
-            raise StorageError(f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`.")
+            raise StorageError(
+                f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`, or the job "
+                "full_pipeline in the UI."
+            )
         manifest = read_manifest(folder, asset, remedy=versions.remedy)
         if not manifest.digest.startswith(folder.name):
             raise StorageError(f"{folder} does not hold what its name says. {versions.remedy}")
