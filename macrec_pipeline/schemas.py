@@ -229,7 +229,7 @@ PSEUDO_LABELS = TableSchema(
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     description="k-means cluster of each item in each modality, empty in one that the catalogue lacks. No rows: "
-    "semantic IDs are given.",
+    "semantic IDs are given, or the quantizer is kept.",
 )
 SEMANTIC_IDS = TableSchema(
     "semantic_ids",

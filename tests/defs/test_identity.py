@@ -121,6 +121,8 @@ def test_the_second_week_keeps_gives_and_retires(first_week: Week, monkeypatch: 
     }
     assert list(after).index("i04x") == 5
     assert store.manifest("quantizer").files == quantizer
+    assert store.read_table("pseudo_labels").is_empty(), "nothing is clustered for a quantizer that is kept"
+    assert store.manifest("pseudo_labels").details["skipped"].startswith("identity.mode is append")
     retired = store.read_beside("semantic_ids", "retired_ids")
     assert retired.select("item_id", "retired_at").rows() == [("i11", 77 * 86_400_000)]
     assert retired["text_codes"].to_list() == [before["i11"][0]]
@@ -195,6 +197,21 @@ def test_what_does_not_belong_together_is_refused(first_week: Week) -> None:
     assert week.run("quantizer", overrides=("seed=9",)).success
     assert "made with identity.mode=new" in _error(week.run("semantic_ids", overrides=APPEND))
     assert "made with another quantizer" in _error(week.run("quantizer", overrides=APPEND))
+
+
+@pytest.mark.slow
+def test_a_quantizer_without_pseudo_labels_makes_them(first_week: Week) -> None:
+    """Appending skipped them; a quantizer that is then made anew has the bytes that it has with the asset's."""
+    method = "quantizer={method: cross_modal, num_levels: 2, codebook_size: 6, latent_dim: 4, num_epochs: 2}"
+    files = {}
+    for mode in ("new", "append"):
+        overrides = (method, "pseudo_labels.num_clusters=4", f"identity.mode={mode}")
+        assert first_week.run("pseudo_labels", overrides=overrides).success
+        labels = first_week.store.read_table("pseudo_labels")
+        assert (labels.height > 0) == (mode == "new")
+        assert first_week.run("quantizer", overrides=(*overrides[:2], "identity.mode=new")).success
+        files[mode] = first_week.store.manifest("quantizer").files
+    assert files["new"] == files["append"]
 
 
 @pytest.mark.slow
