@@ -209,7 +209,7 @@ class RecommenderBundle:
         """
         self._check((route,), k, beam_width)
         of_rows = [None] * len(histories) if rules_of_rows is None else rules_of_rows
-        unseen_only = [exclude_seen] * len(histories) if isinstance(exclude_seen, bool) else exclude_seen
+        unseen_only = exclude_seen if isinstance(exclude_seen, Sequence) else [bool(exclude_seen)] * len(histories)
         for what, listed in (("rules", of_rows), ("exclude_seen", unseen_only)):
             if len(listed) != len(histories):
                 raise RequestError(f"There are {what} of {len(listed)} rows, but {len(histories)} histories.")
@@ -217,20 +217,22 @@ class RecommenderBundle:
             np.array([self._index_of[item] for item in history if item in self._index_of], dtype=np.int64)
             for history in histories
         ]
-        strange = [row for row, history in enumerate(known) if not len(history)]
-        legal = self._legal(rules, [of_rows[row] for row in strange])
-        ranked = dict(zip(strange, self._popular(k, len(strange), legal), strict=True))
+        groups: dict[bool | None, list[int]] = {None: [], False: [], True: []}
+        for row, history in enumerate(known):
+            groups[bool(unseen_only[row]) if len(history) else None].append(row)
+        # a call whose rules are wrong is refused before any of it is worked out
+        legal = {which: self._legal(rules, [of_rows[row] for row in rows]) for which, rows in groups.items()}
+        ranked = dict(zip(groups[None], self._popular(k, len(groups[None]), legal[None]), strict=True))
         for unseen in (False, True):
-            asked = [row for row, history in enumerate(known) if len(history) and unseen_only[row] == unseen]
             found = self.recommend(
-                [known[row] for row in asked],
+                [known[row] for row in groups[unseen]],
                 routes=(route,),
                 k=k,
                 exclude_seen=unseen,
                 beam_width=beam_width,
-                legal=self._legal(rules, [of_rows[row] for row in asked]),
-            )[route]
-            ranked |= zip(asked, found, strict=True)
+                legal=legal[unseen],
+            )
+            ranked |= zip(groups[unseen], found[route], strict=True)
         return [
             Answer(
                 [self.item_ids[index] for index in ranked[row].item_indices],
