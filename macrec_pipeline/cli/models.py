@@ -24,10 +24,14 @@ def recommend(
         str, typer.Option("--exclude", metavar="ITEMS", help="None of these item ids, separated by commas.")
     ] = "",
     category: Annotated[
-        list[str] | None, typer.Option("--category", help="Only items of this category; may be given again.")
+        list[str] | None,
+        typer.Option("--category", metavar="NAME", help="Only items of this category; more than once: of any of them."),
     ] = None,
     exclude_category: Annotated[
-        list[str] | None, typer.Option("--exclude-category", help="No item of this category; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--exclude-category", metavar="NAME", help="No item of this category; may be given more than once."
+        ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
