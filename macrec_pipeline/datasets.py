@@ -87,6 +87,8 @@ class ItemsTable(TableFile):
     texts: tuple[ColumnRef | FlagColumns, ...] = Field((), description="joined in this order after the title")
     image: PictureTemplate | None = None
     image_url: ColumnRef | None = Field(None, description="addresses that `macrec fetch images` loads pictures from")
+    categories: ColumnRef | FlagColumns | None = Field(None, description="what rules of a request can name")
+    categories_separator: str = Field("|", min_length=1, description="between the categories of one cell")
 
 
 class TablesSource(Section):

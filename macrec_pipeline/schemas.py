@@ -111,7 +111,7 @@ EARLIEST_MS = 631_152_000_000
 """1990-01-01 UTC: before the first shop that kept such a log."""
 
 _STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
-_INTS = pl.List(pl.Int64())
+_INTS, _STRINGS = pl.List(pl.Int64()), pl.List(pl.String())
 
 RAW_INTERACTIONS = TableSchema(
     "raw_interactions",
@@ -136,13 +136,14 @@ RAW_ITEMS = TableSchema(
         "text": _STRING,
         "image_path": _STRING,
         "image_url": _STRING,
+        "categories": _STRINGS,
         "source_file": _STRING,
         "source_row": _INT,
         "problem": _STRING,
     },
-    nullable=frozenset({"item_id", "title", "text", "image_path", "image_url", "problem"}),
+    nullable=frozenset({"item_id", "title", "text", "image_path", "image_url", "categories", "problem"}),
     description="The catalogue as found. image_path is relative to the data folder, null where there is no file; "
-    "image_url is what the source names; problem as in raw_interactions.",
+    "image_url is what the source names; categories null where none is named; problem as in raw_interactions.",
 )
 INTERACTIONS = TableSchema(
     "interactions",
@@ -166,9 +167,10 @@ ITEMS = TableSchema(
         "title": _STRING,
         "text": _STRING,
         "image_path": _STRING,
+        "categories": _STRINGS,
         "num_interactions": _INT,
     },
-    nullable=frozenset({"title", "text", "image_path"}),
+    nullable=frozenset({"title", "text", "image_path", "categories"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     forbidden={
@@ -227,7 +229,7 @@ PSEUDO_LABELS = TableSchema(
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     description="k-means cluster of each item in each modality, empty in one that the catalogue lacks. No rows: "
-    "semantic IDs are given.",
+    "semantic IDs are given, or the quantizer is kept.",
 )
 SEMANTIC_IDS = TableSchema(
     "semantic_ids",

@@ -5,6 +5,7 @@ Each run is a process of its own, started by the `macrec` command with state and
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -258,6 +259,11 @@ def test_the_command_recommends_and_refuses_more_than_the_catalogue(finished: Ru
     rows = [line.split()[:2] for line in answered.stdout.splitlines()[-5:]]
     assert [rank for rank, _ in rows] == ["1", "2", "3", "4", "5"]
     assert {item_id for _, item_id in rows} == set(item_ids[1:6])
+    of_shelf = ask(3, "--category", "Camping", "--exclude-category", "Camping tent")
+    categories = dict(finished.store.read_table("items").select("item_id", "categories").iter_rows())
+    found = [categories[item_id] for item_id in re.findall(r"^[123] +(P\d+) ", of_shelf.stdout, re.MULTILINE)]
+    assert len(found) == 3, of_shelf.stderr
+    assert all("Camping" in names and "Camping tent" not in names for names in found)
     assert refused.returncode == 2
     assert (
         refused.stderr.strip()

@@ -63,12 +63,12 @@ def write_log(folder: Path, rows: int) -> None:
             "item_id",
             "title",
             pl.lit("a thing").alias("text"),
-            *(pl.lit(None, dtype=pl.String).alias(name) for name in ("image_path", "image_url", "problem")),
+            *(pl.lit(None).alias(name) for name in ("image_path", "image_url", "categories", "problem")),
             pl.lit("items.parquet").alias("source_file"),
             "source_row",
         )
         .select(*RAW_ITEMS.columns)
-        .match_to_schema(RAW_ITEMS.columns),
+        .cast(pl.Schema(RAW_ITEMS.columns)),
     )
 
 

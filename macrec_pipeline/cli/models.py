@@ -23,6 +23,16 @@ def recommend(
     exclude: Annotated[
         str, typer.Option("--exclude", metavar="ITEMS", help="None of these item ids, separated by commas.")
     ] = "",
+    category: Annotated[
+        list[str] | None,
+        typer.Option("--category", metavar="NAME", help="Only items of this category; more than once: of any of them."),
+    ] = None,
+    exclude_category: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude-category", metavar="NAME", help="No item of this category; may be given more than once."
+        ),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -35,7 +45,10 @@ def recommend(
     from macrec_pipeline.tracking import load_model
 
     item_ids = _listed(history)
-    rules = Rules(None if allow is None else _listed(allow), _listed(exclude)) if allow is not None or exclude else None
+    rules = None
+    if allow is not None or exclude or category or exclude_category:
+        allowed = None if allow is None else _listed(allow)
+        rules = Rules(allowed, _listed(exclude), category or None, exclude_category or ())
     loaded: Any = load_model(model, home.folder)
     bundle = loaded.unwrap_python_model().bundle
     answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]

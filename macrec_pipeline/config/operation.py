@@ -48,7 +48,9 @@ class PromotionConfig(Section):
         None, gt=0, description="milliseconds a history, as a multiple of the champion's; None: no limit"
     )
     max_size_ratio: float | None = Field(
-        None, gt=0, description="bytes of the bundle, as a multiple of the champion's; None: no limit"
+        None,
+        gt=0,
+        description="bytes of the bundle without its quantizer, as a multiple of the champion's; None: no limit",
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from macrec_pipeline.data.cells import id_cells, text_cells
+from macrec_pipeline.data.cells import category_cells, id_cells, text_cells
 from macrec_pipeline.data.files import require_file_or_gz
 from macrec_pipeline.data.json_lines import Cells, JsonFields, json_line_tables
 from macrec_pipeline.data.markup import plain_text
@@ -27,6 +27,7 @@ from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 AmazonSource = Amazon2018Source | Amazon2023Source
 
 _REVIEW = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.Int64}
+_CATEGORIES = {"amazon2018": ("category",), "amazon2023": ("main_category", "categories")}
 # Fields that say little without their name; the others speak for themselves.
 _LABELS = {"brand": "Brand", "store": "Store", "category": "Categories", "categories": "Categories"}
 
@@ -63,9 +64,12 @@ def read_amazon_items(source: AmazonSource, data_dir: Path) -> pl.DataFrame:
     """
     path, file = _find(source, _metadata_file(source), data_dir)
     names: list[str] = list(source.texts)
-    schema = dict.fromkeys(("item_id", "title", *names, "image_url"), pl.String)
+    schema: dict[str, Any] = dict.fromkeys(("item_id", "title", *names, "image_url"), pl.String)
+    schema["found_categories"] = pl.List(pl.String)  # a text may be called categories
     item, image_url = _ITEM_FIELDS[source.reader]
-    parse: Callable[[JsonFields], Cells] = partial(_item, item_id=item, image_url=image_url, texts=names)
+    parse: Callable[[JsonFields], Cells] = partial(
+        _item, item_id=item, image_url=image_url, texts=names, categories=_CATEGORIES[source.reader]
+    )
     tables = []
     for table in json_line_tables(path, file, parse, schema):
         item_ids, title = id_cells(table["item_id"]), text_cells(table["title"])
@@ -75,6 +79,7 @@ def read_amazon_items(source: AmazonSource, data_dir: Path) -> pl.DataFrame:
                 item_ids.alias("item_id"),
                 title.alias("title"),
                 compose_texts(title, parts).alias("text"),
+                category_cells(table["found_categories"]).alias("categories"),
                 existing_pictures(item_ids, source.image_template, data_dir),
             ).select(*RAW_ITEMS.columns)
         )
@@ -119,14 +124,20 @@ def _review(fields: JsonFields) -> Cells:
 
 
 def _item(
-    fields: JsonFields, *, item_id: str, image_url: Callable[[JsonFields], str | None], texts: list[str]
+    fields: JsonFields,
+    *,
+    item_id: str,
+    image_url: Callable[[JsonFields], str | None],
+    texts: list[str],
+    categories: tuple[str, ...],
 ) -> Cells:
-    """The cells of one line of metadata: item_id, title, the texts as asked for, image_url."""
+    """The cells of one line of metadata: item_id, title, the texts as asked for, image_url, categories."""
     return (
         fields.identifier(item_id),
         _join(fields, "title"),
         *(_join(fields, name) for name in texts),
         image_url(fields),
+        [plain_text(part) for name in categories for part in fields.texts(name)],
     )
 
 

@@ -42,6 +42,20 @@ def text_cells(column: pl.Series) -> pl.Series:
     return text.set(text == "", None)
 
 
+def category_cells(column: pl.Series, *, separator: str = "|") -> pl.Series:
+    """Categories as lists of distinct texts, in their order; null where there is none.
+
+    Args:
+        column: lists, or texts.
+        separator: what stands between the categories of a text.
+    """
+    if not isinstance(column.dtype, pl.List):
+        column = column.cast(pl.String, strict=False).str.split(separator)
+    one = pl.element().str.replace_all(r"\s+", " ").str.strip_chars()
+    listed = column.cast(pl.List(pl.String)).list.eval(one.filter(one != "")).list.unique(maintain_order=True)
+    return listed.set(listed.list.len() == 0, None)
+
+
 def number_cells(column: pl.Series) -> pl.Series:
     """Numbers as float64; what is not one null."""
     if column.dtype == pl.String:

@@ -230,7 +230,7 @@ def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
     catalogue.drop_unreadable()
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
     refuse_broken_items(pl.concat(catalogue.dropped), num_rows=num_rows, allowed=allowed)
-    filled = pl.sum_horizontal(pl.col("title", "text", "image_path").is_not_null())
+    filled = pl.sum_horizontal(pl.col("title", "text", "image_path", "categories").is_not_null())
     length = pl.col("text").str.len_chars().fill_null(0)
     # Lines come last: the same rows in another order must give the same catalogue.
     order = [
@@ -241,6 +241,7 @@ def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
         "text",
         "image_path",
         "image_url",
+        "categories",
         *_SOURCE,
     ]
     catalogue.rows = catalogue.rows.sort(order, nulls_last=True).with_columns(

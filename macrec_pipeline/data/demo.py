@@ -18,7 +18,7 @@ from macrec_pipeline.errors import DataError
 
 _PARAMETERS = "shop.json"
 # Raise it whenever the generator writes other files for the same parameters.
-_GENERATOR_VERSION = 1
+_GENERATOR_VERSION = 2
 
 
 def demo_tables(source: DemoSource) -> TablesSource:
@@ -38,6 +38,7 @@ def demo_tables(source: DemoSource) -> TablesSource:
             title="title",
             texts=("description",),
             image=f"{source.folder}/pictures/{{item_id}}.jpg",
+            categories="categories",
         ),
     )
 

@@ -178,6 +178,15 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
+_DEPARTMENTS = ("Camping", "Kitchen", "Garden", "Desk", "Travel")
+_KINDS_A_DEPARTMENT = 4
+
+
+def categories(kind: int) -> tuple[str, str]:
+    """The categories of the items of a kind: the department, and the kind itself."""
+    return _DEPARTMENTS[kind // _KINDS_A_DEPARTMENT], KINDS[kind].names[0]
+
+
 def describe(kind: int, copy: int) -> tuple[str, str]:
     """Title and description of the `copy`-th item of a kind.
 

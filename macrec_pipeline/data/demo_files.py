@@ -1,6 +1,6 @@
 """A demo shop -> the files a real shop would hand over, with the little dirt that real files have.
 
-    items.csv          item_id,title,description
+    items.csv          item_id,title,description,categories    (with | between)
     interactions.csv   user_id,item_id,event_time    (ISO times, UTC, in the order of time)
     pictures/{item_id}.jpg
     README.md
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.data.demo_catalogue import describe
+from macrec_pipeline.data.demo_catalogue import categories, describe
 from macrec_pipeline.data.demo_pictures import draw_picture
 from macrec_pipeline.data.demo_shop import Shop, build_shop
 from macrec_pipeline.datasets import DemoSource
@@ -30,7 +30,7 @@ _README = """# A made-up shop
 Written by `macrec_pipeline` (reader `demo`) and replaced when the parameters in `shop.json` change: {num_items} items,
 {num_users} people, seed {seed}.
 
-- `items.csv`: what each item is. Titles and descriptions never say how it looks.
+- `items.csv`: what each item is. Titles, descriptions and categories never say how it looks.
 - `pictures/`: how it looks. Pictures never show what it is.
 - `interactions.csv`: who looked at what and when. The next item tends to continue a chain of kinds (tent, sleeping bag,
   mat, lantern, ...) and to keep the style, so that it takes texts and pictures together to foresee it.
@@ -90,14 +90,15 @@ def _bare_items(num_items: int, generator: np.random.Generator) -> tuple[set[int
 
 
 def _write_items(shop: Shop, path: Path, *, textless: set[int], generator: np.random.Generator) -> None:
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     for item, name in enumerate(item_names(len(shop.kinds))):
         title, description = describe(int(shop.kinds[item]), int(shop.copies[item]))
-        rows.append((name, "", "") if item in textless else (name, title, description))
+        named = "|".join(categories(int(shop.kinds[item])))
+        rows.append((name, "", "", "") if item in textless else (name, title, description, named))
     repeated = generator.choice(len(rows), size=max(1, len(rows) // 200), replace=False).tolist()
     for place in repeated:  # an older export of the row, before somebody wrote the description
-        rows.insert(int(generator.integers(0, len(rows))), (*rows[place][:2], ""))
-    _write_csv(path, ("item_id", "title", "description"), rows)
+        rows.insert(int(generator.integers(0, len(rows))), (*rows[place][:2], "", ""))
+    _write_csv(path, ("item_id", "title", "description", "categories"), rows)
 
 
 def _write_interactions(shop: Shop, path: Path, *, generator: np.random.Generator) -> None:

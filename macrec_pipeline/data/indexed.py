@@ -129,6 +129,7 @@ def read_indexed_items(source: IndexedSource, data_dir: Path) -> pl.DataFrame:
             "text": compose_texts(titles, [descriptions]),
             "image_path": pl.repeat(None, len(names), dtype=pl.String, eager=True),
             "image_url": pl.repeat(None, len(names), dtype=pl.String, eager=True),
+            "categories": pl.repeat(None, len(names), dtype=pl.List(pl.String), eager=True),
             "source_file": pl.repeat(file, len(names), eager=True),
             "source_row": pl.int_range(1, len(names) + 1, dtype=pl.Int64, eager=True),
             "problem": pl.repeat(None, len(names), dtype=pl.String, eager=True),

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from macrec_pipeline.data.cells import id_cells, text_cells
+from macrec_pipeline.data.cells import category_cells, id_cells, text_cells
 from macrec_pipeline.data.delimited import read_delimited, read_header
 from macrec_pipeline.data.files import require_file_or_gz
 from macrec_pipeline.data.line_blocks import line_blocks
@@ -69,7 +69,7 @@ def read_movielens_interactions(source: MovielensSource, data_dir: Path) -> pl.D
 
 
 def read_movielens_items(source: MovielensSource, data_dir: Path) -> pl.DataFrame:
-    """Read the movies as `RAW_ITEMS`; the text is the title and the genres. Errors as for the ratings."""
+    """Read the movies as `RAW_ITEMS`; the text is title and genres, the genres are the categories. Errors as there."""
     path, file = _find(source, _LAYOUTS[source.layout].movies, data_dir)
     if source.layout == "latest":
         table = _movies_csv(path, file)
@@ -86,6 +86,7 @@ def read_movielens_items(source: MovielensSource, data_dir: Path) -> pl.DataFram
         if source.image is None
         else existing_pictures(item_ids, source.image, data_dir),
         pl.lit(None, dtype=pl.String).alias("image_url"),
+        category_cells(table["genres"]).alias("categories"),
         pl.lit(file).alias("source_file"),
     )
     return RAW_ITEMS.check(frame.select(*RAW_ITEMS.columns), file)

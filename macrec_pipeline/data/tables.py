@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.cells import flag_cells, id_cells, number_cells, text_cells, time_cells
+from macrec_pipeline.data.cells import category_cells, flag_cells, id_cells, number_cells, text_cells, time_cells
 from macrec_pipeline.data.delimited import SourceTable, column_position, read_delimited_parts, read_header
 from macrec_pipeline.data.files import require_file
 from macrec_pipeline.data.pictures import PLACEHOLDER, existing_pictures, pictures_folder
@@ -76,6 +76,7 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFra
             "text": compose_texts(titles, _text_parts(part, mapping)),
             "image_path": nothing if mapping.image is None else existing_pictures(item_ids, mapping.image, data_dir),
             "image_url": nothing if mapping.image_url is None else text_cells(part.column(mapping.image_url)),
+            "categories": _categories(part, mapping),
             "source_file": pl.repeat(part.file, len(part.lines), eager=True),
             "source_row": part.lines,
             "problem": part.problems(),
@@ -135,7 +136,7 @@ def _item_columns(mapping: ItemsTable) -> list[str | int]:
     columns = [mapping.item_id, mapping.title]
     if mapping.image_url is not None:
         columns.append(mapping.image_url)
-    for part in mapping.texts:
+    for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
         columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
     return columns
 
@@ -147,6 +148,16 @@ def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
         else text_cells(table.column(part))
         for part in mapping.texts
     ]
+
+
+def _categories(table: SourceTable, mapping: ItemsTable) -> pl.Series:
+    wanted = mapping.categories
+    if wanted is None:
+        return pl.repeat(None, len(table.lines), dtype=pl.List(pl.String), eager=True)
+    if not isinstance(wanted, FlagColumns):
+        return category_cells(table.column(wanted), separator=mapping.categories_separator)
+    names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in wanted.flags]
+    return category_cells(pl.select(pl.concat_list(names)).to_series())
 
 
 def _read(mapping: TableFile, data_dir: Path, *, what: str, columns: Iterable[str | int]) -> Iterator[SourceTable]:

@@ -42,6 +42,11 @@ class Choice:
     reason: str
 
 
+def keeps_quantizer(work: Stage) -> bool:
+    """Whether it is certain, before anything is computed, that this run fits no quantizer."""
+    return work.config.identity.mode == "append" and _first_missing(work) is None
+
+
 def choose(work: Stage, vectors: Mapping[str, np.ndarray], device: "torch.device") -> Choice:
     """What becomes of the quantizer that is there.
 
@@ -51,9 +56,8 @@ def choose(work: Stage, vectors: Mapping[str, np.ndarray], device: "torch.device
     mode = work.config.identity.mode
     if mode == "new":
         return Choice(mode, append=False, reason="identity.mode is new")
-    for name in ("quantizer", "semantic_ids"):
-        if not work.store.has(name):
-            return _anew(mode, f"there is no {name} yet to go on from")
+    if missing := _first_missing(work):
+        return _anew(mode, f"there is no {missing} yet to go on from")
     problem = _mismatch(work, vectors)
     if problem and mode == "append":
         raise SemanticIdError(f"No IDs can be appended: {problem}. {_ANEW}.")
@@ -124,6 +128,11 @@ def today() -> int:
 def as_details(choice: Choice) -> dict[str, Any]:
     """A choice as it is kept in a manifest."""
     return {IDENTITY: asdict(choice)}
+
+
+def _first_missing(work: Stage) -> str | None:
+    """The first of what append mode goes on from that is not there."""
+    return next((name for name in ("quantizer", "semantic_ids") if not work.store.has(name)), None)
 
 
 def _anew(mode: str, reason: str) -> Choice:

@@ -12,12 +12,13 @@ BATCH_RECOMMENDATIONS = "batch_recommendations"
 # What a job lays over the settings of each of its runs, wherever the run was launched.
 SETTINGS: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
 
-# In the UI each asset runs in a process of its own, forked from one that has these definitions loaded; two at a time,
-# since each may use several threads. The command line runs everything in its own process instead.
+# In the UI each asset runs in a process of its own, forked from one that has loaded what all of them need, which takes
+# longer than most assets of a small data set; two at a time, since each may use several threads. The command line runs
+# everything in its own process instead.
 EXECUTOR = dg.multiprocess_executor.configured(
     {
         "max_concurrent": 2,
-        "start_method": {"forkserver": {"preload_modules": ["macrec_pipeline.definitions"]}},
+        "start_method": {"forkserver": {"preload_modules": ["macrec_pipeline.definitions", "torch", "mlflow"]}},
     },
     name="two_at_a_time",
 )

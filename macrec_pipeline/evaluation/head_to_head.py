@@ -30,7 +30,7 @@ class Answers:
         lists: item ids of each user, best first.
         catalogue: the item ids that the model knows, each with its semantic IDs.
         milliseconds: a history, asked in batches.
-        num_bytes: of the bundle's files.
+        num_bytes: of the bundle's files that answers are made of; its quantizer is none.
     """
 
     lists: Sequence[Sequence[str]]

@@ -3,8 +3,9 @@
     bundle.json            what the parts are, their digests, the settings, the catalogue's size
     model.safetensors      the recommender's weights
     semantic_ids.safetensors   codes of each modality and the training popularity of every item
-    catalogue.json         item ids, titles and picture paths, in the order of the item index
+    catalogue.json         item ids, titles, picture paths and categories, in the order of the item index
     sasrec.safetensors     SASRec's weights, only where it is a retrieval route
+    quantizer/             what gave the items their semantic IDs, unless the data set brought them; no answer reads it
 
 A bundle whose parts do not belong together refuses to load. Nothing in it is pickled.
 Shapes: N items, L levels.
@@ -13,28 +14,26 @@ Shapes: N items, L levels.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from macrec_pipeline.errors import RequestError, StorageError
 from macrec_pipeline.recommender.bundle_parts import (
-    FORMAT_VERSION,
-    SASREC_PART,
-    digest_of,
-    parts_of,
+    QUANTIZER,
+    quantizer_parts,
     read_model,
     read_sasrec,
-    sealed,
     verified_description,
-    write_sasrec,
 )
-from macrec_pipeline.recommender.calibration import described_fusion, load_fusion
+from macrec_pipeline.recommender.bundle_writing import write_bundle
+from macrec_pipeline.recommender.calibration import described_fusion
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked
@@ -63,14 +62,23 @@ class RecommenderBundle:
 
     Attributes:
         item_ids: the shop's keys in the order of the item index.
-        catalogue: {"item_id", "title", "image_path"} an item, in that order.
+        catalogue: {"item_id", "title", "image_path"} an item, in that order, and "categories" where it has some.
         description: what `bundle.json` says.
+        quantizer_folder: what `FittedQuantizer.load` takes to give new items an ID; None where the IDs came with the
+            data set, or the bundle is of an older version.
     """
 
     def __init__(
-        self, decoder: Decoder, catalogue: list[dict[str, Any]], popularity: np.ndarray, description: dict[str, Any]
+        self,
+        decoder: Decoder,
+        catalogue: list[dict[str, Any]],
+        popularity: np.ndarray,
+        description: dict[str, Any],
+        *,
+        quantizer_folder: Path | None = None,
     ) -> None:
         self._decoder = decoder
+        self.quantizer_folder = quantizer_folder
         self.catalogue = catalogue
         self.description = description
         self.item_ids: list[str] = [item["item_id"] for item in catalogue]
@@ -88,78 +96,33 @@ class RecommenderBundle:
         """The retrieval routes: those that the model was trained for, and "collaborative" if the bundle has SASRec."""
         return self._decoder.routes
 
+    @cached_property
+    def items_of(self) -> dict[str, np.ndarray]:
+        """Category -> int64 [any], the indices of its items, ascending; empty where the catalogue names none."""
+        found: dict[str, list[int]] = {}
+        for index, item in enumerate(self.catalogue):
+            for category in item.get("categories", ()):
+                found.setdefault(category, []).append(index)
+        return {category: np.array(items, dtype=np.int64) for category, items in found.items()}
+
+    @property
+    def codes(self) -> dict[str, np.ndarray]:
+        """Semantic IDs, int64 [N, L] each, of the modalities that the catalogue has."""
+        return {modality: codes.cpu().numpy().copy() for modality, codes in self._decoder.items.codes.items()}
+
     @property
     def semantic_ids(self) -> dict[str, tuple[tuple[int, ...], ...]]:
         """Item id -> its text codes and its image codes, in the order of the item index.
 
         A modality that the catalogue lacks has no codes.
         """
-        known, none = self._decoder.items.codes, [()] * self.num_items
+        known, none = self.codes, [()] * self.num_items
         codes = [known[modality].tolist() if modality in known else none for modality in MODALITIES]
         return {
             item_id: (tuple(text), tuple(image)) for item_id, text, image in zip(self.item_ids, *codes, strict=True)
         }
 
-    @staticmethod
-    def write(
-        folder: Path,
-        *,
-        recommender_folder: Path,
-        sasrec_folder: Path | None = None,
-        item_ids: Sequence[str],
-        popularity: np.ndarray,
-        text_codes: np.ndarray | None,
-        image_codes: np.ndarray | None,
-        codebook_size: int,
-        decoding: Mapping[str, Any],
-        catalogue: Sequence[Mapping[str, Any]],
-        provenance: Mapping[str, Any],
-    ) -> None:
-        """Write a bundle into an existing, empty folder; the same parts give the same bytes.
-
-        Args:
-            recommender_folder: what `FittedRecommender.save` and, for calibrated fusion, `save_fusion` wrote.
-            sasrec_folder: what `FittedSasrec.save` wrote; needed, and read, only for `decoding.collaborative_route`.
-            item_ids: N keys in the order of the item index.
-            popularity: int64 [N], interactions of each item in the training parts.
-            text_codes, image_codes: int64 [N, L], each in [0, codebook_size), rows distinct; None for a modality that
-                the catalogue lacks.
-            decoding: `DecodingConfig` as a mapping.
-            catalogue: {"title", "image_path"} an item.
-            provenance: data set, digests of what the bundle was made from; kept as it is.
-        """
-        weights = recommender_folder / "model.safetensors"
-        (folder / "model.safetensors").write_bytes(weights.read_bytes())
-        both = zip(MODALITIES, (text_codes, image_codes), strict=True)
-        codes = {name: values for name, values in both if values is not None}
-        tensors = {f"{name}_codes": values for name, values in codes.items()} | {"popularity": popularity}
-        save_file(
-            {name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)) for name, array in tensors.items()},
-            folder / "semantic_ids.safetensors",
-        )
-        items = [
-            {"item_id": item_id, "title": item["title"], "image_path": item["image_path"]}
-            for item_id, item in zip(item_ids, catalogue, strict=True)
-        ]
-        (folder / "catalogue.json").write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-        description = {
-            "format_version": FORMAT_VERSION,
-            "num_items": len(items),
-            "num_levels": int(next(iter(codes.values())).shape[1]),
-            "codebook_size": codebook_size,
-            "recommender": json.loads((recommender_folder / "recommender.json").read_text())["config"],
-            "decoding": dict(decoding),
-            "provenance": dict(provenance),
-        }
-        parts = parts_of(decoding)
-        if SASREC_PART in parts:
-            description["sasrec"] = write_sasrec(folder, sasrec_folder=sasrec_folder)
-        description["parts"] = {part: digest_of(folder / part) for part in parts}
-        if (fusion := load_fusion(recommender_folder)) is not None:
-            description["fusion"] = asdict(fusion)
-        (folder / "bundle.json").write_text(
-            json.dumps(sealed(description), indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+    write = staticmethod(write_bundle)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | None = None) -> RecommenderBundle:
@@ -183,7 +146,8 @@ class RecommenderBundle:
         decoder = Decoder(model.to(device).eval(), ItemCodes(codes), collaborative=sasrec)
         where = str(folder / "bundle.json")
         decoder.fusion = described_fusion(description, routes=decoder.routes, where=where)
-        return cls(decoder, catalogue, tensors["popularity"].numpy(), description)
+        quantizer = folder / QUANTIZER if quantizer_parts(description["parts"]) else None
+        return cls(decoder, catalogue, tensors["popularity"].numpy(), description, quantizer_folder=quantizer)
 
     def recommend(
         self,
@@ -224,7 +188,7 @@ class RecommenderBundle:
         *,
         k: int = 10,
         route: str = "fused",
-        exclude_seen: bool = False,
+        exclude_seen: bool | Sequence[bool] = False,
         beam_width: int | None = None,
         rules: Rules | None = None,
         rules_of_rows: Sequence[Rules | None] | None = None,
@@ -235,32 +199,40 @@ class RecommenderBundle:
         than k items, the answer has those; where they leave none, it is empty.
 
         Args:
+            exclude_seen: whether no item of the history comes back, one for all histories or one each.
             rules: of all histories.
             rules_of_rows: one a history, which hold beside those of all; None where there are none.
 
         Raises:
-            RequestError: k, route or beam_width is out of range, or there are not as many rules as histories.
+            RequestError: k, route or beam_width is out of range, a category is unknown, or there are not as many rules
+                or `exclude_seen` as histories.
         """
         self._check((route,), k, beam_width)
         of_rows = [None] * len(histories) if rules_of_rows is None else rules_of_rows
-        if len(of_rows) != len(histories):
-            raise RequestError(f"There are rules of {len(of_rows)} rows, but {len(histories)} histories.")
+        unseen_only = exclude_seen if isinstance(exclude_seen, Sequence) else [bool(exclude_seen)] * len(histories)
+        for what, listed in (("rules", of_rows), ("exclude_seen", unseen_only)):
+            if len(listed) != len(histories):
+                raise RequestError(f"There are {what} of {len(listed)} rows, but {len(histories)} histories.")
         known = [
             np.array([self._index_of[item] for item in history if item in self._index_of], dtype=np.int64)
             for history in histories
         ]
-        asked = [row for row, history in enumerate(known) if len(history)]
-        found = self.recommend(
-            [known[row] for row in asked],
-            routes=(route,),
-            k=k,
-            exclude_seen=exclude_seen,
-            beam_width=beam_width,
-            legal=self._legal(rules, [of_rows[row] for row in asked]),
-        )[route]
-        strange = [row for row, history in enumerate(known) if not len(history)]
-        popular = self._popular(k, len(strange), self._legal(rules, [of_rows[row] for row in strange]))
-        ranked = dict(zip(asked + strange, found + popular, strict=True))
+        groups: dict[bool | None, list[int]] = {None: [], False: [], True: []}
+        for row, history in enumerate(known):
+            groups[bool(unseen_only[row]) if len(history) else None].append(row)
+        # a call whose rules are wrong is refused before any of it is worked out
+        legal = {which: self._legal(rules, [of_rows[row] for row in rows]) for which, rows in groups.items()}
+        ranked = dict(zip(groups[None], self._popular(k, len(groups[None]), legal[None]), strict=True))
+        for unseen in (False, True):
+            found = self.recommend(
+                [known[row] for row in groups[unseen]],
+                routes=(route,),
+                k=k,
+                exclude_seen=unseen,
+                beam_width=beam_width,
+                legal=legal[unseen],
+            )
+            ranked |= zip(groups[unseen], found[route], strict=True)
         return [
             Answer(
                 [self.item_ids[index] for index in ranked[row].item_indices],
@@ -273,7 +245,7 @@ class RecommenderBundle:
     def _legal(self, rules: Rules | None, of_rows: Sequence[Rules | None]) -> LegalItems | None:
         if rules is None and not any(of_rows):
             return None
-        return LegalItems(self._index_of, rules, of_rows)
+        return LegalItems(self._index_of, rules, of_rows, items_of=self.items_of)
 
     def _popular(self, k: int, num_rows: int, legal: LegalItems | None) -> list[Ranked]:
         """The most popular of the legal items for each of some rows."""

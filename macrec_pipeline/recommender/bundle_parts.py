@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,8 @@ _WITHOUT_OWN_DIGEST = 1  # bundles of this format are read as they are: what the
 _OWN_DIGEST = "digest"
 PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
 SASREC_PART = "sasrec.safetensors"
+QUANTIZER = "quantizer"
+_QUANTIZER_PART = re.compile(rf"{QUANTIZER}/\w+\.(?:json|safetensors)")
 
 
 def verified_description(folder: Path) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def verified_description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version, parts, needed = description["format_version"], description["parts"], parts_of(description["decoding"])
+        needed = (*needed, *quantizer_parts(parts))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(f"{path} is missing or not a bundle's description: {error}") from error
     if version not in (FORMAT_VERSION, _WITHOUT_OWN_DIGEST):
@@ -67,6 +71,11 @@ def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
 def parts_of(decoding: Mapping[str, Any]) -> tuple[str, ...]:
     """The files that a bundle with these `DecodingConfig` settings has beside its description."""
     return (*PARTS, SASREC_PART) if decoding.get("collaborative_route", False) else PARTS
+
+
+def quantizer_parts(parts: Mapping[str, str]) -> list[str]:
+    """The files of a bundle's parts that make its quantizer; none if it has no quantizer."""
+    return [part for part in parts if _QUANTIZER_PART.fullmatch(part)]
 
 
 def write_sasrec(folder: Path, *, sasrec_folder: Path | None) -> dict[str, Any]:
@@ -123,5 +132,6 @@ def read_sasrec(folder: Path, description: Mapping[str, Any], *, device: torch.d
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a file, which is not held in memory, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

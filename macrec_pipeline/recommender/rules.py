@@ -1,4 +1,4 @@
-"""Business rules: which items a request may get, from the shop's ids to the mask that decoding takes.
+"""Business rules: which items a request may get, from the shop's ids and categories to the mask that decoding takes.
 
 In: the rules of a call, and of each of its rows. Out: the legal items of any of those rows, bool [B, N]. Rules only
 take away: an item that is left has the score that it has without them.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -19,17 +20,21 @@ from macrec_pipeline.errors import RequestError
 # Decoding under rules costs at most about this many times what it costs without.
 MOST_WIDENED = 4
 _NO_ITEMS = np.zeros(0, dtype=np.int64)
+_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Rules:
     """What every item of an answer has to be.
 
-    An id that the catalogue lacks names no item: to exclude it changes nothing, to allow it alone leaves nothing.
+    An id that the catalogue lacks names no item: to exclude it changes nothing, to allow it alone leaves nothing. A
+    category that no item has is a mistake, which `LegalItems` refuses.
 
     Attributes:
         allowed: one of these ids, as of what is in stock; None allows every item, an empty collection none.
         excluded: none of these ids.
+        allowed_categories: in one of these; None allows every item, also one without a category.
+        excluded_categories: in none of these.
 
     Raises:
         RequestError: a rule is one string, or holds something else than strings.
@@ -37,11 +42,15 @@ class Rules:
 
     allowed: Collection[str] | None = None
     excluded: Collection[str] = ()
+    allowed_categories: Collection[str] | None = None
+    excluded_categories: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        for name, ids in (("allowed", self.allowed or ()), ("excluded", self.excluded)):
-            if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
-                raise RequestError(f"{name} must be a list of item ids, got {ids!r:.80}.")
+        for name, said in vars(self).items():
+            listed = said or ()
+            if isinstance(listed, str) or not all(isinstance(one, str) for one in listed):
+                what = "categories" if name.endswith("categories") else "item ids"
+                raise RequestError(f"{name} must be a list of {what}, got {said!r:.80}.")
 
 
 class LegalItems:
@@ -51,21 +60,31 @@ class LegalItems:
         index_of: item id -> its index, N of them.
         rules: of all rows; None for none.
         of_rows: one a row, which hold beside those of all rows; None where a row has none, or no row has.
+        items_of: category -> int64 [any], the indices of its items.
+
+    Raises:
+        RequestError: a rule names a category that is none of `items_of`; says which are like it.
     """
 
     def __init__(
-        self, index_of: Mapping[str, int], rules: Rules | None, of_rows: Sequence[Rules | None] | None = None
+        self,
+        index_of: Mapping[str, int],
+        rules: Rules | None,
+        of_rows: Sequence[Rules | None] | None = None,
+        *,
+        items_of: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self._index_of = index_of
+        self._index_of, self._items_of = index_of, items_of or {}
         self._common = self._kept([self._listed(rules)])[0]
-        rows = of_rows if of_rows is not None and any(of_rows) else ()
-        self._rows = [self._listed(row) for row in rows]
+        self._rows = of_rows if of_rows is not None and any(of_rows) else ()
+        for row in filter(None, self._rows):  # a call is refused before any of it is worked out
+            self._require({*(row.allowed_categories or ()), *row.excluded_categories})
 
     def mask(self, places: np.ndarray) -> torch.Tensor:
         """Which items the rows at some places, int64 [B], may get: bool [B, N], or [1, N] if no row has own rules."""
         if not self._rows:
             return torch.from_numpy(self._common[None])
-        return torch.from_numpy(self._common & self._kept([self._rows[place] for place in places]))
+        return torch.from_numpy(self._common & self._kept([self._listed(self._rows[place]) for place in places]))
 
     def widened(self, beam_width: int) -> int:
         """The beam that finds among the items legal for all rows what one of `beam_width` finds among all N.
@@ -82,10 +101,37 @@ class LegalItems:
         """Rules in item indices: allowed, None for all, and excluded."""
         if rules is None:
             return None, _NO_ITEMS
-        return None if rules.allowed is None else self._indices(rules.allowed), self._indices(rules.excluded)
+        allowed = None if rules.allowed is None else self._indices(rules.allowed)
+        if rules.allowed_categories is not None:
+            inside = self._in_categories(rules.allowed_categories)
+            allowed = inside if allowed is None else np.intersect1d(allowed, inside)
+        if not rules.excluded_categories:
+            return allowed, self._indices(rules.excluded)
+        outside = self._in_categories(rules.excluded_categories)
+        return allowed, np.concatenate([self._indices(rules.excluded), outside])
 
     def _indices(self, item_ids: Collection[str]) -> np.ndarray:
         return np.array([self._index_of[one] for one in item_ids if one in self._index_of], dtype=np.int64)
+
+    def _in_categories(self, categories: Collection[str]) -> np.ndarray:
+        """The items that are in any of some categories, int64; in several of them as often."""
+        self._require(categories)
+        return np.concatenate([_NO_ITEMS, *(self._items_of[category] for category in categories)])
+
+    def _require(self, categories: Collection[str]) -> None:
+        for category in sorted(set(categories) - self._items_of.keys()):
+            raise RequestError(f"There is no category {category!r:.80} in the catalogue. {self._like(category)}")
+
+    def _like(self, category: str) -> str:
+        """What a caller who named an unknown category may have meant."""
+        if not self._items_of:
+            return "Its items have none: map `categories` in the data set's file, and train a new version."
+        asked, by_lower = category.lower(), {name.lower(): name for name in self._items_of}
+        holding = sorted(name for name in by_lower if asked in name)
+        near = [by_lower[name] for name in (holding or get_close_matches(asked, by_lower, n=_NAMED))[:_NAMED]]
+        largest = sorted(self._items_of, key=lambda name: (-len(self._items_of[name]), name))
+        what = "Near it" if near else f"The largest of {len(largest)}"
+        return f"{what}: {', '.join(map(repr, near or largest[:_NAMED]))}."
 
     def _kept(self, rows: Sequence[tuple[np.ndarray | None, np.ndarray]]) -> np.ndarray:
         """Rules in item indices, one a row -> bool [B, N]."""

@@ -1,7 +1,7 @@
 """Embeddings -> cross-modal semantic IDs: pseudo-labels, the quantizer, its training, assignment, diagnostics."""
 
 from macrec_pipeline.semantic_ids.anchors import Anchors
-from macrec_pipeline.semantic_ids.append import AppendedIds, OwnedIds, RetiredIds, append_semantic_ids
+from macrec_pipeline.semantic_ids.append import AppendedIds, OwnedIds, RetiredIds, append_semantic_ids, ids_of_new_items
 from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic_ids, resolve_given_ids
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, collision_rate, perplexity, semantic_id_problems
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
@@ -25,6 +25,7 @@ __all__ = [
     "collision_rate",
     "fit_pseudo_labels",
     "fit_quantizer",
+    "ids_of_new_items",
     "impute_from_neighbours",
     "perplexity",
     "quality_report",

@@ -148,6 +148,37 @@ def append_semantic_ids(
     )
 
 
+def ids_of_new_items(
+    quantizer: FittedQuantizer,
+    text_vectors: np.ndarray | None,
+    image_vectors: np.ndarray | None,
+    *,
+    taken: Mapping[str, np.ndarray],
+    device: torch.device,
+    collaborative_vectors: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """IDs for items that are in no table yet, as the next run gives them if they are all that is new.
+
+    Args:
+        quantizer: the one that the IDs of `taken` were made with.
+        text_vectors, image_vectors: float32 [N, D] of the new items, by the encoders of the others.
+        taken: {"text" | "image": int64 [M, L]}, IDs of other items, retired ones among them.
+        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+
+    Returns:
+        {"text" | "image": int64 [N, L]}, rows distinct and none of them taken.
+
+    Raises:
+        SemanticIdError: an item finds no free ID near it, or the vectors do not fit the quantizer.
+    """
+    ids = {}
+    for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
+        module = quantizer.modules[modality]
+        nearest, residuals = quantize(module, inputs, device=device)
+        ids[modality] = _free_ids(module, nearest, residuals, modality=modality, occupied=taken[modality])
+    return ids
+
+
 @dataclass(frozen=True)
 class _Side:
     """One modality: IDs and nearest codes int64 [N, L], flags bool [N], and the drift."""
@@ -173,14 +204,20 @@ def _append(
     codes = nearest.copy()
     codes[~is_new] = owned.codes[modality][owner[~is_new]]
     if is_new.any():
-        codebooks = module.quantizer.codebooks.detach().cpu()
-        codes[is_new] = resolve(
-            nearest[is_new], residuals[is_new], codebooks, modality=modality, occupied=owned.codes[modality]
+        codes[is_new] = _free_ids(
+            module, nearest[is_new], residuals[is_new], modality=modality, occupied=owned.codes[modality]
         )
     differs = (codes != nearest).any(axis=1)
     moved = differs.copy()
     moved[~is_new] = owned.moved[modality][owner[~is_new]]
     return _Side(codes, nearest, moved, _share(differs, among=~is_new & ~moved))
+
+
+def _free_ids(
+    module: ModalityQuantizer, nearest: np.ndarray, residuals: torch.Tensor, *, modality: str, occupied: np.ndarray
+) -> np.ndarray:
+    codebooks = module.quantizer.codebooks.detach().cpu()
+    return resolve(nearest, residuals, codebooks, modality=modality, occupied=occupied)
 
 
 def _share(flags: np.ndarray, *, among: np.ndarray) -> float:

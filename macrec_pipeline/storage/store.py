@@ -249,7 +249,10 @@ class AssetStore:
         return folder, versions.read(folder)
 
     def _not_there_yet(self, asset: str) -> StorageError:
-        return StorageError(f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`.")
+        return StorageError(
+            f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`, or the job full_pipeline in "
+            "the UI."
+        )
 
     def _versions(self, asset: str) -> AssetVersions:
         known = self._known(asset, (*TABLES, *FOLDER_ASSETS))

@@ -75,12 +75,12 @@ def model_signature() -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
-    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES
+    from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES, UNSEEN
 
     # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
     # Of any type, since MLflow turns a list with a null into one of other strings; the model refuses what is no list.
     anything = AnyType()  # type: ignore[no-untyped-call]
-    lists = [ColSpec(anything, name, required=False) for name in ("history", *RULES)]
+    cells = [ColSpec(anything, name, required=False) for name in ("history", *RULES, UNSEEN)]
     # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
     rules = Object([Property(name, anything, required=False) for name in RULES])
     types: dict[str, str | Object] = {
@@ -91,7 +91,7 @@ def model_signature() -> ModelSignature:
         "rules": rules,
     }
     return ModelSignature(
-        inputs=Schema([*lists, ColSpec(DataType.string, "user_id", required=False)]),
+        inputs=Schema([*cells, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),

@@ -1,9 +1,9 @@
 """The registered model as MLflow loads it: a script that stands beside the bundle and the package's code.
 
 In: a DataFrame with the column `history` (a list of item ids a row, oldest first; null or empty for a user without
-one), optional columns `allowed` and `excluded` (the rules of a row: a list of item ids, null for no rule) and an
-optional `user_id`, which is for the caller's own use; params `k`, `route`, `exclude_seen`, `beam_width` and `rules`,
-the rules of all rows by the same names.
+one), optional columns `allowed`, `excluded`, `allowed_categories` and `excluded_categories` (the rules of a row: a list
+of item ids or categories, null for no rule), `exclude_seen` (null for the param's) and `user_id`, which is for the
+caller's own use; params `k`, `route`, `exclude_seen`, `beam_width` and `rules`, the rules of all rows by these names.
 Out: a DataFrame with one row a row: `item_ids` and `scores`, best first, and `fallback` ("none" or "popularity").
 
 A consumer needs neither Dagster nor polars. This is the only module of the package that acts when it is imported
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0, "rules": {}}
 """The params and what each is if it is not given; a beam width of 0 is the bundle's own."""
 
-RULES = ("allowed", "excluded")
+RULES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
 """The rules, each a list of strings: columns of the input, and entries of the param `rules`."""
+UNSEEN = "exclude_seen"
+"""A param, and a column of the input."""
 
 
 class RecommenderModel(PythonModel):
@@ -63,6 +65,7 @@ class RecommenderModel(PythonModel):
             routes = ("fused", *self.bundle.routes)
             asked = _checked_params(params, num_items=self.bundle.num_items, routes=routes)
             histories = [history or [] for history in _lists(model_input, "history")]
+            asked[UNSEEN] = _unseen_of_rows(model_input, asked[UNSEEN])
             answers = self.bundle.recommend_ids(histories, **asked, rules_of_rows=_rules_of_rows(model_input))
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
@@ -90,10 +93,8 @@ def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> di
         raise RequestError(f"k is {asked['k']}, but the catalogue has only {num_items} items.")
     if not isinstance(asked["route"], str) or asked["route"] not in routes:
         raise RequestError(f"route must be one of {', '.join(routes)}, got {asked['route']!r:.80}.")
-    if not isinstance(asked["exclude_seen"], bool | np.bool_):
-        raise RequestError(f"exclude_seen must be true or false, got {asked['exclude_seen']!r:.80}.")
     return asked | {
-        "exclude_seen": bool(asked["exclude_seen"]),
+        UNSEEN: _truth(asked[UNSEEN], what=UNSEEN),
         "beam_width": asked["beam_width"] or None,
         "rules": _rules_of_call(asked["rules"]),
     }
@@ -101,13 +102,29 @@ def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> di
 
 def _rules_of_call(given: Any) -> Rules | None:
     if not isinstance(given, Mapping) or not given.keys() <= set(RULES):
-        raise RequestError(f"rules must map {' and '.join(RULES)} to lists, got {given!r:.80}.")
+        raise RequestError(f"rules must map {', '.join(RULES)} to lists, got {given!r:.80}.")
     return _rules({name: _strings(cell, what=f"{name} of rules") for name, cell in given.items()})
 
 
 def _rules_of_rows(model_input: pd.DataFrame) -> list[Rules | None]:
     columns = {name: _lists(model_input, name) for name in RULES if name in model_input.columns}
     return [_rules({name: cells[row] for name, cells in columns.items()}) for row in range(len(model_input))]
+
+
+def _unseen_of_rows(model_input: pd.DataFrame, of_call: bool) -> bool | list[bool]:
+    """Whether seen items are left out; one a row only where the rows say so."""
+    if UNSEEN not in model_input.columns:
+        return of_call
+    cells = _column(model_input, UNSEEN, "true, false or null")
+    return [
+        of_call if _is_null(cell) else _truth(cell, what=f"{UNSEEN} of row {row}") for row, cell in enumerate(cells)
+    ]
+
+
+def _truth(value: Any, *, what: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"{what} must be true or false, got {value!r:.80}.")
+    return bool(value)
 
 
 def _rules(lists: Mapping[str, list[str] | None]) -> Rules | None:
@@ -119,29 +136,40 @@ def _rules(lists: Mapping[str, list[str] | None]) -> Rules | None:
 
 def _lists(model_input: Any, column: str) -> list[list[str] | None]:
     """The lists of a column; None where a cell is null."""
+    cells = _column(model_input, column, f"lists of {_content(column)}")
+    return [_strings(cell, what=f"{column} of row {row}") for row, cell in enumerate(cells)]
+
+
+def _column(model_input: Any, column: str, content: str) -> pd.Series:
     is_table = isinstance(model_input, pd.DataFrame)
     if not is_table or [name for name in model_input.columns if isinstance(name, str)].count(column) != 1:
         # MLflow has left out the columns that the signature does not name.
         got = list(model_input.columns) or "none" if is_table else type(model_input).__name__
-        raise RequestError(
-            f"The input must be a table with one column {column!r} (lists of item ids), got {got!s:.200}."
-        )
-    return [_strings(cell, what=f"{column} of row {row}") for row, cell in enumerate(model_input[column])]
+        raise RequestError(f"The input must be a table with one column {column!r} ({content}), got {got!s:.200}.")
+    return model_input[column]
 
 
 def _strings(cell: Any, *, what: str) -> list[str] | None:
-    if cell is None or cell is pd.NA or (isinstance(cell, float) and np.isnan(cell)):
+    if _is_null(cell):
         return None
     if not isinstance(cell, list | tuple) and not (isinstance(cell, np.ndarray) and cell.ndim == 1):
         order = ", oldest first" if what.startswith("history") else ""
-        raise RequestError(f"{what} must be a list of item ids{order}, got {type(cell).__name__} {cell!r:.80}.")
-    for position, item_id in enumerate(cell):
-        if not isinstance(item_id, str):
+        raise RequestError(f"{what} must be a list of {_content(what)}{order}, got {type(cell).__name__} {cell!r:.80}.")
+    for position, text in enumerate(cell):
+        if not isinstance(text, str):
             raise RequestError(
-                f"{what} holds {item_id!r:.80} at position {position}: item ids are strings, as in the catalogue. "
+                f"{what} holds {text!r:.80} at position {position}: {_content(what)} are strings, as in the catalogue. "
                 "Turn them into strings, and leave missing ones out."
             )
-    return [str(item_id) for item_id in cell]
+    return [str(text) for text in cell]
+
+
+def _content(column: str) -> str:
+    return "categories" if "categories" in column else "item ids"
+
+
+def _is_null(cell: Any) -> bool:
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and bool(np.isnan(cell)))
 
 
 mlflow.models.set_model(RecommenderModel())

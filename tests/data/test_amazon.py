@@ -47,10 +47,19 @@ _META_2023: list[Any] = [
             {"thumb": "t2", "large": "https://example.com/main.jpg", "variant": "MAIN", "hi_res": "https://x/hi.jpg"},
         ],
         "store": "D'Addario",
-        "categories": ["Musical Instruments"],
+        "main_category": "Musical Instruments",
+        "categories": ["Musical Instruments", "Strings &amp; Picks"],
         "parent_asin": "P1",
     },
-    {"title": None, "features": [], "description": [], "images": [], "parent_asin": "P2"},
+    {
+        "title": None,
+        "main_category": None,
+        "categories": [],
+        "features": [],
+        "description": [],
+        "images": [],
+        "parent_asin": "P2",
+    },
     {"title": "High only", "images": [{"large": None, "hi_res": "https://x/hi.jpg"}], "parent_asin": "P3"},
     {"title": "t", "images": {"large": ["https://x/y.jpg"]}, "parent_asin": "P4"},
 ]
@@ -121,6 +130,7 @@ def test_metadata_of_2018(tmp_path: Path) -> None:
         (None, "no asin", "no asin.", None, None, 5, None),
         ("123", "an asin that is a number", "an asin that is a number. one 2.", None, None, 6, None),
     ]
+    assert table["categories"].to_list() == [["Musical Instruments", "Guitars & Basses"], *[None] * 5]
 
 
 def test_reviews_of_2023(tmp_path: Path) -> None:
@@ -192,9 +202,10 @@ def test_metadata_of_2023(tmp_path: Path) -> None:
         ("P4", "t", "t.", None),
     ]
     assert table["problem"][3] == 'wrong_type: images is {"large": ["https://x/y.jpg"]}, expected a list of objects'
+    assert table["categories"].to_list() == [["Musical Instruments", "Strings & Picks"], None, None, None]
     named = _OF_2023.model_copy(update={"texts": ("store", "categories")})
     assert read_amazon_items(named, tmp_path)["text"][0] == (
-        "Bass strings. Store: D'Addario. Categories: Musical Instruments."
+        "Bass strings. Store: D'Addario. Categories: Musical Instruments, Strings & Picks."
     )
 
 

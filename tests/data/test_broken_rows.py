@@ -24,7 +24,7 @@ def _log(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
 
 def _items(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
     """Rows of (item, problem)."""
-    full = [(item, "T", None, None, None, "items.csv", line, problem) for line, (item, problem) in enumerate(rows, 2)]
+    full = [(item, "T", *[None] * 4, "items.csv", line, problem) for line, (item, problem) in enumerate(rows, 2)]
     return pl.DataFrame(full, schema=RAW_ITEMS.columns, orient="row")
 
 

@@ -21,7 +21,7 @@ def _interactions(rows: list[tuple[str, str]] = _ROWS) -> pl.DataFrame:
 def _items(rows: list[tuple[str, str]] = _ROWS) -> pl.DataFrame:
     everything = "".join(items for _, items in rows)
     full = [
-        (index, item, "T", None, f"shop/{item}.jpg", everything.count(item))
+        (index, item, "T", None, f"shop/{item}.jpg", None, everything.count(item))
         for index, item in enumerate(sorted(set(everything)))
     ]
     return pl.DataFrame(full, schema=ITEMS.columns, orient="row")

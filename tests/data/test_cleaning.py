@@ -24,8 +24,8 @@ def _log(*rows: tuple[Any, ...]) -> pl.DataFrame:
 
 
 def _items(*rows: tuple[Any, ...]) -> pl.DataFrame:
-    """Rows of (item, title, text, image)."""
-    full = [(*row, None, "items.csv", line, None) for line, row in enumerate(rows, start=2)]
+    """Rows of (item, title, text, image), and categories where there are any."""
+    full = [(*row[:4], None, [*row[4:], None][0], "items.csv", line, None) for line, row in enumerate(rows, start=2)]
     return pl.DataFrame(full, schema=RAW_ITEMS.columns, orient="row")
 
 
@@ -138,16 +138,23 @@ def test_duplicated_items_keep_the_most_complete_row() -> None:
         (None, "?", "no id", None),
         ("d", None, "the longest text of them all", None),
         ("d", "D", "short", "d.jpg"),
+        ("e", "E", None, None),
+        ("e", "E", None, None, ["Shoes"]),
+        ("f", "F", None, None, ["Shoes"]),
+        ("f", "F", None, None, ["Boots", "Shoes"]),
     )
-    result = clean(_log(*_good("u", "abcd")), items, _LOOSE)
+    result = clean(_log(*_good("u", "abcdef")), items, _LOOSE)
     assert _reasons(result.quarantine, "raw_items") == {
         2: "duplicate_item",
         3: "duplicate_item",
         6: "duplicate_item",
         8: "missing_item_id",
         9: "duplicate_item",
+        11: "duplicate_item",
+        13: "duplicate_item",
     }
-    assert result.items["text"].to_list() == ["longest text", None, None, "short"]
+    assert result.items["text"].to_list() == ["longest text", None, None, "short", None, None]
+    assert result.items["categories"].to_list() == [None] * 4 + [["Shoes"], ["Boots", "Shoes"]]
     assert "row 4 of items.csv is kept" in result.quarantine["detail"].to_list()
 
 
@@ -226,7 +233,13 @@ _rows = st.lists(
     max_size=40,
 )
 _item_rows = st.lists(
-    st.tuples(_ids, st.sampled_from([None, "T"]), st.sampled_from([None, "x", "yy"]), st.sampled_from([None, "p.jpg"])),
+    st.tuples(
+        _ids,
+        st.sampled_from([None, "T"]),
+        st.sampled_from([None, "x", "yy"]),
+        st.sampled_from([None, "p.jpg"]),
+        st.sampled_from([None, ["A"], ["B", "A"]]),
+    ),
     max_size=10,
 )
 _configs = st.builds(

@@ -73,7 +73,7 @@ def test_movies_100k(tmp_path: Path) -> None:
     (tmp_path / "posters").mkdir()
     (tmp_path / "posters" / "1.jpg").touch()
     table = read_movielens_items(_source("100k", "posters/{item_id}.jpg"), tmp_path)
-    assert table.drop("source_file", "image_url").rows() == [
+    assert table.drop("source_file", "image_url", "categories").rows() == [
         (
             "1",
             "Toy Story (1995)",
@@ -87,6 +87,7 @@ def test_movies_100k(tmp_path: Path) -> None:
         (None, None, None, None, 4, "wrong_number_of_cells: 7, expected 24"),
         (None, "No id (1990)", "No id (1990).", None, 6, None),
     ]
+    assert table["categories"].to_list() == [["Animation", "Children's", "Comedy"], ["Drama"], None, None, None]
 
 
 def test_movies_1m_in_latin_1_or_utf_8(tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_movies_latest(tmp_path: Path) -> None:
     )
     _write(tmp_path, "movies.csv", content)
     table = read_movielens_items(_source("latest"), tmp_path)
+    assert table["categories"].to_list() == [["Comedy", "Drama", "Romance"], None, None]
     assert table.select("item_id", "text", "source_row", "problem").rows() == [
         ("11", "American President, The (1995). Genres: Comedy, Drama, Romance.", 2, None),
         ("12", '"Great Performances" Cats (1998).', 3, None),

@@ -84,7 +84,7 @@ def test_each_session_has_a_history() -> None:
         orient="row",
     )
     items = pl.DataFrame(
-        [(item, item, None, None, None, "items", line, None) for line, item in enumerate("abc")],
+        [(item, item, *[None] * 4, "items", line, None) for line, item in enumerate("abc")],
         schema=RAW_ITEMS.columns,
         orient="row",
     )

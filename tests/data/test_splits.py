@@ -25,7 +25,7 @@ def _interactions(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
 
 
 _ITEMS_TABLE = pl.DataFrame(
-    [(index, item, None, None, None, 1) for index, item in enumerate(_IDS)], schema=ITEMS.columns, orient="row"
+    [(index, item, None, None, None, None, 1) for index, item in enumerate(_IDS)], schema=ITEMS.columns, orient="row"
 )
 
 

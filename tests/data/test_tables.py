@@ -74,9 +74,9 @@ def test_items_have_text_and_picture(tmp_path: Path) -> None:
     table = read_items_table(_ITEMS, tmp_path)
     RAW_ITEMS.check(table)
     assert table.rows() == [
-        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", None, "items.csv", 2, None),
-        ("2", None, None, None, None, "items.csv", 3, None),
-        ("3", "Dune", "Dune. Genres: War, Drama.", None, None, "items.csv", 4, None),
+        ("1", "Alien", "Alien. In space, nobody. Genres: Drama.", "posters/1.jpg", None, None, "items.csv", 2, None),
+        ("2", None, None, None, None, None, "items.csv", 3, None),
+        ("3", "Dune", "Dune. Genres: War, Drama.", None, None, None, "items.csv", 4, None),
     ]
 
 
@@ -139,3 +139,21 @@ def test_addresses_of_pictures_are_a_column(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text("id,name,about,War,Drama,url\n1,A,,0,0, https://x/1.jpg \n2,B,,0,0,\n")
     mapping = _ITEMS.model_copy(update={"image_url": "url"})
     assert read_items_table(mapping, tmp_path)["image_url"].to_list() == ["https://x/1.jpg", None]
+
+
+def test_categories_are_a_column_or_flags(tmp_path: Path) -> None:
+    """A text that holds several, a parquet list and 0/1 columns; blanks are none, and a missing column is found."""
+    (tmp_path / "items.csv").write_text(
+        "id,name,about,War,Drama,shelf\n1,A,,1,1, Toys > Games | Toys|| Toys \n2,B,,0,0, |\n"
+    )
+    lists = pl.DataFrame({"id": ["1", "2"], "name": ["A", "B"], "shelf": [["Toys > Games", None, "Toys", " Toys"], []]})
+    lists.write_parquet(tmp_path / "items.parquet")
+    bare = _ITEMS.model_copy(update={"texts": (), "categories": "shelf"})
+    for mapping in (bare, bare.model_copy(update={"file": "items.parquet"})):
+        assert read_items_table(mapping, tmp_path)["categories"].to_list() == [["Toys > Games", "Toys"], None]
+    other = bare.model_copy(update={"categories_separator": " > "})
+    assert read_items_table(other, tmp_path)["categories"].to_list() == [["Toys", "Games | Toys|| Toys"], ["|"]]
+    flags = _ITEMS.model_copy(update={"categories": _ITEMS.texts[1]})
+    assert read_items_table(flags, tmp_path)["categories"].to_list() == [["War", "Drama"], None]
+    source = TablesSource(reader="tables", interactions=_CSV, items=bare.model_copy(update={"categories": "aisle"}))
+    assert any("there is no column 'aisle'" in problem for problem in tables_problems(source, tmp_path))

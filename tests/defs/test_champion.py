@@ -45,7 +45,7 @@ def shop(settings: Settings, partition: str) -> Settings:
     path.write_text(path.read_text().replace("A few lines", "'<b>Lines</b> *few* | [x](y)'"), encoding="utf-8")
     store = settings.store(partition)
     items = {"item_index": range(NUM_ITEMS), "item_id": ITEM_IDS}
-    nothing = {"title": None, "text": None, "image_path": None, "num_interactions": 1}
+    nothing = {"title": None, "text": None, "image_path": None, "categories": None, "num_interactions": 1}
     literals = {name: pl.lit(value) for name, value in nothing.items()}
     store.write_table("items", pl.DataFrame(items).with_columns(**literals).cast(ITEMS.columns))
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}

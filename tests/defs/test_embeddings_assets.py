@@ -23,7 +23,7 @@ def encoded_of(settings: Settings, partition: str, texts: list[str | None]) -> i
     """Materialize `text_embeddings` of items with these texts; how many were encoded."""
     store = AssetStore(Path(settings.home), partition)
     items = pl.DataFrame({"item_index": range(len(texts)), "item_id": [f"i{i}" for i in range(len(texts))]})
-    rest = {"title": None, "image_path": None, "num_interactions": 1}
+    rest = {"title": None, "image_path": None, "categories": None, "num_interactions": 1}
     items = items.with_columns(pl.Series("text", texts), **{name: pl.lit(value) for name, value in rest.items()})
     store.write_table("items", items.select(*ITEMS.columns).cast(ITEMS.columns))
     result = dg.materialize(

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
+import torch
 
 from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.definitions import defs
@@ -18,7 +19,8 @@ from macrec_pipeline.defs.tracked import CATALOGUE
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.recommender import RecommenderBundle
 from macrec_pipeline.schemas import EMBEDDINGS
-from macrec_pipeline.storage import AssetStore, embedding_table
+from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, ids_of_new_items
+from macrec_pipeline.storage import AssetStore, embedding_table, vectors_of
 
 INGESTION = ["raw_interactions", "raw_items", "interactions", "items", "quarantine", "histories"]
 TRAINING = ["sasrec", "pseudo_labels", "quantizer", "semantic_ids"]
@@ -105,6 +107,9 @@ def test_the_second_week_keeps_gives_and_retires(first_week: Week, monkeypatch: 
     week, store = first_week, first_week.store
     assert week.run("recommender", overrides=APPEND).success
     before, quantizer = week.ids(), store.manifest("quantizer").files
+    first_bundle = RecommenderBundle.load(store.folder("recommender") / "bundle")
+    parts = first_bundle.description["parts"]
+    assert {f"quantizer/{name}": digest for name, digest in quantizer.items()}.items() <= parts.items()
     week.change_items(lose="i11", bring="i04x")
     monkeypatch.setattr(identity, "today", lambda: 77 * 86_400_000)
     week.ingest_and_embed()
@@ -116,6 +121,8 @@ def test_the_second_week_keeps_gives_and_retires(first_week: Week, monkeypatch: 
     }
     assert list(after).index("i04x") == 5
     assert store.manifest("quantizer").files == quantizer
+    assert store.read_table("pseudo_labels").is_empty(), "nothing is clustered for a quantizer that is kept"
+    assert store.manifest("pseudo_labels").details["skipped"].startswith("identity.mode is append")
     retired = store.read_beside("semantic_ids", "retired_ids")
     assert retired.select("item_id", "retired_at").rows() == [("i11", 77 * 86_400_000)]
     assert retired["text_codes"].to_list() == [before["i11"][0]]
@@ -127,8 +134,26 @@ def test_the_second_week_keeps_gives_and_retires(first_week: Week, monkeypatch: 
     (answer,) = bundle.recommend_ids([["i00", "i02"]], k=12)
     assert "i04x" in answer.item_ids
     assert "i11" not in answer.item_ids
+    _a_consumer_gives_the_same_id(week, first_bundle)
     _nothing_changes_in_a_third_run(week)
     _an_anew_run_starts_cold(week)
+
+
+def _a_consumer_gives_the_same_id(week: Week, bundle: RecommenderBundle) -> None:
+    """From the bundle of the first week and the new item's embeddings, before any run has seen the item."""
+    item_ids = week.store.read_table("items")["item_id"].to_list()
+    vectors = {route: vectors_of(week.store.read_table(f"{route}_embeddings")) for route in ROUTES}
+    new, folder = [item_ids.index("i04x")], bundle.quantizer_folder
+    assert folder is not None
+    found = ids_of_new_items(
+        FittedQuantizer.load(folder, device=torch.device("cpu")),
+        vectors["text"][new],
+        vectors["image"][new],
+        taken=bundle.codes,
+        device=torch.device("cpu"),
+        collaborative_vectors=Anchors.load(folder).of(item_ids, vectors)[new],
+    )
+    assert tuple(found[route][0].tolist() for route in ROUTES) == week.ids()["i04x"]
 
 
 def _nothing_changes_in_a_third_run(week: Week) -> None:
@@ -172,6 +197,32 @@ def test_what_does_not_belong_together_is_refused(first_week: Week) -> None:
     assert week.run("quantizer", overrides=("seed=9",)).success
     assert "made with identity.mode=new" in _error(week.run("semantic_ids", overrides=APPEND))
     assert "made with another quantizer" in _error(week.run("quantizer", overrides=APPEND))
+
+
+@pytest.mark.slow
+def test_a_quantizer_without_pseudo_labels_makes_them(first_week: Week) -> None:
+    """Appending skipped them; a quantizer that is then made anew has the bytes that it has with the asset's."""
+    method = "quantizer={method: cross_modal, num_levels: 2, codebook_size: 6, latent_dim: 4, num_epochs: 2}"
+    files = {}
+    for mode in ("new", "append"):
+        overrides = (method, "pseudo_labels.num_clusters=4", f"identity.mode={mode}")
+        assert first_week.run("pseudo_labels", overrides=overrides).success
+        labels = first_week.store.read_table("pseudo_labels")
+        assert (labels.height > 0) == (mode == "new")
+        assert first_week.run("quantizer", overrides=(*overrides[:2], "identity.mode=new")).success
+        files[mode] = first_week.store.manifest("quantizer").files
+    assert files["new"] == files["append"]
+
+
+@pytest.mark.slow
+def test_a_bundle_has_the_quantizer_of_its_ids_or_is_not_made(first_week: Week) -> None:
+    """A quantizer that came after the IDs cannot give new items any that fit."""
+    assert first_week.run("quantizer", overrides=("seed=8",)).success
+    message = _error(first_week.run("recommender"))
+    assert "semantic_ids of" in message
+    assert "were made with another quantizer" in message
+    assert "macrec run" in message
+    assert not first_week.store.has("recommender")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ class CutOffError(Exception):
 def materialize(settings: Settings, partition: str, home: Path, *overrides: str) -> dg.ExecuteInProcessResult:
     store = AssetStore(home, partition)
     items = {"item_index": range(NUM_ITEMS), "item_id": [f"i{item:02d}" for item in range(NUM_ITEMS)]}
-    rest: dict[str, Any] = {"title": None, "text": None, "image_path": None, "num_interactions": 1}
+    rest: dict[str, Any] = {"title": None, "text": None, "image_path": None, "categories": None, "num_interactions": 1}
     store.write_table("items", pl.DataFrame(items).with_columns(**_literals(rest)).cast(ITEMS.columns))
     rows = np.random.default_rng(0).integers(0, NUM_ITEMS, (NUM_USERS, 8)).tolist()
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}

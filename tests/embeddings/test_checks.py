@@ -33,6 +33,7 @@ def items() -> pl.DataFrame:
                 "title": ["A", "B", None],
                 "text": [None, "b", "c"],
                 "image_path": ["a.jpg", None, None],
+                "categories": None,
                 "num_interactions": [5, 6, 7],
             },
             schema=dict(schemas.ITEMS.columns),

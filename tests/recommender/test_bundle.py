@@ -44,17 +44,24 @@ def bundle_folder(fitted: FittedRecommender, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def write(folder: Path, weights: Path) -> None:
+def write(folder: Path, weights: Path, quantizer: bytes | None = b"{}") -> None:
+    files = [] if quantizer is None else [weights / "quantizer.json", weights / "text.safetensors"]
+    for file in files:
+        file.write_bytes(quantizer or b"")
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
+        quantizer_files=files,
         item_ids=[f"item/{index} ü" for index in range(NUM_ITEMS)],
         popularity=np.arange(NUM_ITEMS)[::-1].copy(),
         text_codes=codes(1),
         image_codes=codes(2),
         codebook_size=4,
         decoding=DecodingConfig(beam_width=5).model_dump(),
-        catalogue=[{"title": f"Item {index}", "image_path": None} for index in range(NUM_ITEMS)],
+        catalogue=[
+            {"title": f"Item {index}", "image_path": None, "categories": None if index % 3 else ["Third", "All thirds"]}
+            for index in range(NUM_ITEMS)
+        ],
         provenance={"dataset": "cycle"},
     )
 
@@ -138,6 +145,40 @@ def test_rules_are_the_shops_ids(bundle_folder: Path) -> None:
         bundle.recommend_ids([known, known], rules_of_rows=[None])
 
 
+def test_categories_are_those_of_the_catalogue(bundle_folder: Path) -> None:
+    """Every third item is in two categories, the others in none; a bundle of an older version knows none at all."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    assert all(("categories" in item) == (index % 3 == 0) for index, item in enumerate(bundle.catalogue))
+    for rules in (Rules(allowed_categories=["Third"]), Rules(allowed_categories=["All thirds", "Third"])):
+        for history in (["item/3 ü"], ["nobody"]):
+            (answer,) = bundle.recommend_ids([history], k=NUM_ITEMS, rules=rules)
+            assert {int(item.split("/")[1].split()[0]) for item in answer.item_ids} == set(range(0, NUM_ITEMS, 3))
+    (answer,) = bundle.recommend_ids([["item/3 ü"]], k=NUM_ITEMS, rules=Rules(excluded_categories=["Third"]))
+    assert len(answer.item_ids) == NUM_ITEMS - NUM_ITEMS // 3
+    for item in bundle.catalogue:
+        item.pop("categories", None)
+    bundle = RecommenderBundle(bundle._decoder, bundle.catalogue, np.ones(NUM_ITEMS), bundle.description)
+    assert bundle.items_of == {}
+    with pytest.raises(RequestError, match=r"no category 'Third'.*Its items have none"):
+        bundle.recommend_ids([["nobody"]], rules=Rules(allowed_categories=["Third"]))
+
+
+def test_each_history_may_say_whether_seen_items_come_back(bundle_folder: Path) -> None:
+    """Every answer is the one that the history would get in a call of its own kind."""
+    bundle = RecommenderBundle.load(bundle_folder)
+    histories = [["item/3 ü"], ["nobody"], ["item/7 ü", "item/8 ü"], ["item/3 ü"], []]
+    unseen = [True, True, False, False, True]
+    mixed = bundle.recommend_ids(histories, k=NUM_ITEMS, exclude_seen=unseen)
+    for history, of_row, answer in zip(histories, unseen, mixed, strict=True):
+        (alone,) = bundle.recommend_ids([history], k=NUM_ITEMS, exclude_seen=of_row)
+        assert (answer.item_ids, answer.fallback) == (alone.item_ids, alone.fallback)
+        assert answer.scores == pytest.approx(alone.scores, rel=1e-4)
+    assert "item/3 ü" not in mixed[0].item_ids
+    assert "item/3 ü" in mixed[3].item_ids
+    with pytest.raises(RequestError, match="exclude_seen of 1 rows, but 2 histories"):
+        bundle.recommend_ids([[], []], exclude_seen=[True])
+
+
 def test_the_beams_agreement_with_exact_scores_is_measured(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +245,7 @@ def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: P
         ("changed", lambda f: (f / "catalogue.json").write_text("[]"), "catalogue.json does not belong to this bundle"),
         ("missing", lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         ("empty", lambda f: (f / "bundle.json").write_text(""), "bundle.json is missing or not"),
+        ("unquantized", lambda f: shutil.rmtree(f / "quantizer"), "quantizer/quantizer.json is missing"),
     ):
         folder = tmp_path / name
         shutil.copytree(bundle_folder, folder)
@@ -212,7 +254,17 @@ def test_mixed_or_tampered_parts_refuse_to_load(bundle_folder: Path, tmp_path: P
             RecommenderBundle.load(folder)
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "semantic_ids.safetensors", "catalogue.json", "bundle.json"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "model.safetensors",
+        "semantic_ids.safetensors",
+        "catalogue.json",
+        "bundle.json",
+        "quantizer/quantizer.json",
+        "quantizer/text.safetensors",
+    ],
+)
 def test_a_part_of_another_good_bundle_is_refused(
     part: str, bundle_folder: Path, fitted: FittedRecommender, tmp_path: Path
 ) -> None:
@@ -221,7 +273,7 @@ def test_a_part_of_another_good_bundle_is_refused(
     weights.mkdir()
     other.mkdir()
     fit(num_epochs=1, d_model=32, d_ff=64, dropout=0.0).save(weights)
-    write(other, weights)
+    write(other, weights, quantizer=b"other")
     catalogue = json.loads((other / "catalogue.json").read_text())
     (other / "catalogue.json").write_text(json.dumps(catalogue[::-1]))
     ids = load_file(other / "semantic_ids.safetensors")
@@ -273,6 +325,19 @@ def test_a_bundle_of_the_first_format_still_loads(bundle_folder: Path, tmp_path:
     assert old == new
 
 
+def test_the_quantizer_is_there_for_who_asks_for_it(fitted: FittedRecommender, tmp_path: Path) -> None:
+    """Its files are those of the training; a bundle whose IDs were given, or that is older, has none and loads."""
+    for name, content in (("with", b"{}"), ("without", None)):
+        (tmp_path / name / "bundle").mkdir(parents=True)
+        fitted.save(tmp_path / name)
+        write(tmp_path / name / "bundle", tmp_path / name, quantizer=content)
+    bundle = RecommenderBundle.load(tmp_path / "with" / "bundle")
+    assert bundle.quantizer_folder == tmp_path / "with" / "bundle" / "quantizer"
+    assert sorted(path.name for path in bundle.quantizer_folder.iterdir()) == ["quantizer.json", "text.safetensors"]
+    assert RecommenderBundle.load(tmp_path / "without" / "bundle").quantizer_folder is None
+    np.testing.assert_array_equal(bundle.codes["image"], codes(2))
+
+
 def test_a_bundle_tells_the_semantic_ids_by_item_id(bundle_folder: Path) -> None:
     """Text codes, then image codes, under the shop's key."""
     ids = RecommenderBundle.load(bundle_folder).semantic_ids
@@ -288,6 +353,8 @@ def test_a_bundle_is_the_same_bytes_for_the_same_parts(fitted: FittedRecommender
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, weights)
-    for file in sorted(path.name for path in (tmp_path / "a").iterdir()):
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) == 6
+    for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert json.loads((tmp_path / "a" / "bundle.json").read_text())["provenance"] == {"dataset": "cycle"}

@@ -25,12 +25,19 @@ WEIGHTS = {"text": 0.3, "image": 0.2, "collaborative": 0.5}
 ROUTES = ["text", "image", "collaborative", "fused"]
 FUSIONS = st.sampled_from(["published", "mixture", "product"])
 ITEMS = st.sets(st.integers(0, NUM_ITEMS - 1))
+CATEGORIES_OF = {item: {name for name, step in (("even", 2), ("third", 3)) if item % step == 0} for item in range(40)}
+ITEMS_OF = {
+    name: np.array([item for item, names in CATEGORIES_OF.items() if name in names]) for name in ("even", "third")
+}
+CATEGORIES = st.sets(st.sampled_from(sorted(ITEMS_OF)))
 RULES = st.builds(
-    lambda allowed, excluded: Rules(
-        None if allowed is None else [str(item) for item in allowed], ["gone", *map(str, excluded)]
+    lambda allowed, excluded, *categories: Rules(
+        None if allowed is None else [str(item) for item in allowed], ["gone", *map(str, excluded)], *categories
     ),
     st.none() | ITEMS,
     ITEMS,
+    st.none() | CATEGORIES,
+    CATEGORIES,
 )
 
 
@@ -47,14 +54,22 @@ def rank(
 ) -> dict[str, list[Ranked]]:
     decoder = a_world()
     decoder.fusion = None if fusion == "published" else CalibratedFusion(fusion, WEIGHTS, 0.0, 1, not learned)
-    legal = None if rules is None and of_rows is None else LegalItems(INDEX_OF, rules, of_rows)
+    legal = None if rules is None and of_rows is None else LegalItems(INDEX_OF, rules, of_rows, items_of=ITEMS_OF)
     return decoder.rank(HISTORIES, routes=ROUTES, batch_size=2, legal=legal, **how)
 
 
 def legal_of(rules: Rules | None) -> set[int]:
     """By the plainest means there are."""
-    allowed = INDEX_OF if rules is None or rules.allowed is None else rules.allowed
-    return {INDEX_OF[one] for one in allowed if one in INDEX_OF and not (rules and one in rules.excluded)}
+    if rules is None:
+        return set(range(NUM_ITEMS))
+    return {
+        item
+        for item, categories in CATEGORIES_OF.items()
+        if (rules.allowed is None or str(item) in rules.allowed)
+        and str(item) not in rules.excluded
+        and (rules.allowed_categories is None or categories & set(rules.allowed_categories))
+        and not categories & set(rules.excluded_categories)
+    }
 
 
 @cache
@@ -142,8 +157,30 @@ def test_the_prefix_index_knows_what_is_left_below_a_prefix(items: tuple[set[int
         assert alone == [prefix in having[0] for prefix in prefixes]
 
 
-@pytest.mark.parametrize("wrong", [{"allowed": "P0001"}, {"excluded": [1]}, {"allowed": ["P0001", None]}])
-def test_rules_are_lists_of_item_ids(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"allowed": "P0001"}, {"excluded": [1]}, {"allowed": ["P0001", None]}, {"excluded_categories": "Shoes"}]
+)
+def test_rules_are_lists(wrong: dict[str, object]) -> None:
     """A single string would else be read as its letters."""
-    with pytest.raises(RequestError, match=rf"{next(iter(wrong))} must be a list of item ids, got"):
+    (name,) = wrong
+    what = "categories" if name.endswith("categories") else "item ids"
+    with pytest.raises(RequestError, match=rf"{name} must be a list of {what}, got"):
         Rules(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("category", "items_of", "answer"),
+    [
+        ("shoe", ["Show", "Shoes", "Boots"], "There is no category 'shoe' in the catalogue. Near it: 'Shoes'."),
+        ("Shose", ["Show", "Shoes", "Boots"], "Near it: 'Shoes', 'Show'."),
+        ("Xylophones", [*"abcdefg"], r"The largest of 7: 'a', 'b', 'c', 'd', 'e'\."),
+        ("Shoes", [], "Its items have none: map `categories`"),
+    ],
+)
+def test_an_unknown_category_is_a_mistake(category: str, items_of: list[str], answer: str) -> None:
+    """Of all rows or of one, allowed or excluded: what is meant may be near it, and nothing is worked out before."""
+    known = {name: np.array([0]) for name in items_of}
+    for rules in (Rules(allowed_categories=[category]), Rules(excluded_categories=[category])):
+        for how in ((rules,), (None, [None, rules])):
+            with pytest.raises(RequestError, match=answer):
+                LegalItems(INDEX_OF, *how, items_of=known)

@@ -16,6 +16,7 @@ from macrec_pipeline.semantic_ids import (
     RetiredIds,
     append_semantic_ids,
     assign_semantic_ids,
+    ids_of_new_items,
 )
 from macrec_pipeline.semantic_ids.append import DAY_MS
 from macrec_pipeline.semantic_ids.assignment import resolve
@@ -151,6 +152,17 @@ def test_nothing_new_changes_nothing(quantizer: FittedQuantizer) -> None:
     assert not appended.is_new.any()
     assert appended.drift == {"text": 0.0, "image": 0.0}
     assert appended.retired.owned.item_ids == []
+
+
+def test_new_items_alone_get_what_the_next_run_gives_them(quantizer: FittedQuantizer) -> None:
+    """With the IDs of the others taken, and nothing else known of the others."""
+    old, new = np.arange(70), np.arange(70, NUM_ITEMS)
+    table = first_table(quantizer, old)
+    appended = append(quantizer, np.arange(NUM_ITEMS), table)
+    found = ids_of_new_items(quantizer, TEXT[new], IMAGE[new], taken=table.codes, device=CPU)
+    for modality, codes in appended.assigned.codes.items():
+        np.testing.assert_array_equal(found[modality], codes[70:])
+    assert appended.assigned.text_moved[70:].any(), "else nothing was taken"
 
 
 def test_who_comes_back_in_time_gets_the_old_id_back(quantizer: FittedQuantizer) -> None:

@@ -17,6 +17,7 @@ def items(num_items: int) -> pl.DataFrame:
             "title": None,
             "text": None,
             "image_path": None,
+            "categories": None,
             "num_interactions": 1,
         },
         schema=ITEMS.columns,

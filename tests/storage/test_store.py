@@ -125,7 +125,10 @@ def test_going_back_to_the_previous_version(store: AssetStore) -> None:
 def test_a_missing_asset_says_what_to_run(store: AssetStore) -> None:
     """The message is the command that makes the asset."""
     assert not store.has("raw_items")
-    with pytest.raises(StorageError, match=r"^raw_items of demo is not there yet: run `macrec run demo`\.$"):
+    with pytest.raises(
+        StorageError,
+        match=r"^raw_items of demo is not there yet: run `macrec run demo`, or the job full_pipeline in the UI\.$",
+    ):
         store.read_table("raw_items")
 
 

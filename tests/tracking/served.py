@@ -39,9 +39,11 @@ def write_trained_bundle(folder: Path) -> Path:
     for made in (weights, bundle):
         made.mkdir(parents=True)
     fitted.save(weights)
+    (weights / "quantizer.json").write_text("{}")  # who serves does not read it
     RecommenderBundle.write(
         bundle,
         recommender_folder=weights,
+        quantizer_files=[weights / "quantizer.json"],
         item_ids=ITEM_IDS,
         popularity=np.arange(NUM_ITEMS, dtype=np.int64),
         text_codes=CODES,

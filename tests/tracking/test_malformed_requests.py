@@ -36,6 +36,8 @@ STRANGE = [
 COLUMNS = ["history"] * 9 + [
     "allowed",
     "excluded",
+    "excluded_categories",
+    "exclude_seen",
     "user_id",
     "History",
     "hist",
@@ -91,7 +93,9 @@ class Requests:
 
     def value(self) -> Any:
         number, truth = self.any_of(0, 1, 3, NUM_ITEMS, NUM_ITEMS + 1), self.any_of(True, False, "no")
-        names = self.random.sample(["allowed", "excluded", "allow", 0], k=self.random.randint(0, 2))
+        names = self.random.sample(
+            ["allowed", "excluded", "allowed_categories", "allow", 0], k=self.random.randint(0, 2)
+        )
         rules = {name: self.cell() for name in names}
         return self.any_of(number, number, self.any_of(*ROUTES), truth, rules, rules, self.any_of(*STRANGE, *NOTHING))
 

@@ -119,8 +119,9 @@ def test_params_reach_the_bundle(model: RecommenderModel) -> None:
         ({"beam_width": -1}, "beam_width must be a whole number of at least 0, got -1"),
         ({"route": "audio"}, "route must be one of fused, text, image, got 'audio'"),
         ({"exclude_seen": "no"}, "exclude_seen must be true or false, got 'no'"),
-        ({"rules": ["item-1"]}, r"rules must map allowed and excluded to lists, got \['item-1'\]"),
-        ({"rules": {"alowed": []}}, "rules must map allowed and excluded to lists, got {'alowed'"),
+        ({"rules": ["item-1"]}, r"must map allowed, .*, excluded_categories to lists, got \['item-1'\]"),
+        ({"rules": {"alowed": []}}, "rules must map allowed, excluded, .* to lists, got {'alowed'"),
+        ({"rules": {"allowed_categories": "A"}}, "allowed_categories of rules must be a list of categories, got str"),
         ({"rules": {"allowed": "item-1"}}, "allowed of rules must be a list of item ids, got str 'item-1'"),
         ({"rules": {"excluded": ["item-1", 2]}}, "excluded of rules holds 2 at position 1"),
         ({"route": np.array(["text", "image"])}, "route must be one of fused, text, image, got array"),
@@ -143,6 +144,23 @@ def test_rules_reach_the_bundle(model: RecommenderModel) -> None:
     assert model.bundle.rules == (None, [None, None, None])
     with pytest.raises(MlflowException, match="allowed of row 1 must be a list of item ids, got int 3"):
         model.predict(None, rows.assign(allowed=[None, 3, []]))
+    named = rows[["history"]].assign(allowed_categories=[["A"], None, None], excluded_categories=[None, ["B", "C"], []])
+    model.predict(None, named, {"rules": {"excluded_categories": ["D"]}})
+    assert model.bundle.rules == (
+        Rules(excluded_categories=["D"]),
+        [Rules(allowed_categories=["A"]), Rules(excluded_categories=["B", "C"]), Rules(excluded_categories=[])],
+    )
+
+
+def test_a_row_may_say_whether_seen_items_are_left_out(model: RecommenderModel) -> None:
+    """Where it is null, the param counts; what is neither true nor false is refused with its row."""
+    rows = pd.DataFrame({"history": [["item-1"]] * 4, "exclude_seen": [True, None, np.False_, pd.NA]})
+    for of_call in (True, False):
+        model.predict(None, rows, {"exclude_seen": of_call})
+        assert model.bundle.asked["exclude_seen"] == [True, of_call, False, of_call]
+    with pytest.raises(MlflowException, match="exclude_seen of row 2 must be true or false, got 'no'") as caught:
+        model.predict(None, rows.assign(exclude_seen=[True, None, "no", 1]))
+    assert caught.value.get_http_status_code() == 400
 
 
 def test_two_columns_of_one_name(model: RecommenderModel) -> None:

@@ -125,7 +125,7 @@ def _load(work: Stage, folder: Path) -> "Loaded":
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
 
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return RecommenderBundle.load(folder, device=prepare_device(work.config.runtime)), size
 
 

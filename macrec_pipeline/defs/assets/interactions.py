@@ -49,7 +49,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="2",
+    code_version="3",
     metadata=table_metadata("raw_items"),
     description="The catalogue as it was found: titles, texts, and which pictures are there.",
 )
@@ -78,7 +78,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             deps=["raw_interactions", "raw_items"],
             group_name=GROUP,
             kinds=KINDS,
-            code_version="2",
+            code_version="3",
             description=description,
             metadata=table_metadata(name),
         )
@@ -194,6 +194,7 @@ def _item_facts(table: pl.DataFrame) -> dict[str, Any]:
     return {
         "without_text": table["text"].null_count(),
         "without_picture": table["image_path"].null_count(),
+        "categories": table["categories"].explode().drop_nulls().n_unique(),
         "without_interactions": int((table["num_interactions"] == 0).sum()),
         "interactions_an_item_median": float(table["num_interactions"].median()),  # type: ignore[arg-type]
         "first_rows": preview(table, ["item_id", "title", "text"]),

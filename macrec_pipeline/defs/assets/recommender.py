@@ -17,7 +17,9 @@ from macrec_pipeline.defs.tracked import (
     table_metadata,
     training_sequences,
 )
+from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
+from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,13 +37,13 @@ CODES_OF = "codes_of"
 
 
 @dg.asset(
-    deps=["histories", "items", "semantic_ids", "sasrec"],
+    deps=["histories", "items", "quantizer", "semantic_ids", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "safetensors"},
-    code_version="3",
+    code_version="4",
     pool=GPU_POOL,
-    description="The trained model, and the bundle that serves it: weights, IDs, catalogue, popular items.",
+    description="The trained model, and the bundle that serves it: weights, IDs, quantizer, catalogue, popular items.",
 )
 def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Histories and semantic IDs -> a folder with `weights/` and `bundle/`."""
@@ -49,7 +51,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     from macrec_pipeline.runtime.devices import prepare_device
 
     with stage(context, settings, "recommender") as work:
-        start, why_not = _start(work)
+        quantizer_files, (start, why_not) = _quantizer_files(work), _start(work)
         codes = codes_by_modality(work.table("semantic_ids"))
         codebook_size = work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
@@ -70,7 +72,13 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
                     (folder / part).mkdir()
                 fitted.save(folder / "weights")
                 fusion = _fit_fusion(work, fitted, folder / "weights")
-                _write_bundle(work, folder / "bundle", weights=folder / "weights", codebook_size=codebook_size)
+                _write_bundle(
+                    work,
+                    folder / "bundle",
+                    weights=folder / "weights",
+                    quantizer_files=quantizer_files,
+                    codebook_size=codebook_size,
+                )
         return _report(work, fitted, {"warm_start": why_not or fitted.warm_start, **fusion})
 
 
@@ -160,6 +168,23 @@ def _codes_of(work: Stage) -> str:
     return str(manifest.details.get("quantizer", manifest.digest))
 
 
+def _quantizer_files(work: Stage) -> "list[Path]":
+    """What gave the items their IDs; none where the IDs are given.
+
+    Raises:
+        StorageError: the quantizer that is there is not the one that the IDs were made with.
+    """
+    made_with = work.store.manifest("semantic_ids").details.get("quantizer")
+    if made_with is None:
+        return []
+    if made_with != work.store.manifest("quantizer").digest:
+        raise StorageError(
+            f"semantic_ids of {work.dataset} were made with another quantizer ({made_with[:12]}) than the one that is "
+            f"there: materialize `semantic_ids` again, or all of it: `macrec run {work.dataset}`."
+        )
+    return sorted(path for path in work.folder("quantizer").iterdir() if path.name != MANIFEST_FILE)
+
+
 def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
@@ -175,24 +200,27 @@ def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) ->
     )
 
 
-def _write_bundle(work: Stage, folder: "Path", *, weights: "Path", codebook_size: int) -> None:
+def _write_bundle(
+    work: Stage, folder: "Path", *, weights: "Path", quantizer_files: "list[Path]", codebook_size: int
+) -> None:
     from macrec_pipeline.recommender import RecommenderBundle
 
     items, codes = work.table("items"), codes_by_modality(work.table("semantic_ids"))
     training = [sequence[:-2] for sequence in training_sequences(work.table("histories"))]
     collaborative = work.config.decoding.collaborative_route
-    inputs = ("histories", "items", "semantic_ids", *(("sasrec",) if collaborative else ()))
+    inputs = ("histories", "items", "quantizer", "semantic_ids", *(("sasrec",) if collaborative else ()))
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
         sasrec_folder=work.folder("sasrec") if collaborative else None,
+        quantizer_files=quantizer_files,
         item_ids=items["item_id"].to_list(),
         popularity=np.bincount(np.concatenate(training), minlength=items.height).astype(np.int64),
         text_codes=codes.get("text"),
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=work.config.decoding.model_dump(mode="json"),
-        catalogue=items.select("title", "image_path").to_dicts(),
+        catalogue=items.select("title", "image_path", "categories").to_dicts(),
         provenance={
             "dataset": work.dataset,
             "config_digest": work.config.digest(),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
 
 GROUP = "semantic_ids"
+KEPT = "identity.mode is append, and a kept quantizer needs none"
 
 
 @dg.asset(
@@ -44,17 +45,15 @@ GROUP = "semantic_ids"
 def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Embeddings -> `PSEUDO_LABELS`."""
     from macrec_pipeline.runtime.devices import prepare_device
-    from macrec_pipeline.semantic_ids import fit_pseudo_labels
 
     with stage(context, settings, "pseudo_labels") as work:
         if semantic_ids_are_given(work.spec):
             return work.skip(PSEUDO_LABELS.empty())
+        if identity.keeps_quantizer(work):
+            return work.skip(PSEUDO_LABELS.empty(), KEPT)
         prepare_device(work.config.runtime)
         tables = _embeddings(work)
-        clusters = {
-            f"{route}_cluster": fit_pseudo_labels(vectors, work.config.pseudo_labels, seed=work.config.seed)
-            for route, vectors in _vectors(tables).items()
-        }
+        clusters = {f"{route}_cluster": labels for route, labels in _clusters(work, _vectors(tables)).items()}
         facts: dict[str, Any] = {f"{name}s": np.unique(labels).size for name, labels in clusters.items()}
         facts |= {f"largest_{name}": int(np.bincount(labels).max()) for name, labels in clusters.items()}
         table = next(iter(tables.values())).select("item_index", "item_id").with_columns(**clusters)
@@ -83,7 +82,10 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         choice = identity.choose(work, vectors, device)
         if choice.append:
             return _keep_quantizer(work, choice, device)
-        clusters = {route: labels[f"{route}_cluster"].to_numpy(writable=True) for route in vectors}
+        if labels.height:
+            clusters = {route: labels[f"{route}_cluster"].to_numpy(writable=True) for route in vectors}
+        else:  # a run that only appended came before this one, which is without the asset
+            clusters = _clusters(work, vectors)
         fitted = fit_quantizer(
             vectors.get("text"),
             vectors.get("image"),
@@ -93,7 +95,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             seed=work.config.seed,
             device=device,
             progress=work.progress,
-            collaborative_vectors=known.of(labels["item_id"].to_list(), vectors) if known else None,
+            collaborative_vectors=known.of(work.table("items")["item_id"].to_list(), vectors) if known else None,
         )
         with work.new_folder(details=identity.as_details(choice)) as folder:
             fitted.save(folder)
@@ -230,6 +232,13 @@ def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
         {route: vectors_of(table).copy() for route, table in tables.items()},
         {route: table["imputed"].to_numpy() for route, table in tables.items()},
     )
+
+
+def _clusters(work: Stage, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from macrec_pipeline.semantic_ids import fit_pseudo_labels
+
+    config, seed = work.config.pseudo_labels, work.config.seed
+    return {route: fit_pseudo_labels(matrix, config, seed=seed) for route, matrix in vectors.items()}
 
 
 def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
