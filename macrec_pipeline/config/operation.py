@@ -12,6 +12,18 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+    driver: Literal["in_process", "processes", "ray"] = Field(
+        "in_process",
+        description="who makes the shards of embeddings, semantic IDs and recommendations (docs/scaling.md)",
+    )
+    workers: int = Field(1, ge=1, le=1024, description="shards made at a time by processes or ray")
+    threads_per_shard: int | None = Field(
+        None, ge=1, le=256, description="CPU threads that make a shard, under every driver; None: num_threads"
+    )
+
+    def for_shards(self) -> "RuntimeConfig":
+        """The same, with the threads of a shard."""
+        return self.model_copy(update={"num_threads": self.threads_per_shard or self.num_threads})
 
 
 class EvaluationConfig(Section):
