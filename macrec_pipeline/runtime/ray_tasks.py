@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from macrec_pipeline.errors import ConfigError, WorkerError
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.shards import MAX_ATTEMPTS, Failure, Load, Make, Shard, attempted
 
 if TYPE_CHECKING:
+    import torch
+
     from macrec_pipeline.config import RuntimeConfig
 
 _ADDRESS = "RAY_ADDRESS"

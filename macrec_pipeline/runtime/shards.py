@@ -10,13 +10,13 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
 from macrec_pipeline.errors import MacrecError
 
-if TYPE_CHECKING:  # numeric code must run where pydantic is not installed
+if TYPE_CHECKING:  # torch is loaded when there is work, and numeric code must run where pydantic is not installed
+    import torch
+
     from macrec_pipeline.config import RuntimeConfig
 
 MAX_ATTEMPTS = 3
@@ -43,7 +43,7 @@ class Shard:
 Make = Callable[[Shard], None]
 """Makes the rows of a shard and writes them down, whole or not at all."""
 
-Load = Callable[[torch.device], Make]
+Load: TypeAlias = "Callable[[torch.device], Make]"
 """Loads what it takes, on the device of a worker. What travels to workers is a frozen dataclass of a module that they
 can import; equal ones are loaded once."""
 

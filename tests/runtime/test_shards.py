@@ -58,7 +58,8 @@ def look(shard):
     started.extend(psutil.Process().children(recursive=True))
     everything = [psutil.Process(), *started]
     sockets = [socket for process in everything for socket in process.net_connections("inet")]
-    told["addresses"] = sorted({socket.laddr.ip.removeprefix("::ffff:") for socket in sockets if socket.status == psutil.CONN_LISTEN})
+    listening = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
+    told["addresses"] = sorted({address.removeprefix("::ffff:") for address in listening})
     told["processes"] = [" ".join(process.cmdline()) for process in started]
     told["usage_stats"] = usage_stats_enabled()
 runtime = RuntimeConfig(device="cpu", num_threads=1, driver="ray", workers=1)
@@ -193,9 +194,7 @@ def test_workers_end_with_their_parent(sent: signal.Signals, tmp_path: Path) -> 
     assert files(tmp_path) == {"0.txt": "0 1"}
 
 
-def test_without_ray_it_is_said_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: None
-) -> None:
+def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: None) -> None:
     """In one line, before anything is begun."""
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in (*ray_tasks._SILENT, *ray_tasks._LOCAL):

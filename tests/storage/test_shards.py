@@ -1,12 +1,16 @@
 """A table in shards: what is finished stays, what depends on something else does not."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macrec_pipeline.config import RuntimeConfig
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
@@ -34,7 +38,13 @@ class Maker:
 
 
 def _write(folder: Path, make: Maker, *, rows: int = 10, model: str = "one") -> list[Path]:
-    return write_shards(folder, RECOMMENDATIONS, make, num_rows=rows, rows_per_shard=4, depends_on={"model": model})
+    return _shards(folder, make, num_rows=rows, rows_per_shard=4, depends_on={"model": model})
+
+
+def _shards(folder: Path, make: Callable[[int, int], pl.DataFrame], **named: Any) -> list[Path]:
+    return write_shards(
+        folder, RECOMMENDATIONS, lambda _: make, runtime=RuntimeConfig(), device=torch.device("cpu"), **named
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,7 +52,7 @@ def _write(folder: Path, make: Maker, *, rows: int = 10, model: str = "one") -> 
 def test_the_shards_are_the_table(rows: int, size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In order, each of the size asked for but the last, no row twice and none missing."""
     folder = tmp_path_factory.mktemp("shards")
-    shards = write_shards(folder, RECOMMENDATIONS, Maker(), num_rows=rows, rows_per_shard=size, depends_on={})
+    shards = _shards(folder, Maker(), num_rows=rows, rows_per_shard=size, depends_on={})
     tables = [pl.read_parquet(shard) for shard in shards]
     assert [user for table in tables for user in table["user_id"]] == [f"u{row}" for row in range(rows)]
     assert all(table.height == size for table in tables[:-1])
@@ -87,9 +97,7 @@ def test_a_damaged_shard_is_made_again(damage: bytes | None, tmp_path: Path) -> 
 def test_what_breaks_the_schema_or_cannot_be_written_is_told(tmp_path: Path) -> None:
     """No file is there afterwards that a next attempt would take for finished."""
     with pytest.raises(SchemaError, match=r"part-00000.parquet"):
-        write_shards(
-            tmp_path / "a", RECOMMENDATIONS, lambda *_: pl.DataFrame(), num_rows=1, rows_per_shard=1, depends_on={}
-        )
+        _shards(tmp_path / "a", lambda *_: pl.DataFrame(), num_rows=1, rows_per_shard=1, depends_on={})
     assert not list((tmp_path / "a").rglob("*.parquet"))
     (tmp_path / "b").write_text("a file")
     with pytest.raises(StorageError, match="recommendations cannot be stored"):
