@@ -14,6 +14,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 # A forked process would share a GPU's state and locks with threads that it does not have.
 _SPAWN = multiprocessing.get_context("spawn")
+_SECONDS_TO_LEAVE = 10.0
 
 
 def map_in_processes(
@@ -87,9 +89,11 @@ class _Worker:
 
     def stop(self) -> None:
         """End it, in the middle of a shard if need be: what it has written is whole or not there."""
+        self.pipe.close()
+        if self.shard is None:  # it leaves by itself, and tidies up
+            self.process.join(_SECONDS_TO_LEAVE)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def _replaced(worker: _Worker, deaths: Counter[int], load: Load, runtime: RuntimeConfig) -> _Worker:
@@ -119,8 +123,9 @@ def _work(pipe: Connection, load: Load, runtime: RuntimeConfig) -> None:
     def make() -> Make:
         return load(prepare_device(runtime))
 
-    while True:
-        pipe.send(attempted(make, pipe.recv()))
+    with suppress(EOFError):  # there is no more to do
+        while True:
+            pipe.send(attempted(make, pipe.recv()))
 
 
 def _end_with_parent() -> None:
