@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from macrec_pipeline.config.sections import Section
 
@@ -20,6 +20,12 @@ class RuntimeConfig(Section):
     threads_per_shard: int | None = Field(
         None, ge=1, le=256, description="CPU threads that make a shard, under every driver; None: num_threads"
     )
+
+    @model_validator(mode="after")
+    def _workers_have_a_driver(self) -> "RuntimeConfig":
+        if self.workers > 1 and self.driver == "in_process":
+            raise ValueError("workers are of a driver that has them: set runtime.driver to processes or ray")
+        return self
 
     def for_shards(self) -> "RuntimeConfig":
         """The same, with the threads of a shard."""
