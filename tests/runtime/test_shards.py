@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from macrec_pipeline.config import RuntimeConfig
 from macrec_pipeline.defs.retries import may_pass
@@ -60,7 +61,8 @@ def look(shard):
     sockets = [socket for process in everything for socket in process.net_connections("inet")]
     listening = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
     told["addresses"] = sorted({address.removeprefix("::ffff:") for address in listening})
-    told["processes"] = [" ".join(process.cmdline()) for process in started]
+    told["pages"] = [line for each in started if "--disable-frontend" not in (line := each.cmdline())
+                     and any("dashboard.py" in word for word in line)]
     told["usage_stats"] = usage_stats_enabled()
 runtime = RuntimeConfig(device="cpu", num_threads=1, driver="ray", workers=1)
 map_shards(Squares(Path(sys.argv[1])), shards_of(4, 2), runtime, device=torch.device("cpu"), done=look)
@@ -106,7 +108,7 @@ def _one_ray() -> Iterator[None]:
 def drive(request: pytest.FixtureRequest, kept: None) -> Drive:
     """Make the shards of some work by a driver."""
 
-    def driven(work: Squares, driver: str, workers: int = 2, *, num_shards: int = 5) -> list[int]:
+    def driven(work: Squares, driver: str, workers: int = 1, *, num_shards: int = 5) -> list[int]:
         if driver == "ray":
             request.getfixturevalue("_one_ray")
         finished: list[int] = []
@@ -126,7 +128,7 @@ def files(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.glob("*.txt")}
 
 
-@pytest.mark.parametrize(("driver", "workers"), [("in_process", 1), ("processes", 3), RAY])
+@pytest.mark.parametrize(("driver", "workers"), [("in_process", 1), ("processes", 2), RAY])
 def test_every_shard_is_made_once_and_a_worker_loads_once(
     driver: str, workers: int, tmp_path: Path, drive: Drive
 ) -> None:
@@ -155,11 +157,11 @@ def test_a_worker_that_is_killed_is_replaced(driver: str, tmp_path: Path, drive:
 @pytest.mark.parametrize("driver", ["processes", RAY_ALONE])
 def test_a_shard_that_kills_every_worker_is_named_and_given_up(driver: str, tmp_path: Path, drive: Drive) -> None:
     """After three workers, and what is finished stays."""
-    work = Squares(tmp_path, dies_at=0, deaths=99)
-    with pytest.raises(WorkerError, match=r"shard 0 \(2 rows from row 0\)"):
+    work = Squares(tmp_path, dies_at=1, deaths=99)
+    with pytest.raises(WorkerError, match=r"shard 1 \(2 rows from row 2\)"):
         drive(work, driver)
-    assert work.noted("died") == ["0"] * MAX_ATTEMPTS
-    assert files(tmp_path)["1.txt"] == "4 9"
+    assert work.noted("died") == ["1"] * MAX_ATTEMPTS
+    assert files(tmp_path) == {"0.txt": "0 1"}
 
 
 @pytest.mark.parametrize("driver", ["in_process", "processes", RAY_ALONE])
@@ -174,7 +176,7 @@ def test_an_error_arrives_as_it_was(driver: str, tmp_path: Path, drive: Drive) -
 def test_a_fault_keeps_its_traceback(tmp_path: Path, drive: Drive) -> None:
     """What is no error of this package says where it happened, though that was in another process."""
     with pytest.raises(RuntimeError, match=r"(?s)shard 1 .*shard_work\.py.*ZeroDivisionError: a fault of this package"):
-        drive(Squares(tmp_path, fails_at=1, why="fault"), "processes", 1, num_shards=2)
+        drive(Squares(tmp_path, fails_at=1, why="fault"), "processes", num_shards=2)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
@@ -194,6 +196,14 @@ def test_workers_end_with_their_parent(sent: signal.Signals, tmp_path: Path) -> 
     assert files(tmp_path) == {"0.txt": "0 1"}
 
 
+def test_workers_without_a_driver_are_refused() -> None:
+    """Nobody is left to believe that several work where one does; a shard has the threads of the run if none are said."""
+    with pytest.raises(ValidationError, match=r"set runtime\.driver"):
+        runtime("in_process", 2)
+    assert RuntimeConfig(num_threads=3).for_shards().num_threads == 3
+    assert RuntimeConfig(num_threads=3, threads_per_shard=1).for_shards().num_threads == 1
+
+
 def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: None) -> None:
     """In one line, before anything is begun."""
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -211,7 +221,7 @@ def test_ray_keeps_to_this_machine(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     told = json.loads(found.stdout.splitlines()[-1])
     assert told["addresses"] == ["127.0.0.1"]
-    assert not any("dashboard.py" in line for line in told["processes"])
+    assert told["pages"] == []
     assert told["usage_stats"] is False
     assert told["left"] == []
     assert told["sigterm_is_own"] is True
