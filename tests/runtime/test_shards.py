@@ -197,7 +197,7 @@ def test_workers_end_with_their_parent(sent: signal.Signals, tmp_path: Path) -> 
 
 
 def test_workers_without_a_driver_are_refused() -> None:
-    """Nobody is left to believe that several work where one does; a shard has the threads of the run if none are said."""
+    """Nobody is to believe that several work where one does. A shard has the threads of the run if none are said."""
     with pytest.raises(ValidationError, match=r"set runtime\.driver"):
         runtime("in_process", 2)
     assert RuntimeConfig(num_threads=3).for_shards().num_threads == 3
