@@ -32,8 +32,8 @@ from macrec_pipeline.runtime.progress import quiet_progress
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 
-TEXTS, TEXTS_A_SHARD = 2_048, 256
-USERS, USERS_A_SHARD = 1_024, 128
+TEXTS, TEXTS_A_SHARD = 1_536, 128
+USERS, USERS_A_SHARD = 1_024, 64
 TURNS = 3
 WORDS = ["guitar", "string", "steel", "wound", "nickel", "light", "gauge", "maple", "neck"]
 CPU = torch.device("cpu")

@@ -106,6 +106,7 @@ class _Writing:
         with _refusals_are_told(self.schema, path):
             unfinished = write_table_file(self.place, self.schema, f".{path.stem}.{uuid.uuid4().hex}", rows)
             flush(unfinished)
+            _digest_file(path).write_text(_digest(unfinished), encoding="ascii")
             unfinished.replace(path)
             flush(self.place)
 
@@ -116,12 +117,23 @@ def _file(place: Path, shard: Shard) -> Path:
 
 def _is_whole(place: Path, schema: TableSchema, shard: Shard) -> bool:
     path = _file(place, shard)
-    if not path.exists():
+    digest = _digest_file(path)
+    if not path.exists() or not digest.exists() or digest.read_bytes() != _digest(path).encode():
         return False
     try:
         return schema.check(read_table_file(path, schema)).height == shard.count
-    except (pl.exceptions.PolarsError, SchemaError):  # of a power cut, or of another version of this package
+    except (pl.exceptions.PolarsError, SchemaError):  # of another version of this package
         return False
+
+
+def _digest_file(shard: Path) -> Path:
+    """Beside a shard: by its bytes it is known to be whole, since vectors in parquet do not show a flipped bit."""
+    return shard.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -80,14 +80,18 @@ def test_shards_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 cut", None])
-def test_a_damaged_shard_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
-    """A file that is cut off or holds another number of rows does not count as finished."""
+def _flipped(whole: bytes) -> bytes:
+    return whole[:30] + bytes([whole[30] ^ 1]) + whole[31:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"PAR1 cut", _flipped, None])
+def test_a_damaged_shard_is_made_again(damage: Callable[[bytes], bytes] | None, tmp_path: Path) -> None:
+    """A file that is cut off, holds another number of rows or one bit that differs does not count as finished."""
     shards = _write(tmp_path, Maker())
     if damage is None:
         pl.read_parquet(shards[1]).head(3).write_parquet(shards[1])
     else:
-        shards[1].write_bytes(damage)
+        shards[1].write_bytes(damage(shards[1].read_bytes()))
     again = Maker()
     _write(tmp_path, again)
     assert again.asked == [(4, 4)]
