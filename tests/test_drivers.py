@@ -215,7 +215,7 @@ def test_workers_give_the_bytes_of_one_process(
 @NEEDS_RAY
 @pytest.mark.slow
 @pytest.mark.usefixtures("_one_ray")
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize("stage", ["pictures", "nearest_codes", "recommendations"])
 def test_ray_gives_the_bytes_of_one_process(stage: str, make: Callable[..., bytes]) -> None:
     """On a cluster of this machine, though one of its workers is killed when the first shard is finished."""
     import psutil  # Ray brings its own
