@@ -66,7 +66,7 @@ def look(shard):
     told["usage_stats"] = usage_stats_enabled()
 runtime = RuntimeConfig(device="cpu", num_threads=1, driver="ray", workers=1)
 map_shards(Squares(Path(sys.argv[1])), shards_of(4, 2), runtime, device=torch.device("cpu"), done=look)
-psutil.wait_procs(started, timeout=20)
+psutil.wait_procs(started, timeout=60)
 told["left"] = [process.pid for process in started if process.is_running() and process.status() != "zombie"]
 told["sigterm_is_own"] = signal.getsignal(signal.SIGTERM) == before
 print(json.dumps(told))
@@ -188,7 +188,7 @@ def test_workers_end_with_their_parent(sent: signal.Signals, tmp_path: Path) -> 
         _until(lambda: len(work.noted("begin")) >= 2 and "made 0" in (tmp_path / "log").read_text())
         workers = [int(line.split()[0]) for line in work.noted("load")]
         parent.send_signal(sent)
-        _, said = parent.communicate(timeout=20)
+        _, said = parent.communicate(timeout=60)
     finally:
         parent.kill()
     assert (b"KeyboardInterrupt" in said) == (sent == signal.SIGINT)
@@ -228,7 +228,7 @@ def test_ray_keeps_to_this_machine(tmp_path: Path) -> None:
     assert sorted(Squares(tmp_path).noted("made")) == ["0", "1"]
 
 
-def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def _until(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
