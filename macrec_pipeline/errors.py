@@ -14,6 +14,7 @@ that is not a `MacrecError` is a fault of this package and keeps its traceback.
     ├── SemanticIdError        semantic IDs that cannot be made, or made unique
     ├── TrainingError          a loss or gradient that is not finite, a checkpoint that does not belong
     ├── RequestError           what a consumer asked of the recommender
+    ├── WorkerError            a process that died over its part of the work, again and again
     ├── StorageError           an asset that is missing, incomplete or damaged on disk
     └── TrackingError          the MLflow store or the model registry
         ├── ChampionMovedError     another version is champion than the one that was reckoned with
@@ -59,6 +60,10 @@ class TrainingError(MacrecError):
 
 class RequestError(MacrecError):
     """A consumer asked the recommender for something it cannot answer."""
+
+
+class WorkerError(MacrecError):
+    """Worker processes died over a part of the work, as often as it is tried."""
 
 
 class StorageError(MacrecError):

@@ -70,13 +70,13 @@ class TableSchema:
     def empty(self) -> pl.DataFrame:
         """A table of this schema without rows."""
         dtypes = {
-            name: pl.Array(pl.Float32, 1) if dtype is ANY_WIDTH_VECTOR else dtype
+            name: pl.Array(pl.Float32, 1) if dtype == ANY_WIDTH_VECTOR else dtype
             for name, dtype in self.columns.items()
         }
         return pl.DataFrame(schema=dtypes)
 
     def _check_column(self, column: pl.Series, expected: Any, place: str) -> None:
-        if expected is ANY_WIDTH_VECTOR:
+        if expected == ANY_WIDTH_VECTOR:
             if not (isinstance(column.dtype, pl.Array) and column.dtype.inner == pl.Float32):
                 raise SchemaError(f"{place}: column {column.name!r} is {column.dtype}, expected array[float32, D].")
         elif column.dtype != expected:
@@ -282,6 +282,12 @@ RECOMMENDATIONS = TableSchema(
     unique=(("user_id",),),
     description="A shard: the items for each user, best first; fallback is popularity where the model knows no item of "
     "the history, else none.",
+)
+NEAREST_CODES = TableSchema(
+    "nearest_codes",
+    {"codes": _INTS, "entering": ANY_WIDTH_VECTOR},
+    description="A shard: each item's nearest codes before collisions are resolved, and what entered the last two "
+    "levels, one after the other.",
 )
 FETCH_FAILURES = TableSchema(
     "fetch_failures",

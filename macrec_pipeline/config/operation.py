@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from macrec_pipeline.config.sections import Section
 
@@ -12,6 +12,24 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+    driver: Literal["in_process", "processes", "ray"] = Field(
+        "in_process",
+        description="who makes the shards of embeddings, semantic IDs and recommendations (docs/scaling.md)",
+    )
+    workers: int = Field(1, ge=1, le=1024, description="shards made at a time by processes or ray")
+    threads_per_shard: int | None = Field(
+        None, ge=1, le=256, description="CPU threads that make a shard, under every driver; None: num_threads"
+    )
+
+    @model_validator(mode="after")
+    def _workers_have_a_driver(self) -> "RuntimeConfig":
+        if self.workers > 1 and self.driver == "in_process":
+            raise ValueError("workers are of a driver that has them: set runtime.driver to processes or ray")
+        return self
+
+    def for_shards(self) -> "RuntimeConfig":
+        """The same, with the threads of a shard."""
+        return self.model_copy(update={"num_threads": self.threads_per_shard or self.num_threads})
 
 
 class EvaluationConfig(Section):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from macrec_pipeline.semantic_ids import AppendedIds, FittedQuantizer
+    from macrec_pipeline.semantic_ids.assignment import Quantize
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,11 @@ def origin(work: Stage) -> dict[str, Any]:
 
 
 def append_ids(
-    work: Stage, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray], device: "torch.device"
+    work: Stage,
+    quantizer: "FittedQuantizer",
+    vectors: Mapping[str, np.ndarray],
+    device: "torch.device",
+    quantize_by: "Quantize | None" = None,
 ) -> "AppendedIds":
     """IDs for the catalogue as it is now, going on from the table and the retired IDs that are there."""
     from macrec_pipeline.semantic_ids import RetiredIds, append_semantic_ids
@@ -117,6 +122,7 @@ def append_ids(
         retire_for_days=work.config.identity.retire_for_days,
         device=device,
         collaborative_vectors=anchors(work, quantizer, vectors),
+        quantize_by=quantize_by,
     )
 
 

@@ -7,17 +7,20 @@ Symbols: N items, B batch, F fields, D embedding.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from macrec_pipeline.config import TextEncoderConfig
+from macrec_pipeline.config import RuntimeConfig, TextEncoderConfig
 from macrec_pipeline.embeddings.batching import Batching
 from macrec_pipeline.embeddings.embedded import Embedded, build_embedded
-from macrec_pipeline.embeddings.made_before import MadeBefore, VectorsByContent, made_by
+from macrec_pipeline.embeddings.encoding import Inputs, encode_in_shards
+from macrec_pipeline.embeddings.made_before import Encoded, MadeBefore, VectorsByContent, made_by
 from macrec_pipeline.embeddings.text_encoders import TextEncoder, load_text_encoder
 from macrec_pipeline.errors import EncoderError
 from macrec_pipeline.runtime.progress import Progress
@@ -33,6 +36,7 @@ def embed_texts(
     progress: Progress,
     before: MadeBefore | None = None,
     shards: Path | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> Embedded:
     """Embed one text an item, those alone that have no vector yet.
 
@@ -42,13 +46,15 @@ def embed_texts(
         device: where the encoder runs.
         progress: called as stage "text embeddings" after each batch, counting distinct texts that have no vector yet.
         before: vectors of an earlier run.
-        shards: a folder that keeps what is done, should this be cut off.
+        shards: a folder that keeps what is done, should this be cut off; workers need one.
+        runtime: who encodes; None: this process.
 
     Returns:
         The embeddings; `failures` is empty, since any text can be embedded.
 
     Raises:
         EncoderError: the encoder cannot be loaded, no item has a text, or a vector is not finite.
+        StorageError, WorkerError: see `encode_in_shards`.
     """
     fields = [_fields(text) for text in texts]
     contents = [_digest("\0".join(own)) if own else None for own in fields]
@@ -58,48 +64,71 @@ def embed_texts(
             f"None of the {len(texts)} items has a text, so there are no text embeddings to make. Check the text "
             "columns in the data set's mapping."
         )
-    encoder = load_text_encoder(config.name, max_tokens=config.max_tokens, device=device, precision=config.precision)
-    identity = made_by(encoder.description, **({"prefix": config.prefix} if config.prefix else {}))
-    vectors = VectorsByContent(identity, before=before, shards=shards)
+    encoding = load_text_encoding(config, device)
+    vectors = VectorsByContent(encoding.made_by, before=before, shards=shards)
     new = {content: own for content, own in distinct.items() if content not in vectors}
-    batching = Batching(config.batch_size, device=device, bytes_an_input=encoder.bytes_a_text)
+    # the longest first, so that a batch too large for memory fails at once
+    longest_first = dict(sorted(new.items(), key=lambda pair: -max(map(len, pair[1]))))
     started = time.perf_counter()
-    _encode(new, encoder, vectors, prefix=config.prefix, batching=batching, progress=progress)
+    encode_in_shards(
+        longest_first,
+        vectors,
+        encoding,
+        load=load_text_encoding,
+        config=config,
+        runtime=runtime or RuntimeConfig(),
+        device=device,
+        progress=partial(progress, STAGE),
+    )
     return build_embedded(
         contents,
         vectors,
-        encoder=encoder.description,
-        made_by=identity,
+        encoder=encoding.encoder.description,
+        made_by=encoding.made_by,
         failures=(),
         num_encoded=len(new),
         seconds=time.perf_counter() - started,
-        batch_size=batching.size,
+        batch_size=encoding.batching.size,
     )
 
 
-def _encode(
-    texts: dict[str, list[str]],
-    encoder: TextEncoder,
-    vectors: VectorsByContent,
-    *,
-    prefix: str,
-    batching: Batching,
-    progress: Progress,
-) -> None:
-    """Add the vectors of texts by content, the longest first, so that a batch too large for memory fails at once."""
-    order = sorted(texts, key=lambda content: -max(map(len, texts[content])))
-    started, done = time.perf_counter(), 0
-    progress(STAGE, 0, len(order))
-    while done < len(order):
-        batch = order[done : done + batching.size]
-        fields = [prefix + field for content in batch for field in texts[content]]
+@dataclass(frozen=True)
+class TextEncoding:
+    """See `Encoding`."""
+
+    encoder: TextEncoder
+    prefix: str
+    made_by: str
+    batching: Batching
+
+    def encode(self, inputs: Inputs, done: Callable[[int], None]) -> Encoded:
+        """Encode texts, given as their fields, in the order in which they come."""
+        order, found = list(inputs), list[NDArray[np.float32]]()
+        finished = 0
+        while finished < len(order):
+            batch = order[finished : finished + self.batching.size]
+            found.append(self._batch([inputs[content] for content in batch]))  # [B, D]
+            finished += len(batch)
+            done(finished)
+        return Encoded(order, np.concatenate(found), {})
+
+    def _batch(self, texts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+        fields = [self.prefix + field for own in texts for field in own]
         by_length = sorted(range(len(fields)), key=lambda place: -len(fields[place]))
-        found = batching.run(lambda piece: encoder.encode(list(piece)), [fields[place] for place in by_length])
+        found = self.batching.run(
+            lambda piece: self.encoder.encode(list(piece)), [fields[place] for place in by_length]
+        )
         encoded = np.empty_like(found)  # [F, D]
         encoded[by_length] = found
-        vectors.add(batch, _means(encoded, [len(texts[content]) for content in batch]))  # [B, D]
-        done += len(batch)
-        progress(STAGE, done, len(order), {"per_second": done / max(time.perf_counter() - started, 1e-9)})
+        return _means(encoded, [len(own) for own in texts])
+
+
+def load_text_encoding(config: TextEncoderConfig, device: torch.device) -> TextEncoding:
+    """Load the encoder of the settings. Raises `EncoderError`."""
+    encoder = load_text_encoder(config.name, max_tokens=config.max_tokens, device=device, precision=config.precision)
+    identity = made_by(encoder.description, **({"prefix": config.prefix} if config.prefix else {}))
+    batching = Batching(config.batch_size, device=device, bytes_an_input=encoder.bytes_a_text)
+    return TextEncoding(encoder, config.prefix, identity, batching)
 
 
 def _means(encoded: NDArray[np.float32], counts: list[int]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from macrec_pipeline.semantic_ids.assignment import AssignedIds, inputs_of, resolve
+from macrec_pipeline.semantic_ids.assignment import AssignedIds, Quantize, inputs_of, resolve
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
@@ -103,6 +103,7 @@ def append_semantic_ids(
     retire_for_days: int,
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
+    quantize_by: Quantize | None = None,
 ) -> AppendedIds:
     """Give IDs to those items only that have none.
 
@@ -115,6 +116,7 @@ def append_semantic_ids(
         now: ms since the epoch.
         retire_for_days: how long an ID is kept for an item that is gone.
         collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+        quantize_by: who finds the nearest codes, such as worker processes; None: this process.
 
     Raises:
         SemanticIdError: a new item finds no free ID near it, or the vectors do not fit the quantizer.
@@ -126,10 +128,11 @@ def append_semantic_ids(
     owner = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
     gone = np.ones(len(owned.item_ids), dtype=bool)
     gone[owner[owner >= 0]] = False
-    sides = {
-        modality: _append(quantizer.modules[modality], inputs, owner, owned, modality=modality, device=device)
-        for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items()
-    }
+    sides = {}
+    for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
+        module = quantizer.modules[modality]
+        nearest = quantize(module, inputs, device=device) if quantize_by is None else quantize_by(modality, inputs)
+        sides[modality] = _append(module, *nearest, owner, owned, modality=modality)
     assigned = AssignedIds(
         {modality: side.codes for modality, side in sides.items()},
         {modality: side.moved for modality, side in sides.items()},
@@ -191,15 +194,14 @@ class _Side:
 
 def _append(
     module: ModalityQuantizer,
-    inputs: np.ndarray,
+    nearest: np.ndarray,
+    residuals: torch.Tensor,
     owner: np.ndarray,
     owned: OwnedIds,
     *,
     modality: str,
-    device: torch.device,
 ) -> _Side:
-    """IDs of one modality; `owner` int64 [N] is an item's row in `owned`, -1 for a new one."""
-    nearest, residuals = quantize(module, inputs, device=device)
+    """IDs of one modality, from what `quantize` gives; `owner` int64 [N] is a row in `owned`, -1 for a new item."""
     is_new = owner < 0
     codes = nearest.copy()
     codes[~is_new] = owned.codes[modality][owner[~is_new]]

@@ -8,6 +8,7 @@ Shapes: N items, L levels, K codes a level.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.semantic_ids.placing import Placing
+
+Quantize = Callable[[str, np.ndarray], tuple[np.ndarray, torch.Tensor]]
+"""(modality, what its quantizer takes: float32 [N, D]) -> what `quantize` gives for them, by whoever computes it."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def assign_semantic_ids(
     *,
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
+    quantize_by: Quantize | None = None,
 ) -> AssignedIds:
     """Quantize both modalities and resolve the collisions of each.
 
@@ -74,6 +79,7 @@ def assign_semantic_ids(
         quantizer: fitted; its text and image weights may come from different epochs.
         text_vectors, image_vectors: float32 [N, D]; None for a modality that the catalogue and so the quantizer lacks.
         collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+        quantize_by: who finds the nearest codes, such as worker processes; None: this process.
 
     Raises:
         SemanticIdError: a modality's IDs cannot be made unique, or the vectors do not fit the quantizer.
@@ -81,7 +87,9 @@ def assign_semantic_ids(
     before, after = {}, {}
     for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
         module = quantizer.modules[modality]
-        before[modality], residuals = quantize(module, inputs, device=device)
+        before[modality], residuals = (
+            quantize(module, inputs, device=device) if quantize_by is None else quantize_by(modality, inputs)
+        )
         after[modality] = resolve(
             before[modality], residuals, module.quantizer.codebooks.detach().cpu(), modality=modality
         )

@@ -250,8 +250,8 @@ class AssetStore:
 
     def _not_there_yet(self, asset: str) -> StorageError:
         return StorageError(
-            f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`, or the job full_pipeline in "
-            "the UI."
+            f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`, or the job "
+            "full_pipeline in the UI."
         )
 
     def _versions(self, asset: str) -> AssetVersions:

@@ -88,14 +88,17 @@ def model_uri(dataset: str, model: str) -> str:
 
 
 @contextmanager
-def registered_bundle(uri: str, home: Path) -> Iterator[RegisteredBundle]:
+def registered_bundle(uri: str, home: Path, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
     """The bundle of a registered version, for as long as the block lasts; arguments and errors as in `load_model`.
+
+    Args:
+        within: the folder in which the copy is made; None: the system's for temporary files.
 
     Raises:
         TrackingError: also if the bundle is not the one that was registered.
     """
     store, found = _require(uri, home)
-    with _fetched(store, found) as bundle:
+    with _fetched(store, found, within=within) as bundle:
         yield bundle
 
 
@@ -111,11 +114,11 @@ def version_bundle(store: TrackingStore, dataset: str, version: int) -> Iterator
 
 
 @contextmanager
-def _fetched(store: TrackingStore, found: ModelVersion) -> Iterator[RegisteredBundle]:
+def _fetched(store: TrackingStore, found: ModelVersion, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
     with own_warnings_ignored():
         import mlflow.artifacts
     what = f"bundle of {found.name} version {found.version}"
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=within) as scratch:
         try:
             with one_line_errors(what):
                 source = store.client.get_model_version_download_uri(found.name, found.version)

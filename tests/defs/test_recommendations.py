@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +79,6 @@ def registered(settings: Settings, partition: str, bundle_folder: Path) -> Asset
     return store
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many histories each call for answers had."""
-    counts: list[int] = []
-    answer = RecommenderBundle.recommend_ids
-
-    def counting(self: RecommenderBundle, histories: Sequence[Sequence[str]], **named: object) -> list:
-        counts.append(len(histories))
-        return answer(self, histories, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(RecommenderBundle, "recommend_ids", counting)
-    return counts
-
-
 def _recommend(settings: Settings, partition: str, *overrides: str) -> None:
     request = LaunchRequest(
         partition, settings.home_folder(), settings.data_folder(), overrides=overrides, job=BATCH_RECOMMENDATIONS
@@ -103,10 +88,14 @@ def _recommend(settings: Settings, partition: str, *overrides: str) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_after_its_last_shard(
-    registered: AssetStore, settings: Settings, partition: str, bundle_folder: Path, asked: list[int]
+    registered: AssetStore, settings: Settings, partition: str, bundle_folder: Path
 ) -> None:
-    """Everybody is answered from the whole history, by the champion, and what was finished is not asked again."""
-    words = [partition, "--set", "recommendations.users_per_shard=4", "--set", "recommendations.top_k=5"]
+    """Everybody is answered from the whole history, by the champion, and what was finished is not asked again.
+
+    One process was killed, two go on.
+    """
+    overrides = ["recommendations.users_per_shard=4", "recommendations.top_k=5"]
+    words = [partition, *(word for override in overrides for word in ("--set", override))]
     folders = {"MACREC_HOME": settings.home or "", "MACREC_DATA": settings.data or ""}
     own = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", DYING, "recommend-all", *words]
@@ -114,9 +103,12 @@ def test_a_killed_run_goes_on_after_its_last_shard(
     assert killed.returncode == -9, killed.stderr
     assert not registered.has("recommendations")
 
-    _recommend(settings, partition, "recommendations.users_per_shard=4", "recommendations.top_k=5")
-    assert asked == [4, 2]
+    scratch = settings.home_folder() / partition / ".scratch" / "recommendations"
+    (finished,) = (path.stat() for path in scratch.rglob("part-*"))
+
+    _recommend(settings, partition, *overrides, "runtime.driver=processes", "runtime.workers=2")
     folder = registered.folder("recommendations")
+    assert (folder / "part-00000.parquet").stat().st_ino == finished.st_ino
     assert sorted(path.name for path in folder.glob("part-*")) == [f"part-0000{shard}.parquet" for shard in range(3)]
     table = pl.read_parquet(folder / "part-*.parquet")
     users, item_ids = registered.read_table("histories"), registered.read_table("items")["item_id"]
@@ -127,7 +119,7 @@ def test_a_killed_run_goes_on_after_its_last_shard(
     details = registered.manifest("recommendations").details
     assert (details["model"], details["top_k"], details["users"]) == (f"models:/macrec-{partition}/1", 5, NUM_USERS)
     assert details["inputs"]["interactions"] == registered.manifest("interactions").digest
-    assert not (settings.home_folder() / partition / ".scratch" / "recommendations").exists()
+    assert not scratch.exists()
 
 
 def test_settings_reach_the_model(registered: AssetStore, settings: Settings, partition: str) -> None:

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from macrec_pipeline.embeddings.embedded import Embedded, build_embedded
-from macrec_pipeline.embeddings.made_before import VectorsByContent
+from macrec_pipeline.embeddings.made_before import Encoded, VectorsByContent
 from macrec_pipeline.errors import EncoderError
 
 
 def build(contents: list[str | None], vectors: list[list[float]], failures: list[tuple[int, str]]) -> Embedded:
     by_content = VectorsByContent("made by", before=None, shards=None)
-    by_content.add(dict.fromkeys(filter(None, contents)), np.array(vectors, dtype=np.float32))
+    distinct = list(dict.fromkeys(filter(None, contents)))
+    by_content.add(Encoded(distinct, np.array(vectors, dtype=np.float32), {}))
     return build_embedded(
         contents,
         by_content,

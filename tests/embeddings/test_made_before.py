@@ -141,3 +141,20 @@ def test_a_picture_is_known_by_its_bytes(pictures: list[Path], timm_weights: Pat
     assert second.contents[8] is None
     smaller = config.model_copy(update={"max_pixels": 700})
     assert embed_images(now, smaller, device=cpu, progress=quiet_progress, before=before(first)).num_encoded > 1
+
+
+def test_a_shard_of_broken_pictures_is_taken_up_as_well(
+    pictures: list[Path], timm_weights: Path, cpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says why none of them has a vector; what was cut off goes on with the others in the same shards."""
+    monkeypatch.setattr(made_before, "SHARD_SIZE", 2)
+    config = ImageEncoderConfig(name=f"timm:test_efficientnet@{timm_weights}", batch_size=2)
+    for number in (0, 1):
+        pictures[number].write_bytes(b"broken %d" % number)
+    first = embed_images(pictures, config, device=cpu, progress=quiet_progress, shards=tmp_path / "shards")
+    (tmp_path / "shards" / "000002.safetensors").unlink()
+    again = embed_images(pictures, config, device=cpu, progress=quiet_progress, shards=tmp_path / "shards")
+    assert again.num_encoded == 2
+    assert again.failures == first.failures
+    assert [row for row, _ in again.failures] == [0, 1]
+    assert again.vectors.tobytes() == first.vectors.tobytes()

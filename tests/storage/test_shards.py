@@ -1,12 +1,16 @@
 """A table in shards: what is finished stays, what depends on something else does not."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from macrec_pipeline.config import RuntimeConfig
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
@@ -34,7 +38,13 @@ class Maker:
 
 
 def _write(folder: Path, make: Maker, *, rows: int = 10, model: str = "one") -> list[Path]:
-    return write_shards(folder, RECOMMENDATIONS, make, num_rows=rows, rows_per_shard=4, depends_on={"model": model})
+    return _shards(folder, make, num_rows=rows, rows_per_shard=4, depends_on={"model": model})
+
+
+def _shards(folder: Path, make: Callable[[int, int], pl.DataFrame], **named: Any) -> list[Path]:
+    return write_shards(
+        folder, RECOMMENDATIONS, lambda _: make, runtime=RuntimeConfig(), device=torch.device("cpu"), **named
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,7 +52,7 @@ def _write(folder: Path, make: Maker, *, rows: int = 10, model: str = "one") -> 
 def test_the_shards_are_the_table(rows: int, size: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """In order, each of the size asked for but the last, no row twice and none missing."""
     folder = tmp_path_factory.mktemp("shards")
-    shards = write_shards(folder, RECOMMENDATIONS, Maker(), num_rows=rows, rows_per_shard=size, depends_on={})
+    shards = _shards(folder, Maker(), num_rows=rows, rows_per_shard=size, depends_on={})
     tables = [pl.read_parquet(shard) for shard in shards]
     assert [user for table in tables for user in table["user_id"]] == [f"u{row}" for row in range(rows)]
     assert all(table.height == size for table in tables[:-1])
@@ -70,14 +80,18 @@ def test_shards_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 cut", None])
-def test_a_damaged_shard_is_made_again(damage: bytes | None, tmp_path: Path) -> None:
-    """A file that is cut off or holds another number of rows does not count as finished."""
+def _flipped(whole: bytes) -> bytes:
+    return whole[:30] + bytes([whole[30] ^ 1]) + whole[31:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"PAR1 cut", _flipped, None])
+def test_a_damaged_shard_is_made_again(damage: Callable[[bytes], bytes] | None, tmp_path: Path) -> None:
+    """A file that is cut off, holds another number of rows or one bit that differs does not count as finished."""
     shards = _write(tmp_path, Maker())
     if damage is None:
         pl.read_parquet(shards[1]).head(3).write_parquet(shards[1])
     else:
-        shards[1].write_bytes(damage)
+        shards[1].write_bytes(damage(shards[1].read_bytes()))
     again = Maker()
     _write(tmp_path, again)
     assert again.asked == [(4, 4)]
@@ -87,9 +101,7 @@ def test_a_damaged_shard_is_made_again(damage: bytes | None, tmp_path: Path) -> 
 def test_what_breaks_the_schema_or_cannot_be_written_is_told(tmp_path: Path) -> None:
     """No file is there afterwards that a next attempt would take for finished."""
     with pytest.raises(SchemaError, match=r"part-00000.parquet"):
-        write_shards(
-            tmp_path / "a", RECOMMENDATIONS, lambda *_: pl.DataFrame(), num_rows=1, rows_per_shard=1, depends_on={}
-        )
+        _shards(tmp_path / "a", lambda *_: pl.DataFrame(), num_rows=1, rows_per_shard=1, depends_on={})
     assert not list((tmp_path / "a").rglob("*.parquet"))
     (tmp_path / "b").write_text("a file")
     with pytest.raises(StorageError, match="recommendations cannot be stored"):

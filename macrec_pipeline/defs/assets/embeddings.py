@@ -105,13 +105,15 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
     from macrec_pipeline.embeddings import embed_images, embed_texts
     from macrec_pipeline.runtime.devices import prepare_device
 
-    device = prepare_device(work.config.runtime)
+    runtime = work.config.runtime.for_shards()
+    device = prepare_device(runtime)
     with work.store.scratch(work.asset) as shards:
         common: dict[str, Any] = {
             "device": device,
             "progress": work.progress,
             "before": _made_before(work),
             "shards": shards,
+            "runtime": runtime,
         }
         if route == "text":
             whole = work.config.text_encoder.fields == "joined"

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,6 +17,7 @@ import polars as pl
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs import identity
 from macrec_pipeline.defs.id_quality import quality, quality_facts
+from macrec_pipeline.defs.id_shards import quantizing_in_shards
 from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table, with_every_column
 from macrec_pipeline.defs.identity import Choice
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
@@ -116,7 +118,11 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Quantizer and embeddings, or the IDs that the data set brings -> `SEMANTIC_IDS`; retired IDs beside them."""
     with stage(context, settings, "semantic_ids") as work:
-        made = _given_ids(work) if semantic_ids_are_given(work.spec) else _ids(work)
+        if semantic_ids_are_given(work.spec):
+            made = _given_ids(work)
+        else:
+            with work.store.scratch("semantic_ids") as scratch:
+                made = _ids(work, scratch)
         assigned = made.assigned
         table = (
             work.table("items")
@@ -194,23 +200,29 @@ def _given_ids(work: Stage) -> _Made:
     return _Made(assigned, {"quality": report}, quality_facts(report))
 
 
-def _ids(work: Stage) -> _Made:
+def _ids(work: Stage, scratch: Path) -> _Made:
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
 
-    device, vectors = prepare_device(work.config.runtime), _vectors(_embeddings(work))
+    device, vectors = prepare_device(work.config.runtime.for_shards()), _vectors(_embeddings(work))
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
     choice = identity.choice_of_quantizer(work)
+    quantize_by = quantizing_in_shards(work, quantizer, scratch, device=device)
     details = identity.origin(work) | identity.as_details(choice)
     facts: dict[str, Any] = {"identity": "append" if choice.append else "new", "identity_reason": choice.reason}
     if not choice.append:
         collaborative = anchors(work, quantizer, vectors)
         assigned = assign_semantic_ids(
-            quantizer, vectors.get("text"), vectors.get("image"), device=device, collaborative_vectors=collaborative
+            quantizer,
+            vectors.get("text"),
+            vectors.get("image"),
+            device=device,
+            collaborative_vectors=collaborative,
+            quantize_by=quantize_by,
         )
         report = quality(work, assigned, quantizer=quantizer, vectors=vectors)
         return _Made(assigned, details | {"quality": report}, facts | quality_facts(report))
-    appended = identity.append_ids(work, quantizer, vectors, device)
+    appended = identity.append_ids(work, quantizer, vectors, device, quantize_by)
     report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
     retired = retired_table(appended.retired)
     facts |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}

@@ -1,0 +1,136 @@
+"""What a second worker gains: texts embedded and users recommended to, one thread a worker.
+
+    python -m benchmarks.scaling.drivers [--ray]
+
+Out: a table of seconds, starting and loading the workers included: the shortest and the longest of some turns, each of
+all drivers, and the least that the processors worked for it, which others on the machine hardly disturb. Texts are made
+up (some 40 tokens) for the packaged encoder; the recommender is the published one with random weights, 6,250 items,
+both routes, beam 20. Every driver must give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from benchmarks.speed.shop import CODEBOOK_SIZE, ITEMS, PUBLISHED, a_model, read_log, write_log
+from macrec_pipeline.config import DecodingConfig, RuntimeConfig, TextEncoderConfig
+from macrec_pipeline.defs.shard_work import Recommending
+from macrec_pipeline.embeddings import embed_texts, made_before
+from macrec_pipeline.recommender import RecommenderBundle
+from macrec_pipeline.recommender.fitting import FittedRecommender
+from macrec_pipeline.runtime.devices import prepare_device
+from macrec_pipeline.runtime.progress import quiet_progress
+from macrec_pipeline.schemas import RECOMMENDATIONS
+from macrec_pipeline.storage import write_shards
+
+TEXTS, TEXTS_A_SHARD = 4_096, 256
+USERS, USERS_A_SHARD = 3_072, 128
+TURNS = 3
+_WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+WORDS = ["guitar", "string", "steel", "wound", "nickel", "light", "gauge", "maple", "neck"]
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ray", action="store_true", help="two workers of Ray as well")
+    drivers = [("in_process", 1), ("processes", 1), ("processes", 2), *[("ray", 2)] * parser.parse_args().ray]
+    prepare_device(_runtime("in_process", 1))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _bundle(Path(folder))
+        stages: dict[str, Callable[[Path, RuntimeConfig], bytes]] = {
+            f"{TEXTS:,} texts": _embed,
+            f"recommendations for {USERS:,} users": lambda scratch, runtime: _recommend(bundle, scratch, runtime),
+        }
+        print("| | " + " | ".join(f"{driver}, {workers}" for driver, workers in drivers) + " |")
+        print("| --- |" + " --- |" * len(drivers))
+        for name, make in stages.items():
+            seconds: dict[tuple[str, int], list[tuple[float, float]]] = {each: [] for each in drivers}
+            made: set[bytes] = set()
+            for turn in range(TURNS):
+                for each in drivers[turn % len(drivers) :] + drivers[: turn % len(drivers)]:
+                    scratch = Path(folder) / "scratch"
+                    begun, worked = time.perf_counter(), _processor_seconds()
+                    made.add(make(scratch, _runtime(*each)))
+                    seconds[each].append((time.perf_counter() - begun, _processor_seconds() - worked))
+                    shutil.rmtree(scratch)
+            assert len(made) == 1, "the drivers give different bytes"
+            print(f"| {name} | " + " | ".join(map(_cell, seconds.values())) + " |", flush=True)
+
+
+def _cell(turns: list[tuple[float, float]]) -> str:
+    walls, works = zip(*turns, strict=True)
+    return f"{min(walls):.0f} to {max(walls):.0f} s, work {min(works):.0f} s"
+
+
+def _processor_seconds() -> float:
+    """Of this process and of its workers that have ended; Ray's are no children of it."""
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _WHOSE))
+
+
+def _runtime(driver: str, workers: int) -> RuntimeConfig:
+    return RuntimeConfig.model_validate({"device": "cpu", "num_threads": 1, "driver": driver, "workers": workers})
+
+
+def _embed(scratch: Path, runtime: RuntimeConfig) -> bytes:
+    made_before.SHARD_SIZE = TEXTS_A_SHARD
+    words = np.random.default_rng(1).choice(WORDS, (TEXTS, 40))
+    texts = [" ".join([*own, str(number)]) for number, own in enumerate(words)]
+    return embed_texts(
+        texts, TextEncoderConfig(), device=CPU, progress=quiet_progress, shards=scratch, runtime=runtime
+    ).vectors.tobytes()
+
+
+def _bundle(folder: Path) -> Recommending:
+    for name in ("weights", "bundle"):
+        (folder / name).mkdir()
+    write_log(folder, users=USERS)
+    histories, codes = read_log(folder)
+    FittedRecommender(a_model(PUBLISHED), [], 1).save(folder / "weights")
+    item_ids = [f"i{item}" for item in range(ITEMS)]
+    RecommenderBundle.write(
+        folder / "bundle",
+        recommender_folder=folder / "weights",
+        item_ids=item_ids,
+        popularity=np.ones(ITEMS, dtype=np.int64),
+        text_codes=codes["text"],
+        image_codes=codes["image"],
+        codebook_size=CODEBOOK_SIZE,
+        decoding=DecodingConfig(beam_width=20).model_dump(mode="json"),
+        catalogue=[{"title": "", "image_path": None}] * ITEMS,
+        provenance={},
+    )
+    pl.DataFrame({"item_id": item_ids}).write_parquet(folder / "items.parquet")
+    users = {"user_id": [f"u{user}" for user in range(USERS)], "item_indices": [own.tolist() for own in histories]}
+    pl.DataFrame(users).write_parquet(folder / "histories.parquet")
+    items, histories_file = folder / "items.parquet", folder / "histories.parquet"
+    return Recommending(folder / "bundle", items, histories_file, top_k=20, exclude_seen=False)
+
+
+def _recommend(load: Recommending, scratch: Path, runtime: RuntimeConfig) -> bytes:
+    shards = write_shards(
+        scratch,
+        RECOMMENDATIONS,
+        load,
+        num_rows=USERS,
+        rows_per_shard=USERS_A_SHARD,
+        depends_on={},
+        runtime=runtime,
+        device=CPU,
+    )
+    return b"".join(shard.read_bytes() for shard in shards)
+
+
+if __name__ == "__main__":
+    main()
