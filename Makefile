@@ -1,5 +1,5 @@
 # The short names. `make demo` and `make test` work in a fresh clone: they create the virtual environment first.
-# A venv elsewhere: make test VENV=/tmp/venv. Another interpreter: make demo PYTHON=python3.12.
+# A venv elsewhere: make test VENV=/tmp/venv. Another interpreter: make demo PYTHON=python3.12. More cores: make test TEST_WORKERS=8.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +11,7 @@ export GOMP_SPINCOUNT ?= 1000
 
 PYTHON ?= python3
 VENV ?= .venv
+TEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 MANIFESTS := pyproject.toml constraints.txt
@@ -32,7 +33,7 @@ demo: $(VENV)/.installed-demo ## The whole pipeline on the built-in data set
 	$(BIN)/macrec run demo
 
 test: lint ## Everything that must hold before a change lands
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
