@@ -12,6 +12,7 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+    processes: int = Field(1, ge=1, le=4096, description="that train a model together, each with its threads or GPU")
 
 
 class EvaluationConfig(Section):

@@ -7,10 +7,9 @@ Of several ranks (`runtime/ranks.py`) each takes a share of the rows of every st
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender.fitted_recommender import FittedRecommender
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
 from macrec_pipeline.recommender.tasks import Batch, batch_of, plan_batches, training_rows
@@ -58,36 +58,6 @@ if TYPE_CHECKING:
 TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**19}
 # Steps between two looks at the loss and the gradient, each of which makes a GPU wait until it has caught up.
 LOOK_EVERY = {"cpu": 1, "cuda": 25}
-
-
-@dataclass(frozen=True)
-class FittedRecommender:
-    """A trained model and how it came about.
-
-    Attributes:
-        model: on the training device, in evaluation mode.
-        log: one mapping an epoch: epoch, train_loss and implicit_loss (means over its steps), validation_loss_text,
-            validation_loss_image and their mean validation_loss (nats a code, but for the implicit loss), and
-            validation_ndcg if early stopping goes by it.
-        best_epoch: the epoch whose weights the model has, from 1.
-        warm_start: "none", "taken over", or why the weights before were not.
-    """
-
-    model: GenerativeRecommender
-    log: list[dict[str, float]] = field(repr=False)
-    best_epoch: int
-    warm_start: str = "none"
-
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors`, `recommender.json` and `training_log.json` into a folder."""
-        self.model.save_weights(folder / "model.safetensors")
-        description = {
-            "config": dict(vars(self.model.config)),
-            "vocabulary": asdict(self.model.vocabulary),
-            "best_epoch": self.best_epoch,
-        }
-        (folder / "recommender.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-        (folder / "training_log.json").write_text(json.dumps(self.log, indent=1) + "\n")
 
 
 def fit_recommender(
@@ -320,9 +290,9 @@ class _Fit:
         return losses
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
-        """This rank's share of the rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row.
+        """This rank's rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row.
 
-        What is shared out are the pieces, which are alike for all tasks: a piece may have no row for this rank.
+        What is shared out are the pieces, which are alike for all tasks; of a small one a rank may get no row.
         """
         words = self.model.vocabulary
         items = 2 * int(self.train_rows.lengths[rows].max())  # read, and at most as many to write

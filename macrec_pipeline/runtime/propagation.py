@@ -35,9 +35,7 @@ class Propagation(Protocol):
         """
 
 
-def propagation(
-    parameters: Iterable[nn.Parameter], device: torch.device, *, may_record: bool = True
-) -> Propagation:
+def propagation(parameters: Iterable[nn.Parameter], device: torch.device, *, may_record: bool = True) -> Propagation:
     """The one that suits the device, for a training of these parameters; see `Propagation` for what may be recorded."""
     return Recorder(parameters, device) if may_record and device.type == "cuda" else _AsUsual()
 

@@ -72,7 +72,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
     together = torch.cat([*flat, torch.tensor(own, dtype=flat[0].dtype, device=flat[0].device)])
     dist.all_reduce(together)
-    *sums, known = together.split([*(len(values) for values in flat), len(own)])
+    *sums, known = torch.split(together, [*(len(values) for values in flat), len(own)])
     for place, (parameter, summed) in enumerate(zip(parameters, sums, strict=True)):
         if parameter.grad is not None:
             parameter.grad.copy_(summed.view_as(parameter))
@@ -102,12 +102,12 @@ def bytes_of_first(own: bytes) -> bytes:
 def whole_batch(own: torch.Tensor, *, num_rows: int) -> torch.Tensor:
     """The rows of all ranks, float [num_rows, ...], of which this one has `[rank()::count()]`.
 
-    A gradient comes back as if the ranks' losses were added up and all derived the same from these rows: it is `count()`
-    times that of this rank's own loss, so that nothing has to be sent.
+    Every rank must derive the same from them. The gradient that comes back is that of the sum of the ranks' losses,
+    hence `count()` times that of the own one, and nothing has to be sent for it.
     """
     if not dist.is_initialized():
         return own
-    gathered: torch.Tensor = _WholeBatch.apply(own, num_rows)  # type: ignore[no-untyped-call]
+    gathered: torch.Tensor = _WholeBatch.apply(own, num_rows)
     return gathered
 
 

@@ -1,7 +1,7 @@
 """The model that is trained: an RQ-VAE a modality, and the terms between them (MACRec section 3.2).
 
-Of several ranks (`runtime/ranks.py`) each encodes and reconstructs its share of a batch. A contrast is against the whole
-batch, so each rank works it out of everybody's latents, which are small, and counts for one of them.
+Of several ranks (`runtime/ranks.py`) each encodes and reconstructs its share of a batch. A contrast is against the
+whole batch, so every rank works it out, of the latents of all, which are small.
 
 Shapes: N items, B batch, D input, C collaborative, H latent, L levels.
 """

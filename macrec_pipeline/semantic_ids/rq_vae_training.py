@@ -51,7 +51,7 @@ class RqVaeTraining:
         self.catalogue, self.config, self.device = catalogue, config, device
         if (smallest := len(catalogue) // -(-len(catalogue) // config.batch_size)) < ranks.count():
             raise ConfigError(
-                f"The quantizer's batches have {smallest} items, too few to be shared out to {ranks.count()} processes. "
+                f"The quantizer's batches have {smallest} items, too few for {ranks.count()} processes. "
                 "Set runtime.processes lower, or quantizer.batch_size higher."
             )
         self.items = _items(catalogue, device=device)

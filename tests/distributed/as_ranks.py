@@ -1,4 +1,4 @@
-"""Trainings that are made as a rank of several, and again alone; `python -m tests.runtime.as_ranks FOLDER` is a rank."""
+"""Trainings that are made on several ranks and alone; `python -m tests.distributed.as_ranks FOLDER` is a rank."""
 
 import sys
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from macrec_pipeline.semantic_ids import FittedQuantizer
 from tests.recommender.cycle import CPU, SMALL, codes, cyclic_histories
 from tests.semantic_ids.two_modalities import collaborative_vectors, fitted, tiny
 
+BRIEF = SMALL | {"dropout": 0.0, "num_epochs": 2, "learning_rate": 1e-3}
+ITEM_CAUSAL = BRIEF | {"ema_decay": 0.9}
 
-def _recommender(**changes: Any) -> FittedRecommender:
-    settings = SMALL | {"dropout": 0.0, "num_epochs": 2, "learning_rate": 1e-3} | changes
+
+def _recommender(settings: dict[str, Any]) -> FittedRecommender:
     return fit_recommender(
         cyclic_histories(15),
         codes(1),
@@ -35,9 +37,9 @@ def _quantizer(**changes: Any) -> FittedQuantizer:
 
 # 15 users and 35 items a batch are not shared out evenly; the last one's steps have rows for one rank alone
 TRAININGS: dict[str, Callable[[], FittedRecommender | FittedQuantizer]] = {
-    "exact": partial(_recommender, encoding="exact", early_stopping="validation_ndcg"),
-    "item_causal": partial(_recommender, ema_decay=0.9),
-    "a row a step": partial(_recommender, tasks=("text_to_text",), batch_size=1, num_epochs=1),
+    "exact": partial(_recommender, BRIEF | {"encoding": "exact", "early_stopping": "validation_ndcg"}),
+    "item_causal": partial(_recommender, ITEM_CAUSAL),
+    "a row a step": partial(_recommender, BRIEF | {"tasks": ("text_to_text",), "batch_size": 1, "num_epochs": 1}),
     "cross_modal": partial(_quantizer, collaborative_contrast_weight=0.1),
     "as_released": partial(_quantizer, variant="as_released"),
     "single_modality": partial(_quantizer, method="single_modality", revive_dead_codes=True, revive_every=1),

@@ -1,31 +1,13 @@
-"""Two processes find what one finds: the same losses and weights but for the order of sums, and each other's to the bit."""
+"""Two processes find what one finds, but for the order of sums, and each what the other finds, to the bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runtime.as_ranks import TRAININGS
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks wrote of every training, in `<training>/<rank>`."""
-    folder = tmp_path_factory.mktemp("ranks")
-    subprocess.run(
-        [*TORCHRUN, "-m", "tests.runtime.as_ranks", str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=240,
-    )
-    return folder
+from tests.distributed.as_ranks import TRAININGS
 
 
 @pytest.mark.slow
