@@ -41,7 +41,8 @@ def trained_by_several(
         scratch: a folder that every rank can read; the job lies in it as a hidden one.
 
     Raises:
-        MacrecError: what rank 0 met; `TrainingError` if the ranks died more often than they are started again.
+        MacrecError: what rank 0 met.
+        TrainingError: the ranks died more often than they are started again, or rank 0 was not heard.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ranks-", dir=scratch) as name:
@@ -52,20 +53,14 @@ def trained_by_several(
             message_reader=reports, context_injector=dg.PipesFileContextInjector(str(folder / "context"))
         )
         command = [*_launcher(work.config.runtime.processes), "-m", "macrec_pipeline.distributed", str(folder)]
-        # an asset's own context warns of what Dagster itself asks it for
-        operation = context.op_execution_context
+        failure: Exception | None = None
         try:
+            # an asset's own context warns of what Dagster itself asks it for
+            operation = context.op_execution_context
             client.run(context=operation, command=command, env=_environment(work.config.runtime.num_threads))
         except DagsterPipesExecutionError as error:
-            if reports.error is None:
-                raise errors.TrainingError(
-                    f"The {work.config.runtime.processes} processes that trained the {job.stage} died, also when they "
-                    f"were started again ({error}). What they said is in this run's output; the next run goes on from "
-                    "the last checkpoint. With runtime.processes=1 the stage trains by itself."
-                ) from error
-        if reports.error is not None:
-            kind, message = reports.error
-            raise getattr(errors, kind)(message)
+            failure = error
+        _stop_unless_done(job.stage, reports, failure)
         yield folder / FITTED, reports.done
 
 
@@ -108,6 +103,18 @@ class _Divided:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._handler, name)
+
+
+def _stop_unless_done(stage: str, reports: _Reports, failure: Exception | None) -> None:
+    if reports.error is not None:
+        kind, message = reports.error
+        raise getattr(errors, kind)(message)
+    if failure is not None or not reports.done:
+        raise errors.TrainingError(
+            f"The processes that train the {stage} ended without a result: {failure or 'rank 0 said nothing'}. What "
+            f"they said is in this run's output; {LAUNCHER}, if it is set, has to hand on its environment. The next "
+            "run goes on from the last checkpoint; with runtime.processes=1 the stage trains by itself."
+        ) from failure
 
 
 def _launcher(processes: int) -> list[str]:

@@ -1,6 +1,7 @@
 """A launcher for `MACREC_TORCHRUN` whose rank 1 dies by SIGKILL in the middle of the second epoch, the first time.
 
-Every rank notes the epochs that it begins, in `epochs` beside the job. Called as a launcher it starts `torchrun` with itself as the program; called by `torchrun`, it is a rank.
+Called as a launcher it starts `torchrun` with itself as the program. Called by `torchrun` it is a rank, which notes the
+epochs that it begins in `epochs` beside the job.
 """
 
 import os
