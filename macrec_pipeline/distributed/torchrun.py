@@ -11,8 +11,8 @@ import sys
 _SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
 
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""For the environment of any `torchrun`. Else (torch 2.14) ranks that are started again share a store with the dead, find
-their addresses there, and sometimes cannot connect."""
+"""For the environment of any `torchrun`. Else (torch 2.14) ranks that are started again share a store with the dead,
+find their addresses there, and sometimes cannot connect."""
 
 
 def end_with_parent() -> None:
