@@ -52,7 +52,7 @@ def trained_by_several(
         client = dg.PipesSubprocessClient(
             message_reader=reports, context_injector=dg.PipesFileContextInjector(str(folder / "context"))
         )
-        command = [*_launcher(work.config.runtime.processes), "-m", "macrec_pipeline.distributed", str(folder)]
+        command = [*_launcher(work.config.runtime.processes, folder), "-m", "macrec_pipeline.distributed", str(folder)]
         failure: Exception | None = None
         try:
             # an asset's own context warns of what Dagster itself asks it for
@@ -117,14 +117,17 @@ def _stop_unless_done(stage: str, reports: _Reports, failure: Exception | None) 
         ) from failure
 
 
-def _launcher(processes: int) -> list[str]:
+def _launcher(processes: int, folder: Path) -> list[str]:
     if own := os.environ.get(LAUNCHER):
         return shlex.split(own)
-    here = ("--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}", f"--max-restarts={MAX_RESTARTS}")
-    return [sys.executable, "-m", "macrec_pipeline.distributed.torchrun", *here]
+    # as --standalone, but by a file: the server that it would start listens to every network
+    by_file = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}")
+    ranks = (f"--nproc-per-node={processes}", f"--max-restarts={MAX_RESTARTS}")
+    return [sys.executable, "-m", "macrec_pipeline.distributed.torchrun", *by_file, *ranks]
 
 
 def _environment(num_threads: int) -> dict[str, str]:
     """Threads as a process alone has them; on this machine ranks talk by loopback."""
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" and LAUNCHER not in os.environ else {}
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    loopback = dict.fromkeys(names, "lo") if sys.platform == "linux" and LAUNCHER not in os.environ else {}
     return {"OMP_NUM_THREADS": str(num_threads), **OWN_STORE, **loopback}

@@ -27,7 +27,7 @@ _SECONDS = 0.5  # between two reports
 def main(folder: Path) -> None:
     """Take part in a training."""
     end_with_parent()
-    with ranks.joined():
+    with ranks.joined(folder):
         if ranks.rank():
             logging.disable(logging.WARNING)  # rank 0 says the same
         # closed by success alone: a rank that dies is started again, and goes on reporting

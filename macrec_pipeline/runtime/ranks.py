@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,15 +31,27 @@ def rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(folder: Path) -> Iterator[None]:
     """Inside, a process that `torchrun` started is a rank, with a GPU of its own if there is one a rank.
 
     Ranks that have to share a GPU talk by way of the host, since NCCL refuses them.
+
+    Args:
+        folder: where the ranks of a single machine find each other. `torch`'s usual way, a server without a password,
+            listens to every network; only several machines need it.
     """
-    on_host = int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count()
+    told = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    on_host = told["LOCAL_WORLD_SIZE"] > torch.cuda.device_count()
     if not on_host:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo" if on_host else "cpu:gloo,cuda:nccl")
+        torch.cuda.set_device(told["LOCAL_RANK"])
+    attempt = folder.absolute() / f"ranks-{os.environ['TORCHELASTIC_RESTART_COUNT']}"  # none meets the dead
+    one_machine = told["LOCAL_WORLD_SIZE"] == told["WORLD_SIZE"]
+    dist.init_process_group(
+        "gloo" if on_host else "cpu:gloo,cuda:nccl",
+        init_method=attempt.as_uri() if one_machine else "env://",
+        rank=told["RANK"],
+        world_size=told["WORLD_SIZE"],
+    )
     try:
         yield
     finally:

@@ -49,7 +49,7 @@ TRAININGS: dict[str, Callable[[], FittedRecommender | FittedQuantizer]] = {
 def main(folder: Path) -> None:
     """Every rank writes what it has got, rank 0 as anybody would."""
     torch.use_deterministic_algorithms(True)
-    with ranks.joined():
+    with ranks.joined(folder):
         for name, train in TRAININGS.items():
             own = folder / name / str(ranks.rank())
             own.mkdir(parents=True)
