@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.beam_search import Beams
 from macrec_pipeline.recommender.calibration import fit_fusion
 from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.recommender.ranking import Ranked, as_ranked

@@ -26,8 +26,7 @@ from benchmarks.speed.shop import CODEBOOK_SIZE, ITEMS, PUBLISHED, a_model, read
 from macrec_pipeline.config import DecodingConfig, RuntimeConfig, TextEncoderConfig
 from macrec_pipeline.defs.shard_work import Recommending
 from macrec_pipeline.embeddings import embed_texts, made_before
-from macrec_pipeline.recommender import RecommenderBundle
-from macrec_pipeline.recommender.fitting import FittedRecommender
+from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import quiet_progress
 from macrec_pipeline.schemas import RECOMMENDATIONS

@@ -30,9 +30,8 @@ if not __package__:  # as a script it sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
-from macrec_pipeline.recommender import fitting
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting
 from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.runtime.propagation import AsUsual
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids

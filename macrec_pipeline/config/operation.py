@@ -12,6 +12,9 @@ class RuntimeConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+    training_processes: int = Field(
+        1, ge=1, le=4096, description="that train a model together, each with its threads or GPU"
+    )
     driver: Literal["in_process", "processes", "ray"] = Field(
         "in_process",
         description="who makes the shards of embeddings, semantic IDs and recommendations (docs/scaling.md)",

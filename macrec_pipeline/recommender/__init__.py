@@ -4,8 +4,9 @@ SASRec, which knows items by who took them, is trained here as well: as a baseli
 """
 
 from macrec_pipeline.recommender.bundle import Answer, RecommenderBundle
+from macrec_pipeline.recommender.fitted_recommender import FittedRecommender
 from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec, load_item_embeddings
-from macrec_pipeline.recommender.fitting import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender.fitting import fit_recommender
 from macrec_pipeline.recommender.in_turns import Answered, answer_in_turns
 from macrec_pipeline.recommender.prediction import beam_agreement, predict_test_users
 from macrec_pipeline.recommender.ranking import Ranked

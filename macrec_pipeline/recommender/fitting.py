@@ -2,15 +2,15 @@
 
 In: whole histories and the semantic ID table. Out: the weights of the best epoch on validation data, and a log.
 The last item of a history is the test target and the last but one the validation target; training sees neither.
+Of several ranks (`runtime/ranks.py`) each takes a share of the rows of every step.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender.fitted_recommender import FittedRecommender
 from macrec_pipeline.recommender.model import GenerativeRecommender
 from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
 from macrec_pipeline.recommender.tasks import Batch, batch_of, plan_batches, training_rows
@@ -31,6 +32,7 @@ from macrec_pipeline.recommender.vocabulary import (
     possible_tasks,
 )
 from macrec_pipeline.recommender.warm_start import start_from
+from macrec_pipeline.runtime import ranks
 from macrec_pipeline.runtime.checkpoint import (
     load_checkpoint,
     restore_training,
@@ -59,36 +61,6 @@ TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**19}
 LOOK_EVERY = {"cpu": 1, "cuda": 25}
 # Least seconds between two checkpoints: an epoch on a GPU takes a few, and to write one takes one of them.
 CHECKPOINT_SECONDS = {"cpu": 0.0, "cuda": 30.0}
-
-
-@dataclass(frozen=True)
-class FittedRecommender:
-    """A trained model and how it came about.
-
-    Attributes:
-        model: on the training device, in evaluation mode.
-        log: one mapping an epoch: epoch, train_loss and implicit_loss (means over its steps), validation_loss_text,
-            validation_loss_image and their mean validation_loss (nats a code, but for the implicit loss), and
-            validation_ndcg if early stopping goes by it.
-        best_epoch: the epoch whose weights the model has, from 1.
-        warm_start: "none", "taken over", or why the weights before were not.
-    """
-
-    model: GenerativeRecommender
-    log: list[dict[str, float]] = field(repr=False)
-    best_epoch: int
-    warm_start: str = "none"
-
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors`, `recommender.json` and `training_log.json` into a folder."""
-        self.model.save_weights(folder / "model.safetensors")
-        description = {
-            "config": dict(vars(self.model.config)),
-            "vocabulary": asdict(self.model.vocabulary),
-            "best_epoch": self.best_epoch,
-        }
-        (folder / "recommender.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-        (folder / "training_log.json").write_text(json.dumps(self.log, indent=1) + "\n")
 
 
 def fit_recommender(
@@ -155,7 +127,9 @@ class _Fit:
     ) -> None:
         self.model, self.items, self.config, self.seed = model, items, config, seed
         self.device, self.progress = device, progress
+        ranks.as_on_first(model.parameters())
         self.train_rows = training_rows([history[:-2] for history in histories], config)
+        self.targets_of_row = self.train_rows.lengths - self.train_rows.first_target
         self.validation = Validation(histories, items)
         self.history_tasks = [task for task in config.tasks if task in HISTORY_TASKS]
         self.alignment_tasks = [task for task in config.tasks if task in ALIGNMENT_TASKS]
@@ -227,8 +201,9 @@ class _Fit:
         self.model.train()
         # streams of the epoch's own, so that a training that goes on after a cut draws what it would have drawn
         order = numpy_generator(self.seed, f"recommender/order/{epoch}")
-        self.model.dropout_generator.manual_seed(derived_seed(self.seed, f"recommender/dropout/{epoch}"))
-        torch.manual_seed(derived_seed(self.seed, f"recommender/dropout/{epoch}"))  # for devices other than the CPU
+        dropout = derived_seed(self.seed, ranks.stream(f"recommender/dropout/{epoch}"))
+        self.model.dropout_generator.manual_seed(dropout)
+        torch.manual_seed(dropout)  # for devices other than the CPU
         first, *others = (self._plan(stream) for stream in order.spawn(len(self.history_tasks)))
         by_shape = [sorted(plan, key=self._shape) for plan in (first, *others)]
         steps = order.permutation(self.steps_per_epoch)
@@ -252,7 +227,7 @@ class _Fit:
             for name, value in losses.items():
                 kept[name].append(value)
             if look:
-                shown = {"train_loss": losses["train_loss"].item()}
+                shown = {"train_loss": ranks.total(losses["train_loss"].item())}
             self.progress(
                 "recommender",
                 (epoch - 1) * self.steps_per_epoch + done,
@@ -260,7 +235,7 @@ class _Fit:
                 shown,
             )
         return {
-            name: sum(value / self.steps_per_epoch for value in torch.stack(values).tolist())
+            name: ranks.total(sum(value / self.steps_per_epoch for value in torch.stack(values).tolist()))
             for name, values in kept.items()
         }
 
@@ -272,8 +247,8 @@ class _Fit:
     ) -> Iterator[torch.Tensor]:
         """The step's loss in parts, each to be propagated before the next is worked out, so that little is kept.
 
-        The parts' sum is the mean loss a target over all tasks and the weighed mean of the implicit alignments. Both
-        are added to `losses` by name.
+        The parts' sum over all ranks is the mean loss a target over all tasks and the weighed mean of the implicit
+        alignments. Both are added to `losses` by name. A task that contrasts items is one rank's, with all of them.
         """
         only_last = self.config.encoding == "exact"
         rows_of = dict(zip(self.history_tasks, rows_by_task, strict=True))
@@ -281,14 +256,16 @@ class _Fit:
             (tasks, batch_of(self.train_rows, np.concatenate(piece), only_last=only_last))
             for tasks in _together(self.history_tasks, self.device)
             for piece in zip(*(self._pieces(rows_of[task]) for task in tasks), strict=True)  # like shapes, cut alike
+            if len(piece[0])
         ]
-        count = sum(int(batch.counted.sum()) for _, batch in batches) + len(chosen) * len(self.alignment_tasks)
-        total = torch.tensor(float(count))
+        count = sum(int(self.targets_of_row[rows].sum()) for rows in rows_by_task)
+        total = torch.tensor(float(count + len(chosen) * len(self.alignment_tasks)))
         for tasks, batch in batches:
             found = self.propagate((*tasks, *batch.shape), self._history_losses(tasks, batch), [*batch.tensors, total])
             losses["train_loss"] += found["loss"].detach()
             yield found["loss"]
-        for tasks in _together(self.alignment_tasks, self.device) if len(chosen) else ():
+        aligned = self.alignment_tasks[ranks.rank() :: ranks.count()] if len(chosen) else []
+        for tasks in _together(aligned, self.device):
             found = self.propagate(
                 (*tasks, len(chosen)), self._alignment_losses(tasks), [torch.from_numpy(chosen), total]
             )
@@ -319,11 +296,15 @@ class _Fit:
         return losses
 
     def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row."""
+        """This rank's rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row.
+
+        What is shared out are the pieces, which are alike for all tasks; of a small one a rank may get no row.
+        """
         words = self.model.vocabulary
         items = 2 * int(self.train_rows.lengths[rows].max())  # read, and at most as many to write
         size = max(1, TOKENS_A_PIECE[self.device.type] // (words.num_prompt_tokens + items * words.num_levels))
-        return np.array_split(rows, -(-len(rows) // size))
+        pieces = np.array_split(rows, -(-len(rows) // (size * ranks.count())))
+        return [piece[ranks.rank() :: ranks.count()] for piece in pieces]
 
     def _validate(self) -> dict[str, float]:
         self.model.eval()

@@ -1,5 +1,6 @@
 """How good a model in training is on the validation targets, the last but one item of each history.
 
+Of several ranks each works out its share of the targets, and all get the figures of the whole.
 Shapes: U users, N items.
 """
 
@@ -14,6 +15,7 @@ import torch
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, last_target_rows, like_lengths
+from macrec_pipeline.runtime import ranks
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import Task
@@ -44,18 +46,21 @@ class Validation:
         rows, device = last_target_rows(self.histories, model.config), model.t5.device
         losses = {}
         for task in (task for task in ROUTE_TASKS if task in model.config.tasks):
-            parts = []
-            for chosen in like_lengths(rows.lengths, batch_size=_LOSS_BATCH[device.type], device=device):
+            parts = [torch.zeros((), device=device)]
+            batches = list(like_lengths(rows.lengths, batch_size=_LOSS_BATCH[device.type], device=device))
+            for chosen in batches[ranks.rank() :: ranks.count()]:
                 batch = batch_of(rows, chosen, only_last=True).to(device)
                 parts.append(history_loss(model, self.items, batch, tasks=(task,)))
             # one transfer a route: each makes a GPU wait
-            losses[f"validation_loss_{task.split('_')[0]}"] = sum(torch.stack(parts).tolist()) / len(rows)
+            summed = ranks.total(sum(torch.stack(parts).tolist()))
+            losses[f"validation_loss_{task.split('_')[0]}"] = summed / len(rows)
         return losses | {"validation_loss": sum(losses.values()) / len(losses)}
 
     def ndcg(self, model: GenerativeRecommender) -> float:
         """NDCG@10 of the fused routes over at most 2,000 users, evenly spaced; for a model in evaluation mode."""
         count = min(_RANKED_USERS, len(self.histories))
-        users = [self.histories[index] for index in np.linspace(0, len(self.histories) - 1, count).round().astype(int)]
+        chosen = np.linspace(0, len(self.histories) - 1, count).round().astype(int)
+        users = [self.histories[index] for index in chosen[ranks.rank() :: ranks.count()]]
         ranked = Decoder(model, self.items).rank(
             [history[:-1] for history in users],
             routes=("fused",),
@@ -67,4 +72,4 @@ class Validation:
             1 / np.log2(np.flatnonzero(found.item_indices == history[-1]) + 2)
             for found, history in zip(ranked, users, strict=True)
         ]
-        return float(sum(gain.sum() for gain in gains) / count)
+        return float(ranks.total(sum(gain.sum() for gain in gains)) / count)

@@ -1,7 +1,8 @@
 """What a training run needs to go on after it was cut off: one safetensors file, replaced as a whole.
 
 A checkpoint belongs to one training: its identity is a digest of the settings and the data. Another training's file
-counts as none; so does one that is damaged, which is set aside. A disk that refuses costs the checkpoint alone.
+counts as none; so does one that is damaged, which is set aside. A disk that refuses costs the checkpoint alone. Of
+several ranks the first one alone reads and writes, and sends what it has read to the others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import nn
+
+from macrec_pipeline.runtime import ranks
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Te
 
     A process killed meanwhile leaves the one before; so does a full disk, with a warning: the work itself goes on.
     """
+    if ranks.rank():
+        return
     partial = path.with_suffix(".partial")
     # a clone each: safetensors refuses tensors that share memory, as tied weights do
     cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -56,6 +61,16 @@ def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Te
 
 def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:
     """What `save_checkpoint` wrote for this training, on the CPU; None if there is nothing to go on from."""
+    found = _read(path, identity) if ranks.rank() == 0 else None
+    if ranks.count() == 1:
+        return found
+    values = json.loads(ranks.bytes_of_first(json.dumps(found and {"values": found[1]}).encode()))
+    if values is None:
+        return None
+    return load(ranks.bytes_of_first(save(found[0]) if found else b"")), values["values"]
+
+
+def _read(path: Path, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:
     if not path.is_file():
         return None
     try:

@@ -30,14 +30,14 @@ class Propagation(Protocol):
 
         Args:
             key: equal for inputs of equal shapes with which `losses` does the same.
-            losses: must not draw on the host, nor ask the device for a value.
+            losses: must not draw on the host, nor ask the device for a value; if recorded, nor other ranks.
             inputs: on the host or on the device.
         """
 
 
-def propagation(parameters: Iterable[nn.Parameter], device: torch.device) -> Propagation:
-    """The one that suits the device, for a training of these parameters."""
-    return Recorder(parameters, device) if device.type == "cuda" else AsUsual(device)
+def propagation(parameters: Iterable[nn.Parameter], device: torch.device, *, may_record: bool = True) -> Propagation:
+    """The one that suits the device, for a training of these parameters; see `Propagation` for what may be recorded."""
+    return Recorder(parameters, device) if may_record and device.type == "cuda" else AsUsual(device)
 
 
 class AsUsual:

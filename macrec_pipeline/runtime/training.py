@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from macrec_pipeline.errors import TrainingError
+from macrec_pipeline.runtime import ranks
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -46,7 +47,8 @@ def guarded_step(
     """Backpropagate, clip the gradient and step; a loss or gradient that is not finite stops training.
 
     Args:
-        parts: scalars whose sum is the loss; each is propagated before the next is asked for, unless it was already.
+        parts: scalars whose sum, over all ranks, is the loss; each is propagated before the next is asked for, unless
+            it was already.
         optimizer: of the parameters.
         parameters: whose gradients are clipped, together.
         where: begins the message of an error.
@@ -63,10 +65,12 @@ def guarded_step(
         if part.requires_grad:
             part.backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())  # read below only if need be: it would make a GPU wait
-    norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+    own = list(parameters)
+    ranks.sum_gradients(own)
+    norm = nn.utils.clip_grad_norm_(own, MAX_GRADIENT_NORM)
     if look and not torch.isfinite(norm):
         raise TrainingError(
-            f"{where}: the loss is {float(sum(losses)):.4g} and its gradient's norm {norm.item():.4g}. "
+            f"{where}: the loss is {ranks.total(float(sum(losses))):.4g} and its gradient's norm {norm.item():.4g}. "
             "Lower the learning rate, or look for extreme values in the embeddings."
         )
     optimizer.step()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from macrec_pipeline.errors import ConfigError, SemanticIdError
+from macrec_pipeline.runtime import ranks
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
 
 if TYPE_CHECKING:
@@ -37,9 +38,13 @@ class CollaborativeContrast(nn.Module):
         nn.init.xavier_normal_(self.projection.weight, generator=generator)
         self.temperature = temperature
 
-    def forward(self, latents: torch.Tensor, collaborative: torch.Tensor) -> torch.Tensor:
-        """Float [B, H] and standardized float [B, C] -> nats, a scalar."""
-        return symmetric_info_nce(latents, self.projection(collaborative), temperature=self.temperature)
+    def forward(
+        self, latents: torch.Tensor, collaborative: torch.Tensor, *, num_rows: int | None = None
+    ) -> torch.Tensor:
+        """Float [B, H] and standardized float [B, C] -> nats, a scalar; the rest of `num_rows` is other ranks'."""
+        size = num_rows or len(latents)
+        both = (ranks.whole_batch(own, num_rows=size) for own in (latents, self.projection(collaborative)))
+        return symmetric_info_nce(*both, temperature=self.temperature)
 
 
 def wanted_collaborative_vectors(

@@ -1,5 +1,8 @@
 """The model that is trained: an RQ-VAE a modality, and the terms between them (MACRec section 3.2).
 
+Of several ranks (`runtime/ranks.py`) each encodes and reconstructs its share of a batch. A contrast is against the
+whole batch, so every rank works it out, of the latents of all, which are small.
+
 Shapes: N items, B batch, D input, C collaborative, H latent, L levels.
 """
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from macrec_pipeline.runtime import ranks
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
 from macrec_pipeline.semantic_ids.collaborative import CollaborativeContrast
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
@@ -111,28 +115,43 @@ class CrossModalQuantizer(nn.Module):
             return {name: torch.arange(len(own), device=own.device) for name, own in others.items()}
         return {name: draw_positives(own, generator=generator) for name, own in others.items()}
 
-    def losses(self, items: Items, positives: Mapping[str, torch.Tensor]) -> QuantizerLosses:
-        """Every term of non-zero weight on one batch and what `draw_positives` gave for it."""
+    def losses(
+        self, items: Items, positives: Mapping[str, torch.Tensor], *, batch_size: int | None = None
+    ) -> QuantizerLosses:
+        """Every term of non-zero weight on one batch; of several ranks, shares that add up to it.
+
+        Args:
+            items: of the batch, those at `[rank()::count()]`.
+            positives: what `draw_positives` gave for the whole batch.
+            batch_size: B; None if it is all of `items`.
+        """
+        own = len(next(iter(items.vectors.values())))
+        size = batch_size or own
+        share, each = own / size, 1 / ranks.count()
         parts: dict[str, torch.Tensor] = {}
         quantized: dict[str, Quantized] = {}
         for name, module in self.rq_vaes():
-            quantized[name], parts[f"{name}_reconstruction"] = module(items.vectors[name])
-            parts |= _by_level(f"{name}_level_loss", quantized[name].level_losses)
+            quantized[name], reconstruction = module(items.vectors[name])
+            parts[f"{name}_reconstruction"] = share * reconstruction
+            parts |= _by_level(f"{name}_level_loss", share * quantized[name].level_losses)
             if name in positives:
-                parts |= self._contrast(name, quantized[name].residuals, positives[name])
+                residuals = ranks.whole_batch(quantized[name].residuals, num_rows=size)
+                parts |= self._contrast(name, residuals, positives[name], share=each)
             if f"{name}_collaborative" in self.weights:
-                parts[f"{name}_collaborative"] = self.collaborative[name](quantized[name].latent, items.collaborative)
+                contrast = self.collaborative[name](quantized[name].latent, items.collaborative, num_rows=size)
+                parts[f"{name}_collaborative"] = each * contrast
         if "alignment" in self.weights:
-            parts["alignment"] = symmetric_info_nce(
-                *(each.latent for each in quantized.values()), temperature=self.config.temperature
-            )
+            latents = (ranks.whole_batch(one.latent, num_rows=size) for one in quantized.values())
+            parts["alignment"] = each * symmetric_info_nce(*latents, temperature=self.config.temperature)
         total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return QuantizerLosses(total, parts)
 
-    def _contrast(self, name: str, residuals: torch.Tensor, positives: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _contrast(
+        self, name: str, residuals: torch.Tensor, positives: torch.Tensor, *, share: float
+    ) -> dict[str, torch.Tensor]:
         first = self.terms.from_level
         losses = layer_contrast(residuals, positives, from_level=first, temperature=self.config.temperature)
-        return _by_level(f"{name}_contrast", losses, first_level=first)
+        return _by_level(f"{name}_contrast", share * losses, first_level=first)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 In: a catalogue's raw vectors, pseudo-labels and, if wanted, collaborative vectors. Out: epoch by epoch the mean of each
 loss; at a measurement the collision rate and the dead codes of each modality.
+Several ranks (`runtime/ranks.py`) draw the same batches and share out their items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.runtime import ranks
 from macrec_pipeline.runtime.propagation import propagation
 from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import adam_w, cosine_schedule, guarded_step
@@ -36,12 +40,20 @@ class RqVaeTraining:
         config: sizes, weights and steps.
         seed: root seed.
         name: of the streams of random numbers.
+
+    Raises:
+        ConfigError: a batch has fewer items than there are ranks.
     """
 
     def __init__(
         self, catalogue: Catalogue, config: QuantizerConfig, *, seed: int, name: str, device: torch.device
     ) -> None:
         self.catalogue, self.config, self.device = catalogue, config, device
+        if (smallest := len(catalogue) // -(-len(catalogue) // config.batch_size)) < ranks.count():
+            raise ConfigError(
+                f"The quantizer's batches have {smallest} items, too few for {ranks.count()} processes. "
+                "Set runtime.training_processes lower, or quantizer.batch_size higher."
+            )
         self.items = _items(catalogue, device=device)
         self.model = CrossModalQuantizer(
             {modality: vectors.shape[1] for modality, vectors in catalogue.vectors.items()},
@@ -53,7 +65,7 @@ class RqVaeTraining:
         self.revivals = torch_generator(seed, f"{name}/revivals")
         self._initialise(seed)
         self.optimizer = adam_w(self.model.parameters(), config)
-        self.propagate = propagation(self.model.parameters(), device)
+        self.propagate = propagation(self.model.parameters(), device, may_record=ranks.count() == 1)
         self.schedule = None
         if config.schedule == "cosine":
             steps = -(-len(catalogue) // config.batch_size) * config.num_epochs
@@ -82,26 +94,29 @@ class RqVaeTraining:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
         # one transfer an epoch: each would make a GPU wait
-        return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+        values = torch.stack(list(sums.values())).tolist()
+        return {name: ranks.total(value) for name, value in zip(sums, values, strict=True)}
 
     def _parts(self, chosen: np.ndarray, losses: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         """The loss of the items `chosen`, int64 [B], worked out when the step asks for it; `losses` gets all of it."""
         rows = torch.from_numpy(chosen).to(self.device)
         clusters = {name: labels[rows] for name, labels in self.items.clusters.items()}
         positives = self.model.draw_positives(clusters, generator=self.draws)
-        losses |= self.propagate(len(chosen), self._losses, [rows, *positives.values()])
+        own = rows[ranks.rank() :: ranks.count()]
+        losses |= self.propagate(len(chosen), partial(self._losses, len(chosen)), [own, *positives.values()])
         yield losses["loss"]
 
-    def _losses(self, rows: torch.Tensor, *positives: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of the items at int64 [B], and the positives of each contrasted modality."""
+    def _losses(self, batch_size: int, own: torch.Tensor, *positives: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of this rank's items of a batch, int64 [B'], and the positives of all B in each contrasted modality."""
         drawn = dict(zip(self.model.contrasted, positives, strict=True))
-        losses = self.model.losses(self.items.rows(rows), drawn)
+        losses = self.model.losses(self.items.rows(own), drawn, batch_size=batch_size)
         return {"loss": losses.total, **losses.parts}
 
     def revive_dead_codes(self) -> None:
         """Bring the codes that no item has back, in every modality."""
         for name, module in self.model.rq_vaes():
             revive(module, self.catalogue.vectors[name], self.optimizer, generator=self.revivals, device=self.device)
+        ranks.as_on_first(self.model.parameters())
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
@@ -112,6 +127,7 @@ class RqVaeTraining:
             vectors = self.items.vectors[name]
             module.standardize(vectors, collaborative_dim=self.catalogue.collaborative_dim)
             module.quantizer.initialise(module.latents(vectors[rows]), seed=codebook_seed(seed, name))
+        ranks.as_on_first(self.model.parameters())
 
 
 def _items(catalogue: Catalogue, *, device: torch.device) -> Items:

@@ -86,13 +86,15 @@ class _Changes:
 
 
 def _stamps(folder: Path) -> Stamps:
-    """Those of a folder's files that are no longer being written."""
+    """Those of a folder's files that are no longer being written; what is hidden, or in a hidden folder, stays here."""
     stamps = {}
     with suppress(FileNotFoundError):  # the work removes some meanwhile: the others are seen the next time
         for path in folder.rglob("*"):
-            if path.is_file() and not path.name.startswith(".") and path.suffix != ".partial":
+            name = path.relative_to(folder)
+            hidden = any(part.startswith(".") for part in name.parts)
+            if path.is_file() and not hidden and path.suffix != ".partial":
                 status = path.stat()
-                stamps[path.relative_to(folder).as_posix()] = (status.st_mtime_ns, status.st_ino)
+                stamps[name.as_posix()] = (status.st_mtime_ns, status.st_ino)
     return stamps
 
 

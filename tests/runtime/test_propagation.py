@@ -20,7 +20,7 @@ class AtOnce:
 
     keeps_gradients = True
 
-    def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], device: torch.device, *, may_record: bool = True) -> None:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter, device=device)
 

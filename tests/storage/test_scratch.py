@@ -54,8 +54,9 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_another_machine_goes_on_where_one_failed(tmp_path: Path, s3: S3Server, url: str) -> None:
-    """It finds the same files; when it has succeeded, nothing is left of them anywhere."""
-    fail(machine(tmp_path, "first", url), writing(checkpoint="epoch 3", key__part="rows"))
+    """It finds the same files but for hidden ones; when it has succeeded, nothing is left of them anywhere."""
+    hidden = {".ranks__arrays": "for this machine alone"}
+    fail(machine(tmp_path, "first", url), writing(checkpoint="epoch 3", key__part="rows", **hidden))
     second = machine(tmp_path, "second", url)
     with second.scratch("recommender") as folder:
         assert content(folder) == {"checkpoint": "epoch 3", "key/part": "rows"}

@@ -47,26 +47,11 @@ CODES_OF = "codes_of"
 )
 def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Histories and semantic IDs -> a folder with `weights/` and `bundle/`."""
-    from macrec_pipeline.recommender import fit_recommender
-    from macrec_pipeline.runtime.devices import prepare_device
-
     with stage(context, settings, "recommender") as work:
         quantizer_files, (start, why_not) = _quantizer_files(work), _start(work)
-        codes = codes_by_modality(work.table("semantic_ids"))
         codebook_size = work.store.manifest("semantic_ids").details["codebook_size"]
         with work.store.scratch("recommender") as scratch:
-            fitted = fit_recommender(
-                training_sequences(work.table("histories")),
-                codes.get("text"),
-                codes.get("image"),
-                codebook_size=codebook_size,
-                config=work.config.recommender,
-                seed=work.config.seed,
-                device=prepare_device(work.config.runtime),
-                progress=work.progress,
-                checkpoint=scratch / "checkpoint.safetensors",
-                start=start,
-            )
+            fitted = _fit(context, work, scratch, codebook_size=codebook_size, start=start)
             with work.new_folder(details={CODES_OF: _codes_of(work)}) as folder:
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
@@ -120,6 +105,38 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
             systems=sorted({s for s, _ in ranked}),
             **beams,
         )
+
+
+def _fit(
+    context: dg.AssetExecutionContext, work: Stage, scratch: "Path", *, codebook_size: int, start: "Path | None"
+) -> "FittedRecommender":
+    """Train here, or on several processes if the settings ask for them."""
+    from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+    from macrec_pipeline.runtime.devices import prepare_device
+
+    histories, codes = training_sequences(work.table("histories")), codes_by_modality(work.table("semantic_ids"))
+    checkpoint = scratch / "checkpoint.safetensors"
+    if work.config.runtime.training_processes > 1:
+        from macrec_pipeline.defs.several_processes import trained_by_several
+        from macrec_pipeline.distributed.jobs import recommender_job
+
+        job = recommender_job(
+            histories, codes, codebook_size=codebook_size, config=work.config, checkpoint=checkpoint, start=start
+        )
+        with trained_by_several(context, work, job, scratch) as (folder, said):
+            return FittedRecommender.load(folder, device=prepare_device(work.config.runtime), **said)
+    return fit_recommender(
+        histories,
+        codes.get("text"),
+        codes.get("image"),
+        codebook_size=codebook_size,
+        config=work.config.recommender,
+        seed=work.config.seed,
+        device=prepare_device(work.config.runtime),
+        progress=work.progress,
+        checkpoint=checkpoint,
+        start=start,
+    )
 
 
 def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> dict[str, Any]:

@@ -74,7 +74,6 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Embeddings and pseudo-labels -> a folder of weights; the one that is there, if IDs are appended."""
     from macrec_pipeline.runtime.devices import prepare_device
-    from macrec_pipeline.semantic_ids import fit_quantizer
 
     with stage(context, settings, "quantizer") as work:
         if semantic_ids_are_given(work.spec):
@@ -88,17 +87,8 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             clusters = {route: labels[f"{route}_cluster"].to_numpy(writable=True) for route in vectors}
         else:  # a run that only appended came before this one, which is without the asset
             clusters = _clusters(work, vectors)
-        fitted = fit_quantizer(
-            vectors.get("text"),
-            vectors.get("image"),
-            clusters.get("text"),
-            clusters.get("image"),
-            work.config.quantizer,
-            seed=work.config.seed,
-            device=device,
-            progress=work.progress,
-            collaborative_vectors=known.of(work.table("items")["item_id"].to_list(), vectors) if known else None,
-        )
+        beside = known.of(work.table("items")["item_id"].to_list(), vectors) if known else None
+        fitted = _fit(context, work, vectors, clusters, device=device, collaborative_vectors=beside)
         with work.new_folder(details=identity.as_details(choice)) as folder:
             fitted.save(folder)
             if known and fitted.collaborative_dim:
@@ -145,6 +135,41 @@ class _Made:
     details: dict[str, Any]
     facts: dict[str, Any]
     beside: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+
+def _fit(
+    context: dg.AssetExecutionContext,
+    work: Stage,
+    vectors: dict[str, np.ndarray],
+    clusters: dict[str, np.ndarray],
+    *,
+    device: "torch.device",
+    collaborative_vectors: np.ndarray | None,
+) -> "FittedQuantizer":
+    """Fit here, or on several processes if the settings ask for them and there is something to train."""
+    from macrec_pipeline.semantic_ids import FittedQuantizer, fit_quantizer
+
+    if work.config.runtime.training_processes > 1 and work.config.quantizer.method != "residual_k_means":
+        from macrec_pipeline.defs.several_processes import trained_by_several
+        from macrec_pipeline.distributed.jobs import quantizer_job
+
+        job = quantizer_job(vectors, clusters, config=work.config, collaborative_vectors=collaborative_vectors)
+        with (
+            work.store.scratch("quantizer") as scratch,
+            trained_by_several(context, work, job, scratch) as (folder, _),
+        ):
+            return FittedQuantizer.load(folder, device=device)
+    return fit_quantizer(
+        vectors.get("text"),
+        vectors.get("image"),
+        clusters.get("text"),
+        clusters.get("image"),
+        work.config.quantizer,
+        seed=work.config.seed,
+        device=device,
+        progress=work.progress,
+        collaborative_vectors=collaborative_vectors,
+    )
 
 
 def _keep_quantizer(work: Stage, choice: Choice, device: "torch.device") -> dg.MaterializeResult[Any]:
