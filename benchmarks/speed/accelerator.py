@@ -30,7 +30,7 @@ if not __package__:  # as a script it sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.runtime.propagation import AsUsual
@@ -110,7 +110,7 @@ def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *,
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     # what is played from a recording is not counted
     with (
-        mock.patch.object(fitting, "propagation", lambda _, device: AsUsual(device)),
+        mock.patch.object(steps, "propagation", lambda _, device: AsUsual(device)),
         FlopCounterMode(display=False) as counter,
     ):
         _train(histories, codes, device, settings | {"num_epochs": 1})

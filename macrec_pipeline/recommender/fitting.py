@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +20,11 @@ import torch
 
 from macrec_pipeline.recommender.fitted_recommender import FittedRecommender
 from macrec_pipeline.recommender.model import GenerativeRecommender
-from macrec_pipeline.recommender.objective import ItemCodes, alignment_losses, history_loss
-from macrec_pipeline.recommender.tasks import Batch, batch_of, plan_batches, training_rows
+from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.steps import Steps
 from macrec_pipeline.recommender.validation import Validation
 from macrec_pipeline.recommender.vocabulary import (
-    ALIGNMENT_TASKS,
-    HISTORY_TASKS,
     MODALITIES,
-    PROMPTED_TASKS,
     Vocabulary,
     possible_tasks,
 )
@@ -41,7 +38,6 @@ from macrec_pipeline.runtime.checkpoint import (
     training_tensors,
 )
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.runtime.propagation import Losses, propagation
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import (
     MovingAverage,
@@ -53,10 +49,8 @@ from macrec_pipeline.runtime.training import (
 )
 
 if TYPE_CHECKING:
-    from macrec_pipeline.config import RecommenderConfig, Task
+    from macrec_pipeline.config import RecommenderConfig
 
-# What a forward pass keeps for its backward pass should fit into a processor's cache: docs/performance.md.
-TOKENS_A_PIECE = {"cpu": 4096, "cuda": 2**19}
 # Steps between two looks at the loss and the gradient, each of which makes a GPU wait until it has caught up.
 LOOK_EVERY = {"cpu": 1, "cuda": 25}
 # Least seconds between two checkpoints: an epoch on a GPU takes a few, and to write one takes one of them.
@@ -128,15 +122,10 @@ class _Fit:
         self.model, self.items, self.config, self.seed = model, items, config, seed
         self.device, self.progress = device, progress
         ranks.as_on_first(model.parameters())
-        self.train_rows = training_rows([history[:-2] for history in histories], config)
-        self.targets_of_row = self.train_rows.lengths - self.train_rows.first_target
+        self.steps = Steps(model, items, [history[:-2] for history in histories], config, device)
+        self.steps_per_epoch = self.steps.per_epoch
         self.validation = Validation(histories, items)
-        self.history_tasks = [task for task in config.tasks if task in HISTORY_TASKS]
-        self.alignment_tasks = [task for task in config.tasks if task in ALIGNMENT_TASKS]
-        self.targets_per_batch = max(1, config.batch_size // len(self.history_tasks))
-        self.steps_per_epoch = sum(1 for _ in self._plan(np.random.default_rng(0)))
         self.optimizer = adam_w(model.parameters(), config)
-        self.propagate = propagation(model.parameters(), device)
         self.schedule = cosine_schedule(
             self.optimizer, num_steps=self.steps_per_epoch * config.num_epochs, warmup_share=config.warmup_share
         )
@@ -193,9 +182,6 @@ class _Fit:
         """Optimizer steps of the epochs in the log."""
         return len(self.log) * self.steps_per_epoch
 
-    def _plan(self, generator: np.random.Generator) -> list[np.ndarray]:
-        return list(plan_batches(self.train_rows, targets_per_batch=self.targets_per_batch, generator=generator))
-
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass of every task over its samples; tasks meet different rows of one shape in a step."""
         self.model.train()
@@ -204,22 +190,18 @@ class _Fit:
         dropout = derived_seed(self.seed, ranks.stream(f"recommender/dropout/{epoch}"))
         self.model.dropout_generator.manual_seed(dropout)
         torch.manual_seed(dropout)  # for devices other than the CPU
-        first, *others = (self._plan(stream) for stream in order.spawn(len(self.history_tasks)))
-        by_shape = [sorted(plan, key=self._shape) for plan in (first, *others)]
-        steps = order.permutation(self.steps_per_epoch)
         shown: dict[str, float] = {}  # the last loss that was looked at
-        slices = np.array_split(order.permutation(self.items.num_items), self.steps_per_epoch)
         kept: dict[str, list[torch.Tensor]] = {"train_loss": [], "implicit_loss": []}
-        for done, (step, chosen) in enumerate(zip(steps, slices, strict=True), start=1):
+        for done, step in enumerate(self.steps.epoch(order), start=1):
             look = done % LOOK_EVERY[self.device.type] == 0 or done == self.steps_per_epoch
             losses = {name: torch.zeros((), device=self.device) for name in kept}
             guarded_step(
-                self._parts([plan[step] for plan in by_shape], chosen, losses),
+                self.steps.parts(step, losses),
                 self.optimizer,
                 self.model.parameters(),
                 where=f"recommender training, epoch {epoch}, step {done}",
                 look=look,
-                keep_gradients=self.propagate.keeps_gradients,
+                keep_gradients=self.steps.keep_gradients,
             )
             self.schedule.step()
             if self.average is not None:
@@ -239,73 +221,6 @@ class _Fit:
             for name, values in kept.items()
         }
 
-    def _shape(self, chosen: np.ndarray) -> tuple[int, int]:
-        return int(self.train_rows.lengths[chosen].max()), len(chosen)
-
-    def _parts(
-        self, rows_by_task: list[np.ndarray], chosen: np.ndarray, losses: dict[str, torch.Tensor]
-    ) -> Iterator[torch.Tensor]:
-        """The step's loss in parts, each to be propagated before the next is worked out, so that little is kept.
-
-        The parts' sum over all ranks is the mean loss a target over all tasks and the weighed mean of the implicit
-        alignments. Both are added to `losses` by name. A task that contrasts items is one rank's, with all of them.
-        """
-        only_last = self.config.encoding == "exact"
-        rows_of = dict(zip(self.history_tasks, rows_by_task, strict=True))
-        batches = [
-            (tasks, batch_of(self.train_rows, np.concatenate(piece), only_last=only_last))
-            for tasks in _together(self.history_tasks, self.device)
-            for piece in zip(*(self._pieces(rows_of[task]) for task in tasks), strict=True)  # like shapes, cut alike
-            if len(piece[0])
-        ]
-        count = sum(int(self.targets_of_row[rows].sum()) for rows in rows_by_task)
-        total = torch.tensor(float(count + len(chosen) * len(self.alignment_tasks)))
-        for tasks, batch in batches:
-            found = self.propagate((*tasks, *batch.shape), self._history_losses(tasks, batch), [*batch.tensors, total])
-            losses["train_loss"] += found["loss"].detach()
-            yield found["loss"]
-        aligned = self.alignment_tasks[ranks.rank() :: ranks.count()] if len(chosen) else []
-        for tasks in _together(aligned, self.device):
-            found = self.propagate(
-                (*tasks, len(chosen)), self._alignment_losses(tasks), [torch.from_numpy(chosen), total]
-            )
-            losses["train_loss"] += found["explicit"].detach()
-            losses["implicit_loss"] += found["implicit"].detach()
-            yield found["loss"]
-
-    def _history_losses(self, tasks: Sequence[Task], like: Batch) -> Losses:
-        """The share of history tasks in a step's loss: of a batch's tensors, and the number of the step's targets."""
-
-        def losses(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-            batch = like.with_tensors(*tensors[:-1])
-            with products_in(self.config.precision, self.device):
-                return {"loss": history_loss(self.model, self.items, batch, tasks=tasks) / tensors[-1]}
-
-        return losses
-
-    def _alignment_losses(self, tasks: Sequence[Task]) -> Losses:
-        """The share of ID -> ID tasks: of int64 [B] items, and the number of the step's targets."""
-
-        def losses(chosen: torch.Tensor, total: torch.Tensor) -> dict[str, torch.Tensor]:
-            with products_in(self.config.precision, self.device):
-                explicit, implicit = alignment_losses(self.model, self.items, chosen, tasks=tasks)
-            explicit, implicit = explicit / total, implicit / len(self.alignment_tasks)
-            loss = explicit + self.config.implicit_weight * implicit
-            return {"loss": loss, "explicit": explicit, "implicit": implicit}
-
-        return losses
-
-    def _pieces(self, rows: np.ndarray) -> list[np.ndarray]:
-        """This rank's rows of one batch, cut so that a piece has no more than `TOKENS_A_PIECE`, or one row.
-
-        What is shared out are the pieces, which are alike for all tasks; of a small one a rank may get no row.
-        """
-        words = self.model.vocabulary
-        items = 2 * int(self.train_rows.lengths[rows].max())  # read, and at most as many to write
-        size = max(1, TOKENS_A_PIECE[self.device.type] // (words.num_prompt_tokens + items * words.num_levels))
-        pieces = np.array_split(rows, -(-len(rows) // (size * ranks.count())))
-        return [piece[ranks.rank() :: ranks.count()] for piece in pieces]
-
     def _validate(self) -> dict[str, float]:
         self.model.eval()
         with evaluated_weights(self.average):
@@ -314,11 +229,3 @@ class _Fit:
             if self.config.early_stopping == "validation_ndcg":
                 measured["validation_ndcg"] = self.validation.ndcg(self.model)
         return measured
-
-
-def _together(tasks: Sequence[Task], device: torch.device) -> list[list[Task]]:
-    """Tasks that are worked out at once: on a GPU those with prompts and those without, on a processor each alone."""
-    if device.type == "cpu":
-        return [[task] for task in tasks]
-    groups = [[task for task in tasks if (task in PROMPTED_TASKS) == prompted] for prompted in (False, True)]
-    return [group for group in groups if group]

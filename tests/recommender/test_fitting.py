@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting, tasks
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender, fitting, steps, tasks
 from macrec_pipeline.recommender.objective import ItemCodes, history_loss
 from macrec_pipeline.recommender.tasks import batch_of, training_rows
 from macrec_pipeline.recommender.validation import Validation
@@ -100,7 +100,7 @@ def test_a_step_in_pieces_is_the_step_as_a_whole(encoding: str, monkeypatch: pyt
     """One row a backward pass or all of a task: the same losses and, but for the order of sums, the same weights."""
     logs, weights = [], []
     for size in (1, 10**9):
-        monkeypatch.setattr(fitting, "TOKENS_A_PIECE", {"cpu": size})
+        monkeypatch.setattr(steps, "TOKENS_A_PIECE", {"cpu": size})
         fitted = fit(encoding=encoding, dropout=0.0, num_epochs=2, learning_rate=1e-3)
         logs.append([value for row in fitted.log for value in row.values()])
         weights.append(torch.cat([parameter.flatten() for parameter in fitted.model.parameters()]))
@@ -172,9 +172,9 @@ def test_a_training_that_takes_tasks_together_finds_the_same_losses(
 ) -> None:
     """What a GPU does differently, done on the processor: tasks together, large pieces, a look now and then."""
     apart = fit(encoding=encoding, dropout=0.0).log
-    together = fitting._together
-    monkeypatch.setattr(fitting, "_together", lambda own, _: together(own, torch.device("cuda")))
-    monkeypatch.setitem(fitting.TOKENS_A_PIECE, "cpu", fitting.TOKENS_A_PIECE["cuda"])
+    together = steps._together
+    monkeypatch.setattr(steps, "_together", lambda own, _: together(own, torch.device("cuda")))
+    monkeypatch.setitem(steps.TOKENS_A_PIECE, "cpu", steps.TOKENS_A_PIECE["cuda"])
     monkeypatch.setitem(fitting.LOOK_EVERY, "cpu", fitting.LOOK_EVERY["cuda"])
     monkeypatch.setitem(tasks.BATCH_LIMITS, "cpu", tasks.BATCH_LIMITS["cuda"])
     for ours, theirs in zip(fit(encoding=encoding, dropout=0.0).log, apart, strict=True):

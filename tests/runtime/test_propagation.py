@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender import fit_recommender, fitting
+from macrec_pipeline.recommender import fit_recommender, steps
 from macrec_pipeline.runtime.propagation import Losses, Recorder
 from macrec_pipeline.semantic_ids import rq_vae_training
 from tests.recommender.cycle import CPU, SMALL, codes, cyclic_histories
@@ -38,7 +38,7 @@ def recommender_states(epochs: int) -> dict[str, torch.Tensor]:
 
 def test_a_recommender_whose_passes_propagate_by_themselves_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = recommender_states(epochs=2)
-    monkeypatch.setattr(fitting, "propagation", AtOnce)
+    monkeypatch.setattr(steps, "propagation", AtOnce)
     for name, value in recommender_states(epochs=2).items():
         assert torch.equal(value, usual[name]), name
 
