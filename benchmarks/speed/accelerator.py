@@ -30,7 +30,7 @@ if not __package__:  # as a script it sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender, steps
 from macrec_pipeline.recommender.decoding import Decoder
 from macrec_pipeline.recommender.objective import ItemCodes
 from macrec_pipeline.runtime.propagation import AsUsual
@@ -97,11 +97,11 @@ def agreement(histories: list[np.ndarray], codes: Codes, device: torch.device) -
 def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *, epochs: int) -> dict[str, float]:
     """Seconds an epoch, validation included, its spread, the operations of one, and the most memory taken."""
     ends: list[float] = []
-    steps: dict[str, int] = {}
+    per_epoch: dict[str, int] = {}
 
     def progress(_stage: str, done: int, total: int, _metrics: Mapping[str, float] | None = None) -> None:
-        steps.setdefault("epoch", total // epochs)
-        if (done - 1) % steps["epoch"] == 0:
+        per_epoch.setdefault("steps", total // epochs)
+        if (done - 1) % per_epoch["steps"] == 0:
             ends.append(_now(device))
 
     settings = {"num_epochs": epochs, "patience": epochs, "precision": "bfloat16"}
