@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from macrec_pipeline.defs.tracked import preview
+from macrec_pipeline.defs.shown import preview
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.runtime.shown_text import as_markdown, one_line
 from macrec_pipeline.terminal import console, failures_table, history_lines

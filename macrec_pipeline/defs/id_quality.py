@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from macrec_pipeline.config import ROUTES
+from macrec_pipeline.defs.arrays import training_sequences
 from macrec_pipeline.defs.id_tables import anchors, previous_ids
-from macrec_pipeline.defs.tracked import Stage, training_sequences
+from macrec_pipeline.defs.tracked import Stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer

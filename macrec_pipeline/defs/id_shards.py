@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.defs.arrays import codes_of
 from macrec_pipeline.defs.shard_work import Quantizing, nearest_codes
-from macrec_pipeline.defs.tracked import Stage, codes_of
+from macrec_pipeline.defs.tracked import Stage
 from macrec_pipeline.schemas import NEAREST_CODES
 from macrec_pipeline.storage import write_shards
 from macrec_pipeline.storage.shards import LoadRows

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.tracked import Stage, codes_by_modality
+from macrec_pipeline.defs.arrays import codes_by_modality
+from macrec_pipeline.defs.tracked import Stage
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 

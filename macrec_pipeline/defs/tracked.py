@@ -8,24 +8,21 @@ import base64
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from macrec_pipeline.config import ROUTES, PipelineConfig
+from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.retries import tried_again
+from macrec_pipeline.defs.shown import VisibleProgress, markdown
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.runtime.progress import Progress, TerminalProgress
-from macrec_pipeline.runtime.shown_text import as_markdown
-from macrec_pipeline.schemas import TABLES
+from macrec_pipeline.runtime.progress import Progress
 from macrec_pipeline.storage import AssetStore, Manifest
 from macrec_pipeline.tracking import AssetRun, metric_progress
 
@@ -45,30 +42,6 @@ MAY_BE_UNTOUCHED = "may_be_untouched"
 """In the details of `items`: whether items without interactions were kept on purpose."""
 INPUTS = "inputs"
 """In a manifest's details: asset -> digest of what the asset was made from."""
-
-
-class VisibleProgress:
-    """Shows one asset's progress as a bar in the terminal and, at each quarter, as a line in Dagster's log."""
-
-    def __init__(self, log: logging.Logger, *, interactive: bool) -> None:
-        self._bar = TerminalProgress(interactive=interactive)
-        self._log = log
-        self._stage = ""
-        self._quarter = 0
-
-    def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """See `runtime.progress.Progress`."""
-        self._bar(stage, done, total, metrics)
-        if stage != self._stage:
-            self._stage, self._quarter = stage, 0
-        if total and 4 * done // total > self._quarter:
-            self._quarter = 4 * done // total
-            values = " ".join(f"{name}={value:.4g}" for name, value in (metrics or {}).items())
-            self._log.info(f"{stage}: {done}/{total} {values}".rstrip())
-
-    def close(self) -> None:
-        """End the bar that is still open."""
-        self._bar.close()
 
 
 class Stage:
@@ -243,65 +216,6 @@ def _catalogue(asset: str, dataset: str, manifests: Mapping[str, Manifest]) -> s
 def semantic_ids_are_given(spec: DatasetSpec) -> bool:
     """Whether the data set brings its semantic IDs, so that nothing before them has to be computed."""
     return isinstance(spec.source, IndexedSource) and spec.source.text_index is not None
-
-
-def codes_of(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
-    """A column of codes of `SEMANTIC_IDS` as a matrix: int64 [N, L]."""
-    return np.array(table[column].to_list(), dtype=np.int64)
-
-
-def codes_by_modality(table: pl.DataFrame) -> dict[str, npt.NDArray[np.int64]]:
-    """The codes of `SEMANTIC_IDS`, int64 [N, L] each, of the modalities that the catalogue has."""
-    columns = {modality: f"{modality}_codes" for modality in ROUTES}
-    return {name: codes_of(table, column) for name, column in columns.items() if not table[column].has_nulls()}
-
-
-def sequences_of(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """One int64 [T] array of item indices a user of `HISTORIES`, oldest first."""
-    return [items.to_numpy(writable=True) for items in histories["item_indices"]]
-
-
-def training_sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """What training may see of `HISTORIES`: int64 [T] a user, training part `[:-2]` and validation target `[-2]`.
-
-    Item 0 stands in the place of the test target, whether there is one or not, so that nobody can learn from it.
-    """
-    rows = zip(sequences_of(histories), histories["tested"], strict=True)
-    return [np.append(items[: len(items) - tested], 0) for items, tested in rows]
-
-
-def in_words(values: Mapping[str, float]) -> str:
-    """A row of a training log for the terminal."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def table_metadata(asset: str) -> dict[str, Any]:
-    """The columns of a table asset, as Dagster's catalogue shows them before it has ever been made."""
-    schema = TABLES[asset]
-    columns = [
-        dg.TableColumn(
-            name,
-            str(dtype),
-            constraints=dg.TableColumnConstraints(nullable=name in schema.nullable, unique=(name,) in schema.unique),
-        )
-        for name, dtype in schema.columns.items()
-    ]
-    return {"dagster/column_schema": dg.TableSchema(columns)}
-
-
-def markdown(text: str) -> dg.MetadataValue[Any]:
-    """Text that Dagster's catalogue shows as markdown."""
-    return dg.MetadataValue.md(text)
-
-
-def preview(table: pl.DataFrame, columns: Sequence[str], *, rows: int = 5) -> dg.MetadataValue[Any]:
-    """The first rows of some columns as a markdown table, long texts cut."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in table.select(columns).head(rows).iter_rows():
-        cells = (str(value) for value in row)
-        short = (cell if len(cell) <= 80 else cell[:77] + "..." for cell in cells)
-        lines.append("| " + " | ".join(map(as_markdown, short)) + " |")
-    return markdown("\n".join(lines))
 
 
 def _mark_as_cancelled(context: dg.AssetExecutionContext) -> None:

@@ -9,17 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from macrec_pipeline.defs.arrays import codes_of, training_sequences
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.tracked import (
-    GIVEN,
-    Stage,
-    VisibleProgress,
-    codes_of,
-    in_words,
-    preview,
-    stage,
-    training_sequences,
-)
+from macrec_pipeline.defs.shown import VisibleProgress, in_words, preview
+from macrec_pipeline.defs.tracked import GIVEN, Stage, stage
 from macrec_pipeline.runtime.progress import quiet_progress
 from macrec_pipeline.schemas import PSEUDO_LABELS
 

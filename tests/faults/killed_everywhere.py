@@ -17,7 +17,8 @@ import dagster as dg
 import macrec_pipeline.definitions  # noqa: F401  (loaded before the forks)
 from macrec_pipeline import cli, semantic_ids
 from macrec_pipeline.defs.launch import open_instance
-from macrec_pipeline.defs.tracked import Stage, VisibleProgress
+from macrec_pipeline.defs.shown import VisibleProgress
+from macrec_pipeline.defs.tracked import Stage
 from macrec_pipeline.storage import store
 
 PROGRESS, HALF_WRITTEN, NOT_REPORTED, UNCHECKED = "progress", "half written", "not reported", "unchecked"

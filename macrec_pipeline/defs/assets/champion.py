@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, markdown, stage
+from macrec_pipeline.defs.shown import markdown
+from macrec_pipeline.defs.tracked import Stage, stage
 from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:

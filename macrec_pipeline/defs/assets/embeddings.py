@@ -9,7 +9,8 @@ import polars as pl
 
 from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage, table_metadata
+from macrec_pipeline.defs.shown import table_metadata
+from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage
 from macrec_pipeline.errors import DataError, SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
 from macrec_pipeline.storage import embedding_table, vectors_of

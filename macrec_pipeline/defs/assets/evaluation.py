@@ -10,8 +10,10 @@ import dagster as dg
 import polars as pl
 
 from macrec_pipeline.config import ROUTES
+from macrec_pipeline.defs.arrays import codes_by_modality
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import SKIPPED, Stage, codes_by_modality, markdown, stage
+from macrec_pipeline.defs.shown import markdown
+from macrec_pipeline.defs.tracked import SKIPPED, Stage, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.protocol import Evaluation

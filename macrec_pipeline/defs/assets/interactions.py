@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import CATALOGUE, MAY_BE_UNTOUCHED, markdown, preview, stage, table_metadata
+from macrec_pipeline.defs.shown import markdown, preview, table_metadata
+from macrec_pipeline.defs.tracked import CATALOGUE, MAY_BE_UNTOUCHED, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.data.clean_log import CleanLog

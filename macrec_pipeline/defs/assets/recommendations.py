@@ -9,7 +9,8 @@ import polars as pl
 
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.shard_work import Recommending
-from macrec_pipeline.defs.tracked import Stage, preview, stage
+from macrec_pipeline.defs.shown import preview
+from macrec_pipeline.defs.tracked import Stage, stage
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 from macrec_pipeline.storage.table_files import table_file

@@ -7,16 +7,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.defs.arrays import codes_by_modality, sequences_of, training_sequences
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import (
-    Stage,
-    codes_by_modality,
-    in_words,
-    sequences_of,
-    stage,
-    table_metadata,
-    training_sequences,
-)
+from macrec_pipeline.defs.shown import in_words, table_metadata
+from macrec_pipeline.defs.tracked import Stage, stage
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE

@@ -11,7 +11,8 @@ import dagster as dg
 from macrec_pipeline.defs.assets.champion import COMPARISON
 from macrec_pipeline.defs.automation import FRESHNESS
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.tracked import Stage, markdown, stage
+from macrec_pipeline.defs.shown import markdown
+from macrec_pipeline.defs.tracked import Stage, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.tracking import Proposal

@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from macrec_pipeline.defs.arrays import training_sequences
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import Stage, in_words, stage, training_sequences
+from macrec_pipeline.defs.shown import in_words
+from macrec_pipeline.defs.tracked import Stage, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender import FittedSasrec

@@ -21,7 +21,8 @@ from macrec_pipeline.defs.id_shards import quantizing_in_shards
 from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table, with_every_column
 from macrec_pipeline.defs.identity import Choice
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.tracked import GIVEN, Stage, in_words, semantic_ids_are_given, stage, table_metadata
+from macrec_pipeline.defs.shown import in_words, table_metadata
+from macrec_pipeline.defs.tracked import GIVEN, Stage, semantic_ids_are_given, stage
 from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
 from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
