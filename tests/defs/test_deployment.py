@@ -69,14 +69,14 @@ def test_make_installs_with_the_pins_before_anything_else(target: str, tmp_path:
     """In a fresh clone each of the two commands makes the environment, then installs with constraints.txt."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "TEST_"))}
     command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
     plan = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     lines = [line for line in plan.splitlines() if "venv/bin/" in line or line.startswith("python3 -m venv")]
     assert lines[0] == f"python3 -m venv {tmp_path / 'venv'}"
     install = next(line for line in lines if "pip install" in line)
     assert "-c constraints.txt" in install
-    last = {"demo": "bin/macrec run demo", "test": "bin/python -m pytest"}[target]
+    last = {"demo": "bin/macrec run demo", "test": "bin/python -m pytest -n 2 --dist loadfile"}[target]
     assert lines[-1].endswith(last)
     assert lines.index(install) < len(lines) - 1
     if target == "test":

@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_after_its_last_shard(
     assert not registered.has("recommendations")
 
     scratch = settings.home_folder() / partition / ".scratch" / "recommendations"
-    (finished,) = (path.stat() for path in scratch.rglob("part-*"))
+    (finished,) = (path.stat() for path in scratch.rglob("part-*.parquet"))
 
     _recommend(settings, partition, *overrides, "runtime.driver=processes", "runtime.workers=2")
     folder = registered.folder("recommendations")

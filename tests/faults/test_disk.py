@@ -18,7 +18,15 @@ from macrec_pipeline.storage import FOLDER_ASSETS, AssetStore, manifest
 
 ASSETS = (*TABLES, *FOLDER_ASSETS)
 # How a column's one value looks by the beginning of its dtype's name.
-VALUES: dict[str, Any] = {"String": "a", "Int": 1, "Float": 0.5, "Boolean": False, "List(Int": [1], "List(Float": [0.5]}
+VALUES: dict[str, Any] = {
+    "String": "a",
+    "Int": 1,
+    "Float": 0.5,
+    "Boolean": False,
+    "List(Int": [1],
+    "List(Float": [0.5],
+    "List(String": ["a"],
+}
 
 
 @pytest.fixture

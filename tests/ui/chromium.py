@@ -61,7 +61,11 @@ class Page:
 
     def press(self, label: str, *, seconds: float = 60.0) -> None:
         """Click the middle of the button or link that says exactly this, once it is there and can be pressed."""
-        place = self.wait_for(_PLACE_OF % json.dumps(label), what=f"the button {label!r}", seconds=seconds)
+        find, place = _PLACE_OF % json.dumps(label), None
+        # what slides into the page is pressed once it stands still
+        while place != (seen := self.wait_for(find, what=f"the button {label!r}", seconds=seconds)):
+            place = seen
+            time.sleep(_POLL_SECONDS)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
