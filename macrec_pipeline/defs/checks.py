@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.defs.retries import leave_failed
 from macrec_pipeline.defs.tracked import MAY_BE_UNTOUCHED, SKIPPED
 from macrec_pipeline.storage import AssetStore
 
@@ -131,6 +132,12 @@ def _as_check(
     deps: Sequence[str] = (),
     blocking: bool = True,
 ) -> dg.AssetChecksDefinition:
+    def judge(context: dg.AssetCheckExecutionContext, settings: Settings) -> dg.AssetCheckResult:
+        verdict = run(context, settings)
+        if blocking and not verdict.passed and verdict.severity == dg.AssetCheckSeverity.ERROR:
+            leave_failed(context)
+        return verdict
+
     with warnings.catch_warnings():
         # Partitioned checks are marked as a preview; without them a check would load every partition.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
@@ -142,7 +149,7 @@ def _as_check(
             blocking=blocking,
             partitions_def=DATASETS,
         )
-        return decorate(run)
+        return decorate(judge)
 
 
 CHECKS = [

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG
+from dagster._core.storage.tags import PARTITION_NAME_TAG, WILL_RETRY_TAG
 
 from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS, EVALUATE_CHAMPION, FULL_PIPELINE, REFRESH
 
@@ -37,6 +37,8 @@ _COMMANDS = {
 def tell_of_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, why: str | None = None) -> dict[str, str]:
     """Write down on a run's page why it failed and how to go on, and call the owner's hooks; never raises for a hook.
 
+    The hooks are left in peace while the daemon takes the run up again by itself; its last attempt is told of.
+
     Args:
         instance: that the run belongs to.
         run: a run that has ended.
@@ -47,14 +49,17 @@ def tell_of_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, why: st
     """
     dataset = run.tags.get(PARTITION_NAME_TAG, "")
     error = " ".join((why or _error_of(instance, run.run_id)).split())[:_MAX_ERROR_LENGTH]
+    retried = run.tags.get(WILL_RETRY_TAG) == "true"
     resume = "On the run's page in Dagster: Re-execute, from failure; steps that are finished are not run again."
-    if run.job_name in _COMMANDS:
+    if retried:
+        resume = "Nothing: the daemon launches it again by itself, and steps that are finished are not run again."
+    elif run.job_name in _COMMANDS:
         resume += f" Or `{_COMMANDS[run.job_name]} {dataset}`, in which a training goes on after its last epoch."
     told = {"dataset": dataset, "job": run.job_name, "run_id": run.run_id, "error": error, "resume": resume}
     instance.add_run_tags(run.run_id, {ERROR_TAG: error, RESUME_TAG: resume})
     message = {"text": f"macrec: {run.job_name} of {dataset} failed. {error} {resume}", **told}
     for name, call in ((COMMAND, _run_command), (WEBHOOK, _post)):
-        if os.environ.get(name):
+        if os.environ.get(name) and not retried:
             try:
                 call(os.environ[name], message)
             except (OSError, ValueError, subprocess.SubprocessError) as failure:

@@ -2,7 +2,10 @@
 
 In: what a stage raised. Out: Dagster's request for another attempt, for a network or a server that does not answer, a
 database that is locked or a disk that hiccups; anything else, such as wrong settings, wrong data, a full disk or a
-fault of this package, would fail in the same way again and fails at once.
+fault of this package, would fail in the same way again and fails at once, and so does its run.
+
+A step also dies of what no stage raised: its process was killed, or Dagster's database went away while an event was
+written. Then its run says nothing here, and a daemon whose `run_retries` are on takes it up again from that step.
 """
 
 import errno
@@ -13,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
+from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 
 from macrec_pipeline.errors import StorageError, TrackingError
 
@@ -39,7 +43,7 @@ def may_pass(error: BaseException) -> bool:
 
 @contextmanager
 def tried_again(context: dg.AssetExecutionContext, asset: str) -> Iterator[None]:
-    """Have Dagster try the step again, after a wait, if the block fails with what may pass.
+    """Have Dagster try the step again, after a wait, if the block fails with what may pass, and else leave the run be.
 
     Raises:
         RetryRequested: in place of such an error, while there are attempts left; `MACREC_RETRY_SECONDS` is the first
@@ -49,10 +53,16 @@ def tried_again(context: dg.AssetExecutionContext, asset: str) -> Iterator[None]
         yield
     except Exception as error:
         if context.retry_number >= MAX_RETRIES or not may_pass(error):
+            leave_failed(context)
             raise
         wait = float(os.environ.get("MACREC_RETRY_SECONDS", FIRST_WAIT)) * 4**context.retry_number
         logger.warning("%-17s failed and is tried again in %.0f s: %s", asset, wait, error)
         raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
+
+
+def leave_failed(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> None:
+    """Tell the daemon that another run would fail in the same way."""
+    context.instance.add_run_tags(context.run.run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -1,7 +1,7 @@
 """An asset's training on several processes: `torchrun`, started and listened to through Dagster Pipes.
 
-In: a job, and a folder that every rank can read. Out: the folder that rank 0's `save` filled. What rank 0 reports goes
-where the asset's own reports go, while it trains.
+In: a job, and a folder that every rank can read. Out: the folder that rank 0's `save` filled. The progress that rank 0
+reports goes where the asset's own reports go, while it trains.
 """
 
 import os
@@ -19,7 +19,7 @@ from dagster_pipes import PipesParams
 
 from macrec_pipeline import errors
 from macrec_pipeline.defs.tracked import Stage
-from macrec_pipeline.distributed.jobs import FITTED, Job
+from macrec_pipeline.distributed.jobs import FITTED, Job, Result
 from macrec_pipeline.distributed.torchrun import OWN_STORE
 
 LAUNCHER = "MACREC_TORCHRUN"
@@ -31,7 +31,7 @@ MAX_RESTARTS = 3
 @contextmanager
 def trained_by_several(
     context: dg.AssetExecutionContext, work: Stage, job: Job, scratch: Path
-) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+) -> Iterator[tuple[Path, Result]]:
     """Train, and hand over what rank 0 wrote, for as long as the block lasts, and what it said of it.
 
     Args:
@@ -42,7 +42,7 @@ def trained_by_several(
 
     Raises:
         MacrecError: what rank 0 met.
-        TrainingError: the ranks died more often than they are started again, or rank 0 was not heard.
+        TrainingError: the ranks died more often than they are started again, or left no result.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ranks-", dir=scratch) as name:
@@ -65,8 +65,7 @@ def trained_by_several(
             client.run(context=operation, command=command, env=_environment(work.config.runtime.num_threads))
         except DagsterPipesExecutionError as error:
             failure = error
-        _stop_unless_done(job.stage, reports, failure)
-        yield folder / FITTED, reports.done
+        yield folder / FITTED, _result(folder, job.stage, failure)
 
 
 class _Reports(dg.PipesFileMessageReader):
@@ -75,8 +74,6 @@ class _Reports(dg.PipesFileMessageReader):
     def __init__(self, path: Path, progress: Callable[..., None]) -> None:
         super().__init__(str(path))
         self._progress = progress
-        self.error: tuple[str, str] | None = None
-        self.done: Mapping[str, Any] = {}
 
     @property
     def expected_writer_count(self) -> int:
@@ -88,10 +85,7 @@ class _Reports(dg.PipesFileMessageReader):
             yield params
 
     def _take(self, payload: Mapping[str, Any]) -> None:
-        if "progress" in payload:
-            self._progress(*payload["progress"])
-        self.done = payload.get("done", self.done)
-        self.error = payload.get("error", self.error)
+        self._progress(*payload["progress"])
 
 
 class _Divided:
@@ -110,16 +104,18 @@ class _Divided:
         return getattr(self._handler, name)
 
 
-def _stop_unless_done(stage: str, reports: _Reports, failure: Exception | None) -> None:
-    if reports.error is not None:
-        kind, message = reports.error
+def _result(folder: Path, stage: str, failure: Exception | None) -> Result:
+    result = Result.read(folder)
+    if result is not None and result.error is not None:
+        kind, message = result.error
         raise getattr(errors, kind)(message)
-    if failure is not None or not reports.done:
+    if failure is not None or result is None:
         raise errors.TrainingError(
-            f"The processes that train the {stage} ended without a result: {failure or 'rank 0 said nothing'}. What "
+            f"The processes that train the {stage} ended without a result: {failure or 'rank 0 left none'}. What "
             f"they said is in this run's output; {LAUNCHER}, if it is set, has to hand on its environment. The next "
             "run goes on from the last checkpoint; with runtime.training_processes=1 the stage trains by itself."
         ) from failure
+    return result
 
 
 def _launcher(processes: int, folder: Path) -> list[str]:

@@ -165,37 +165,35 @@ def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> 
         StorageError: something that the asset is made from is not there yet, or parts of it belong to different
             catalogues.
     """
-    dataset = context.partition_key
-    settings = settings.over(context.run.tags.get(SETTINGS_TAG, "").split())
-    upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
-    store = settings.store(dataset)
-    manifests = {name: store.manifest(name) for name in upstream}
-    digests = {name: manifest.digest for name, manifest in manifests.items()}
-    catalogue = _catalogue(asset, dataset, manifests)
-    config = settings.config(dataset)
-    with (
-        tried_again(context, asset),
-        settings.tracker().asset_run(
+    with tried_again(context, asset):
+        dataset = context.partition_key
+        settings = settings.over(context.run.tags.get(SETTINGS_TAG, "").split())
+        upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
+        store = settings.store(dataset)
+        manifests = {name: store.manifest(name) for name in upstream}
+        digests = {name: manifest.digest for name, manifest in manifests.items()}
+        catalogue = _catalogue(asset, dataset, manifests)
+        config = settings.config(dataset)
+        with settings.tracker().asset_run(
             dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
-        ) as run,
-    ):
-        visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
-        progress = metric_progress(run, visible)
-        try:
-            yield Stage(
-                asset,
-                settings=settings,
-                dataset=dataset,
-                run=run,
-                progress=progress,
-                catalogue=catalogue,
-                inputs=digests,
-            )
-        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-            _mark_as_cancelled(context)
-            raise
-        finally:
-            visible.close()
+        ) as run:
+            visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
+            progress = metric_progress(run, visible)
+            try:
+                yield Stage(
+                    asset,
+                    settings=settings,
+                    dataset=dataset,
+                    run=run,
+                    progress=progress,
+                    catalogue=catalogue,
+                    inputs=digests,
+                )
+            except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+                _mark_as_cancelled(context)
+                raise
+            finally:
+                visible.close()
 
 
 def _catalogue(asset: str, dataset: str, manifests: Mapping[str, Manifest]) -> str | None:

@@ -1,7 +1,8 @@
 """What every rank runs: `torchrun ... -m macrec_pipeline.distributed JOB_FOLDER`.
 
-In: the folder of a job. Out: `fitted` in it, written by rank 0, which alone reports, to Dagster if that started it. An
-error that would come again ends all ranks as if they had succeeded, so that `torchrun` does not try; rank 0 tells it.
+In: the folder of a job. Out: `fitted` and `result.json` in it, written by rank 0, which alone reports progress, to
+Dagster if that started it. An error that would come again ends all ranks as if they had succeeded, so that `torchrun`
+does not try; `result.json` tells it.
 """
 
 import logging
@@ -10,11 +11,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dagster_pipes import PipesContext, PipesEnvVarParamsLoader, open_dagster_pipes
 
-from macrec_pipeline.distributed.jobs import FITTED, Job
+from macrec_pipeline.distributed.jobs import FITTED, Job, Result
 from macrec_pipeline.distributed.torchrun import end_with_parent
 from macrec_pipeline.errors import MacrecError
 from macrec_pipeline.runtime import ranks
@@ -32,23 +32,23 @@ def main(folder: Path) -> None:
             logging.disable(logging.WARNING)  # rank 0 says the same
         # closed by success alone: a rank that dies is started again, and goes on reporting
         pipes = open_dagster_pipes() if ranks.rank() == 0 and _started_by_dagster() else None
-        result: dict[str, Any] = {}
         try:
             job = Job.read(folder)
             fitted = job.fit(prepare_device(job.devices()), _progress(pipes))
         except MacrecError as error:
-            result["error"] = [type(error).__name__, str(error)]
+            result = Result(error=(type(error).__name__, str(error)))
         else:
+            result = Result(warm_start=getattr(fitted, "warm_start", "none"))
             if ranks.rank() == 0:
                 shutil.rmtree(folder / FITTED, ignore_errors=True)  # what an attempt before may have left
                 (folder / FITTED).mkdir()
                 fitted.save(folder / FITTED)
-                result["done"] = {"warm_start": getattr(fitted, "warm_start", "none")}
-        if pipes is not None:
-            pipes.report_custom_message(result)
-            pipes.close()
-        elif "error" in result and ranks.rank() == 0:
-            sys.exit(": ".join(result["error"]))
+        if ranks.rank() == 0:
+            result.write(folder)
+            if pipes is not None:
+                pipes.close()
+            elif result.error:
+                sys.exit(": ".join(result.error))
 
 
 def _started_by_dagster() -> bool:

@@ -26,7 +26,7 @@ from macrec_pipeline.semantic_ids import FittedQuantizer, fit_quantizer
 
 FITTED = "fitted"
 """In a job's folder: what `save` of the fitted model wrote."""
-_JOB, _ARRAYS = "job.json", "arrays.safetensors"
+_JOB, _ARRAYS, _RESULT = "job.json", "arrays.safetensors", "result.json"
 _MODALITIES = ("text", "image")
 
 
@@ -98,6 +98,33 @@ class Job:
             progress=progress,
             collaborative_vectors=self.arrays.get("collaborative"),
         )
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training ended; a file, since a message can be lost with the process that was to hear it.
+
+    Attributes:
+        error: the class's name and the message of what would come again; None if there is a model.
+        warm_start: of the recommender, see `FittedRecommender`.
+    """
+
+    error: tuple[str, str] | None = None
+    warm_start: str = "none"
+
+    def write(self, folder: Path) -> None:
+        """Write `result.json`, whole or not at all."""
+        half = folder / f".{_RESULT}"
+        half.write_text(json.dumps(asdict(self)) + "\n")
+        half.replace(folder / _RESULT)
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        """What `write` wrote, if anything."""
+        try:
+            return cls(**json.loads((folder / _RESULT).read_text()))
+        except FileNotFoundError:
+            return None
 
 
 def recommender_job(

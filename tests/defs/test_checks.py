@@ -75,6 +75,9 @@ def test_a_failing_check_stops_what_is_downstream_in_the_same_run(
     assert set(verdicts) == {"interactions_are_sound"}
     assert not verdicts["interactions_are_sound"].passed
     assert "timestamp in the future" in (verdicts["interactions_are_sound"].description or "")
+    run = instance.get_run_by_id(result.run_id)
+    assert run is not None
+    assert run.tags["dagster/retry_on_asset_or_op_failure"] == "false"
 
 
 def test_sound_data_passes_every_check(settings: Settings, partition: str, instance: dg.DagsterInstance) -> None:

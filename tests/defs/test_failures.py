@@ -140,3 +140,17 @@ def test_the_daemon_tells_of_the_runs_that_it_sees_fail(
     if posted:
         assert posted[0]["error"] == "The step worker was killed."
         assert "`macrec recommend-all demo`" in posted[0]["resume"]
+
+
+@pytest.mark.parametrize(("will_retry", "times"), [("true", 0), ("false", 1)])
+def test_nobody_is_woken_for_a_run_that_goes_on_by_itself(
+    will_retry: str, times: int, instance: dg.DagsterInstance, posted: list[dict[str, str]]
+) -> None:
+    """Its page says so; the last attempt, which is not taken up again, is told of."""
+    run = _failed(instance, **{"dagster/will_retry": will_retry})
+    message = tell_of_failure(instance, run, why="killed")
+    assert posted == [message] * times
+    kept = instance.get_run_by_id(run.run_id)
+    assert kept is not None
+    assert kept.tags[ERROR_TAG] == "killed"
+    assert ("by itself" in kept.tags[RESUME_TAG]) == (times == 0)

@@ -132,3 +132,52 @@ def test_waits_grow_fourfold(retry_number: int, wait: float, monkeypatch: pytest
     with pytest.raises(dg.RetryRequested) as requested, tried_again(context, "items"):
         raise TimeoutError
     assert requested.value.seconds_to_wait == wait
+
+
+RETRYING = {"run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": True}}
+"""As in docker-compose.yml."""
+
+
+@pytest.mark.parametrize(
+    ("error", "of_whom", "will_retry"),
+    [
+        (DataError("items.csv, line 3"), "stage", "false"),
+        (OSError(errno.EIO, "Input/output error"), "stage", "false"),  # the step has tried it four times
+        (OperationalError("INSERT", None, Exception("server closed the connection")), "event log", "true"),
+    ],
+)
+def test_a_daemon_takes_up_a_run_that_no_stage_has_failed(
+    error: Exception,
+    of_whom: str,
+    will_retry: str,
+    settings: Settings,
+    partition: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dagster's database goes away while an event is written: that passes, and a wrong file does not."""
+    monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides=RETRYING) as instance:
+        if of_whom == "stage":
+            monkeypatch.setattr(readers, "read_raw_items", Reader(readers.read_raw_items, error, times=99))
+        else:
+            store = instance.event_log_storage.store_event
+
+            def store_or_fail(event: dg.EventLogEntry) -> None:
+                if event.is_dagster_event and event.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION:
+                    raise error
+                store(event)
+
+            monkeypatch.setattr(instance.event_log_storage, "store_event", store_or_fail)
+        result = dg.materialize(
+            [raw_items],
+            partition_key=partition,
+            resources={"settings": settings},
+            run_config=QUIET,
+            instance=instance,
+            raise_on_error=False,
+        )
+        assert not result.success
+        run = instance.get_run_by_id(result.run_id)
+        assert run is not None
+        assert run.tags["dagster/will_retry"] == will_retry

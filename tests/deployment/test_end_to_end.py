@@ -7,6 +7,7 @@ story, so the fixtures follow each other; `tests.deployment.stack` says what is 
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def finished(stack: Stack) -> list[dict[str, Any]]:
     asked = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
     answer = stack.ask(GRAPHQL, {"query": LAUNCH, "variables": {"asked": asked}})
     assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
-    _wait_for(stack, run=0, assets=2)
+    made = _wait_for(stack, assets=2)
     stack.restart("code-server")
     disturbances = [
         lambda: stack.restart("mlflow"),
@@ -76,8 +77,9 @@ def finished(stack: Stack) -> list[dict[str, Any]]:
         lambda: stack.freeze("s3", seconds=3),
         lambda: stack.restart("webserver", "daemon"),
     ]
+    _wait_for(stack, runs=2)
     for number, disturb in enumerate(disturbances):
-        _wait_for(stack, run=1, assets=number)
+        _wait_for(stack, assets=made + number)
         disturb()
     return _wait_for_the_end(stack)
 
@@ -115,15 +117,18 @@ def test_the_health_check_sees_what_health_does_not(stack: Stack) -> None:
 
 
 def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]], stack: Stack) -> None:
-    """The run that went down with the code server is failed, its retry makes what was left, and nothing twice."""
-    first, *retries = finished
-    assert first["status"] == "FAILURE"
-    assert [retry["parentRunId"] for retry in retries] == [first["runId"]]
-    assert retries[0]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
+    """The run that went down with the code server is failed, its retry makes what was left, and nothing twice.
+
+    The database may go in the moment in which the retry writes an event; then there is one more.
+    """
+    assert len(finished) in (2, 3)
+    for run, retry in pairwise(finished):
+        assert run["status"] == "FAILURE"
+        assert retry["parentRunId"] == run["runId"]
+    assert finished[-1]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
     made = [{_asset(each) for each in run["assetMaterializations"]} for run in finished]
     assert len(made[0]) >= 2
-    assert not made[0] & made[1]
-    assert len(made[0] | made[1]) == 17
+    assert sum(map(len, made)) == len(set().union(*made)) == 17
 
 
 def test_a_schedule_ticks(scheduled: dict[str, Any], stack: Stack) -> None:
@@ -183,18 +188,28 @@ def _asset(materialization: dict[str, Any]) -> str:
     return "/".join(materialization["assetKey"]["path"])
 
 
-def _wait_for(stack: Stack, *, run: int, assets: int) -> None:
-    """Until there is a run of this number, counted from 0, and it has made some assets."""
+def _wait_for(stack: Stack, *, runs: int = 1, assets: int = 0) -> int:
+    """Until there are so many runs, and they have made so many assets together; how many they are."""
     deadline = time.monotonic() + RUN_SECONDS
-    while len(runs := _runs(stack)) <= run or len(runs[run]["assetMaterializations"]) < assets:
-        failed = len(runs) == 2 and runs[1]["status"] == "FAILURE"
-        if failed or time.monotonic() > deadline:
-            pytest.fail(f"{runs}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
+    while len(found := _runs(stack)) < runs or (made := _made(found)) < assets:
+        if _is_over(found[-1]) or time.monotonic() > deadline:
+            pytest.fail(f"{found}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
         time.sleep(2)
+    return made
 
 
 def _wait_for_the_end(stack: Stack) -> list[dict[str, Any]]:
     deadline = time.monotonic() + RUN_SECONDS
-    while (runs := _runs(stack))[-1]["status"] not in ("SUCCESS", "FAILURE") and time.monotonic() < deadline:
+    while not _is_over((runs := _runs(stack))[-1]) and time.monotonic() < deadline:
         time.sleep(3)
     return runs
+
+
+def _made(runs: list[dict[str, Any]]) -> int:
+    return sum(len(run["assetMaterializations"]) for run in runs)
+
+
+def _is_over(run: dict[str, Any]) -> bool:
+    """Whether a run has ended and no other is going to take it up."""
+    retried = {"key": "dagster/will_retry", "value": "true"} in run["tags"]
+    return run["status"] == "SUCCESS" or (run["status"] == "FAILURE" and not retried)

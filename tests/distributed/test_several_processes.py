@@ -50,7 +50,7 @@ def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[
         try:
             with trained_by_several(context, work, job, scratch) as (folder, said):
                 files.update({file.name: file.read_bytes() for file in folder.iterdir()})
-                fitted = FittedRecommender.load(folder, device=CPU, **said)
+                fitted = FittedRecommender.load(folder, device=CPU, warm_start=said.warm_start)
         except MacrecError as error:
             raised.append(error)
             return dg.MaterializeResult()

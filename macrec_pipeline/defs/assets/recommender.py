@@ -117,8 +117,9 @@ def _fit(
         job = recommender_job(
             histories, codes, codebook_size=codebook_size, config=work.config, checkpoint=checkpoint, start=start
         )
-        with trained_by_several(context, work, job, scratch) as (folder, said):
-            return FittedRecommender.load(folder, device=prepare_device(work.config.runtime), **said)
+        with trained_by_several(context, work, job, scratch) as (folder, result):
+            device = prepare_device(work.config.runtime)
+            return FittedRecommender.load(folder, device=device, warm_start=result.warm_start)
     return fit_recommender(
         histories,
         codes.get("text"),
