@@ -40,7 +40,7 @@ def refuse_broken_log(raw: RawLog, log: CodedLog, rules: Sequence[Rule], *, allo
 
     The error names each reason with its count and the first three rows; one more pass over the log finds them.
     """
-    counts = np.bincount(log.reasons, minlength=len(rules) + 1)[1:]
+    counts = log.broken_by_rule(len(rules))
     numbers = {rule.reason: place for place, rule in enumerate(rules, start=1) if rule.broken and counts[place - 1]}
     if sum(counts[number - 1] for number in numbers.values()) <= allowed * len(log):
         return

@@ -63,7 +63,7 @@ class CleanLog:
 
     def reasons(self) -> list[tuple[str, str, int]]:
         """Rows in quarantine by table and reason, the most frequent first."""
-        numbers = np.bincount(self.log.reasons, minlength=len(self.rules) + 1)[1:].tolist()
+        numbers = self.log.broken_by_rule(len(self.rules)).tolist()
         counts = [
             ("raw_interactions", rule.reason, count) for rule, count in zip(self.rules, numbers, strict=True) if count
         ]

@@ -284,7 +284,7 @@ def _catalogue(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
 def _why_nothing_is_left(log: CodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
     if not len(log):
         return "raw_interactions has no row: the interaction file is empty."
-    numbers = np.bincount(log.reasons, minlength=len(rules) + 1)[1:].tolist()
+    numbers = log.broken_by_rule(len(rules)).tolist()
     counts = sorted((-count, rule.reason) for count, rule in zip(numbers, rules, strict=True) if count)
     steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hints = HINTS | {

@@ -61,6 +61,11 @@ class CodedLog:
     def __len__(self) -> int:
         return len(self.reasons)
 
+    def broken_by_rule(self, num_rules: int) -> NDArray[np.int64]:
+        """How many rows break each rule first: int64 [num_rules]."""
+        broken = self.reasons[self.reasons != KEPT]  # counting bytes takes 25 ns a row, and most rows break none
+        return np.bincount(broken, minlength=num_rules + 1)[1:]
+
 
 def batches(raw: RawLog, *columns: str) -> Iterator[tuple[int, pl.DataFrame]]:
     """The number of the first row and the rows, some at a time, in order; all columns if none is named."""
@@ -90,9 +95,9 @@ def code_log(raw: RawLog, rules: list[Rule]) -> CodedLog:
     """
     assert len(rules) < 255, "a reason is one byte"
     size = num_rows(raw)
-    users, items = np.zeros(size, dtype=np.uint32), np.zeros(size, dtype=np.uint32)
-    timestamps, ratings = np.zeros(size, dtype=np.int64), np.full(size, np.nan)
-    reasons = np.zeros(size, dtype=np.uint8)
+    users, items = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
+    timestamps, ratings = np.empty(size, dtype=np.int64), np.empty(size)
+    reasons = np.empty(size, dtype=np.uint8)
     # Categories of its own a call: they number the ids as they come, and go when the log goes.
     user_categories, item_categories = pl.Categories.random(), pl.Categories.random()
     coded = raw.lazy().select("source_file", "source_row", **_coded_columns(rules, user_categories, item_categories))

@@ -6,6 +6,7 @@ which the table has them: cleaning chose it. M interactions, U users, N items.
 """
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
@@ -67,14 +68,16 @@ class _Runs:
 def _read_runs(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> _Runs:
     size = num_rows(interactions)
     item_indices, timestamps = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    numbers = pl.Enum(items["item_id"])
     index_of = items["item_index"].to_numpy()
+    # in the scan, where all cores look the ids up
+    row_of_item = pl.col("item_id").cast(pl.Enum(items["item_id"]), strict=False).to_physical().alias("row_of_item")
+    coded = interactions.lazy().select("user_id", "timestamp", row_of_item)
     users, lengths = [pl.Series([], dtype=pl.String)], [np.zeros(0, dtype=np.int64)]
-    for start, part in batches(interactions, "user_id", "item_id", "timestamp"):
-        rows = part["item_id"].cast(numbers, strict=False).to_physical()
-        _refuse_strangers(part, rows)
+    for start, part in batches(coded):
+        if part["row_of_item"].null_count():
+            _refuse_strangers(interactions, items)
         own = slice(start, start + part.height)
-        item_indices[own] = index_of[rows.to_numpy()]
+        item_indices[own] = index_of[part["row_of_item"].to_numpy()]
         timestamps[own] = part["timestamp"].to_numpy()
         run = part["user_id"].rle().struct.unnest()
         users.append(run["value"])
@@ -87,13 +90,13 @@ def _read_runs(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -
     return _Runs(user_ids.filter(pl.Series(first)), total, item_indices, timestamps)
 
 
-def _refuse_strangers(part: pl.DataFrame, rows: pl.Series) -> None:
-    if not rows.null_count():
-        return
-    stranger = part.filter(rows.is_null())
+def _refuse_strangers(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> NoReturn:
+    strange = ~pl.col("item_id").is_in(items["item_id"].implode())
+    found = interactions.lazy().filter(strange).select("item_id", "user_id", num=pl.len()).head(1).collect()
+    item, user, number = found.row(0)
     raise SchemaError(
-        f"interactions: item {stranger['item_id'][0]!r} of user {stranger['user_id'][0]!r} is not in items "
-        f"({stranger.height} rows). Materialize interactions and items together."
+        f"interactions: item {item!r} of user {user!r} is not in items ({number} rows). "
+        "Materialize interactions and items together."
     )
 
 

@@ -14,6 +14,8 @@ from macrec_pipeline.data.core import Codes, count_codes
 
 # The rows of a slice bound the memory beside the log, and change no result.
 _ROWS_A_SLICE = 1_000_000
+# So many slices are found by one look at all rows.
+_SLICES_A_LOOK = 16
 
 
 def slices_of_users(users: Codes, alive: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
@@ -28,10 +30,8 @@ def slices_of_users(users: Codes, alive: NDArray[np.bool_]) -> Iterator[NDArray[
     while borders[-1] < len(ends):
         done = int(ends[borders[-1] - 1]) if borders[-1] else 0
         borders.append(max(int(np.searchsorted(ends, done + _ROWS_A_SLICE, side="right")), borders[-1] + 1))
-    for first, beyond in pairwise(borders):
-        rows = _rows_between(users, alive, first, beyond)
-        if len(rows):
-            yield rows
+    for place in range(0, len(borders) - 1, _SLICES_A_LOOK):
+        yield from _slices_between(users, alive, borders[place : place + _SLICES_A_LOOK + 1])
 
 
 def order_of(users: Codes, timestamps: NDArray[np.int64], *ties: NDArray[Any]) -> NDArray[np.int64]:
@@ -58,14 +58,26 @@ def order_of(users: Codes, timestamps: NDArray[np.int64], *ties: NDArray[Any]) -
     return order
 
 
-def _rows_between(users: Codes, alive: NDArray[np.bool_], first: int, beyond: int) -> NDArray[np.int64]:
-    """The rows that are kept of the users [first, beyond), ascending."""
-    found = [np.zeros(0, dtype=np.int64)]
+def _slices_between(users: Codes, alive: NDArray[np.bool_], borders: list[int]) -> Iterator[NDArray[np.int64]]:
+    """The rows of the users [first, beyond) of each two borders, ascending; slices without rows are left out."""
+    # what a user is a part of: 0 before the first border, then the slices from 1 on
+    slice_of_user = np.zeros(int(users.max(initial=0)) + 1, dtype=np.uint8)
+    for number, (first, beyond) in enumerate(pairwise(borders), start=1):
+        slice_of_user[first:beyond] = number
+    found: list[list[NDArray[np.int64]]] = [[np.zeros(0, dtype=np.int64)] for _ in borders[1:]]
     for start in range(0, len(users), _ROWS_A_SLICE):
-        own = users[start : start + _ROWS_A_SLICE]
-        chosen = (own >= first) & (own < beyond) & alive[start : start + _ROWS_A_SLICE]
-        found.append(np.flatnonzero(chosen) + start)
-    return np.concatenate(found)
+        own = slice(start, start + _ROWS_A_SLICE)
+        slices = slice_of_user[users[own]] * alive[own]
+        rows = np.flatnonzero(slices)
+        order = np.argsort(slices[rows], kind="stable")
+        ends = np.cumsum(np.bincount(slices[rows], minlength=len(borders)))[1:]
+        for parts, part in zip(found, np.split(rows[order] + start, ends[:-1]), strict=True):
+            parts.append(part)
+    for parts in found:
+        rows = np.concatenate(parts)
+        parts.clear()
+        if len(rows):
+            yield rows
 
 
 def _shifted(column: NDArray[Any]) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ from polars.io.plugins import register_io_source
 from macrec_pipeline.schemas import TableSchema
 from macrec_pipeline.storage.vector_files import read_vector_file, write_vector_file
 
-_COMPRESSION_LEVEL = 3
+# Level 3 takes 1.6 times the time for 3% less (interactions, histories).
+_COMPRESSION_LEVEL = 1
 
 
 def table_file(folder: Path, name: str) -> Path:
