@@ -8,6 +8,10 @@ import pytest
 
 from tests.s3_server import S3Server, serving
 
+# As in the Makefile, for a pytest that is called by hand: set before torch is there, whose threads would otherwise
+# spin while they wait for one another and take the processor from the worker beside.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

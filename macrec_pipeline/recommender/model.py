@@ -68,7 +68,7 @@ class Position:
     """What the decoder's layers keep of one position of J targets a row, for those that come after it.
 
     Attributes:
-        keys, values: float [B, A, J, d_kv], one a decoder layer.
+        keys, values: float [B, J, A * d_kv], one a decoder layer.
     """
 
     keys: list[torch.Tensor]
@@ -76,9 +76,11 @@ class Position:
 
     def of(self, targets: torch.Tensor) -> Position:
         """Those of other targets: int64 [B, J'] of places among the J."""
+        row = torch.arange(len(targets), device=targets.device)[:, None]
 
         def picked(each: torch.Tensor) -> torch.Tensor:
-            return each.gather(2, targets[:, None, :, None].expand(-1, each.shape[1], -1, each.shape[3]))
+            places = (row * each.shape[1] + targets).flatten()
+            return each.flatten(0, 1).index_select(0, places).view(*targets.shape, -1)
 
         return Position([picked(each) for each in self.keys], [picked(each) for each in self.values])
 
@@ -214,21 +216,21 @@ class GenerativeRecommender(nn.Module):
         """
         stack: Any = self.t5.decoder
         states = self.t5.shared(tokens)  # [B, J, D]
-        own_bias = _attention_bias(stack, len(past) + 1, None)[0, :, -1]  # [A, T], as the last of T positions looks
+        own_bias = _attention_bias(stack, len(past) + 1, None)[0, :, -1].T  # [T, A], as the last of T positions looks
         position = Position([], [])
         for number, block in enumerate(stack.block):
             attention = block.layer[0].SelfAttention
             normed = _norm(block.layer[0].layer_norm, states)
-            query, key, value = (
-                _heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v)
-            )  # [B, A, J, d_kv] each
+            query, key, value = (project(normed) for project in (attention.q, attention.k, attention.v))
             position.keys.append(key)
             position.values.append(value)
-            keys = torch.stack([*(before.keys[number] for before in past), key], dim=3)  # [B, A, J, T, d_kv]
-            values = torch.stack([*(before.values[number] for before in past), value], dim=3)
-            scores = (keys @ query[..., None])[..., 0] + own_bias[:, None]  # [B, A, J, T]
-            mixed = (scores.softmax(dim=-1)[..., None, :] @ values)[..., 0, :]  # [B, A, J, d_kv]
-            states = states + attention.o(mixed.transpose(1, 2).flatten(2))
+            keys = torch.stack([*(before.keys[number] for before in past), key], dim=2)
+            values = torch.stack([*(before.values[number] for before in past), value], dim=2)
+            query, keys, values = (each.unflatten(-1, (attention.n_heads, -1)) for each in (query, keys, values))
+            # T is at most L: products of matrices that small would cost more than their numbers
+            scores = (keys * query[:, :, None]).sum(dim=-1) + own_bias  # [B, J, T, A]
+            mixed = (scores.softmax(dim=2)[..., None] * values).sum(dim=2)  # [B, J, A, d_kv]
+            states = states + attention.o(mixed.flatten(2))
             states = _cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
             states = _feed_forward(block, states)
         states = _norm(stack.final_layer_norm, states)

@@ -68,11 +68,12 @@ def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.Dag
     assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids
 
 
-def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The runs are looked for before there is a server, and failed by a process that waits for it."""
     became: list[list[str]] = []
     started: list[list[str]] = []
-    instance = dg.DagsterInstance.ephemeral()
     monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(instance))
     monkeypatch.setattr(code_server.os, "execv", lambda _path, words: became.append(words))
     monkeypatch.setattr(code_server.subprocess, "Popen", started.append)
@@ -85,9 +86,10 @@ def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(monkeypatch: 
     assert [words[2:] for words in started] == [["macrec_pipeline.defs.code_server", *ADDRESS, "--went-down", dead]]
 
 
-def test_runs_are_failed_only_once_the_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_failed_only_once_the_server_answers(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The daemon gives up a run that it cannot start at once, so the server comes first."""
-    instance = dg.DagsterInstance.ephemeral()
     dead = _run(instance, Status.STARTED)
     seen: list[str] = []
 

@@ -61,7 +61,8 @@ def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[
         assert fitted.warm_start == "none"
         return dg.MaterializeResult()
 
-    assert dg.materialize([trained], instance=dg.DagsterInstance.ephemeral()).success
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert dg.materialize([trained], instance=instance).success
     if raised:
         raise raised[0]
     return files, steps

@@ -76,7 +76,8 @@ def test_a_row_gets_the_same_alone_as_in_a_batch() -> None:
     for row, history in enumerate(histories):
         alone = decoder.rank([history], routes=["fused"], top_k=5, beam_width=8, batch_size=9)["fused"][0]
         assert together["fused"][row].item_indices.tolist() == alone.item_indices.tolist()
-        np.testing.assert_allclose(together["fused"][row].scores, alone.scores, rtol=1e-5)
+        # a log-probability near 0 is the difference of logits, whose last digits float32 rounds
+        np.testing.assert_allclose(together["fused"][row].scores, alone.scores, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
