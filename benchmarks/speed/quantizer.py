@@ -40,10 +40,7 @@ _PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 def cases() -> list[Case]:
     """The table."""
-    return [
-        _case(6_250, precision=precision, target=10, by_ratio=True, repeats=3, baseline_repeats=2)
-        for precision in _PRECISIONS
-    ]
+    return [_case(6_250, precision=precision, repeats=3, baseline_repeats=2) for precision in _PRECISIONS]
 
 
 def growing() -> list[Case]:
