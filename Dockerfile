@@ -40,4 +40,5 @@ COPY --from=build-mlflow /venv /venv
 FROM run AS pipeline
 COPY --from=build-pipeline /venv /venv
 COPY datasets /datasets
-ENV MACREC_DATASETS=/datasets
+# as macrec_pipeline.runtime.openmp has it, for the served model too, which does not import the pipeline first
+ENV MACREC_DATASETS=/datasets GOMP_SPINCOUNT=5000

@@ -6,9 +6,6 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# OpenMP's threads spin for long while they wait, which takes the processor from whatever else runs.
-export GOMP_SPINCOUNT ?= 1000
-
 PYTHON ?= python3
 VENV ?= .venv
 TEST_WORKERS ?= 2

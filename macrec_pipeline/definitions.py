@@ -18,6 +18,9 @@ from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.jobs import EXECUTOR, JOBS
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.sensors import SENSORS
+from macrec_pipeline.runtime.openmp import spin_briefly
+
+spin_briefly()  # every run's process imports this before torch
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(

@@ -8,8 +8,7 @@ import pytest
 
 from tests.s3_server import S3Server, serving
 
-# As in the Makefile, for a pytest that is called by hand: set before torch is there, whose threads would otherwise
-# spin while they wait for one another and take the processor from the worker beside.
+# Less than the pipeline's own: other test processes work beside, on the same cores. Before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 

@@ -4,7 +4,6 @@ What a person did wrong ends in one line on standard error and exit status 2; Ct
 package keeps its traceback. Heavy imports wait until a command needs them, so that `--help` is instant.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -17,6 +16,7 @@ from macrec_pipeline.cli.interface import ui
 from macrec_pipeline.cli.models import promote, recommend, rollback
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
 from macrec_pipeline.errors import MacrecError
+from macrec_pipeline.runtime.openmp import spin_briefly
 from macrec_pipeline.runtime.shown_text import one_line
 
 INTERRUPTED = 130
@@ -66,10 +66,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `macrec` command."""
-    # OpenMP's threads spin for long while they wait, which takes the processor from those that work as soon as
-    # anything else runs: with four busy processes on two cores training then takes three times as long. Not to spin
-    # at all (OMP_WAIT_POLICY=PASSIVE) doubles it on a quiet machine. OpenMP reads this when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    spin_briefly()
     try:
         status = app(arguments, prog_name="macrec", standalone_mode=False)
     except MacrecError as error:

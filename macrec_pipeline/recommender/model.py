@@ -173,9 +173,10 @@ class GenerativeRecommender(nn.Module):
     def remember(self, states: torch.Tensor, bias: torch.Tensor | None = None) -> Memory:
         """What the decoder needs of an encoder pass: float [B, S, D] from `encode`, and the bias towards it."""
         layers = [block.layer[1].EncDecAttention for block in cast(Any, self.t5.decoder).block]
+        # laid out for the products, or each level's would copy them anew
         return Memory(
-            [_heads(attention, attention.k(states)) for attention in layers],
-            [_heads(attention, attention.v(states)) for attention in layers],
+            [_heads(attention, attention.k(states)).contiguous() for attention in layers],
+            [_heads(attention, attention.v(states)).contiguous() for attention in layers],
             bias,
         )
 
@@ -224,12 +225,15 @@ class GenerativeRecommender(nn.Module):
             query, key, value = (project(normed) for project in (attention.q, attention.k, attention.v))
             position.keys.append(key)
             position.values.append(value)
-            keys = torch.stack([*(before.keys[number] for before in past), key], dim=2)
-            values = torch.stack([*(before.values[number] for before in past), value], dim=2)
-            query, keys, values = (each.unflatten(-1, (attention.n_heads, -1)) for each in (query, keys, values))
-            # T is at most L: products of matrices that small would cost more than their numbers
-            scores = (keys * query[:, :, None]).sum(dim=-1) + own_bias  # [B, J, T, A]
-            mixed = (scores.softmax(dim=2)[..., None] * values).sum(dim=2)  # [B, J, A, d_kv]
+            keys = [*(before.keys[number] for before in past), key]  # T of [B, J, A * d_kv]
+            values = [*(before.values[number] for before in past), value]
+            # T is at most L: as products of matrices so small would cost more than their numbers
+            scores = [(each * query).unflatten(-1, (attention.n_heads, -1)).sum(dim=-1) for each in keys]
+            shares = (torch.stack(scores, dim=2) + own_bias).softmax(dim=2)[..., None]  # [B, J, T, A, 1]
+            mixed = sum(
+                share * each.unflatten(-1, (attention.n_heads, -1))
+                for share, each in zip(shares.unbind(dim=2), values, strict=True)
+            )
             states = states + attention.o(mixed.flatten(2))
             states = _cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
             states = _feed_forward(block, states)
@@ -326,7 +330,7 @@ def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
     """As in transformers, which however takes what lies between in the weights' precision: half of autocast's gain."""
     layer = block.layer[-1]
     dense = layer.DenseReluDense
-    hidden = dense.dropout(F.relu(dense.wi(_norm(layer.layer_norm, states))))
+    hidden = dense.dropout(F.relu(dense.wi(_norm(layer.layer_norm, states)), inplace=True))
     return cast(torch.Tensor, states + layer.dropout(dense.wo(hidden)))
 
 
