@@ -6,6 +6,7 @@ Each side is a process of its own, for its own peak memory. Out: one row of `lat
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks.speed.case import Case
 from benchmarks.speed.machine import Machine
+from macrec_pipeline.runtime.openmp import BRIEFLY
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = dict[str, float]
@@ -25,8 +27,15 @@ class Worker:
     """One side of a case, waiting for its turn."""
 
     def __init__(self, module: str, case: Case, side: str, folder: Path) -> None:
+        # each side's threads wait as they would outside: ours as the pipeline has them, the baseline's as ever
+        environment = dict([BRIEFLY]) | os.environ if side == "ours" else os.environ
         self._process = subprocess.Popen(
-            _command(module, case, side, folder), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            _command(module, case, side, folder),
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run(self) -> Run:

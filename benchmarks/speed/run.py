@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks.speed.machine import measure_machine
 from benchmarks.speed.measuring import ROOT, measure
 from benchmarks.speed.rows import MODULES, cases
-from macrec_pipeline.runtime.openmp import spin_briefly
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _COLUMNS = ("name", "unit", "ours", "baseline", "ratio", "target", "met", "roofline_share", "peak_rss_mb", "spread")
@@ -36,7 +35,6 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="results file")
     asked = parser.parse_args(words)
     out = asked.out or RESULTS / ("growth.json" if asked.growth else "latest.json")
-    spin_briefly()  # for both sides, as in the pipeline
     machine = measure_machine()
     print(f"{machine.name}: {machine.gigaflops:.0f} GFLOP/s, {machine.gigabytes_a_second:.1f} GB/s of copy")
     print(f"load before: {os.getloadavg()[0]:.1f}")

@@ -2,7 +2,8 @@
 
 import os
 
-_SPINS = "5000"
+BRIEFLY = ("GOMP_SPINCOUNT", "5000")
+"""The variable of the environment, and what it is set to."""
 
 
 def spin_briefly() -> None:
@@ -13,4 +14,4 @@ def spin_briefly() -> None:
     quiet machine it costs a twentieth; spinning even less costs a quarter (docs/performance.md). What the environment
     says already is left alone, and this process's children inherit it.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    os.environ.setdefault(*BRIEFLY)
