@@ -69,8 +69,8 @@ def trained(catalogue: Catalogue, config: QuantizerConfig, *, threads: int) -> d
         training.one_epoch(epoch)
         seconds += time.perf_counter() - begun
         if epoch % _EVERY == 0 or epoch == config.num_epochs:
-            log.append({"epoch": epoch, "seconds": round(seconds, 2), **measured(training)})
-    return {"seconds": round(seconds, 1), "log": log}
+            log.append({"epoch": epoch, "seconds": round(seconds, 4), **measured(training)})
+    return {"seconds": round(seconds, 4), "log": log}
 
 
 @torch.no_grad()
