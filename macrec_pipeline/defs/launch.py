@@ -5,7 +5,6 @@ In: a data set, folders, overrides, which assets. Out: the run's id; or one `Mac
 
 import logging
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 # The UI files a run under a job of a code location by this tag; a run that the UI itself launches gets it from Dagster.
 CODE_LOCATION = {".dagster/repository": "__repository__@macrec_pipeline.definitions"}
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_PLAIN_INSTANCE = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
+_PLAIN_INSTANCE = b"telemetry: {enabled: false}\nnux: {enabled: false}\n"
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ def dagster_folder(home: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         settings, ours = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
         if not settings.exists():
-            if ours.is_file():
-                shutil.copyfile(ours, settings)
-            else:
-                settings.write_text(_PLAIN_INSTANCE, encoding="utf-8")
+            part = folder / f".dagster.yaml-{uuid.uuid4().hex}"
+            part.write_bytes(ours.read_bytes() if ours.is_file() else _PLAIN_INSTANCE)
+            # as a whole: a process that read half of it would have no pools, and take the others' out of the records
+            part.replace(settings)
     except OSError as error:
         raise ConfigError(
             f"The Dagster folder {folder} cannot be written: {error.strerror}. Set DAGSTER_HOME."

@@ -4,6 +4,7 @@ import gzip
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Thread
 
 import dagster as dg
 import polars as pl
@@ -12,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from macrec_pipeline.data.clean_log import CleanLog
 from macrec_pipeline.definitions import defs
+from macrec_pipeline.defs import launch as launching
 from macrec_pipeline.defs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import ConfigError, DataError, StorageError
@@ -85,6 +87,29 @@ def test_assets_are_named_upstream_first() -> None:
     assert names[:2] == ["raw_interactions", "raw_items"]
     assert names[-1] == "registered_model"
     assert len(names) == 17
+
+
+def test_nobody_sees_half_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens Dagster by a file half copied works without its pools, and takes them out of the records."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    size = 2**26
+    (tmp_path / "dagster_home").mkdir()
+    (tmp_path / "dagster_home" / "dagster.yaml").write_bytes(b"#" * size)
+    monkeypatch.setattr(launching, "_CHECKOUT", tmp_path)
+    settings = tmp_path / "home" / "dagster" / "dagster.yaml"
+    seen: list[int] = []
+
+    def look() -> None:
+        while not settings.exists():
+            pass
+        seen.append(settings.stat().st_size)
+
+    looking = Thread(target=look)
+    looking.start()
+    dagster_folder(tmp_path / "home")
+    looking.join()
+    assert seen == [size]
+    assert [each.name for each in settings.parent.iterdir()] == ["dagster.yaml"]
 
 
 def test_the_dagster_folder_is_furnished_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ mutation($asked: ExecutionParams!) {
 }"""
 RUNS = """
 { runsOrError { ... on Runs { results {
-  runId status parentRunId tags { key value } assetMaterializations { assetKey { path } }
+  runId status parentRunId tags { key value } stepStats { stepKey status } assetMaterializations { assetKey { path } }
 } } } }"""
 
 
@@ -117,9 +117,10 @@ def test_the_health_check_sees_what_health_does_not(stack: Stack) -> None:
 
 
 def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]], stack: Stack) -> None:
-    """The run that went down with the code server is failed, its retry makes what was left, and nothing twice.
+    """The run that went down with the code server is failed, its retry makes what was left; no step is done twice.
 
-    The database may go in the moment in which the retry writes an event; then there is one more.
+    A step may be killed after its tables are told and before it is: then it tells them again. The database may go in
+    the moment in which the retry writes an event; then there is one more.
     """
     assert len(finished) in (2, 3)
     for run, retry in pairwise(finished):
@@ -128,7 +129,9 @@ def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]
     assert finished[-1]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
     made = [{_asset(each) for each in run["assetMaterializations"]} for run in finished]
     assert len(made[0]) >= 2
-    assert sum(map(len, made)) == len(set().union(*made)) == 17
+    assert len(set().union(*made)) == 17
+    done = [step["stepKey"] for run in finished for step in run["stepStats"] if step["status"] == "SUCCESS"]
+    assert len(done) == len(set(done)) > 10
 
 
 def test_a_schedule_ticks(scheduled: dict[str, Any], stack: Stack) -> None:
