@@ -213,6 +213,6 @@ def _made(runs: list[dict[str, Any]]) -> int:
 
 
 def _is_over(run: dict[str, Any]) -> bool:
-    """Whether a run has ended and no other is going to take it up."""
-    retried = {"key": "dagster/will_retry", "value": "true"} in run["tags"]
-    return run["status"] == "SUCCESS" or (run["status"] == "FAILURE" and not retried)
+    """Whether a run has ended and no other is going to take it up; Dagster decides that after it says FAILURE."""
+    left = {"key": "dagster/will_retry", "value": "false"} in run["tags"]
+    return run["status"] == "SUCCESS" or (run["status"] == "FAILURE" and left)
