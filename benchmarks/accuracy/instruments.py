@@ -130,6 +130,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wide": WIDE,
     # nearly three times as long, with the published dropout: no better either
     "wide_long": WIDE | {"dropout": 0.1, "num_epochs": 16, "patience": 100, "precision": "bfloat16"},
+    # more layers: a lower loss or a higher one, and worse rankings, see docs/results.md
+    "two_layers": WIDE
+    | {
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "dropout": 0.1,
+        "num_epochs": 12,
+        "patience": 100,
+        "precision": "bfloat16",
+    },
+    "four_layers": {
+        "encoding": "item_causal",
+        "batch_size": 1024,
+        "num_epochs": 9,
+        "patience": 100,
+        "precision": "bfloat16",
+        "early_stopping": "validation_ndcg",
+    },
 }
 TOP_K, BATCH_SIZE = 20, {"cpu": 256, "cuda": 2048}
 SYSTEM_OF = {COLLABORATIVE: "sasrec"}

@@ -224,7 +224,8 @@ class GenerativeRecommender(nn.Module):
         for number, block in enumerate(stack.block):
             attention = block.layer[0].SelfAttention
             normed = _norm(block.layer[0].layer_norm, states)
-            query, key, value = _projected(normed, [attention.q, attention.k, attention.v])
+            projected: Any = _projected(normed, [attention.q, attention.k, attention.v])
+            query, key, value = projected
             position.keys.append(key)
             position.values.append(value)
             keys = [*(before.keys[number] for before in past), key]  # T of [B, J, A * d_kv]
