@@ -26,7 +26,6 @@ from macrec_pipeline.recommender.tasks import FIRST_ITEM_LAG, HIDDEN_LAG, num_la
 from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from macrec_pipeline.config import RecommenderConfig
@@ -174,13 +173,12 @@ class GenerativeRecommender(nn.Module):
     def remember(self, states: torch.Tensor, bias: torch.Tensor | None = None) -> Memory:
         """What the decoder needs of an encoder pass: float [B, S, D] from `encode`, and the bias towards it."""
         layers = [block.layer[1].EncDecAttention for block in cast(Any, self.t5.decoder).block]
-        found = _projected(states, [project for attention in layers for project in (attention.k, attention.v)])
         # laid out for the products, or each level's would copy them anew
-        keys, values = (
-            [_heads(attention, each).contiguous() for attention, each in zip(layers, found[place::2], strict=True)]
-            for place in range(2)
+        return Memory(
+            [_heads(attention, attention.k(states)).contiguous() for attention in layers],
+            [_heads(attention, attention.v(states)).contiguous() for attention in layers],
+            bias,
         )
-        return Memory(keys, values, bias)
 
     def decode(self, inputs: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Decode J targets a row from one encoder pass; no target sees another.
@@ -224,8 +222,7 @@ class GenerativeRecommender(nn.Module):
         for number, block in enumerate(stack.block):
             attention = block.layer[0].SelfAttention
             normed = _norm(block.layer[0].layer_norm, states)
-            projected: Any = _projected(normed, [attention.q, attention.k, attention.v])
-            query, key, value = projected
+            query, key, value = (project(normed) for project in (attention.q, attention.k, attention.v))
             position.keys.append(key)
             position.values.append(value)
             keys = [*(before.keys[number] for before in past), key]  # T of [B, J, A * d_kv]
@@ -314,8 +311,7 @@ def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> tor
     layer = block.layer[0]
     attention = layer.SelfAttention
     normed = _norm(layer.layer_norm, states)
-    found = _projected(normed, [attention.q, attention.k, attention.v])
-    query, key, value = (_heads(attention, each) for each in found)
+    query, key, value = (_heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v))
     return cast(torch.Tensor, states + layer.dropout(attention.o(_attend(query, key, value, bias))))
 
 
@@ -336,18 +332,6 @@ def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
     dense = layer.DenseReluDense
     hidden = dense.dropout(F.relu(dense.wi(_norm(layer.layer_norm, states)), inplace=True))
     return cast(torch.Tensor, states + layer.dropout(dense.wo(hidden)))
-
-
-def _projected(states: torch.Tensor, layers: Sequence[Any]) -> Sequence[torch.Tensor]:
-    """What several linear layers of one width, without bias, make of the same states.
-
-    Under autocast as one product, so that the states are cast once; in float32 the strides of the parts cost more
-    than it saves.
-    """
-    if not torch.is_autocast_enabled(states.device.type):
-        return [layer(states) for layer in layers]
-    weights = torch.cat([layer.weight for layer in layers])
-    return F.linear(states, weights).chunk(len(layers), dim=-1)
 
 
 def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:

@@ -49,24 +49,6 @@ def test_the_walked_layers_give_the_numbers_of_transformers() -> None:
         torch.testing.assert_close(ours[level], theirs[level, first : first + 5], rtol=1e-5, atol=1e-5)
 
 
-def test_one_product_for_all_projections_gives_what_they_give_alone() -> None:
-    """In bfloat16, where queries, keys and values are made at once: within its 8 bits of float32."""
-    model, codes = small_model("exact"), some_codes()
-    with torch.no_grad():
-        for parameter in model.parameters():  # or attention would hardly show
-            parameter.mul_(2.0)
-    tokens = model.vocabulary.item_tokens(codes.codes["text"][torch.tensor([[3, 7, 11]])], modality="text").flatten(1)
-    inputs = model.decoder_inputs(codes.codes["image"][torch.tensor([[5, 6]])][..., :-1], modality="image")
-
-    def logits(*, bfloat16: bool) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            states = model.decode(inputs, model.remember(model.encode(tokens)))
-            return model.code_logits(states, modality="image").float()
-
-    exact = logits(bfloat16=False)
-    torch.testing.assert_close(logits(bfloat16=True), exact, rtol=0, atol=0.03 * float(exact.abs().max()))
-
-
 def test_packed_targets_give_what_each_gives_alone() -> None:
     """Decoding several targets from one encoder pass is decoding them one by one."""
     model, codes = small_model("exact"), some_codes()
