@@ -22,6 +22,14 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.dropout import ByteDropout
+from macrec_pipeline.recommender.layers import (
+    attention_bias,
+    cross_attention,
+    feed_forward,
+    heads,
+    norm,
+    self_attention,
+)
 from macrec_pipeline.recommender.tasks import FIRST_ITEM_LAG, HIDDEN_LAG, num_lags
 from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
 
@@ -148,11 +156,11 @@ class GenerativeRecommender(nn.Module):
         """
         stack: Any = self.t5.encoder
         states = stack.dropout(self.t5.shared(tokens))  # [B, S, D]
-        bias = _attention_bias(stack, tokens.shape[1], mask)
+        bias = attention_bias(stack, tokens.shape[1], mask)
         for block in stack.block:
-            states = _self_attention(block, states, bias)
-            states = _feed_forward(block, states)
-        return cast(torch.Tensor, stack.dropout(_norm(stack.final_layer_norm, states)))
+            states = self_attention(block, states, bias)
+            states = feed_forward(block, states)
+        return cast(torch.Tensor, stack.dropout(norm(stack.final_layer_norm, states)))
 
     def recency_bias(self, lags: torch.Tensor) -> torch.Tensor:
         """What item-causal cross-attention adds for the lag of a token.
@@ -175,8 +183,8 @@ class GenerativeRecommender(nn.Module):
         layers = [block.layer[1].EncDecAttention for block in cast(Any, self.t5.decoder).block]
         # laid out for the products, or each level's would copy them anew
         return Memory(
-            [_heads(attention, attention.k(states)).contiguous() for attention in layers],
-            [_heads(attention, attention.v(states)).contiguous() for attention in layers],
+            [heads(attention, attention.k(states)).contiguous() for attention in layers],
+            [heads(attention, attention.v(states)).contiguous() for attention in layers],
             bias,
         )
 
@@ -194,12 +202,12 @@ class GenerativeRecommender(nn.Module):
         stack: Any = self.t5.decoder
         states = stack.dropout(self.t5.shared(inputs.reshape(rows * num_targets, length)))  # [B*J, T, D]
         causal = torch.ones(length, length, dtype=torch.bool, device=inputs.device).tril()
-        own_bias = _attention_bias(stack, length, causal)
+        own_bias = attention_bias(stack, length, causal)
         for block, keys, values in zip(stack.block, memory.keys, memory.values, strict=True):
-            states = _self_attention(block, states, own_bias)
-            states = _cross_attention(block, states, keys, values, memory.bias)
-            states = _feed_forward(block, states)
-        states = stack.dropout(_norm(stack.final_layer_norm, states))
+            states = self_attention(block, states, own_bias)
+            states = cross_attention(block, states, keys, values, memory.bias)
+            states = feed_forward(block, states)
+        states = stack.dropout(norm(stack.final_layer_norm, states))
         if self.t5.config.scale_decoder_outputs:
             states = states * self.t5.config.d_model**-0.5
         return cast(torch.Tensor, states.view(rows, num_targets, length, -1))
@@ -217,11 +225,11 @@ class GenerativeRecommender(nn.Module):
         """
         stack: Any = self.t5.decoder
         states = self.t5.shared(tokens)  # [B, J, D]
-        own_bias = _attention_bias(stack, len(past) + 1, None)[0, :, -1].T  # [T, A], as the last of T positions looks
+        own_bias = attention_bias(stack, len(past) + 1, None)[0, :, -1].T  # [T, A], as the last of T positions looks
         position = Position([], [])
         for number, block in enumerate(stack.block):
             attention = block.layer[0].SelfAttention
-            normed = _norm(block.layer[0].layer_norm, states)
+            normed = norm(block.layer[0].layer_norm, states)
             query, key, value = (project(normed) for project in (attention.q, attention.k, attention.v))
             position.keys.append(key)
             position.values.append(value)
@@ -235,9 +243,9 @@ class GenerativeRecommender(nn.Module):
                 for share, each in zip(shares.unbind(dim=2), values, strict=True)
             )
             states = states + attention.o(mixed.flatten(2))
-            states = _cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
-            states = _feed_forward(block, states)
-        states = _norm(stack.final_layer_norm, states)
+            states = cross_attention(block, states, memory.keys[number], memory.values[number], memory.bias)
+            states = feed_forward(block, states)
+        states = norm(stack.final_layer_norm, states)
         if self.t5.config.scale_decoder_outputs:
             states = states * self.t5.config.d_model**-0.5
         return states, position
@@ -277,17 +285,6 @@ class _fixed_global_seed:  # noqa: N801 - reads as a statement
         torch.set_rng_state(self._state)
 
 
-def _attention_bias(stack: Any, length: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """T5's relative position bias, minus infinity where the mask forbids: float [1 or B, A, S, S]."""
-    bias = stack.block[0].layer[0].SelfAttention.compute_bias(length, length)
-    return cast(torch.Tensor, bias if mask is None else bias + as_bias(mask))
-
-
-def as_bias(mask: torch.Tensor) -> torch.Tensor:
-    """True -> 0, False -> minus infinity."""
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
-
-
 def _initial_recency(num_levels: int, config: RecommenderConfig) -> torch.Tensor:
     """Heads that forget at different speeds, as in ALiBi (Press et al. 2022): float [number of lags, A].
 
@@ -298,55 +295,3 @@ def _initial_recency(num_levels: int, config: RecommenderConfig) -> torch.Tensor
     items_back = torch.arange(config.history_length).repeat_interleave(num_levels)
     bias[FIRST_ITEM_LAG:] = -items_back[:, None] * slopes
     return bias
-
-
-def _norm(layer: Any, states: torch.Tensor) -> torch.Tensor:
-    """T5's norm, by root mean square; on a GPU as one kernel instead of six."""
-    if states.device.type == "cpu":
-        return cast(torch.Tensor, layer(states))
-    return F.rms_norm(states, layer.weight.shape, layer.weight, layer.variance_epsilon)
-
-
-def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    layer = block.layer[0]
-    attention = layer.SelfAttention
-    normed = _norm(layer.layer_norm, states)
-    query, key, value = (_heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v))
-    return cast(torch.Tensor, states + layer.dropout(attention.o(_attend(query, key, value, bias))))
-
-
-def _cross_attention(
-    block: Any, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Every target's tokens [B*J, T, D] look at their row's memory, as one long query a row."""
-    layer = block.layer[1]
-    attention = layer.EncDecAttention
-    normed = _norm(layer.layer_norm, states).view(len(keys), -1, states.shape[-1])  # [B, J*T, D]
-    mixed = attention.o(_attend(_heads(attention, attention.q(normed)), keys, values, bias)).view_as(states)
-    return cast(torch.Tensor, states + layer.dropout(mixed))
-
-
-def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
-    """As in transformers, which however takes what lies between in the weights' precision: half of autocast's gain."""
-    layer = block.layer[-1]
-    dense = layer.DenseReluDense
-    hidden = dense.dropout(F.relu(dense.wi(_norm(layer.layer_norm, states)), inplace=True))
-    return cast(torch.Tensor, states + layer.dropout(dense.wo(hidden)))
-
-
-def _heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
-    """[B, S, A * d_kv] -> [B, A, S, d_kv]."""
-    return projected.view(*projected.shape[:-1], attention.n_heads, -1).transpose(1, 2)
-
-
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Attention as T5 does it, unscaled: [B, A, Q, d_kv] over [B, A, S, d_kv] -> [B, Q, A * d_kv].
-
-    The bias, broadcastable to [B, A, G, S], has one row for every Q / G queries that follow each other.
-    Plain on purpose: the fused kernels refuse a bias that is trained and, on the CPU, fall back to something slower.
-    """
-    scores = query @ key.transpose(2, 3)
-    if bias is not None:
-        runs = scores.view(*scores.shape[:2], bias.shape[-2], -1, scores.shape[-1])  # [B, A, G, Q / G, S]
-        scores = (runs + bias.unsqueeze(-2)).flatten(2, 3)
-    return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from macrec_pipeline.recommender.model import Memory, as_bias
+from macrec_pipeline.recommender.layers import as_bias
+from macrec_pipeline.recommender.model import Memory
 from macrec_pipeline.recommender.tasks import Batch, item_causal_views, padding_mask
 from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
 from macrec_pipeline.runtime.contrast import symmetric_info_nce
