@@ -54,7 +54,7 @@ def feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
     """As in transformers, which however takes what lies between in the weights' precision: half of autocast's gain."""
     layer = block.layer[-1]
     dense = layer.DenseReluDense
-    hidden = dense.dropout(F.relu(dense.wi(norm(layer.layer_norm, states)), inplace=True))
+    hidden = dense.dropout.after_relu(dense.wi(norm(layer.layer_norm, states)))
     return cast(torch.Tensor, states + layer.dropout(dense.wo(hidden)))
 
 
