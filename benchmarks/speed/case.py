@@ -33,6 +33,7 @@ class Case:
         baseline_repeats: the same of the baseline, which may be slow; 0 leaves it out.
         drop_caches: patterns of files in the folder that the system forgets before each run.
         remove: patterns of what is taken out of the folder before each run.
+        bfloat16: ours multiplies in it, which says nothing on a processor that has to emulate it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     baseline_repeats: int = 5
     drop_caches: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
+    bfloat16: bool = False
 
     def figure(self, seconds: float) -> float:
         """Seconds in the case's unit."""

@@ -177,5 +177,6 @@ def _case(
         baseline=lambda folder: _plain(folder, config.model_copy(update={"precision": "float32"})),
         same=same,
         limit=limit,
+        bfloat16=precision == "bfloat16",
         **kwargs,
     )

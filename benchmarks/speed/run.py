@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.speed.machine import measure_machine
 from benchmarks.speed.measuring import ROOT, measure
 from benchmarks.speed.rows import MODULES, cases
@@ -40,6 +42,9 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"load before: {os.getloadavg()[0]:.1f}")
     for module, case in cases("growing" if asked.growth else "cases"):
         if module in asked.only and (asked.name or "") in case.name:
+            if case.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                print(f"left as it was, since this processor has no products in bfloat16: {case.name}")
+                continue
             row = measure(module, case, machine, commit=commit(), work=asked.work)
             row["load"] = round(os.getloadavg()[0], 1)
             print(line(row), flush=True)

@@ -46,6 +46,7 @@ from macrec_pipeline.runtime.training import (
     evaluated_weights,
     guarded_step,
     products_in,
+    warn_of_slow_products,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def fit_recommender(
         {"config": dict(vars(config)), "seed": seed, "codebook_size": codebook_size, **pinned},
         [np.concatenate(histories), np.array([len(history) for history in histories]), *codes.values()],
     )
+    warn_of_slow_products(config.precision, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         fitted = _Fit(model.to(device), items, histories, config, seed, device, progress).run(checkpoint, identity)
     return replace(fitted, warm_start=warm_start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from macrec_pipeline.errors import TrainingError
 from macrec_pipeline.runtime import ranks
 
 MAX_GRADIENT_NORM = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 def adam_w(parameters: Iterable[nn.Parameter], config: Any) -> torch.optim.AdamW:
@@ -79,6 +82,18 @@ def guarded_step(
 def products_in(precision: str, device: torch.device) -> torch.autocast:
     """Inside, matrix products are made in "float32" or "bfloat16"; parameters and what is summed up stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def warn_of_slow_products(precision: str, device: torch.device) -> None:
+    """Say so, once a training, if its products in bfloat16 have to be emulated, many times as slow as float32."""
+    if precision != "bfloat16" or device.type != "cpu":
+        return
+    with_library = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if with_library and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _log.warning(
+            "precision is bfloat16, which this processor can only emulate: training will take many times as long as "
+            "with float32. Set precision to float32 here."
+        )
 
 
 class MovingAverage:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
+from macrec_pipeline.runtime.training import warn_of_slow_products
 from macrec_pipeline.semantic_ids.catalogue import Catalogue, present
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
@@ -74,6 +75,7 @@ def fit_quantizer(
 def _train(
     catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
 ) -> _Fitted:
+    warn_of_slow_products(config.precision, device)
     names = list(catalogue.vectors)
     apart = config.method == "single_modality" or len(names) == 1
     groups = {f"quantizer/{name}": [name] for name in names} if apart else {"quantizer": names}

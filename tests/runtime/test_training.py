@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from macrec_pipeline.errors import TrainingError
-from macrec_pipeline.runtime.training import MovingAverage, cosine_schedule, evaluated_weights, guarded_step
+from macrec_pipeline.runtime.training import (
+    MovingAverage,
+    cosine_schedule,
+    evaluated_weights,
+    guarded_step,
+    warn_of_slow_products,
+)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
@@ -57,3 +63,27 @@ def test_the_live_weights_come_back_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), evaluated_weights(average):
         raise ZeroDivisionError
     assert parameter.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "supported", "warned"),
+    [
+        ("bfloat16", "cpu", False, True),
+        ("bfloat16", "cpu", True, False),
+        ("float32", "cpu", False, False),
+        ("bfloat16", "cuda", False, False),
+    ],
+)
+def test_products_that_a_processor_emulates_are_said_to_be_slow(
+    precision: str,
+    device: str,
+    supported: bool,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, for bfloat16 on a processor without it; not where it has it, nor on a GPU."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    warn_of_slow_products(precision, torch.device(device))
+    assert len(caplog.records) == warned
+    assert all("Set precision to float32" in record.message for record in caplog.records)
