@@ -18,6 +18,7 @@ from macrec_pipeline.embeddings.efficientnet_lite0 import PREPROCESSING, load_ef
 from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.weights import files_digest, state_digest
 from macrec_pipeline.errors import EncoderError
+from macrec_pipeline.runtime.products import with_fast_products
 
 # Float32 values a pixel of the input that a network holds at its widest place, roughly.
 _VALUES_A_PIXEL = 64
@@ -145,7 +146,8 @@ def needs_quick_gelu(model_name: str, tag: str) -> bool:
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
     """The model in evaluation mode on the device, in the memory format that convolutions are fastest in on a CPU."""
-    return model.eval().to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last)
+    placed = model.eval().to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last)
+    return with_fast_products(placed)
 
 
 def _existing_file(name: str, file: str, *, tags: list[str] | None = None) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from macrec_pipeline.runtime.products import with_fast_products
+
 # Tokenizers that know no limit say one of this order.
 _NO_LIMIT = 10**9
 
@@ -37,7 +39,7 @@ class PooledTransformer:
         whole = AutoModel.from_pretrained(source, dtype=dtype, **options)
         # of a model that also writes, as T5, only the reading half
         model = whole.get_encoder() if whole.config.is_encoder_decoder else whole
-        self.model = model.to(device).eval()
+        self.model = with_fast_products(model.to(device).eval())
         positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
         self.max_seq_length = min(max_tokens, positions, self.tokenizer.model_max_length)
 

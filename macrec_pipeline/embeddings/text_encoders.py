@@ -20,6 +20,7 @@ from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.pooled_transformer import PooledTransformer, ensure_padding
 from macrec_pipeline.embeddings.weights import files_digest, packaged_path, state_digest
 from macrec_pipeline.errors import EncoderError
+from macrec_pipeline.runtime.products import with_fast_products
 
 BatchEncoder = Callable[[list[str]], torch.Tensor]
 
@@ -107,6 +108,7 @@ def _load_sentence_transformer(
         trust_remote_code=False,
         model_kwargs={"dtype": dtype},
     ).eval()
+    with_fast_products(model)
     limit = _limit_tokens(model, max_tokens)
     ensure_padding(model.tokenizer)
 

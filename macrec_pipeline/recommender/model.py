@@ -32,6 +32,7 @@ from macrec_pipeline.recommender.layers import (
 )
 from macrec_pipeline.recommender.tasks import FIRST_ITEM_LAG, HIDDEN_LAG, num_lags
 from macrec_pipeline.recommender.vocabulary import PADDING, Vocabulary
+from macrec_pipeline.runtime.products import with_fast_products
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +131,7 @@ class GenerativeRecommender(nn.Module):
         for module in list(self.t5.modules()):
             if isinstance(getattr(module, "dropout", None), nn.Dropout):
                 module.dropout = ByteDropout(config.dropout, self.dropout_generator)
+        with_fast_products(self.t5)
 
     def save_weights(self, path: Path) -> None:
         """Write the parameters as safetensors; the tied embedding is written once."""

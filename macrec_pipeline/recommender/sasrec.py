@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from macrec_pipeline.recommender.dropout import ByteDropout
+from macrec_pipeline.runtime.products import Linear, linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,7 +75,7 @@ class Sasrec(nn.Module):
 
     def scores(self, states: torch.Tensor) -> torch.Tensor:
         """Logits of every item as the next one: float32 [..., D] -> [..., N]."""
-        return F.linear(states, self.items.weight)
+        return linear(states, self.items.weight)
 
     def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over the whole catalogue, in nats a target.
@@ -116,9 +117,9 @@ class _Block(nn.Module):
         width = config.d_model
         self.num_heads = config.num_heads
         self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.projections = nn.Linear(width, 3 * width)
-        self.merge = nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.projections = Linear(width, 3 * width)
+        self.merge = Linear(width, width)
+        self.feed = nn.Sequential(Linear(width, width), nn.ReLU(), Linear(width, width))
         self.dropout = ByteDropout(config.dropout)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

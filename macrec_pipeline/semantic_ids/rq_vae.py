@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from macrec_pipeline.runtime.products import Linear
 from macrec_pipeline.runtime.training import products_in
 from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized
@@ -31,7 +32,7 @@ class RqVae(ModalityQuantizer):
 
     def __init__(self, input_dim: int, config: QuantizerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__(input_dim, config, latent_dim=config.latent_dim)
-        self.projection = nn.Linear(input_dim, config.projection_dim)
+        self.projection = Linear(input_dim, config.projection_dim)
         self.precision = config.precision
         sizes = (config.projection_dim, *config.hidden_dims, config.latent_dim)
         self.encoder = _mlp(sizes)
@@ -74,5 +75,5 @@ def _mlp(sizes: tuple[int, ...]) -> nn.Sequential:
     """Linear layers of these sizes with ReLU between them, none after the last."""
     layers: list[nn.Module] = []
     for enters, leaves in pairwise(sizes):
-        layers += [nn.Linear(enters, leaves), nn.ReLU()]
+        layers += [Linear(enters, leaves), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
