@@ -28,7 +28,7 @@ TARGETS_PER_ROW = 20
 # A batch of like lengths grows while its padded items are no more than the first of these, or than this multiple of the
 # real ones; and never beyond the second, since what the layers keep of them all is held at once. Smaller batches keep a
 # processor's cache, and would leave a GPU idle.
-BATCH_LIMITS = {"cpu": (1024, 1536), "cuda": (2**14, 2**16)}
+BATCH_LIMITS = {"cpu": (1024, 1024), "cuda": (2**14, 2**16)}
 MOST_PADDED = 1.2
 
 HIDDEN_LAG, PROMPT_LAG, FIRST_ITEM_LAG = 0, 1, 2
