@@ -131,7 +131,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # nearly three times as long, with the published dropout: no better either
     "wide_long": WIDE | {"dropout": 0.1, "num_epochs": 16, "patience": 100, "precision": "bfloat16"},
     # generation alone, no alignment between the modalities: as many steps an epoch, with half of the samples in each
-    "wide_two_tasks": WIDE | {"tasks": ("text_to_text", "image_to_image"), "batch_size": 512, "num_epochs": 10},
+    "wide_two_tasks": WIDE
+    | {
+        "tasks": ("text_to_text", "image_to_image"),
+        "batch_size": 512,
+        "num_epochs": 10,
+        "precision": "bfloat16",
+    },
     # more layers: a lower loss or a higher one, and worse rankings, see docs/results.md
     "two_layers": WIDE
     | {

@@ -34,6 +34,9 @@ class Case:
         drop_caches: patterns of files in the folder that the system forgets before each run.
         remove: patterns of what is taken out of the folder before each run.
         bfloat16: ours multiplies in it, which says nothing on a processor that has to emulate it.
+        afresh: each run of ours has a process of its own, as the stage has; in one process what the allocators keep of
+            the runs before would count as memory.
+        why_not: of a target that is not met: what takes the time, and the limit that was measured.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Case:
     drop_caches: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     bfloat16: bool = False
+    afresh: bool = False
+    why_not: str = ""
 
     def figure(self, seconds: float) -> float:
         """Seconds in the case's unit."""

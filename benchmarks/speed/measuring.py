@@ -80,6 +80,7 @@ def row_of(case: Case, ours: Sequence[Run], theirs: Sequence[Run], machine: Mach
     peak = max(run["peak_rss_mb"] for run in ours)
     baseline = statistics.median(run["seconds"] for run in theirs) if theirs else None
     spread = (max(run["seconds"] for run in ours) - min(run["seconds"] for run in ours)) / seconds
+    met = case.met(seconds=seconds, ratio=ratio, peak_mb=peak)
     return {
         "name": case.name,
         "unit": case.unit,
@@ -87,7 +88,7 @@ def row_of(case: Case, ours: Sequence[Run], theirs: Sequence[Run], machine: Mach
         "baseline": None if baseline is None else _rounded(case.figure(baseline)),
         "ratio": None if ratio is None else _rounded(ratio),
         "target": _target(case),
-        "met": case.met(seconds=seconds, ratio=ratio, peak_mb=peak),
+        "met": met,
         "roofline_share": None if case.limit is None else _rounded(case.limit(machine) / seconds),
         "peak_rss_mb": round(peak),
         "machine": machine.name,
@@ -97,21 +98,29 @@ def row_of(case: Case, ours: Sequence[Run], theirs: Sequence[Run], machine: Mach
         "spread": _rounded(spread),
         "runs": len(ours),
         "cpu_seconds": _rounded(statistics.median(run["cpu_seconds"] for run in ours)),
+        "why_not": case.why_not if met is False else "",
     }
 
 
 def _in_turn(module: str, case: Case, folder: Path) -> tuple[list[Run], list[Run]]:
     sides = {"ours": case.repeats, "baseline": case.baseline_repeats}
-    workers = {side: Worker(module, case, side, folder) for side, repeats in sides.items() if repeats}
+
+    def start(side: str) -> Worker:
+        return Worker(module, case, side, folder)
+
+    workers = {side: start(side) for side, repeats in sides.items() if repeats}
     runs: dict[str, list[Run]] = {"ours": [], "baseline": []}
     try:
         for turn in range(1 + max(sides.values())):
-            for side, worker in workers.items():
+            for side, worker in list(workers.items()):
                 # One run of a slow side is its own warm-up.
                 if turn <= sides[side] and not (turn == 0 and sides[side] == 1):
                     run = worker.run()
                     if turn:
                         runs[side].append(run)
+                    if case.afresh and side == "ours":
+                        worker.close()
+                        workers[side] = start(side)
     finally:
         for worker in workers.values():
             worker.close()

@@ -53,9 +53,10 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as markdown."""
+    """The rows as markdown, and below them why targets are not met."""
     head = ["| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
-    return "\n".join([*head, *(line(row) for row in rows)])
+    reasons = [f"- {row['name']}, not met: {row['why_not']}" for row in rows if row.get("why_not")]
+    return "\n".join([*head, *(line(row) for row in rows), *([""] if reasons else []), *reasons])
 
 
 def line(row: dict[str, Any]) -> str:

@@ -27,13 +27,10 @@ class Linear(nn.Linear):
 
 
 def with_fast_products(module: Module) -> Module:
-    """Put a `Linear` with the same parameters in the place of each of torch's own within a module; gives the module."""
-    for parent in list(module.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Linear:
-                fast = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-                fast.weight, fast.bias = layer.weight, layer.bias
-                setattr(parent, name, fast.train(layer.training))
+    """Let each of torch's own linear layers within a module multiply by `linear`; gives the module."""
+    for layer in module.modules():
+        if type(layer) is nn.Linear:  # what others made of it is theirs
+            layer.__class__ = Linear
     return module
 
 

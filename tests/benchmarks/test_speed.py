@@ -111,6 +111,31 @@ def test_the_table_is_markdown() -> None:
     assert table([row]).count("\n") == 2
 
 
+def test_below_the_table_stands_why_a_target_is_not_met() -> None:
+    """And nothing of a target that is."""
+    slow, fast = (
+        row_of(_case(name=name, target=2.0, why_not="the disk"), _runs(seconds), [], MACHINE, commit="c")
+        for name, seconds in (("slow", 3.0), ("fast", 1.0))
+    )
+    assert table([slow, fast]).endswith("\n\n- slow, not met: the disk")
+    assert table([fast]).count("\n") == 2
+
+
+def test_every_target_says_why_it_may_not_be_met() -> None:
+    """Of times and ratios against others; those of one second or two are met on any machine."""
+    silent = [case.name for _, case in rows.cases("cases") if case.by_ratio and case.target and not case.why_not]
+    assert silent == ["picture decoding, 1,000 pictures of 900 x 700"]
+
+
+def test_runs_of_their_own_process_are_as_many(tmp_path: Path) -> None:
+    """Each is prepared for anew, the memory of one says nothing of another's."""
+    module, case = next((module, case) for module, case in TINY if module == "k_core")
+    assert case.afresh
+    row = measure(module, case, MACHINE, commit="abc", work=tmp_path)
+    assert row["runs"] == case.repeats
+    assert row["ours"] > 0
+
+
 def test_a_machine_is_told_without_its_name(tmp_path: Path) -> None:
     """Processor, cores, memory; and forgetting a file loses none of it."""
     assert machine_name().endswith("GiB")

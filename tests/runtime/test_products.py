@@ -89,6 +89,24 @@ def test_where_mkl_is_as_fast_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(linear(states, weight, bias), F.linear(states, weight, bias))
 
 
+@pytest.mark.usefixtures("by_onednn")
+def test_a_layer_keeps_its_hooks_and_others_kinds_are_left_alone() -> None:
+    """Older ways of normalizing weights make them before each pass, in a hook."""
+
+    class Doubled(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(states)
+
+    torch.manual_seed(3)
+    hooked, doubled = nn.Linear(8, 4), Doubled(8, 4)
+    hooked.register_forward_hook(lambda *_: torch.zeros(1))
+    states = torch.ones(2, 8)
+    expected = doubled(states)
+    with_fast_products(nn.Sequential(hooked, doubled))
+    assert torch.equal(hooked(states), torch.zeros(1))
+    assert torch.equal(doubled(states), expected)
+
+
 def test_a_module_keeps_its_parameters_names_and_mode() -> None:
     plain = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2, bias=False), nn.Dropout())).eval()
     before = dict(copy.deepcopy(plain).state_dict())
