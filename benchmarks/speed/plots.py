@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.speed.measuring import ROOT
 from benchmarks.speed.run import RESULTS, table
@@ -29,11 +31,12 @@ def stages(rows: Rows) -> Iterator[tuple[str, dict[str, Rows]]]:
     """A picture's name and its curves: rows of one kind, by size; a single size is no curve."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
-        kinds.setdefault(row["name"].replace(f"{row['size']:,}", "").replace("  ", " "), []).append(row)
+        kinds.setdefault(row["name"].replace(f"{row['size']:,}", "", 1).replace("  ", " "), []).append(row)
     pictures: dict[str, dict[str, Rows]] = {}
     for kind, own in kinds.items():
         if len(own) > 1:
             label = kind.partition(",")[2].split(",")[0].split(" x ")[0].strip() if kind.count(",") > 1 else ""
+            label = "" if label == own[0]["size_of"] else label
             pictures.setdefault(kind.split(",")[0].split(" from ")[0], {})[label] = own
     yield from ((name.lower().replace(" ", "-"), curves) for name, curves in pictures.items())
 
@@ -56,11 +59,23 @@ def picture(curves: dict[str, Rows]) -> Figure:
         )
     size_of = next(iter(curves.values()))[0]["size_of"]
     for axes, label in ((time, "seconds"), (memory, "peak memory, MB")):
-        axes.set(xscale="log", yscale="log", xlabel=size_of, ylabel=label)
+        axes.set(xscale="log", xlabel=size_of, ylabel=label)
+        _round_ticks(axes.xaxis)
         axes.grid(visible=True, color="#e3e3e3", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
+    time.set_yscale("log")
+    _round_ticks(time.yaxis)
+    memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
     time.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _round_ticks(axis: Axis) -> None:
+    """1, 2 and 5 of each power of ten, written out; the powers alone where they are many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if low < 1 else EngFormatter(sep="")(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _seconds(row: dict[str, Any], side: str) -> float:
