@@ -71,9 +71,10 @@ def picture(curves: dict[str, Rows]) -> Figure:
 
 
 def _round_ticks(axis: Axis) -> None:
-    """1, 2 and 5 of each power of ten, written out; the powers alone where they are many."""
+    """1, 2 and 5 of each power of ten, written out; fewer where powers are many, more within one."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 500 * low else (1,)))
+    steps = (1,) if high > 500 * low else (1, 2, 5) if high > 5 * low else tuple(range(1, 10))
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if low < 1 else EngFormatter(sep="")(value)))
     axis.set_minor_formatter(NullFormatter())
 

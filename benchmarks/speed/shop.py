@@ -23,10 +23,15 @@ PUBLISHED = RecommenderConfig()
 SMALL = RecommenderConfig(d_model=16, d_ff=32, d_kv=8, num_heads=2, num_encoder_layers=1, num_decoder_layers=1)
 
 
-def write_log(folder: Path, *, users: int, items: int = ITEMS) -> None:
-    """`flat.npy` and `starts.npy`: int64 item indices, histories end to end; `text.npy` and `image.npy`: IDs [N, 4]."""
+def write_log(folder: Path, *, users: int, items: int = ITEMS, length: int | None = None) -> None:
+    """`flat.npy` and `starts.npy`: int64 item indices, histories end to end; `text.npy` and `image.npy`: IDs [N, 4].
+
+    Histories are as long as Instruments', or all of `length`.
+    """
     draw = np.random.default_rng(1)
     lengths = 5 + np.minimum(draw.geometric(1 / 4, users) - 1, 100)
+    if length is not None:
+        lengths[:] = length
     shares = 1 / np.arange(10, items + 10)
     np.save(folder / "flat.npy", draw.choice(items, size=lengths.sum(), p=shares / shares.sum()))
     np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]))

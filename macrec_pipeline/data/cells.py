@@ -52,7 +52,7 @@ def category_cells(column: pl.Series, *, separator: str = "|") -> pl.Series:
     if not isinstance(column.dtype, pl.List):
         column = column.cast(pl.String, strict=False).str.split(separator)
     one = pl.element().str.replace_all(r"\s+", " ").str.strip_chars()
-    listed = column.cast(pl.List(pl.String)).list.eval(one.filter(one != "")).list.unique(maintain_order=True)
+    listed = column.cast(pl.List(pl.String)).list.agg(one.filter(one != "").unique(maintain_order=True))
     return listed.set(listed.list.len() == 0, None)
 
 

@@ -80,9 +80,8 @@ def _onednn_is_faster() -> bool:
     By its name, not by a stopwatch: the same machine has to find the same bytes.
     """
     cpuinfo = Path("/proc/cpuinfo")
-    with_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return bool(
-        with_onednn
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and cpuinfo.is_file()

@@ -122,9 +122,15 @@ def test_below_the_table_stands_why_a_target_is_not_met() -> None:
 
 
 def test_every_target_says_why_it_may_not_be_met() -> None:
-    """Of times and ratios against others; those of one second or two are met on any machine."""
-    silent = [case.name for _, case in rows.cases("cases") if case.by_ratio and case.target and not case.why_not]
-    assert silent == ["picture decoding, 1,000 pictures of 900 x 700"]
+    """But for those that every machine so far has met."""
+    asking = [(module, case) for module, case in rows.cases("cases") if case.target or case.peak_limit_mb]
+    assert {module for module, case in asking if not case.why_not} == {
+        "decoding",  # its memory
+        "assignment",
+        "evaluation",
+        "pictures",
+        "imports",
+    }
 
 
 def test_runs_of_their_own_process_are_as_many(tmp_path: Path) -> None:
