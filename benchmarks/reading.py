@@ -53,7 +53,7 @@ def _write(folder: Path, num_rows: int) -> None:
 
 
 def _read(what: str, data_dir: Path) -> None:
-    from macrec_pipeline.data.amazon import read_amazon_interactions, read_amazon_items
+    from macrec_pipeline.data.readers.amazon import read_amazon_interactions, read_amazon_items
     from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source
 
     of_2018 = Amazon2018Source(reader="amazon2018", folder="shop", prefix="X")

@@ -48,7 +48,7 @@ def _timezone(name: str) -> str:
 _CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
 DataPath = Annotated[str, AfterValidator(_inside)]
 ColumnRef = Annotated[str | int, Field(description="a column's name, or its position from 0 in a file without header")]
-PictureTemplate = Annotated[DataPath, Field(description="where an item's picture is, as in posters/{item_id}.jpg")]
+ImageTemplate = Annotated[DataPath, Field(description="where an item's picture is, as in posters/{item_id}.jpg")]
 FilePrefix = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
@@ -85,7 +85,7 @@ class ItemsTable(TableFile):
     item_id: ColumnRef
     title: ColumnRef
     texts: tuple[ColumnRef | FlagColumns, ...] = Field((), description="joined in this order after the title")
-    image: PictureTemplate | None = None
+    image: ImageTemplate | None = None
     image_url: ColumnRef | None = Field(None, description="addresses that `macrec fetch images` loads pictures from")
     categories: ColumnRef | FlagColumns | None = Field(None, description="what rules of a request can name")
     categories_separator: str = Field("|", min_length=1, description="between the categories of one cell")
@@ -126,7 +126,7 @@ class AmazonSource(Section):
 
     folder: DataPath
     prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
-    image: PictureTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
+    image: ImageTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
 
     @property
     def image_template(self) -> str:
@@ -154,7 +154,7 @@ class MovielensSource(Section):
     reader: Literal["movielens"]
     folder: DataPath
     layout: Literal["100k", "1m", "latest"]
-    image: PictureTemplate | None = None
+    image: ImageTemplate | None = None
 
 
 Source = Annotated[

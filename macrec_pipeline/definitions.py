@@ -17,7 +17,7 @@ from macrec_pipeline.defs.automation import CHANGE_SENSOR, NEW_DATA_SENSORS, ON_
 from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.jobs import EXECUTOR, JOBS
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.sensors import SENSORS
+from macrec_pipeline.defs.runs.run_sensors import SENSORS
 from macrec_pipeline.runtime.openmp import spin_briefly
 
 spin_briefly()  # every run's process imports this before torch

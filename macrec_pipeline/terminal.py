@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from macrec_pipeline.runtime.shown_text import one_line
+from macrec_pipeline.runtime.text_sanitizing import one_line
 
 if TYPE_CHECKING:
     from macrec_pipeline.tracking import Decision

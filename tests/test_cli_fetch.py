@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.cli import main
-from macrec_pipeline.data.readers import read_raw_items
+from macrec_pipeline.data.readers.registry import read_raw_items
 from macrec_pipeline.datasets import load_dataset
 from tests.data.picture_server import serving
 

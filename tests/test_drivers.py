@@ -26,14 +26,14 @@ from macrec_pipeline.config import (
     RuntimeConfig,
     TextEncoderConfig,
 )
-from macrec_pipeline.defs import id_shards
-from macrec_pipeline.defs.shard_work import Recommending
-from macrec_pipeline.defs.tracked import Stage
-from macrec_pipeline.embeddings import embed_images, embed_texts, made_before
+from macrec_pipeline.defs.asset_context import AssetContext
+from macrec_pipeline.defs.ids import shards
+from macrec_pipeline.defs.sharded_tasks import Recommending
+from macrec_pipeline.embeddings import cache, embed_images, embed_texts
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
-from macrec_pipeline.runtime import ray_tasks
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
+from macrec_pipeline.runtime.sharding import ray_tasks
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.storage import write_shards
@@ -148,7 +148,7 @@ def pictures(made: Made, scratch: Path, own: RuntimeConfig, progress: Progress) 
 def nearest_codes(made: Made, scratch: Path, own: RuntimeConfig, progress: Progress) -> bytes:
     config = PipelineConfig(runtime=own)
     work = SimpleNamespace(config=config, inputs={"quantizer": "1"}, folder=lambda _: made.quantizer, progress=progress)
-    quantize_by = id_shards.quantizing_in_shards(cast(Stage, work), fitted(), scratch, device=CPU)
+    quantize_by = shards.quantizing_in_shards(cast(AssetContext, work), fitted(), scratch, device=CPU)
     return b"".join(each.tobytes() for each in map(np.asarray, quantize_by("text", two_modalities(50_000)[0])))
 
 
@@ -174,10 +174,10 @@ STAGES: dict[str, Make] = {each.__name__: each for each in (texts, pictures, nea
 @pytest.fixture
 def make(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     """Make a stage in shards of a few rows, in a scratch folder of its own."""
-    monkeypatch.setattr(id_shards, "ITEMS_PER_SHARD", 8192)
+    monkeypatch.setattr(shards, "ITEMS_PER_SHARD", 8192)
 
     def by(stage: str, driver: str, workers: int, progress: Progress = quiet_progress) -> bytes:
-        monkeypatch.setattr(made_before, "SHARD_SIZE", {"texts": 8, "pictures": 2}.get(stage, 0))
+        monkeypatch.setattr(cache, "SHARD_SIZE", {"texts": 8, "pictures": 2}.get(stage, 0))
         return STAGES[stage](made, tmp_path / f"{driver}-{workers}", runtime(driver, workers), progress)
 
     return by
@@ -245,7 +245,7 @@ def test_after_a_kill_of_everything_only_the_rest_is_made(tmp_path: Path, monkey
     command = [sys.executable, "-c", KILLED, str(tmp_path / "scratch")]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    monkeypatch.setattr(made_before, "SHARD_SIZE", 8)
+    monkeypatch.setattr(cache, "SHARD_SIZE", 8)
     config: dict[str, Any] = {"config": TextEncoderConfig(max_tokens=32, batch_size=4), "device": CPU}
     finished = len(list((tmp_path / "scratch").glob("*.safetensors")))
     assert 2 <= finished <= 4

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from macrec_pipeline.cli import main
-from macrec_pipeline.defs import local_servers
-from macrec_pipeline.defs.local_servers import local_plans
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.servers import local
+from macrec_pipeline.defs.servers.local import local_plans
 from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.home import Home, home_of
 
@@ -76,7 +76,7 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_ui_runs_on_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The servers' own records are in the folder; their runs are told the URL."""
-    monkeypatch.setattr(local_servers, "server_command", lambda *_: (["mlflow"], {}))
+    monkeypatch.setattr(local, "server_command", lambda *_: (["mlflow"], {}))
     plans = local_plans(tmp_path / "state", tmp_path, port=1, mlflow_port=2, url="s3://bucket/prefix")
     dagster = plans[0].environment
     assert (dagster["MACREC_HOME"], dagster["MACREC_STATE"]) == ("s3://bucket/prefix", str(tmp_path / "state"))

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from macrec_pipeline.defs.shown import preview
+from macrec_pipeline.defs.presentation import preview
 from macrec_pipeline.errors import TrackingError
-from macrec_pipeline.runtime.shown_text import as_markdown, one_line
+from macrec_pipeline.runtime.text_sanitizing import as_markdown, one_line
 from macrec_pipeline.terminal import console, failures_table, history_lines
 from macrec_pipeline.tracking.store import connect, without_password
 
@@ -163,7 +163,7 @@ def test_a_password_in_the_tracking_uri_is_refused_or_hidden(tmp_path: Path, mon
 def test_no_secret_of_the_environment_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run whose environment is full of secrets leaves none of them in its state: tables, MLflow, Dagster, reports."""
     from macrec_pipeline.definitions import defs
-    from macrec_pipeline.defs.launch import LaunchRequest, launch
+    from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     secret = "canary-7d1f0c"
     for name in ("MLFLOW_TRACKING_PASSWORD", "DAGSTER_POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):

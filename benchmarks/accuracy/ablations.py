@@ -42,7 +42,7 @@ from macrec_pipeline.config import PipelineConfig, RecommenderConfig
 from macrec_pipeline.datasets import DemoSource, load_dataset
 from macrec_pipeline.errors import ConfigError, MacrecError
 from macrec_pipeline.presets import parse_overrides
-from macrec_pipeline.recommender.vocabulary import HISTORY_TASKS
+from macrec_pipeline.recommender.model.vocabulary import HISTORY_TASKS
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 

@@ -21,13 +21,13 @@ from benchmarks.accuracy.variants import DETERMINISTIC, ITEM_KNN, POPULARITY, SA
 from benchmarks.accuracy.work_folder import Result, code_digest, remembered
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.evaluation.baselines import recommend_item_knn, recommend_popular
-from macrec_pipeline.evaluation.sequences import FlatHistories
-from macrec_pipeline.recommender.collaborative import rank_catalogue
+from macrec_pipeline.evaluation.flat_histories import FlatHistories
+from macrec_pipeline.recommender.retrieval.sasrec_route import rank_catalogue
 from macrec_pipeline.runtime.progress import Progress
 
 ROUTE = "list"
 """The one route of a baseline."""
-COUNTING_CODE = ("evaluation/baselines.py", "evaluation/sequences.py")
+COUNTING_CODE = ("evaluation/baselines.py", "evaluation/flat_histories.py")
 SASREC_CODE = ("recommender", "runtime")
 _BySetting = dict[bool, np.ndarray]
 

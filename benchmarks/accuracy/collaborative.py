@@ -19,7 +19,7 @@ from macrec_pipeline.recommender import FittedSasrec, fit_sasrec
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress
 
-_CODE = ("recommender/sasrec.py", "recommender/sasrec_fitting.py", "recommender/fitted_sasrec.py", "runtime")
+_CODE = ("recommender/sasrec/model.py", "recommender/sasrec/training.py", "recommender/sasrec/fitted.py", "runtime")
 
 
 def sasrec_identity(prepared: Prepared, config: PipelineConfig) -> dict[str, Any]:

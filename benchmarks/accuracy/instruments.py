@@ -34,18 +34,18 @@ import numpy as np
 import torch
 
 from macrec_pipeline.recommender import FittedRecommender, fit_recommender
-from macrec_pipeline.recommender.beam_search import Beams
-from macrec_pipeline.recommender.calibration import fit_fusion
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
-from macrec_pipeline.recommender.objective import ItemCodes
-from macrec_pipeline.recommender.ranking import Ranked, as_ranked
-from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec
+from macrec_pipeline.recommender.retrieval.beam_search import Beams
+from macrec_pipeline.recommender.retrieval.fusion import COLLABORATIVE, CalibratedFusion, fuse, fuse_candidates
+from macrec_pipeline.recommender.retrieval.fusion_fitting import fit_fusion
+from macrec_pipeline.recommender.retrieval.ranking import Ranked, as_ranked
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.sasrec.training import fit_sasrec
+from macrec_pipeline.recommender.training.losses import ItemCodes
 from macrec_pipeline.runtime.devices import keep_freed_memory
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.sasrec import Sasrec
+    from macrec_pipeline.recommender.sasrec.model import Sasrec
 
 CODEBOOK_SIZE = 256
 CUTOFFS = (1, 5, 10)
@@ -196,7 +196,11 @@ def metrics(ranks: np.ndarray) -> dict[str, float]:
 
 
 def rankings(
-    decoder: Decoder, histories: list[np.ndarray], fusions: Mapping[str, CalibratedFusion], *, beam_width: int
+    decoder: MultiRouteRetriever,
+    histories: list[np.ndarray],
+    fusions: Mapping[str, CalibratedFusion],
+    *,
+    beam_width: int,
 ) -> dict[str, list[Ranked]]:
     """Lists of every route, and of every way to fuse them, from one search: system -> one list a history."""
     order: list[int] = []
@@ -223,7 +227,7 @@ def rankings(
 
 
 def evaluate(
-    decoder: Decoder,
+    decoder: MultiRouteRetriever,
     fusions: Mapping[str, CalibratedFusion],
     histories: list[np.ndarray],
     public_numbers: np.ndarray,
@@ -278,7 +282,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     )
     fusions = _fusions(fitted, histories, codes, sasrec.model)
     items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
-    decoder = Decoder(fitted.model, items, collaborative=sasrec.model)
+    decoder = MultiRouteRetriever(fitted.model, items, collaborative=sasrec.model)
     numbers = np.unique(public["text"], axis=0, return_inverse=True)[1].ravel()
     result: dict[str, Any] = training | {
         "sasrec": sasrec.settings(),

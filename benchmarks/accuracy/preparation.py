@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.accuracy.work_folder import code_digest, digest_of_arrays, remembered
 from macrec_pipeline.config import ROUTES, PipelineConfig, Route
-from macrec_pipeline.data.cleaning import clean
-from macrec_pipeline.data.given import given_embeddings
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.data.cleaning.clean import clean
+from macrec_pipeline.data.histories.build import build_histories
+from macrec_pipeline.data.readers.precomputed import precomputed_embeddings
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.embeddings import embed_images, embed_texts
 from macrec_pipeline.errors import ConfigError, MissingFileError
@@ -102,7 +102,7 @@ def _vectors(
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The embeddings of one modality, float32 [N, D], and where an item lacks it, bool [N]."""
-    given = given_embeddings(spec, data, items, route)
+    given = precomputed_embeddings(spec, data, items, route)
     if given is not None:
         return given, np.zeros(len(given), dtype=np.bool_)
     device = prepare_device(config.runtime)

@@ -21,12 +21,12 @@ from benchmarks.accuracy.collaborative import sasrec_identity, trained_sasrec, w
 from benchmarks.accuracy.preparation import Prepared
 from benchmarks.accuracy.work_folder import Result, code_digest, digest_of, remembered
 from macrec_pipeline.config import PipelineConfig
-from macrec_pipeline.evaluation.sequences import NO_ITEM
+from macrec_pipeline.evaluation.flat_histories import NO_ITEM
 from macrec_pipeline.recommender import FittedRecommender, fit_recommender
-from macrec_pipeline.recommender.calibration import fit_fusion
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.objective import ItemCodes
-from macrec_pipeline.recommender.ranking import Ranked
+from macrec_pipeline.recommender.retrieval.fusion_fitting import fit_fusion
+from macrec_pipeline.recommender.retrieval.ranking import Ranked
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.training.losses import ItemCodes
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress
 from macrec_pipeline.semantic_ids import assign_semantic_ids, fit_pseudo_labels, fit_quantizer
@@ -170,7 +170,7 @@ def _decode(
         fusion = fit_fusion(fitted.model, prepared.blinded, codes, config=decoding, sasrec=sasrec, progress=progress)
     device = fitted.model.t5.device
     items = ItemCodes({route: torch.from_numpy(value).to(device) for route, value in codes.items()})
-    decoder = Decoder(fitted.model, items, fusion=fusion, collaborative=sasrec)
+    decoder = MultiRouteRetriever(fitted.model, items, fusion=fusion, collaborative=sasrec)
     routes = ("fused", *decoder.routes) if len(decoder.routes) > 1 else tuple(decoder.routes)
     lists: dict[str, np.ndarray] = {}
     for target, hidden in HIDDEN.items():

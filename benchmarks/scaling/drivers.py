@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.speed.shop import CODEBOOK_SIZE, ITEMS, PUBLISHED, a_model, read_log, write_log
 from macrec_pipeline.config import DecodingConfig, RuntimeConfig, TextEncoderConfig
-from macrec_pipeline.defs.shard_work import Recommending
-from macrec_pipeline.embeddings import embed_texts, made_before
+from macrec_pipeline.defs.sharded_tasks import Recommending
+from macrec_pipeline.embeddings import cache, embed_texts
 from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import quiet_progress
@@ -83,7 +83,7 @@ def _runtime(driver: str, workers: int) -> RuntimeConfig:
 
 
 def _embed(scratch: Path, runtime: RuntimeConfig) -> bytes:
-    made_before.SHARD_SIZE = TEXTS_A_SHARD
+    cache.SHARD_SIZE = TEXTS_A_SHARD
     words = np.random.default_rng(1).choice(WORDS, (TEXTS, 40))
     texts = [" ".join([*own, str(number)]) for number, own in enumerate(words)]
     return embed_texts(

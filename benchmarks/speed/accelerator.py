@@ -30,10 +30,11 @@ if not __package__:  # as a script it sees its own folder only
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
-from macrec_pipeline.recommender import FittedRecommender, fit_recommender, steps
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.objective import ItemCodes
-from macrec_pipeline.runtime.propagation import AsUsual
+from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.training import train_step
+from macrec_pipeline.recommender.training.losses import ItemCodes
+from macrec_pipeline.runtime.cuda_graphs import AsUsual
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 
@@ -110,7 +111,7 @@ def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *,
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
     # what is played from a recording is not counted
     with (
-        mock.patch.object(steps, "propagation", lambda _, device: AsUsual(device)),
+        mock.patch.object(train_step, "propagation", lambda _, device: AsUsual(device)),
         FlopCounterMode(display=False) as counter,
     ):
         _train(histories, codes, device, settings | {"num_epochs": 1})
@@ -188,7 +189,7 @@ def _lists(
     batch_size: int,
 ) -> tuple[list[np.ndarray], float]:
     items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
-    decoder = Decoder(fitted.model, items)
+    decoder = MultiRouteRetriever(fitted.model, items)
     begun = _now(device)
     found = decoder.rank(
         [history[:-1] for history in histories],

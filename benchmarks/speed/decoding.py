@@ -18,8 +18,8 @@ from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.shop import ITEMS, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
 from macrec_pipeline.config import RecommenderConfig, RuntimeConfig
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.training.losses import ItemCodes
 from macrec_pipeline.runtime.devices import prepare_device
 
 _WIDTH = 20
@@ -58,7 +58,7 @@ def _ours(folder: Path, config: RecommenderConfig, *, batch_size: int, width: in
     histories, codes = read_log(folder)
     prepare_device(RuntimeConfig(device="cpu", num_threads=torch.get_num_threads()))
     items = ItemCodes({name: torch.from_numpy(value) for name, value in codes.items()})
-    decoder = Decoder(a_model(config), items)
+    decoder = MultiRouteRetriever(a_model(config), items)
 
     def run() -> np.ndarray:
         found = decoder.rank(histories, routes=["text"], top_k=width, beam_width=width, batch_size=batch_size)

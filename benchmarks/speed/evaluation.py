@@ -20,9 +20,9 @@ from benchmarks.speed.machine import Machine
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation import evaluate
 from macrec_pipeline.evaluation.baselines import recommend_popular
-from macrec_pipeline.evaluation.contenders import Contenders
+from macrec_pipeline.evaluation.contenders import BaselineLists
+from macrec_pipeline.evaluation.flat_histories import flat_histories
 from macrec_pipeline.evaluation.predictions import COMPUTED_HERE
-from macrec_pipeline.evaluation.sequences import flat_histories
 from macrec_pipeline.evaluation.statistics import percentile_intervals
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
@@ -111,7 +111,7 @@ def _ours(folder: Path, items: int) -> Timed:
     histories, predictions = _read(folder)
     popular = recommend_popular(flat_histories(histories, num_items=items), num_items=items, top_k=_TOP_K)
     lists = {(system, exclude): popular[exclude] for system in COMPUTED_HERE for exclude in (False, True)}
-    contenders = Contenders(lists, {})
+    contenders = BaselineLists(lists, {})
 
     def run() -> dict[str, Any]:
         found = evaluate(

@@ -16,9 +16,9 @@ import polars as pl
 from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data.cleaning import clean_log
-from macrec_pipeline.data.core import MIN_HISTORY
-from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.data.cleaning.clean import clean_log
+from macrec_pipeline.data.cleaning.k_core import MIN_HISTORY
+from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 from macrec_pipeline.storage import AssetStore
 

@@ -33,7 +33,7 @@ def measure_machine() -> Machine:
     """The best of a few runs each: what others take of the machine meanwhile is not the machine's limit."""
     import torch
 
-    from macrec_pipeline.runtime.products import linear
+    from macrec_pipeline.runtime.fast_layers import linear
 
     left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
     source = np.full(32 * 2**20, 2.0)

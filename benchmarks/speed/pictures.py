@@ -17,7 +17,7 @@ from timm.data.transforms_factory import create_transform
 
 from benchmarks.speed.case import Case, Timed
 from macrec_pipeline.embeddings.efficientnet_lite0 import PREPROCESSING
-from macrec_pipeline.embeddings.pictures import decode_ahead
+from macrec_pipeline.embeddings.image_decoding import decode_ahead
 
 # A shop's picture; what a camera sees is smooth with some noise, and so is this.
 _WIDTH, _HEIGHT, _DISTINCT = 900, 700, 16

@@ -13,8 +13,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender.model import GenerativeRecommender
-from macrec_pipeline.recommender.vocabulary import Vocabulary
+from macrec_pipeline.recommender.model.generative_recommender import GenerativeRecommender
+from macrec_pipeline.recommender.model.vocabulary import Vocabulary
 
 ITEMS, LEVELS, CODEBOOK_SIZE = 6_250, 4, 256
 # Tokens of the reference's vocabulary: a text tokenizer's, and the codes.

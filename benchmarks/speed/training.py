@@ -22,9 +22,9 @@ from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from benchmarks.speed.shop import CODEBOOK_SIZE, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
 from macrec_pipeline.config import RecommenderConfig, RuntimeConfig
-from macrec_pipeline.recommender.fitting import fit_recommender
-from macrec_pipeline.recommender.tasks import training_rows
-from macrec_pipeline.recommender.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
+from macrec_pipeline.recommender.model.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
+from macrec_pipeline.recommender.training.batching import training_rows
+from macrec_pipeline.recommender.training.fit import fit_recommender
 from macrec_pipeline.runtime.devices import prepare_device
 
 # Samples a step of the baseline, which keeps what a step made until its backward pass; ours has the published 4,096.

@@ -17,7 +17,7 @@ from macrec_pipeline.cli.models import promote, recommend, rollback
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
 from macrec_pipeline.errors import MacrecError
 from macrec_pipeline.runtime.openmp import spin_briefly
-from macrec_pipeline.runtime.shown_text import one_line
+from macrec_pipeline.runtime.text_sanitizing import one_line
 
 INTERRUPTED = 130
 

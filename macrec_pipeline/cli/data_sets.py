@@ -41,7 +41,7 @@ def validate_datasets(
     data: DataOption = DEFAULT_DATA,
 ) -> int:
     """Check the YAML files and whether the files that they name are there, with the columns that they name."""
-    from macrec_pipeline.data.readers import validate_source
+    from macrec_pipeline.data.readers.registry import validate_source
 
     out = console()
     broken = 0
@@ -76,15 +76,15 @@ def fetch_images(
 
     Ctrl-C is safe: the same command goes on. A parquet file says which pictures failed, and why.
     """
-    from macrec_pipeline.data.downloads import FetchLimits
-    from macrec_pipeline.data.fetch import fetch_pictures
-    from macrec_pipeline.data.picture_addresses import picture_addresses, picture_template
+    from macrec_pipeline.data.images.addresses import image_addresses, image_template_of
+    from macrec_pipeline.data.images.downloads import FetchLimits
+    from macrec_pipeline.data.images.fetch import fetch_images
     from macrec_pipeline.runtime.progress import TerminalProgress
 
     spec = load_dataset(dataset)
-    template = picture_template(spec)
+    template = image_template_of(spec)
     require_files(spec, data.resolve())
-    addresses = picture_addresses(spec, data.resolve(), everything=everything)
+    addresses = image_addresses(spec, data.resolve(), everything=everything)
     limits = FetchLimits(
         concurrency=concurrency,
         timeout=timeout,
@@ -95,7 +95,7 @@ def fetch_images(
     )
     progress = TerminalProgress(interactive=sys.stderr.isatty())
     try:
-        report = fetch_pictures(addresses, template, data.resolve(), limits, progress)
+        report = fetch_images(addresses, template, data.resolve(), limits, progress)
     finally:
         progress.close()
     out = console()
@@ -110,7 +110,7 @@ def fetch_images(
 
 def require_files(spec: DatasetSpec, data: Path) -> None:
     """Raise `MissingFileError` with all that a data set lacks, before anything is started."""
-    from macrec_pipeline.data.readers import validate_source
+    from macrec_pipeline.data.readers.registry import validate_source
 
     problems = validate_source(spec, data)
     if problems:

@@ -25,9 +25,9 @@ def ui(
 ) -> None:
     """Open the Dagster UI and the MLflow UI on this machine, until Ctrl-C."""
     quieten_libraries()
-    from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs, close_runs_of_a_stopped_ui
-    from macrec_pipeline.defs.launch import open_instance
-    from macrec_pipeline.defs.local_servers import local_plans, serving, wait_for_the_end
+    from macrec_pipeline.defs.runs.abandoned import close_abandoned_runs, close_runs_of_a_stopped_ui
+    from macrec_pipeline.defs.runs.launch import open_instance
+    from macrec_pipeline.defs.servers.local import local_plans, serving, wait_for_the_end
 
     for number in _ENDING:
         signal.signal(number, _interrupt)

@@ -41,7 +41,7 @@ def recommend(
     Example: `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 5`
     """
     quieten_libraries()
-    from macrec_pipeline.recommender.rules import Rules
+    from macrec_pipeline.recommender.retrieval.eligible_items import Rules
     from macrec_pipeline.tracking import load_model
 
     item_ids = _listed(history)

@@ -63,7 +63,7 @@ def run(
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
-    from macrec_pipeline.defs.launch import LaunchRequest, launch
+    from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     request = LaunchRequest(
         dataset,
@@ -115,8 +115,8 @@ def backtest(
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
-    from macrec_pipeline.defs.backtest import backtest_folders, run_backtest
-    from macrec_pipeline.defs.launch import LaunchRequest
+    from macrec_pipeline.defs.runs.backtest import backtest_folders, run_backtest
+    from macrec_pipeline.defs.runs.launch import LaunchRequest
 
     request = LaunchRequest(dataset, home.folder, data.resolve(), overrides=tuple(settings or ()))
     document = run_backtest(request, spec, num_folds=folds, test_share=test_share, defs=defs)
@@ -170,7 +170,7 @@ def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *,
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
-    from macrec_pipeline.defs.launch import LaunchRequest, launch
+    from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     overrides = tuple(settings or ())
     launch(LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, url=home.url), defs=defs)

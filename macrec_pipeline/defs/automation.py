@@ -11,8 +11,8 @@ from datetime import timedelta
 import dagster as dg
 from dagster._utils.schedules import is_valid_cron_string
 
-from macrec_pipeline.data.arrivals import Known, look
-from macrec_pipeline.data.readers import source_files
+from macrec_pipeline.data.new_data import KnownFiles, find_changed_files
+from macrec_pipeline.data.readers.registry import source_files
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
 from macrec_pipeline.defs.jobs import JOBS
 from macrec_pipeline.defs.resources import Settings
@@ -63,7 +63,9 @@ def sensor_of(spec: DatasetSpec) -> dg.SensorDefinition:
 
     def arrived(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            known, new = look(source_files(spec, Settings().data_folder()), Known.from_json(context.cursor))
+            known, new = find_changed_files(
+                source_files(spec, Settings().data_folder()), KnownFiles.from_json(context.cursor)
+            )
         except (DataError, OSError) as error:
             return dg.SkipReason(str(error))
         if not new:

@@ -9,30 +9,30 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from macrec_pipeline.defs.asset_context import MAY_BE_UNTOUCHED, SKIPPED
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.retries import leave_failed
-from macrec_pipeline.defs.tracked import MAY_BE_UNTOUCHED, SKIPPED
 from macrec_pipeline.storage import AssetStore
 
 MAX_PROBLEMS = 20
 
 
 def _interactions(store: AssetStore) -> list[str]:
-    from macrec_pipeline.data.checks import interactions_problems
+    from macrec_pipeline.data.table_checks import interactions_problems
 
     return interactions_problems(store.read_table("interactions"))
 
 
 def _items(store: AssetStore) -> list[str]:
-    from macrec_pipeline.data.checks import items_problems
+    from macrec_pipeline.data.table_checks import items_problems
 
     untouched = store.manifest("items").details.get(MAY_BE_UNTOUCHED, False)
     return items_problems(store.read_table("items"), store.read_table("interactions"), may_be_untouched=untouched)
 
 
 def _histories(store: AssetStore) -> list[str]:
-    from macrec_pipeline.data.checks import histories_problems
-    from macrec_pipeline.data.splits import period_of
+    from macrec_pipeline.data.histories.splits import period_of
+    from macrec_pipeline.data.table_checks import histories_problems
 
     period = period_of(store.manifest("histories").details.get("split"))
     return histories_problems(

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from macrec_pipeline.defs.tracked import SETTINGS_TAG
+from macrec_pipeline.defs.asset_context import SETTINGS_TAG
 
 FULL_PIPELINE = "full_pipeline"
 REFRESH = "refresh"

@@ -18,7 +18,7 @@ from macrec_pipeline.embeddings.efficientnet_lite0 import PREPROCESSING, load_ef
 from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.weights import files_digest, state_digest
 from macrec_pipeline.errors import EncoderError
-from macrec_pipeline.runtime.products import with_fast_products
+from macrec_pipeline.runtime.fast_layers import with_fast_products
 
 # Float32 values a pixel of the input that a network holds at its widest place, roughly.
 _VALUES_A_PIXEL = 64

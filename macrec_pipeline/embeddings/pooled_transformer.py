@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from macrec_pipeline.runtime.products import with_fast_products
+from macrec_pipeline.runtime.fast_layers import with_fast_products
 
 # Tokenizers that know no limit say one of this order.
 _NO_LIMIT = 10**9

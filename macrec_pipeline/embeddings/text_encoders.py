@@ -20,7 +20,7 @@ from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.pooled_transformer import PooledTransformer, ensure_padding
 from macrec_pipeline.embeddings.weights import files_digest, packaged_path, state_digest
 from macrec_pipeline.errors import EncoderError
-from macrec_pipeline.runtime.products import with_fast_products
+from macrec_pipeline.runtime.fast_layers import with_fast_products
 
 BatchEncoder = Callable[[list[str]], torch.Tensor]
 

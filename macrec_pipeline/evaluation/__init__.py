@@ -4,8 +4,8 @@
 """
 
 from macrec_pipeline.evaluation.protocol import Evaluation, evaluate, metrics_document
-from macrec_pipeline.evaluation.report import QuarantineCount, ReportInput, quarantine_counts, render_report
-from macrec_pipeline.evaluation.samples import SampleItem, SampleUser, choose_sample_users, sample_users
+from macrec_pipeline.evaluation.report.page import QuarantineCount, ReportInput, quarantine_counts, render_report
+from macrec_pipeline.evaluation.report.sample_users import SampleItem, SampleUser, choose_sample_users, sample_users
 
 __all__ = [
     "Evaluation",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from macrec_pipeline.evaluation.sequences import NO_ITEM, FlatHistories, IntArray
+from macrec_pipeline.evaluation.flat_histories import NO_ITEM, FlatHistories, IntArray
 
 # The newest item counts fully, each older one 0.8 times the one after it. Fixed for all data sets, but not blindly:
 # this decay, the window, the direction and the normalization were picked so that the figures known for MovieLens-100K

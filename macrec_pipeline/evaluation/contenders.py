@@ -14,11 +14,11 @@ from macrec_pipeline.evaluation.predictions import ITEM_KNN, POPULARITY, Lists
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import EvaluationConfig
-    from macrec_pipeline.evaluation.sequences import FlatHistories
+    from macrec_pipeline.evaluation.flat_histories import FlatHistories
 
 
 @dataclass(frozen=True)
-class Contenders:
+class BaselineLists:
     """What the baselines recommend.
 
     Attributes:
@@ -30,7 +30,7 @@ class Contenders:
     settings: dict[str, dict[str, Any]]
 
 
-def run_contenders(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> Contenders:
+def run_baselines(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> BaselineLists:
     """Popularity and item-kNN."""
     window = config.item_knn_history
     found = {
@@ -41,4 +41,4 @@ def run_contenders(flat: FlatHistories, *, num_items: int, top_k: int, config: E
     lists = {
         (system, exclude): by_setting[exclude] for system, by_setting in found.items() for exclude in (False, True)
     }
-    return Contenders(lists, settings)
+    return BaselineLists(lists, settings)

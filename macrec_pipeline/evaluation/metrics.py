@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from macrec_pipeline.evaluation.sequences import NO_ITEM, IntArray
+from macrec_pipeline.evaluation.flat_histories import NO_ITEM, IntArray
 
 FloatArray = NDArray[np.float64]
 MISSED = 0

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.errors import DataError
-from macrec_pipeline.evaluation.sequences import NO_ITEM, FlatHistories, IntArray, padded_lists
+from macrec_pipeline.evaluation.flat_histories import NO_ITEM, FlatHistories, IntArray, padded_lists
 
 FUSED_SYSTEM = "macrec"
 POPULARITY, ITEM_KNN, SASREC = "popularity", "item_knn", "sasrec"

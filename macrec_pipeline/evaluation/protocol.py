@@ -14,11 +14,11 @@ import polars as pl
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.evaluation.contenders import Contenders, run_contenders
+from macrec_pipeline.evaluation.contenders import BaselineLists, run_baselines
+from macrec_pipeline.evaluation.flat_histories import IntArray, flat_histories
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
 from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, POPULARITY, SASREC, Lists, predicted_lists
-from macrec_pipeline.evaluation.provenance import LEAVE_ONE_OUT, describe_protocol
-from macrec_pipeline.evaluation.sequences import IntArray, flat_histories
+from macrec_pipeline.evaluation.protocol_description import LEAVE_ONE_OUT, describe_protocol
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
@@ -84,7 +84,7 @@ def evaluate(
     top_k: int | None = None,
     items_imputed: Mapping[str, np.ndarray] | None = None,
     sasrec_settings: Mapping[str, Any] | None = None,
-    contenders: Contenders | None = None,
+    contenders: BaselineLists | None = None,
     split: str = LEAVE_ONE_OUT,
 ) -> Evaluation:
     """Rank every test target in every system's list, run popularity and item-kNN, and say how sure the numbers are.
@@ -99,7 +99,7 @@ def evaluate(
         top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
         items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
         sasrec_settings: what the system `sasrec` was set to and which epoch was used, for the protocol.
-        contenders: what `run_contenders` made of the same histories at this depth; None: it is run here.
+        contenders: what `run_baselines` made of the same histories at this depth; None: it is run here.
         split: how targets were held out, for the protocol.
 
     Raises:
@@ -113,7 +113,7 @@ def evaluate(
     flat = flat_histories(histories, num_items=num_items, untested=untested)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    contenders = contenders or run_contenders(flat, num_items=num_items, top_k=depth, config=config)
+    contenders = contenders or run_baselines(flat, num_items=num_items, top_k=depth, config=config)
     lists = {key: values[:, :depth] for key, values in _in_order(lists | contenders.lists).items()}
     settings = contenders.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation.baselines import popularity_counts
+from macrec_pipeline.evaluation.flat_histories import FlatHistories, IntArray
 from macrec_pipeline.evaluation.metrics import MISSED, hit_rate, ndcg
-from macrec_pipeline.evaluation.sequences import FlatHistories, IntArray
 from macrec_pipeline.evaluation.statistics import Interval, bootstrap_means_of_groups, percentile_intervals
 from macrec_pipeline.runtime.seeds import numpy_generator
 

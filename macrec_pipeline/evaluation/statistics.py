@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from macrec_pipeline.evaluation.flat_histories import NO_ITEM, IntArray
 from macrec_pipeline.evaluation.metrics import COVERAGE_DEPTH, FloatArray
-from macrec_pipeline.evaluation.sequences import NO_ITEM, IntArray
 
 Interval = tuple[float, float]
 # Resamples are drawn so many users at a time: it bounds the memory, and changing it changes no number.

@@ -3,26 +3,26 @@
 SASRec, which knows items by who took them, is trained here as well: as a baseline, and as a retrieval route if asked.
 """
 
-from macrec_pipeline.recommender.bundle import Answer, RecommenderBundle
-from macrec_pipeline.recommender.fitted_recommender import FittedRecommender
-from macrec_pipeline.recommender.fitted_sasrec import FittedSasrec, load_item_embeddings
-from macrec_pipeline.recommender.fitting import fit_recommender
-from macrec_pipeline.recommender.in_turns import Answered, answer_in_turns
-from macrec_pipeline.recommender.prediction import beam_agreement, predict_test_users
-from macrec_pipeline.recommender.ranking import Ranked
-from macrec_pipeline.recommender.sasrec_fitting import fit_sasrec
+from macrec_pipeline.recommender.bundle.bundle import Recommendation, RecommenderBundle
+from macrec_pipeline.recommender.bundle.predictions import beam_agreement, predict_test_users
+from macrec_pipeline.recommender.bundle.side_by_side import TimedRecommendations, recommend_side_by_side
+from macrec_pipeline.recommender.retrieval.ranking import Ranked
+from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings
+from macrec_pipeline.recommender.sasrec.training import fit_sasrec
+from macrec_pipeline.recommender.training.fit import fit_recommender
+from macrec_pipeline.recommender.training.fitted_recommender import FittedRecommender
 
 __all__ = [
-    "Answer",
-    "Answered",
     "FittedRecommender",
     "FittedSasrec",
     "Ranked",
+    "Recommendation",
     "RecommenderBundle",
-    "answer_in_turns",
+    "TimedRecommendations",
     "beam_agreement",
     "fit_recommender",
     "fit_sasrec",
     "load_item_embeddings",
     "predict_test_users",
+    "recommend_side_by_side",
 ]

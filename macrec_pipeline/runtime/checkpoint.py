@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import nn
 
-from macrec_pipeline.runtime import ranks
+from macrec_pipeline.runtime import distributed
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Te
 
     A process killed meanwhile leaves the one before; so does a full disk, with a warning: the work itself goes on.
     """
-    if ranks.rank():
+    if distributed.rank():
         return
     partial = path.with_suffix(".partial")
     # a clone each: safetensors refuses tensors that share memory, as tied weights do
@@ -61,13 +61,13 @@ def save_checkpoint(path: Path, *, identity: str, tensors: Mapping[str, torch.Te
 
 def load_checkpoint(path: Path, *, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:
     """What `save_checkpoint` wrote for this training, on the CPU; None if there is nothing to go on from."""
-    found = _read(path, identity) if ranks.rank() == 0 else None
-    if ranks.count() == 1:
+    found = _read(path, identity) if distributed.rank() == 0 else None
+    if distributed.count() == 1:
         return found
-    values = json.loads(ranks.bytes_of_first(json.dumps(found and {"values": found[1]}).encode()))
+    values = json.loads(distributed.bytes_of_first(json.dumps(found and {"values": found[1]}).encode()))
     if values is None:
         return None
-    return load(ranks.bytes_of_first(save(found[0]) if found else b"")), values["values"]
+    return load(distributed.bytes_of_first(save(found[0]) if found else b"")), values["values"]
 
 
 def _read(path: Path, identity: str) -> tuple[dict[str, torch.Tensor], Any] | None:

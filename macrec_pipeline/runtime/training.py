@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from macrec_pipeline.errors import TrainingError
-from macrec_pipeline.runtime import ranks
+from macrec_pipeline.runtime import distributed
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -69,11 +69,12 @@ def guarded_step(
             part.backward()  # type: ignore[no-untyped-call]
         losses.append(part.detach())  # read below only if need be: it would make a GPU wait
     own = list(parameters)
-    ranks.sum_gradients(own)
+    distributed.sum_gradients(own)
     norm = nn.utils.clip_grad_norm_(own, MAX_GRADIENT_NORM)
     if look and not torch.isfinite(norm):
         raise TrainingError(
-            f"{where}: the loss is {ranks.total(float(sum(losses))):.4g} and its gradient's norm {norm.item():.4g}. "
+            f"{where}: the loss is {distributed.total(float(sum(losses))):.4g} "
+            f"and its gradient's norm {norm.item():.4g}. "
             "Lower the learning rate, or look for extreme values in the embeddings."
         )
     optimizer.step()

@@ -1,11 +1,17 @@
 """Embeddings -> cross-modal semantic IDs: pseudo-labels, the quantizer, its training, assignment, diagnostics."""
 
 from macrec_pipeline.semantic_ids.anchors import Anchors
-from macrec_pipeline.semantic_ids.append import AppendedIds, OwnedIds, RetiredIds, append_semantic_ids, ids_of_new_items
 from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic_ids, resolve_given_ids
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, collision_rate, perplexity, semantic_id_problems
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
+from macrec_pipeline.semantic_ids.incremental import (
+    AppendedIds,
+    OwnedIds,
+    RetiredIds,
+    append_semantic_ids,
+    ids_of_new_items,
+)
 from macrec_pipeline.semantic_ids.neighbours import impute_from_neighbours
 from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
 from macrec_pipeline.semantic_ids.quality import Breach, breaches, quality_report

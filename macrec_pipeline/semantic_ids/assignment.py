@@ -17,10 +17,10 @@ import torch
 from macrec_pipeline.errors import SemanticIdError
 from macrec_pipeline.semantic_ids.catalogue import present
 from macrec_pipeline.semantic_ids.collaborative import anchored
+from macrec_pipeline.semantic_ids.collision_resolution import CollisionResolution
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
-from macrec_pipeline.semantic_ids.placing import Placing
 
 Quantize = Callable[[str, np.ndarray], tuple[np.ndarray, torch.Tensor]]
 """(modality, what its quantizer takes: float32 [N, D]) -> what `quantize` gives for them, by whoever computes it."""
@@ -151,7 +151,7 @@ def resolve(
     independent: bool = False,
     occupied: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Unique IDs for codes that are not; the arguments are those of `Placing`.
+    """Unique IDs for codes that are not; the arguments are those of `CollisionResolution`.
 
     Returns:
         int64 [N, L], rows distinct, none of them among `occupied`.
@@ -159,7 +159,7 @@ def resolve(
     Raises:
         SemanticIdError: there is no free ID near an item; says what to change.
     """
-    placing = Placing(codes, residuals, codebooks, independent=independent, occupied=occupied)
+    placing = CollisionResolution(codes, residuals, codebooks, independent=independent, occupied=occupied)
     placing.last_level()
     placing.level_before()
     if len(placing.unplaced):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from macrec_pipeline.errors import ConfigError, SemanticIdError
-from macrec_pipeline.runtime import ranks
-from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.runtime import distributed
+from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
@@ -43,7 +43,7 @@ class CollaborativeContrast(nn.Module):
     ) -> torch.Tensor:
         """Float [B, H] and standardized float [B, C] -> nats, a scalar; the rest of `num_rows` is other ranks'."""
         size = num_rows or len(latents)
-        both = (ranks.whole_batch(own, num_rows=size) for own in (latents, self.projection(collaborative)))
+        both = (distributed.whole_batch(own, num_rows=size) for own in (latents, self.projection(collaborative)))
         return symmetric_info_nce(*both, temperature=self.temperature)
 
 

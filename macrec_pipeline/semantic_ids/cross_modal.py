@@ -1,7 +1,7 @@
 """The model that is trained: an RQ-VAE a modality, and the terms between them (MACRec section 3.2).
 
-Of several ranks (`runtime/ranks.py`) each encodes and reconstructs its share of a batch. A contrast is against the
-whole batch, so every rank works it out, of the latents of all, which are small.
+Of several ranks (`runtime/distributed.py`) each encodes and reconstructs its share of a batch. A contrast is against
+the whole batch, so every rank works it out, of the latents of all, which are small.
 
 Shapes: N items, B batch, D input, C collaborative, H latent, L levels.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from macrec_pipeline.runtime import ranks
-from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.runtime import distributed
+from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 from macrec_pipeline.semantic_ids.collaborative import CollaborativeContrast
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized
@@ -127,7 +127,7 @@ class CrossModalQuantizer(nn.Module):
         """
         own = len(next(iter(items.vectors.values())))
         size = batch_size or own
-        share, each = own / size, 1 / ranks.count()
+        share, each = own / size, 1 / distributed.count()
         parts: dict[str, torch.Tensor] = {}
         quantized: dict[str, Quantized] = {}
         for name, module in self.rq_vaes():
@@ -135,13 +135,13 @@ class CrossModalQuantizer(nn.Module):
             parts[f"{name}_reconstruction"] = share * reconstruction
             parts |= _by_level(f"{name}_level_loss", share * quantized[name].level_losses)
             if name in positives:
-                residuals = ranks.whole_batch(quantized[name].residuals, num_rows=size)
+                residuals = distributed.whole_batch(quantized[name].residuals, num_rows=size)
                 parts |= self._contrast(name, residuals, positives[name], share=each)
             if f"{name}_collaborative" in self.weights:
                 contrast = self.collaborative[name](quantized[name].latent, items.collaborative, num_rows=size)
                 parts[f"{name}_collaborative"] = each * contrast
         if "alignment" in self.weights:
-            latents = (ranks.whole_batch(one.latent, num_rows=size) for one in quantized.values())
+            latents = (distributed.whole_batch(one.latent, num_rows=size) for one in quantized.values())
             parts["alignment"] = each * symmetric_info_nce(*latents, temperature=self.config.temperature)
         total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return QuantizerLosses(total, parts)

@@ -15,13 +15,13 @@ import torch
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.training import warn_of_slow_products
 from macrec_pipeline.semantic_ids.catalogue import Catalogue, present
+from macrec_pipeline.semantic_ids.dead_codes import dead_codes
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer, quantize
 from macrec_pipeline.semantic_ids.residual_k_means import ResidualKMeans
 from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
-from macrec_pipeline.semantic_ids.revival import dead_codes
 from macrec_pipeline.semantic_ids.rq_vae_training import RqVaeTraining
 
 if TYPE_CHECKING:

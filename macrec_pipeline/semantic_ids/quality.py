@@ -22,8 +22,8 @@ from macrec_pipeline.semantic_ids.neighbours import nearest_by_cosine
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import LimitsConfig
-    from macrec_pipeline.semantic_ids.append import OwnedIds
     from macrec_pipeline.semantic_ids.assignment import AssignedIds
+    from macrec_pipeline.semantic_ids.incremental import OwnedIds
     from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 
 # Nearest neighbours of so many items, among so many, are looked up: it bounds time and memory in a large catalogue.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from macrec_pipeline.runtime.products import Linear
+from macrec_pipeline.runtime.fast_layers import Linear
 from macrec_pipeline.runtime.training import products_in
 from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized

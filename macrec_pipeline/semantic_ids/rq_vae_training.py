@@ -2,7 +2,7 @@
 
 In: a catalogue's raw vectors, pseudo-labels and, if wanted, collaborative vectors. Out: epoch by epoch the mean of each
 loss; at a measurement the collision rate and the dead codes of each modality.
-Several ranks (`runtime/ranks.py`) draw the same batches and share out their items.
+Several ranks (`runtime/distributed.py`) draw the same batches and share out their items.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.runtime import ranks
-from macrec_pipeline.runtime.propagation import propagation
+from macrec_pipeline.runtime import distributed
+from macrec_pipeline.runtime.cuda_graphs import propagation
 from macrec_pipeline.runtime.seeds import numpy_generator, torch_generator
 from macrec_pipeline.runtime.training import adam_w, cosine_schedule, guarded_step
 from macrec_pipeline.semantic_ids.catalogue import Catalogue
 from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, Items
+from macrec_pipeline.semantic_ids.dead_codes import reset_dead_codes
 from macrec_pipeline.semantic_ids.modality_quantizer import centre_and_scale
 from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
-from macrec_pipeline.semantic_ids.revival import revive
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
@@ -49,9 +49,9 @@ class RqVaeTraining:
         self, catalogue: Catalogue, config: QuantizerConfig, *, seed: int, name: str, device: torch.device
     ) -> None:
         self.catalogue, self.config, self.device = catalogue, config, device
-        if (smallest := len(catalogue) // -(-len(catalogue) // config.batch_size)) < ranks.count():
+        if (smallest := len(catalogue) // -(-len(catalogue) // config.batch_size)) < distributed.count():
             raise ConfigError(
-                f"The quantizer's batches have {smallest} items, too few for {ranks.count()} processes. "
+                f"The quantizer's batches have {smallest} items, too few for {distributed.count()} processes. "
                 "Set runtime.training_processes lower, or quantizer.batch_size higher."
             )
         self.items = _items(catalogue, device=device)
@@ -65,7 +65,7 @@ class RqVaeTraining:
         self.revivals = torch_generator(seed, f"{name}/revivals")
         self._initialise(seed)
         self.optimizer = adam_w(self.model.parameters(), config)
-        self.propagate = propagation(self.model.parameters(), device, may_record=ranks.count() == 1)
+        self.propagate = propagation(self.model.parameters(), device, may_record=distributed.count() == 1)
         self.schedule = None
         if config.schedule == "cosine":
             steps = -(-len(catalogue) // config.batch_size) * config.num_epochs
@@ -95,14 +95,14 @@ class RqVaeTraining:
                 sums[name] = sums.get(name, 0.0) + value.detach() * (len(chosen) / len(self.catalogue))
         # one transfer an epoch: each would make a GPU wait
         values = torch.stack(list(sums.values())).tolist()
-        return {name: ranks.total(value) for name, value in zip(sums, values, strict=True)}
+        return {name: distributed.total(value) for name, value in zip(sums, values, strict=True)}
 
     def _parts(self, chosen: np.ndarray, losses: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         """The loss of the items `chosen`, int64 [B], worked out when the step asks for it; `losses` gets all of it."""
         rows = torch.from_numpy(chosen).to(self.device)
         clusters = {name: labels[rows] for name, labels in self.items.clusters.items()}
         positives = self.model.draw_positives(clusters, generator=self.draws)
-        own = rows[ranks.rank() :: ranks.count()]
+        own = rows[distributed.rank() :: distributed.count()]
         losses |= self.propagate(len(chosen), partial(self._losses, len(chosen)), [own, *positives.values()])
         yield losses["loss"]
 
@@ -115,8 +115,10 @@ class RqVaeTraining:
     def revive_dead_codes(self) -> None:
         """Bring the codes that no item has back, in every modality."""
         for name, module in self.model.rq_vaes():
-            revive(module, self.catalogue.vectors[name], self.optimizer, generator=self.revivals, device=self.device)
-        ranks.as_on_first(self.model.parameters())
+            reset_dead_codes(
+                module, self.catalogue.vectors[name], self.optimizer, generator=self.revivals, device=self.device
+            )
+        distributed.as_on_first(self.model.parameters())
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
@@ -127,7 +129,7 @@ class RqVaeTraining:
             vectors = self.items.vectors[name]
             module.standardize(vectors, collaborative_dim=self.catalogue.collaborative_dim)
             module.quantizer.initialise(module.latents(vectors[rows]), seed=codebook_seed(seed, name))
-        ranks.as_on_first(self.model.parameters())
+        distributed.as_on_first(self.model.parameters())
 
 
 def _items(catalogue: Catalogue, *, device: torch.device) -> Items:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.storage.objects import ObjectFolder
+from macrec_pipeline.storage.object_storage import ObjectFolder
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import polars as pl
 from macrec_pipeline.config import RuntimeConfig
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.runtime.shards import Make, Shard, map_shards, shards_of
+from macrec_pipeline.runtime.sharding.shards import Make, Shard, map_shards, shards_of
 from macrec_pipeline.schemas import TableSchema
 from macrec_pipeline.storage.manifest import flush
 from macrec_pipeline.storage.table_files import read_table_file, table_file, write_table_file

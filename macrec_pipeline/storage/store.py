@@ -17,7 +17,7 @@ import polars as pl
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import SIDE_TABLES, TABLES, TableSchema
 from macrec_pipeline.storage.manifest import Manifest, seal, verify
-from macrec_pipeline.storage.published import PublishedVersions
+from macrec_pipeline.storage.published_versions import PublishedVersions
 from macrec_pipeline.storage.table_files import (
     read_table_file,
     scan_table_file,

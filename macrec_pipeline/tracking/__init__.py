@@ -3,9 +3,9 @@
 from macrec_pipeline.tracking.asset_run import AssetRun, metric_progress
 from macrec_pipeline.tracking.loading import RegisteredBundle, load_model, model_uri, registered_bundle
 from macrec_pipeline.tracking.promotion import Contender, Decision
+from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, Proposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.server import server_command
-from macrec_pipeline.tracking.settling import Outcome, Proposal
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
 from macrec_pipeline.tracking.tracker import Tracker, open_tracking
 
@@ -14,7 +14,7 @@ __all__ = [
     "AssetRun",
     "Contender",
     "Decision",
-    "Outcome",
+    "PromotionOutcome",
     "Proposal",
     "RegisteredBundle",
     "RegisteredVersion",

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
-from macrec_pipeline.runtime.shown_text import as_markdown
+from macrec_pipeline.runtime.text_sanitizing import as_markdown
 from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 

@@ -26,8 +26,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from macrec_pipeline.errors import RequestError
 
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.bundle import RecommenderBundle
-    from macrec_pipeline.recommender.rules import Rules
+    from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
+    from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 
 DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0, "rules": {}}
 """The params and what each is if it is not given; a beam width of 0 is the bundle's own."""
@@ -49,7 +49,7 @@ class RecommenderModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the bundle that was registered. Raises `StorageError` if its parts do not belong together."""
-        from macrec_pipeline.recommender.bundle import RecommenderBundle
+        from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
 
         self.bundle = RecommenderBundle.load(Path(context.artifacts["bundle"]))
 
@@ -128,7 +128,7 @@ def _truth(value: Any, *, what: str) -> bool:
 
 
 def _rules(lists: Mapping[str, list[str] | None]) -> Rules | None:
-    from macrec_pipeline.recommender.rules import Rules
+    from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 
     named = {name: strings for name, strings in lists.items() if strings is not None}
     return Rules(**named) if named else None

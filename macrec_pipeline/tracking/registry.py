@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import TrackingError
-from macrec_pipeline.tracking.commit import git_commit
+from macrec_pipeline.tracking.git_commit import git_commit
 from macrec_pipeline.tracking.packaging import save_bundle_model
 from macrec_pipeline.tracking.store import TrackingStore, is_server, one_line_errors, own_warnings_ignored
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.tracking.asset_run import AssetRun
-from macrec_pipeline.tracking.commit import git_commit
+from macrec_pipeline.tracking.git_commit import git_commit
 from macrec_pipeline.tracking.outbox import send_unsent
 from macrec_pipeline.tracking.store import TrackingStore, mlflow_folder, one_line_errors
 

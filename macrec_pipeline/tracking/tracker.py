@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.tracking import loading, promotion, registry, runs, settling
+from macrec_pipeline.tracking import loading, promotion, promotion_outcome, registry, runs
 from macrec_pipeline.tracking.asset_run import AssetRun
 from macrec_pipeline.tracking.promotion import Decision
+from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, Proposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
-from macrec_pipeline.tracking.settling import Outcome, Proposal
 from macrec_pipeline.tracking.store import TrackingStore, connect
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Tracker:
         """
         return loading.version_bundle(self._store, dataset, version)
 
-    def settle(self, version: RegisteredVersion, dataset: str, proposal: Proposal) -> Outcome:
+    def settle(self, version: RegisteredVersion, dataset: str, proposal: Proposal) -> PromotionOutcome:
         """Promote a version that was just registered if its comparison says so, and write down what was decided.
 
         The decision, its reason and its figures become tags and the description of the version.
@@ -161,7 +161,7 @@ class Tracker:
         Raises:
             TrackingError: the store refuses.
         """
-        return settling.settle(self._store, version, dataset, proposal)
+        return promotion_outcome.settle(self._store, version, dataset, proposal)
 
     def promote(
         self, dataset: str, *, version: int | None = None, reason: str = "", over: int | None = None

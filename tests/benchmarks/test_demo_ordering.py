@@ -1,7 +1,7 @@
 """What the demo shop's construction promises, measured by the ablation command's own core.
 
 People of the shop move by a chain of kinds *and* keep to a style. Texts tell the kind alone, pictures the style alone
-(`data/demo_shop.py`). So whoever reads one of them cannot know half of what decides, whoever fuses both can, and any of
+(`data/demo/shop.py`). So whoever reads one of them cannot know half of what decides, whoever fuses both can, and any of
 them knows more than a list that is the same for everyone, of which the shop makes a poor one: popularity moves only the
 choice between the two or so items of one look. Nothing of that depends on fine tuning, and on the CPU the figures are
 the same in each run. Asserted is that the paired interval over users leaves zero out, and of popularity a multiple.

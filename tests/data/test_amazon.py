@@ -8,10 +8,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from macrec_pipeline.data import json_lines, ratings
-from macrec_pipeline.data.amazon import amazon_problems, read_amazon_interactions, read_amazon_items
-from macrec_pipeline.data.cleaning import clean
-from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.data.cleaning.clean import clean
+from macrec_pipeline.data.readers.amazon import amazon_problems, read_amazon_interactions, read_amazon_items
+from macrec_pipeline.data.readers.registry import (
+    json_lines,
+    rating_logs,
+    read_raw_interactions,
+    read_raw_items,
+    validate_source,
+)
 from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source, DatasetSpec
 from macrec_pipeline.errors import DataError, MissingFileError
 
@@ -262,7 +267,7 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     _write(tmp_path / "az" / "Musical_Instruments.jsonl.gz", _objects(reviews))
     _write(tmp_path / "az" / "Musical_Instruments.csv", [f"B,U{row},5,1393545600" for row in range(99)], packed=False)
     whole = [read_amazon_interactions(source, tmp_path) for source in (_OF_2018, _OF_2023)]
-    for module in (ratings, json_lines):
+    for module in (rating_logs, json_lines):
         original = module.line_blocks
         monkeypatch.setattr(
             module, "line_blocks", lambda path, file, *, block_bytes, read=original: read(path, file, block_bytes=100)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macrec_pipeline.data.delimited import read_delimited, read_delimited_parts
+from macrec_pipeline.data.readers.delimited import read_delimited, read_delimited_parts
 from macrec_pipeline.errors import DataError, SchemaError
 
 

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from macrec_pipeline.data.demo_catalogue import KINDS, describe
-from macrec_pipeline.data.demo_files import generate_shop
-from macrec_pipeline.data.demo_pictures import PICTURE_SIZE, STYLES, draw_picture
-from macrec_pipeline.data.demo_shop import MAX_EVENTS, MIN_EVENTS, Shop
+from macrec_pipeline.data.demo.catalogue import KINDS, describe
+from macrec_pipeline.data.demo.files import generate_shop
+from macrec_pipeline.data.demo.images import PICTURE_SIZE, STYLES, draw_image
+from macrec_pipeline.data.demo.shop import MAX_EVENTS, MIN_EVENTS, Shop
 from macrec_pipeline.datasets import DemoSource
 from macrec_pipeline.runtime.seeds import numpy_generator
 
@@ -145,7 +145,7 @@ def test_pictures_of_a_style_are_alike_but_not_the_same() -> None:
     """Two pictures of one style are nearer to each other in colour than to any other style, yet differ."""
 
     def histogram(style: int, number: int) -> NDArray[np.float64]:
-        picture = draw_picture(style, numpy_generator(1, f"{style}/{number}"))
+        picture = draw_image(style, numpy_generator(1, f"{style}/{number}"))
         assert picture.size == (PICTURE_SIZE, PICTURE_SIZE)
         pixels = np.asarray(picture).reshape(-1, 3) // 64
         return np.bincount(pixels @ [16, 4, 1], minlength=64) / len(pixels)
@@ -161,7 +161,7 @@ def test_a_picture_follows_from_its_generator() -> None:
     """The same style and stream draw the same pixels, another stream others."""
 
     def draw(name: str) -> Image.Image:
-        return draw_picture(3, numpy_generator(7, name))
+        return draw_image(3, numpy_generator(7, name))
 
     assert draw("a").tobytes() == draw("a").tobytes()
     assert draw("a").tobytes() != draw("b").tobytes()

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from macrec_pipeline.data.downloads import FetchLimits
-from macrec_pipeline.data.fetch import fetch_pictures
-from macrec_pipeline.data.pictures import existing_pictures, picture_name
+from macrec_pipeline.data.images.downloads import FetchLimits
+from macrec_pipeline.data.images.fetch import fetch_images
+from macrec_pipeline.data.readers.image_files import existing_images, image_file_name
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import FETCH_FAILURES
 from tests.data.picture_server import PictureServer, serving
@@ -56,9 +56,9 @@ def _files(folder: Path) -> set[str]:
 )
 def test_what_can_be_loaded_is(server: PictureServer, tmp_path: Path, path: str) -> None:
     """Pictures of any type, behind a redirect, and after a passing failure."""
-    report = fetch_pictures(_addresses({"1": server.url(path)}), _TEMPLATE, tmp_path, _LIMITS)
+    report = fetch_images(_addresses({"1": server.url(path)}), _TEMPLATE, tmp_path, _LIMITS)
     assert (report.fetched, report.failures) == (1, [])
-    assert existing_pictures(pl.Series(["1"]), _TEMPLATE, tmp_path).to_list() == ["shop/pictures/1.jpg"]
+    assert existing_images(pl.Series(["1"]), _TEMPLATE, tmp_path).to_list() == ["shop/pictures/1.jpg"]
     with Image.open(tmp_path / "shop" / "pictures" / "1.jpg") as stored:
         assert stored.size == (32, 24)
     assert _files(tmp_path / "shop" / "pictures") == {"1.jpg", *_WORK}
@@ -102,7 +102,7 @@ _ADDRESSES = {
 def test_every_failure_has_its_reason(server: PictureServer, tmp_path: Path) -> None:
     """Nothing is raised, nothing is left over, and the table says what happened how often."""
     addresses = _addresses({path: server.url(path) for path in _SERVED} | {"fine": server.url("color?red")})
-    report = fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+    report = fetch_images(addresses, _TEMPLATE, tmp_path, _LIMITS)
     table = _failures(tmp_path)
     found = {
         path: (reason, attempts) for path, reason, attempts in table.select("item_id", "reason", "attempts").rows()
@@ -118,14 +118,14 @@ def test_every_failure_has_its_reason(server: PictureServer, tmp_path: Path) -> 
 def test_a_slow_server_has_no_more_time_than_any(server: PictureServer, tmp_path: Path) -> None:
     """The limit is for the whole picture, whether or not bytes keep coming."""
     addresses = _addresses({"1": server.url("slow")})
-    fetch_pictures(addresses, _TEMPLATE, tmp_path, dataclasses.replace(_LIMITS, timeout=0.5))
+    fetch_images(addresses, _TEMPLATE, tmp_path, dataclasses.replace(_LIMITS, timeout=0.5))
     assert _failures(tmp_path).select("reason", "attempts").rows() == [("timeout", 2)]
 
 
 def test_addresses_that_are_none(tmp_path: Path) -> None:
     """Other schemes are never opened, and no text that stands where an address should ends the run."""
     addresses = _addresses({str(place): url for place, url in enumerate(_ADDRESSES)} | {"none": None})
-    report = fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+    report = fetch_images(addresses, _TEMPLATE, tmp_path, _LIMITS)
     assert {url: reason for _, url, reason, _, _ in report.failures} == _ADDRESSES
     assert report.without_url == 1
 
@@ -164,16 +164,16 @@ def test_whatever_the_id_its_picture_is_found_and_nothing_lies_outside(
     colors = {item_id: f"{place * 8:02x}0000" for place, item_id in enumerate(_IDS)}
     addresses = _addresses({item_id: server.url(f"color?%23{colors[item_id]}") for item_id in _IDS})
     _serve_exact_colors(server)
-    report = fetch_pictures(addresses, template, data_dir, _LIMITS)
+    report = fetch_images(addresses, template, data_dir, _LIMITS)
     assert report.failures == []
-    found = existing_pictures(addresses["item_id"], template, data_dir)
+    found = existing_images(addresses["item_id"], template, data_dir)
     assert found.n_unique() == len(_IDS)
     for item_id, path in zip(addresses["item_id"], found, strict=True):
         with Image.open(data_dir / path) as stored:
             assert f"{stored.convert('RGB').getpixel((0, 0))[0]:02x}0000" == colors[item_id]
     assert {path.split("/")[0] for path in _files(tmp_path)} == {"data"}
     assert all(path.startswith("shop/pictures/") for path in _files(data_dir))
-    assert fetch_pictures(addresses, template, data_dir, _LIMITS).present == len(_IDS)
+    assert fetch_images(addresses, template, data_dir, _LIMITS).present == len(_IDS)
 
 
 def _serve_exact_colors(server: PictureServer) -> None:
@@ -190,11 +190,11 @@ def _serve_exact_colors(server: PictureServer) -> None:
 
 def test_names_are_readable_where_they_can_be() -> None:
     """Ids of letters and digits are their own names; the others cannot meet them."""
-    assert picture_name("B0002E1G5C") == "B0002E1G5C"
-    assert picture_name("a/b") == "a%2Fb"
-    assert picture_name("a%2Fb") == "a%252Fb"
-    assert picture_name("..") == "%2E."
-    assert len(picture_name("x" * 5000)) == 66
+    assert image_file_name("B0002E1G5C") == "B0002E1G5C"
+    assert image_file_name("a/b") == "a%2Fb"
+    assert image_file_name("a%2Fb") == "a%252Fb"
+    assert image_file_name("..") == "%2E."
+    assert len(image_file_name("x" * 5000)) == 66
 
 
 def test_links_do_not_lead_out(server: PictureServer, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_links_do_not_lead_out(server: PictureServer, tmp_path: Path) -> None:
     (tmp_path / "data" / "shop" / "pictures").mkdir(parents=True)
     (tmp_path / "data" / "shop" / "pictures" / "1").symlink_to(outside)
     addresses = _addresses({"1": server.url("color?red")})
-    report = fetch_pictures(addresses, "shop/pictures/{item_id}/{item_id}/x.jpg", tmp_path / "data", _LIMITS)
+    report = fetch_images(addresses, "shop/pictures/{item_id}/{item_id}/x.jpg", tmp_path / "data", _LIMITS)
     assert [reason for _, _, reason, _, _ in report.failures] == ["outside_folder"]
     assert list(outside.iterdir()) == []
 
@@ -212,10 +212,10 @@ def test_links_do_not_lead_out(server: PictureServer, tmp_path: Path) -> None:
 def test_finished_pictures_are_not_asked_for_again(server: PictureServer, tmp_path: Path) -> None:
     """The second run asks only for what is missing, and clears what a killed one left."""
     addresses = _addresses({"1": server.url("color?red"), "2": server.url("away-once"), "3": None})
-    first = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
+    first = fetch_images(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
     assert (first.present, first.fetched, len(first.failures), first.without_url) == (0, 1, 1, 1)
     (tmp_path / "shop" / "pictures" / ".fetch" / "abc.part").write_bytes(b"half")
-    second = fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
+    second = fetch_images(addresses, _TEMPLATE, tmp_path, FetchLimits(attempts=1, allow_private=True))
     assert (second.present, second.fetched, len(second.failures), second.without_url) == (1, 1, 0, 1)
     assert server.asked == {"/color": 1, "/away-once": 2}
     assert _failures(tmp_path).is_empty()
@@ -225,7 +225,7 @@ def test_finished_pictures_are_not_asked_for_again(server: PictureServer, tmp_pa
 def test_progress_counts_every_address(server: PictureServer, tmp_path: Path) -> None:
     """It begins at none and ends at all, failures beside it."""
     told: list[tuple[int, int, float]] = []
-    fetch_pictures(
+    fetch_images(
         _addresses({"1": server.url("color?red"), "2": server.url("missing")}),
         _TEMPLATE,
         tmp_path,
@@ -239,7 +239,7 @@ def test_progress_counts_every_address(server: PictureServer, tmp_path: Path) ->
 def test_the_server_says_how_long_to_wait(server: PictureServer, tmp_path: Path) -> None:
     """Retry-After counts where it is longer than the own wait."""
     begin = time.monotonic()
-    assert fetch_pictures(_addresses({"1": server.url("busy-for-a-second")}), _TEMPLATE, tmp_path, _LIMITS).fetched == 1
+    assert fetch_images(_addresses({"1": server.url("busy-for-a-second")}), _TEMPLATE, tmp_path, _LIMITS).fetched == 1
     assert time.monotonic() - begin >= 1
 
 
@@ -247,7 +247,7 @@ def test_many_are_fetched_at_once(server: PictureServer, tmp_path: Path) -> None
     """Twelve pictures of 0.3 s each take far less than one after the other."""
     begin = time.monotonic()
     addresses = _addresses({str(place): server.url("pause") for place in range(12)})
-    assert fetch_pictures(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12, allow_private=True)).fetched == 12
+    assert fetch_images(addresses, _TEMPLATE, tmp_path, FetchLimits(concurrency=12, allow_private=True)).fetched == 12
     assert time.monotonic() - begin < 2.4
 
 
@@ -258,7 +258,7 @@ def test_two_fetches_at_once_are_refused(tmp_path: Path) -> None:
         FileLock(tmp_path / "shop" / "pictures" / ".fetch" / "lock"),
         pytest.raises(DataError, match="Another fetch is at work"),
     ):
-        fetch_pictures(_addresses({"1": "http://127.0.0.1:1/"}), _TEMPLATE, tmp_path, _LIMITS)
+        fetch_images(_addresses({"1": "http://127.0.0.1:1/"}), _TEMPLATE, tmp_path, _LIMITS)
 
 
 def test_a_full_disk_ends_the_run_with_one_error(
@@ -275,7 +275,7 @@ def test_a_full_disk_ends_the_run_with_one_error(
     monkeypatch.setattr(os, "replace", replace_until_full)
     addresses = _addresses({str(place): server.url("color?red") for place in range(40)})
     with pytest.raises(DataError, match=r"cannot be written: .*No space left.*run the command again"):
-        fetch_pictures(addresses, _TEMPLATE, tmp_path, _LIMITS)
+        fetch_images(addresses, _TEMPLATE, tmp_path, _LIMITS)
     assert len(list((tmp_path / "shop" / "pictures").glob("*.jpg"))) == 1
     assert not list((tmp_path / "shop" / "pictures").rglob("*.part"))
 
@@ -283,8 +283,8 @@ def test_a_full_disk_ends_the_run_with_one_error(
 _SCRIPT = """
 import polars as pl, sys
 from pathlib import Path
-from macrec_pipeline.data.downloads import FetchLimits
-from macrec_pipeline.data.fetch import fetch_pictures
+from macrec_pipeline.data.images.downloads import FetchLimits
+from macrec_pipeline.data.images.fetch import fetch_pictures
 rows = [(f"{i:04}", sys.argv[2] + ("color?red" if i < 20 else "slow")) for i in range(60)]
 addresses = pl.DataFrame(rows, schema=["item_id", "image_url"], orient="row")
 limits = FetchLimits(concurrency=4, allow_private=True)

@@ -3,8 +3,8 @@
 import polars as pl
 import pytest
 
-from macrec_pipeline.data import coded_log
-from macrec_pipeline.data.histories import build_histories
+from macrec_pipeline.data.cleaning.clean import encoded_log
+from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.schemas import INTERACTIONS
 
@@ -38,7 +38,7 @@ def test_interactions_out_of_order_are_refused(
     rows: list[tuple[str, str, int]], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the table is that of the history, so one that goes back is none of cleaning's; nor is a scan."""
-    monkeypatch.setattr(coded_log, "_BATCH", size)
+    monkeypatch.setattr(encoded_log, "_BATCH", size)
     table = _interactions(rows)
     for source in (table, table.lazy()):
         with pytest.raises(

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.given import given_embeddings, given_semantic_ids
-from macrec_pipeline.data.indexed import indexed_problems, read_indexed_interactions, read_indexed_items
+from macrec_pipeline.data.readers.indexed import indexed_problems, read_indexed_interactions, read_indexed_items
+from macrec_pipeline.data.readers.precomputed import precomputed_embeddings, precomputed_semantic_ids
 from macrec_pipeline.datasets import DatasetSpec
 from macrec_pipeline.errors import ConfigError, MissingFileError, SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
@@ -109,14 +109,14 @@ def test_what_is_missing_is_listed(toys: Path) -> None:
 
 def test_given_ids_follow_the_catalogue(toys: Path) -> None:
     """Rows are in the order of the catalogue, also of a part of it; K holds the largest code of the whole files."""
-    ids = given_semantic_ids(_spec(), toys, _catalogue("A1", "B7"))
+    ids = precomputed_semantic_ids(_spec(), toys, _catalogue("A1", "B7"))
     assert ids is not None
     np.testing.assert_array_equal(ids.text_codes, [[1, 9], [1, 2]])
     np.testing.assert_array_equal(ids.image_codes, [[4, 0], [3, 3]])
     assert ids.codebook_size == 16
-    assert given_semantic_ids(_spec(text_index=None, image_index=None), toys, _catalogue("A1")) is None
+    assert precomputed_semantic_ids(_spec(text_index=None, image_index=None), toys, _catalogue("A1")) is None
     with pytest.raises(ConfigError, match="go together"):
-        given_semantic_ids(_spec(image_index=None), toys, _catalogue("A1"))
+        precomputed_semantic_ids(_spec(image_index=None), toys, _catalogue("A1"))
 
 
 @pytest.mark.parametrize("largest", [(0, 2), (1, 2), (2, 4), (255, 256), (256, 512)])
@@ -125,7 +125,7 @@ def test_codebook_size_is_the_next_power_of_two(toys: Path, largest: tuple[int, 
     code, expected = largest
     for file, letter in (("Toys.t.json", "a"), ("Toys.i.json", "A")):
         (toys / "toys" / file).write_text(json.dumps({"1": [f"<{letter}_{code}>"]}))
-    ids = given_semantic_ids(_spec(), toys, _catalogue("A1"))
+    ids = precomputed_semantic_ids(_spec(), toys, _catalogue("A1"))
     assert ids is not None
     assert ids.codebook_size == expected
 
@@ -146,33 +146,33 @@ def test_ids_with_other_levels_are_refused(toys: Path, tokens: Any) -> None:
     """Every item has L tokens whose letters are its levels, also items that the catalogue lacks."""
     (toys / "toys" / "Toys.t.json").write_text(json.dumps(_TEXT | {"2": tokens}))
     with pytest.raises(SchemaError, match=r"Toys\.t\.json: item 2 has .* expected 2 tokens: <a_CODE>, <b_CODE>"):
-        given_semantic_ids(_spec(), toys, _catalogue("A1"))
+        precomputed_semantic_ids(_spec(), toys, _catalogue("A1"))
 
 
 def test_items_without_an_id_are_refused(toys: Path) -> None:
     """An item of the catalogue that the index file lacks is named, and routes must have the same levels."""
     (toys / "toys" / "Toys.i.json").write_text(json.dumps({"0": _IMAGE["0"]}))
     with pytest.raises(SchemaError, match=r"Toys\.i\.json: item 1 has no semantic ID"):
-        given_semantic_ids(_spec(), toys, _catalogue("A1"))
+        precomputed_semantic_ids(_spec(), toys, _catalogue("A1"))
     with pytest.raises(SchemaError, match=r"'Z' is not in toys/Toys\.item2id"):
-        given_semantic_ids(_spec(), toys, _catalogue("Z"))
+        precomputed_semantic_ids(_spec(), toys, _catalogue("Z"))
     (toys / "toys" / "Toys.i.json").write_text(json.dumps({str(item): ["<A_1>"] for item in range(3)}))
     with pytest.raises(SchemaError, match=r"2 levels .* but image IDs 1"):
-        given_semantic_ids(_spec(), toys, _catalogue("A1"))
+        precomputed_semantic_ids(_spec(), toys, _catalogue("A1"))
 
 
 def test_given_embeddings_follow_the_catalogue(toys: Path) -> None:
     """float32 rows in the order of the catalogue, for the route that has them, packed or not."""
     spec = _spec(text_embeddings="emb.npy")
-    vectors = given_embeddings(spec, toys, _catalogue("C 3", "B7"), "text")
+    vectors = precomputed_embeddings(spec, toys, _catalogue("C 3", "B7"), "text")
     assert vectors is not None
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, [[4, 5], [0, 1]])
-    assert given_embeddings(spec, toys, _catalogue("B7"), "image") is None
+    assert precomputed_embeddings(spec, toys, _catalogue("B7"), "image") is None
     plain = toys / "toys" / "Toys.emb.npy"
     (toys / "toys" / "Toys.emb.npy.gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
-    np.testing.assert_array_equal(given_embeddings(spec, toys, _catalogue("C 3", "B7"), "text"), vectors)
+    np.testing.assert_array_equal(precomputed_embeddings(spec, toys, _catalogue("C 3", "B7"), "text"), vectors)
 
 
 def test_embeddings_of_another_form_are_refused(toys: Path) -> None:
@@ -185,4 +185,4 @@ def test_embeddings_of_another_form_are_refused(toys: Path) -> None:
     ):
         np.save(toys / "toys" / "Toys.emb.npy", content, allow_pickle=True)
         with pytest.raises(SchemaError, match=message):
-            given_embeddings(spec, toys, _catalogue("C 3"), "text")
+            precomputed_embeddings(spec, toys, _catalogue("C 3"), "text")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from macrec_pipeline.data import line_blocks as module
-from macrec_pipeline.data.line_blocks import line_blocks
+from macrec_pipeline.data.readers.line_blocks import line_blocks
+from macrec_pipeline.data.readers.registry import line_blocks as module
 from macrec_pipeline.errors import DataError, SchemaError
 
 

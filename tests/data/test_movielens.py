@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from macrec_pipeline.data.movielens import movielens_problems, read_movielens_interactions, read_movielens_items
+from macrec_pipeline.data.readers.movielens import movielens_problems, read_movielens_interactions, read_movielens_items
 from macrec_pipeline.datasets import MovielensSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data.cleaning import clean
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items
+from macrec_pipeline.data.cleaning.clean import clean
+from macrec_pipeline.data.histories.build import build_histories
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items
 from macrec_pipeline.datasets import DatasetSpec
 
 _SOURCES = {

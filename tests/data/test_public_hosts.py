@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 from aiohttp.resolver import DefaultResolver
 
-from macrec_pipeline.data import downloads
-from macrec_pipeline.data.downloads import FetchError, FetchLimits, download, open_session
-from macrec_pipeline.data.fetch import fetch_pictures
-from macrec_pipeline.data.public_hosts import PrivateAddressError, is_public, open_public_socket
+from macrec_pipeline.data.images import downloads
+from macrec_pipeline.data.images.downloads import FetchError, FetchLimits, download, open_session
+from macrec_pipeline.data.images.fetch import fetch_images
+from macrec_pipeline.data.images.public_hosts import PrivateAddressError, is_public, open_public_socket
 from tests.data.picture_server import PictureServer, serving
 
 _LIMITS = FetchLimits(timeout=2, attempts=3, first_wait=0.01)
@@ -59,7 +59,7 @@ def test_what_is(address: str) -> None:
 def test_loopback_is_refused_once_and_without_asking(server: PictureServer, tmp_path: Path) -> None:
     """The reason is in the table, another attempt is not made, and the server never hears of it."""
     addresses = pl.DataFrame({"item_id": ["1"], "image_url": [server.url("color?red")]})
-    report = fetch_pictures(addresses, "shop/{item_id}.jpg", tmp_path, _LIMITS)
+    report = fetch_images(addresses, "shop/{item_id}.jpg", tmp_path, _LIMITS)
     assert [(reason, attempts) for _, _, reason, _, attempts in report.failures] == [("private_address", 1)]
     assert "--allow-private" in report.failures[0][3]
     assert not server.asked
@@ -95,7 +95,7 @@ def _resolve_to(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 def test_a_redirect_into_a_private_network_is_refused(server: PictureServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a server that may be asked to one that may not: its address is judged like the first."""
     port = server.server_address[1]
-    monkeypatch.setattr("macrec_pipeline.data.public_hosts.is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr("macrec_pipeline.data.images.public_hosts.is_public", lambda address: address == "127.0.0.1")
 
     class Redirecting(server.RequestHandlerClass):  # type: ignore[name-defined,misc]
         def give_redirect(self) -> None:

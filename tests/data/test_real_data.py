@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.checks import histories_problems, interactions_problems, items_problems
-from macrec_pipeline.data.cleaning import CleanTables, clean
-from macrec_pipeline.data.given import given_semantic_ids
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.indexed import read_index_map, read_json_object
-from macrec_pipeline.data.movielens import read_movielens_interactions
-from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.data.cleaning.clean import CleanTables, clean
+from macrec_pipeline.data.histories.build import build_histories
+from macrec_pipeline.data.readers.indexed import read_index_map, read_json_object
+from macrec_pipeline.data.readers.movielens import read_movielens_interactions
+from macrec_pipeline.data.readers.precomputed import precomputed_semantic_ids
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.data.table_checks import histories_problems, interactions_problems, items_problems
 from macrec_pipeline.datasets import DatasetSpec, MovielensSource, load_dataset
 
 _DATASETS = Path(__file__).resolve().parents[2] / "datasets"
@@ -90,7 +90,7 @@ def test_instruments_semantic_ids(shared_data: Path) -> None:
     """4 levels of 256 codes for every item; 5,988 distinct text IDs, all image IDs distinct; rows follow items."""
     spec = _spec("amazon-instruments", shared_data)
     tables, _ = _clean(spec, shared_data)
-    ids = given_semantic_ids(spec, shared_data, tables.items)
+    ids = precomputed_semantic_ids(spec, shared_data, tables.items)
     assert ids is not None
     assert ids.codebook_size == 256
     assert ids.text_codes.shape == ids.image_codes.shape == (6250, 4)

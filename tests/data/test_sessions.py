@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data import user_slices
-from macrec_pipeline.data.cleaning import clean
-from macrec_pipeline.data.coded_log import KEPT, Rule, code_log
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.sessions import split_sessions
+from macrec_pipeline.data.cleaning.clean import clean, user_slices
+from macrec_pipeline.data.cleaning.encoded_log import KEPT, Rule, encode_log
+from macrec_pipeline.data.cleaning.sessions import split_sessions
+from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
 _Rows = list[tuple[str, int]]
@@ -23,7 +22,7 @@ def _split(rows: _Rows, *, gap_ms: float) -> _Rows:
     table = pl.DataFrame(rows, schema={"user_id": pl.String, "timestamp": pl.Int64}, orient="row").with_columns(
         item_id=pl.lit("i"), rating=pl.lit(None, dtype=pl.Float64), source_file=pl.lit("log"), source_row=pl.row_index()
     )
-    coded = code_log(table, [Rule("early", pl.col("timestamp") < 0, pl.lit(None, dtype=pl.String))])
+    coded = encode_log(table, [Rule("early", pl.col("timestamp") < 0, pl.lit(None, dtype=pl.String))])
     log = split_sessions(coded, gap_ms=gap_ms)
     assert log.user_ids.is_sorted()
     kept = [row for row in range(len(log)) if log.reasons[row] == KEPT]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from macrec_pipeline.config import SplitConfig
-from macrec_pipeline.data.checks import histories_problems
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.splits import HeldOutPeriod, find_period, period_of
+from macrec_pipeline.data.histories.build import build_histories
+from macrec_pipeline.data.histories.splits import HeldOutPeriod, find_period, period_of
+from macrec_pipeline.data.table_checks import histories_problems
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, ITEMS
 

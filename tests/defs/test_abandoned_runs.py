@@ -11,7 +11,9 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._daemon.types import DaemonHeartbeat
 from filelock import FileLock
 
-from macrec_pipeline.defs.abandoned_runs import (
+from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.resources import GPU_POOL
+from macrec_pipeline.defs.runs.abandoned import (
     close_abandoned_runs,
     close_runs_of_a_stopped_ui,
     runs_at_work,
@@ -19,8 +21,6 @@ from macrec_pipeline.defs.abandoned_runs import (
     turn_of,
     who_computes,
 )
-from macrec_pipeline.defs.resources import GPU_POOL
-from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import ConfigError
 
 STARTED = dg.DagsterRunStatus.STARTED
@@ -117,7 +117,7 @@ def test_runs_of_one_data_set_take_turns(
     another_command = FileLock(tmp_path / ".turns" / "demo.lock")
     Path(another_command.lock_file).parent.mkdir()
     another_command.acquire()
-    monkeypatch.setattr("macrec_pipeline.defs.abandoned_runs.time.sleep", wait)
+    monkeypatch.setattr("macrec_pipeline.defs.runs.abandoned.time.sleep", wait)
     with caplog.at_level("INFO", logger="macrec_pipeline"):
         with turn_of(instance, tmp_path, "other"):
             assert waits == []

@@ -13,11 +13,11 @@ from dagster._utils.schedules import is_valid_cron_string
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, Schedule, load_dataset
 from macrec_pipeline.definitions import defs
+from macrec_pipeline.defs.asset_context import SETTINGS_TAG, stage
 from macrec_pipeline.defs.automation import automated, schedule_of, sensor_of
 from macrec_pipeline.defs.jobs import REFRESH, SETTINGS
-from macrec_pipeline.defs.launch import LaunchRequest, launch
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.tracked import SETTINGS_TAG, stage
+from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 from macrec_pipeline.errors import ConfigError
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -8,10 +8,10 @@ import pytest
 
 from macrec_pipeline.datasets import load_dataset
 from macrec_pipeline.definitions import defs
-from macrec_pipeline.defs import backtest
-from macrec_pipeline.defs.backtest import backtest_folders, fold_settings, run_backtest, summarized
-from macrec_pipeline.defs.launch import LaunchRequest, launch
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.runs import backtest
+from macrec_pipeline.defs.runs.backtest import backtest_folders, fold_settings, run_backtest, summarized
+from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.storage import AssetStore

@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from macrec_pipeline.defs.asset_context import CATALOGUE
 from macrec_pipeline.defs.assets.interactions import clean_tables, histories, raw_interactions, raw_items
 from macrec_pipeline.defs.assets.sasrec import sasrec
 from macrec_pipeline.defs.assets.semantic_ids import pseudo_labels
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.tracked import CATALOGUE
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.storage import AssetStore, embedding_table
 

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.clean_log import CleanLog
-from macrec_pipeline.data.cleaning import clean
-from macrec_pipeline.data.histories import build_histories
-from macrec_pipeline.data.readers import read_raw_interactions, read_raw_items
+from macrec_pipeline.data.cleaning.clean import clean
+from macrec_pipeline.data.cleaning.result import CleaningResult
+from macrec_pipeline.data.histories.build import build_histories
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.resources import Settings
@@ -60,13 +60,13 @@ def test_a_failing_check_stops_what_is_downstream_in_the_same_run(
 ) -> None:
     """Cleaning that lets a bad time through is caught before a history is made of it; the raw tables stay."""
 
-    honest = CleanLog.interactions
+    honest = CleaningResult.interactions
 
-    def careless(log: CleanLog) -> Iterator[pl.DataFrame]:
+    def careless(log: CleaningResult) -> Iterator[pl.DataFrame]:
         late = pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(9_999_999_999_999).otherwise(pl.col("timestamp"))
         return (part.with_columns(timestamp=late) for part in honest(log))
 
-    monkeypatch.setattr(CleanLog, "interactions", careless)
+    monkeypatch.setattr(CleaningResult, "interactions", careless)
     result = _run(INGESTED, settings, partition=partition, instance=instance)
     made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
     verdicts = {check.check_name: check for check in result.get_asset_check_evaluations()}

@@ -11,10 +11,10 @@ from dagster._core.execution.retries import auto_reexecution_should_retry_run
 from dagster._core.storage.tags import MAX_RETRIES_TAG, RETRY_ON_ASSET_OR_OP_FAILURE_TAG, RUN_FAILURE_REASON_TAG
 from dagster._core.test_utils import create_run_for_test
 
-from macrec_pipeline.defs import code_server
-from macrec_pipeline.defs.code_server import fail_runs, main, runs_at_work
+from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.defs.resources import GPU_POOL
-from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.servers import code_server
+from macrec_pipeline.defs.servers.code_server import fail_runs, main, runs_at_work
 
 Status = dg.DagsterRunStatus
 ADDRESS = ["--host", "0.0.0.0", "--port", "4000"]
@@ -83,7 +83,9 @@ def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(
     main(ADDRESS)
     server = "-m dagster code-server start -m macrec_pipeline.definitions --host 0.0.0.0 --port 4000"
     assert [" ".join(words[1:]) for words in became] == [server, server]
-    assert [words[2:] for words in started] == [["macrec_pipeline.defs.code_server", *ADDRESS, "--went-down", dead]]
+    assert [words[2:] for words in started] == [
+        ["macrec_pipeline.defs.servers.code_server", *ADDRESS, "--went-down", dead]
+    ]
 
 
 def test_runs_are_failed_only_once_the_server_answers(

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from macrec_pipeline.defs.asset_context import GIVEN
 from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.tracked import GIVEN
 from macrec_pipeline.errors import DataError, EncoderError
 from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
 from macrec_pipeline.storage import AssetStore

@@ -12,12 +12,12 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from macrec_pipeline.definitions import defs
-from macrec_pipeline.defs.abandoned_runs import close_abandoned_runs
-from macrec_pipeline.defs.failures import COMMAND, ERROR_TAG, RESUME_TAG, WEBHOOK, tell_of_failure
-from macrec_pipeline.defs.launch import LaunchRequest, launch, open_instance
+from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.sensors import tell_of_failures
-from macrec_pipeline.defs.tracked import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.runs.abandoned import close_abandoned_runs
+from macrec_pipeline.defs.runs.failures import COMMAND, ERROR_TAG, RESUME_TAG, WEBHOOK, tell_of_failure
+from macrec_pipeline.defs.runs.launch import LaunchRequest, launch, open_instance
+from macrec_pipeline.defs.runs.run_sensors import tell_of_failures
 from macrec_pipeline.errors import StorageError
 
 

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from macrec_pipeline.data.clean_log import CleanLog
+from macrec_pipeline.data.cleaning.result import CleaningResult
 from macrec_pipeline.definitions import defs
-from macrec_pipeline.defs import launch as launching
-from macrec_pipeline.defs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.runs import launch as launching
+from macrec_pipeline.defs.runs.launch import LaunchRequest, asset_names, dagster_folder, launch, open_instance
 from macrec_pipeline.errors import ConfigError, DataError, StorageError
 from macrec_pipeline.storage import AssetStore
 
@@ -51,13 +51,13 @@ def test_a_failed_check_is_told_with_its_findings(
 ) -> None:
     """The person reads what the check found, not that some step of Dagster failed."""
 
-    honest = CleanLog.interactions
+    honest = CleaningResult.interactions
 
-    def careless(log: CleanLog) -> Iterator[pl.DataFrame]:
+    def careless(log: CleaningResult) -> Iterator[pl.DataFrame]:
         late = pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(9_999_999_999_999).otherwise(pl.col("timestamp"))
         return (part.with_columns(timestamp=late) for part in honest(log))
 
-    monkeypatch.setattr(CleanLog, "interactions", careless)
+    monkeypatch.setattr(CleaningResult, "interactions", careless)
     with pytest.raises(DataError, match=r"interactions \(interactions_are_sound\): .*timestamp in the future"):
         launch(_request(settings, partition, until="histories"), defs=defs)
 
@@ -76,7 +76,7 @@ def test_records_that_cannot_be_written_are_named(
     def fail(*_: object) -> None:
         raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
 
-    monkeypatch.setattr("macrec_pipeline.defs.abandoned_runs.close_abandoned_runs", fail)
+    monkeypatch.setattr("macrec_pipeline.defs.runs.abandoned.close_abandoned_runs", fail)
     with pytest.raises(StorageError, match=rf"dagster cannot .*disk is full.*`macrec run {partition} --resume`\.$"):
         launch(_request(settings, partition), defs=defs)
 

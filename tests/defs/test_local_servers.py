@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macrec_pipeline.defs.local_servers import ServerPlan, serving
+from macrec_pipeline.defs.servers.local import ServerPlan, serving
 from macrec_pipeline.errors import ConfigError, MacrecError
 
 

@@ -12,8 +12,8 @@ import pytest
 from macrec_pipeline.config import DecodingConfig, PipelineConfig, RecommenderConfig
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS
-from macrec_pipeline.defs.launch import LaunchRequest, launch
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender

@@ -13,7 +13,7 @@ import pytest
 import requests
 from sqlalchemy.exc import OperationalError
 
-from macrec_pipeline.data import readers
+from macrec_pipeline.data.readers.registry import registry
 from macrec_pipeline.datasets import DatasetSpec
 from macrec_pipeline.defs.assets.interactions import raw_items
 from macrec_pipeline.defs.resources import Settings
@@ -105,8 +105,8 @@ def test_a_step_is_tried_as_often_as_it_makes_sense(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Dagster counts the attempts; the error that is left in the end is the stage's own."""
-    reader = Reader(readers.read_raw_items, error, times=times)
-    monkeypatch.setattr(readers, "read_raw_items", reader)
+    reader = Reader(registry.read_raw_items, error, times=times)
+    monkeypatch.setattr(registry, "read_raw_items", reader)
     monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
 
     def materialize() -> dg.ExecuteInProcessResult:
@@ -159,7 +159,7 @@ def test_a_daemon_takes_up_a_run_that_no_stage_has_failed(
     monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
     with dg.instance_for_test(temp_dir=str(tmp_path), overrides=RETRYING) as instance:
         if of_whom == "stage":
-            monkeypatch.setattr(readers, "read_raw_items", Reader(readers.read_raw_items, error, times=99))
+            monkeypatch.setattr(registry, "read_raw_items", Reader(registry.read_raw_items, error, times=99))
         else:
             store = instance.event_log_storage.store_event
 

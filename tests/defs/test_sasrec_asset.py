@@ -10,7 +10,8 @@ import pytest
 
 from macrec_pipeline.defs.assets.sasrec import DISABLED, sasrec
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.recommender import FittedSasrec, load_item_embeddings, sasrec_fitting
+from macrec_pipeline.recommender import FittedSasrec, load_item_embeddings
+from macrec_pipeline.recommender.sasrec.model import training
 from macrec_pipeline.schemas import HISTORIES, ITEMS
 from macrec_pipeline.storage import AssetStore
 
@@ -53,8 +54,8 @@ def test_a_training_that_was_cut_off_ends_with_the_same_bytes(
         if len(saved) == 2:
             raise CutOffError
 
-    keep = sasrec_fitting.save_checkpoint
-    monkeypatch.setattr(sasrec_fitting, "save_checkpoint", cut_off)
+    keep = training.save_checkpoint
+    monkeypatch.setattr(training, "save_checkpoint", cut_off)
     home = tmp_path / "cut"
     with pytest.raises(CutOffError):
         materialize(settings, partition, home)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from macrec_pipeline.evaluation import baselines
 from macrec_pipeline.evaluation.baselines import popularity_counts, recommend_item_knn, recommend_popular
+from macrec_pipeline.evaluation.flat_histories import FlatHistories, flat_histories
 from macrec_pipeline.evaluation.metrics import hit_rate, ndcg, target_ranks
-from macrec_pipeline.evaluation.sequences import FlatHistories, flat_histories
 
 NUM_ITEMS = 9
 HISTORIES = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=8), min_size=1, max_size=8)

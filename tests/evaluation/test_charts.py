@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macrec_pipeline.evaluation.charts import interval_plot, line_chart, nice_ticks, tick_label, usage_strips
+from macrec_pipeline.evaluation.report.charts import interval_plot, line_chart, nice_ticks, tick_label, usage_strips
 
 
 def test_interval_plot_begins_at_zero_for_rates() -> None:

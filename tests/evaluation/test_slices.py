@@ -7,7 +7,7 @@ import pytest
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation import Evaluation
-from macrec_pipeline.evaluation.sequences import flat_histories
+from macrec_pipeline.evaluation.flat_histories import flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 
 # Inputs of 3, 4 and 6 items; item 0 has 3 of the 7 training interactions, item 1 has 2, items 2 and 3 one each.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from macrec_pipeline.evaluation import thumbnails as module
-from macrec_pipeline.evaluation.thumbnails import Thumbnail, thumbnails
+from macrec_pipeline.evaluation.report.page import thumbnails as module
+from macrec_pipeline.evaluation.report.thumbnails import Thumbnail, thumbnails
 
 
 def _picture(path: Path, *, size: tuple[int, int] = (300, 600), mode: str = "RGB") -> Path:

@@ -16,9 +16,9 @@ import dagster as dg
 
 import macrec_pipeline.definitions  # noqa: F401  (loaded before the forks)
 from macrec_pipeline import cli, semantic_ids
-from macrec_pipeline.defs.launch import open_instance
-from macrec_pipeline.defs.shown import VisibleProgress
-from macrec_pipeline.defs.tracked import Stage
+from macrec_pipeline.defs.asset_context import AssetContext
+from macrec_pipeline.defs.presentation import VisibleProgress
+from macrec_pipeline.defs.runs.launch import open_instance
 from macrec_pipeline.storage import store
 
 PROGRESS, HALF_WRITTEN, NOT_REPORTED, UNCHECKED = "progress", "half written", "not reported", "unchecked"
@@ -72,14 +72,19 @@ def _arm(home: Path, targets: list[str], steps: Any) -> None:
             (home / "killed").write_text(asset)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    seal, report, show, problems = store.seal, Stage.report, VisibleProgress.__call__, semantic_ids.semantic_id_problems
+    seal, report, show, problems = (
+        store.seal,
+        AssetContext.report,
+        VisibleProgress.__call__,
+        semantic_ids.semantic_id_problems,
+    )
     seen: set[str] = set()
 
     def seal_or_die(folder: Path, asset: str, details: Any) -> Any:
         die(asset, HALF_WRITTEN)
         return seal(folder, asset, details)
 
-    def report_or_die(stage: Stage, **what: Any) -> Any:
+    def report_or_die(stage: AssetContext, **what: Any) -> Any:
         die(stage.asset, NOT_REPORTED)
         return report(stage, **what)
 
@@ -94,7 +99,7 @@ def _arm(home: Path, targets: list[str], steps: Any) -> None:
         die("semantic_ids", UNCHECKED)
         return problems(table)
 
-    store.seal, Stage.report, VisibleProgress.__call__ = seal_or_die, report_or_die, show_or_die  # type: ignore[method-assign]
+    store.seal, AssetContext.report, VisibleProgress.__call__ = seal_or_die, report_or_die, show_or_die  # type: ignore[method-assign]
     semantic_ids.semantic_id_problems = check_or_die
 
 

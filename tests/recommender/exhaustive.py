@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from macrec_pipeline.config import RecommenderConfig
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.model import GenerativeRecommender
-from macrec_pipeline.recommender.objective import ItemCodes
-from macrec_pipeline.recommender.vocabulary import Vocabulary
+from macrec_pipeline.recommender.model.generative_recommender import GenerativeRecommender
+from macrec_pipeline.recommender.model.vocabulary import Vocabulary
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.training.losses import ItemCodes
 
 LEVELS, SIZE = 3, 4
 
@@ -20,7 +20,7 @@ def distinct_codes(num_items: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(every)[:num_items])
 
 
-def a_decoder(num_items: int = 40, encoding: Literal["exact", "item_causal"] = "exact") -> Decoder:
+def a_decoder(num_items: int = 40, encoding: Literal["exact", "item_causal"] = "exact") -> MultiRouteRetriever:
     config = RecommenderConfig(
         d_model=16,
         d_ff=32,
@@ -34,13 +34,17 @@ def a_decoder(num_items: int = 40, encoding: Literal["exact", "item_causal"] = "
     model = GenerativeRecommender(Vocabulary(LEVELS, SIZE, 2), config, torch.Generator().manual_seed(3)).eval()
     for parameter in model.parameters():  # far from uniform, so that the order is no matter of float noise
         parameter.data *= 1.7
-    return Decoder(model, ItemCodes({"text": distinct_codes(num_items, 1), "image": distinct_codes(num_items, 2)}))
+    return MultiRouteRetriever(
+        model, ItemCodes({"text": distinct_codes(num_items, 1), "image": distinct_codes(num_items, 2)})
+    )
 
 
-def exhaustive_scores(decoder: Decoder, encoded: torch.Tensor, modality: str, allowed: list[int]) -> dict[int, float]:
+def exhaustive_scores(
+    decoder: MultiRouteRetriever, encoded: torch.Tensor, modality: str, allowed: list[int]
+) -> dict[int, float]:
     """Each allowed item's mean log-probability a code, by a plain loop over the tree in double precision."""
     codes = decoder.items.codes[modality]
-    model, memory = decoder.model, decoder.model.remember(encoded)
+    model, memory = decoder.model, decoder.model.cross_attention_cache(encoded)
     scores = {}
     for item in allowed:
         total = 0.0

@@ -13,10 +13,10 @@ from macrec_pipeline.recommender import (
     fit_recommender,
     fit_sasrec,
 )
-from macrec_pipeline.recommender.calibration import save_fusion
-from macrec_pipeline.recommender.decoding import Decoder
-from macrec_pipeline.recommender.fusion import CalibratedFusion
-from macrec_pipeline.recommender.objective import ItemCodes
+from macrec_pipeline.recommender.retrieval.fusion import CalibratedFusion
+from macrec_pipeline.recommender.retrieval.fusion_fitting import save_fusion
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
+from macrec_pipeline.recommender.training.losses import ItemCodes
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 
 ROUTES = ["text", "image", "collaborative"]
@@ -52,12 +52,12 @@ def decoder_of(
     ids: dict[str, np.ndarray],
     fusion: CalibratedFusion | None,
     sasrec: FittedSasrec | None = None,
-) -> Decoder:
+) -> MultiRouteRetriever:
     items = ItemCodes({name: torch.from_numpy(value) for name, value in ids.items()})
-    return Decoder(fitted.model, items, fusion=fusion, collaborative=sasrec.model if sasrec else None)
+    return MultiRouteRetriever(fitted.model, items, fusion=fusion, collaborative=sasrec.model if sasrec else None)
 
 
-def validation_ndcg(decoder: Decoder, histories: list[np.ndarray]) -> float:
+def validation_ndcg(decoder: MultiRouteRetriever, histories: list[np.ndarray]) -> float:
     """NDCG@10 of the fused routes, by a plain loop over users and places."""
     ranked = decoder.rank(
         [history[:-2] for history in histories], routes=["fused"], top_k=10, beam_width=5, batch_size=7

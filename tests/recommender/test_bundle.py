@@ -18,10 +18,10 @@ from macrec_pipeline.recommender import (
     beam_agreement,
     fit_recommender,
     predict_test_users,
-    prediction,
 )
-from macrec_pipeline.recommender.bundle_parts import digest_of, sealed
-from macrec_pipeline.recommender.rules import Rules
+from macrec_pipeline.recommender.bundle.bundle import predictions
+from macrec_pipeline.recommender.bundle.parts import digest_of, sealed
+from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 
 
@@ -187,7 +187,7 @@ def test_the_beams_agreement_with_exact_scores_is_measured(
     everyone = {"same_top_10": 1.0, "overlap_10": 1.0, "users": 60.0}
     bundle.description["decoding"]["beam_width"] = NUM_ITEMS
     assert beam_agreement(bundle, cyclic_histories()) == {"text": everyone, "image": everyone}
-    monkeypatch.setattr(prediction, "EXACT_CUTOFF", 5)
+    monkeypatch.setattr(predictions, "EXACT_CUTOFF", 5)
     bundle.description["decoding"] |= {"beam_width": 5, "top_k": 5}
     narrow = beam_agreement(bundle, cyclic_histories())["image"]
     assert 0 < narrow["same_top_10"] < narrow["overlap_10"] < 1
@@ -199,12 +199,12 @@ def test_the_agreement_is_measured_on_few_users_of_a_small_catalogue(
     """Users are evenly spaced, first and last among them, fewer for more items; beyond a bound nothing is measured."""
     bundle = RecommenderBundle.load(bundle_folder)
     histories, asked = cyclic_histories(), []
-    monkeypatch.setattr(prediction, "EXACT_PAIRS", 3 * NUM_ITEMS + 1)
+    monkeypatch.setattr(predictions, "EXACT_PAIRS", 3 * NUM_ITEMS + 1)
     monkeypatch.setattr(bundle, "exact_scores", lambda inputs, route: asked.extend(inputs) or torch.rand(3, NUM_ITEMS))
     beam_agreement(bundle, histories)
     wanted = sorted((histories[user][:-1].tolist() for user in (0, 30, 59)), key=len)
     assert [history.tolist() for history in asked] == wanted * 2
-    monkeypatch.setattr(prediction, "EXACT_ITEMS", NUM_ITEMS - 1)
+    monkeypatch.setattr(predictions, "EXACT_ITEMS", NUM_ITEMS - 1)
     assert beam_agreement(bundle, histories) == {}
 
 

@@ -7,11 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from macrec_pipeline.recommender.beam_search import beam_search
-from macrec_pipeline.recommender.exact_scoring import Agreement, agreement, score_catalogue, score_items
-from macrec_pipeline.recommender.model import GenerativeRecommender, Memory, Position
-from macrec_pipeline.recommender.prefix_index import PrefixIndex
-from macrec_pipeline.recommender.ranking import Ranked
+from macrec_pipeline.recommender.model.generative_recommender import (
+    CrossAttentionCache,
+    GenerativeRecommender,
+    SelfAttentionCache,
+)
+from macrec_pipeline.recommender.retrieval.beam_search import beam_search
+from macrec_pipeline.recommender.retrieval.exact_scoring import Agreement, agreement, score_catalogue, score_items
+from macrec_pipeline.recommender.retrieval.prefix_tree import PrefixTree
+from macrec_pipeline.recommender.retrieval.ranking import Ranked
 from tests.recommender.exhaustive import LEVELS, a_decoder, exhaustive_scores
 
 
@@ -29,7 +33,7 @@ def test_exact_scores_are_those_of_a_plain_loop(forbidden: list[int], items_at_o
     mask[1, forbidden] = True  # of the second history alone
     scores = score_catalogue(
         decoder.model,
-        decoder.model.remember(states),
+        decoder.model.cross_attention_cache(states),
         decoder.indices["text"],
         modality="text",
         forbidden=mask if forbidden else None,
@@ -50,7 +54,7 @@ def test_some_items_score_what_the_whole_catalogue_says(forbidden: list[int]) ->
     decoder = a_decoder()
     model, index = decoder.model, decoder.indices["image"]
     tokens = model.vocabulary.item_tokens(decoder.items.codes["text"][torch.tensor([[7, 9], [3, 30]])], modality="text")
-    memory = model.remember(model.encode(tokens.flatten(1)))
+    memory = model.cross_attention_cache(model.encode(tokens.flatten(1)))
     mask = torch.zeros(2, 40, dtype=torch.bool)
     mask[0, forbidden] = True
     asked = torch.tensor([[39, 7, 7, 0, -1], [30, -1, 12, -1, 5]])
@@ -79,15 +83,15 @@ def test_a_beam_finds_what_exact_scoring_finds(encoding: Literal["exact", "item_
 def test_nothing_is_decoded_for_an_only_child() -> None:
     """Prefixes that one code follows cost nothing: three items that differ in the first code need the root alone."""
     model = TableModel()
-    index = PrefixIndex(torch.tensor([[0, 1], [1, 0]]), codebook_size=2)
+    index = PrefixTree(torch.tensor([[0, 1], [1, 0]]), codebook_size=2)
     scores = score_catalogue(cast(GenerativeRecommender, model), remembered(0.6), index, modality="text")
     torch.testing.assert_close((scores * 2).exp(), torch.tensor([[0.6, 0.4]]))
     assert model.decoded == 1
 
 
-def remembered(*first: float) -> Memory:
+def remembered(*first: float) -> CrossAttentionCache:
     """One number a history."""
-    return Memory([torch.tensor(first)[:, None, None]], [], None)
+    return CrossAttentionCache([torch.tensor(first)[:, None, None]], [], None)
 
 
 class TableModel:
@@ -98,9 +102,11 @@ class TableModel:
     def last_tokens(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
         return F.pad(codes, (1, 0))[..., -1]
 
-    def decode_next(self, tokens: torch.Tensor, memory: Memory, past: list[Position]) -> tuple[torch.Tensor, Position]:
+    def decode_next(
+        self, tokens: torch.Tensor, memory: CrossAttentionCache, past: list[SelfAttentionCache]
+    ) -> tuple[torch.Tensor, SelfAttentionCache]:
         self.decoded += tokens.numel()
-        return memory.keys[0].expand(*tokens.shape, 1), Position([], [])
+        return memory.keys[0].expand(*tokens.shape, 1), SelfAttentionCache([], [])
 
     def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int) -> torch.Tensor:
         first = states if first_level == 0 else torch.full_like(states, 0.55)
@@ -114,7 +120,7 @@ def test_a_narrow_beam_by_hand() -> None:
     and 0.7: the best is item 2 for both, but the beam of the first history goes on from code 0 and ends with item 0.
     """
     model = cast(GenerativeRecommender, TableModel())
-    index = PrefixIndex(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
+    index = PrefixTree(torch.tensor([[0, 0], [0, 1], [1, 0]]), codebook_size=2)
     memory = remembered(0.6, 0.3)
     scores = score_catalogue(model, memory, index, modality="text")
     torch.testing.assert_close((scores * 2).exp(), torch.tensor([[0.33, 0.27, 0.4], [0.165, 0.135, 0.7]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.recommender.fusion import (
+from macrec_pipeline.recommender.retrieval.fusion import (
     COLLABORATIVE,
     CalibratedFusion,
     Candidates,

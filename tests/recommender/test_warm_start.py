@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.recommender.test_fitting import CutOffError, cut_off_after, saved
 
 from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender import FittedRecommender, fit_recommender
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from tests.recommender.cycle import CPU, SMALL, codes, cyclic_histories
-from tests.recommender.test_fitting import CutOffError, cut_off_after, saved
 
 
 def fit(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.runtime.shards import Make, Shard
+from macrec_pipeline.runtime.sharding.shards import Make, Shard
 
 
 @dataclass(frozen=True)

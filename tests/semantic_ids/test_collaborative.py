@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from macrec_pipeline.errors import ConfigError, SemanticIdError
-from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 from macrec_pipeline.semantic_ids import assign_semantic_ids, fit_quantizer
 from macrec_pipeline.semantic_ids.collaborative import CollaborativeContrast
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 from macrec_pipeline.semantic_ids import cross_modal
 from macrec_pipeline.semantic_ids.cross_modal import CrossModalQuantizer, Items, QuantizerLosses
 from macrec_pipeline.semantic_ids.losses import layer_contrast

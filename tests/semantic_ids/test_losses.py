@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macrec_pipeline.runtime.contrast import symmetric_info_nce
+from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
 from macrec_pipeline.semantic_ids.residual_quantizer import ResidualQuantizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.storage import AssetStore, objects, scratch
+from macrec_pipeline.storage import AssetStore, object_storage, scratch
 from tests.s3_server import S3Server
 
 
@@ -83,9 +83,9 @@ def test_a_file_that_is_being_written_is_not_sent(
 ) -> None:
     """By the names that checkpoints and shards have until they are whole; one that did not change goes once."""
     sent: list[list[str]] = []
-    upload = objects.ObjectFolder.upload
+    upload = object_storage.ObjectFolder.upload
 
-    def counted(self: objects.ObjectFolder, folder: Path, names: list[str], *, to: str) -> None:
+    def counted(self: object_storage.ObjectFolder, folder: Path, names: list[str], *, to: str) -> None:
         sent.append(names)
         upload(self, folder, names, to=to)
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_being_written_is_not_sent(
             (folder / name).write_text(name)
         time.sleep(0.2)
 
-    monkeypatch.setattr(objects.ObjectFolder, "upload", counted)
+    monkeypatch.setattr(object_storage.ObjectFolder, "upload", counted)
     monkeypatch.setattr(scratch, "SECONDS", 0.01)
     fail(machine(tmp_path, "first", url), work)
     assert sent == [["part.parquet"]]
@@ -106,7 +106,7 @@ KILLED_WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 from macrec_pipeline.storage import AssetStore, scratch
-from macrec_pipeline.storage.objects import ObjectFolder
+from macrec_pipeline.storage.object_storage import ObjectFolder
 
 scratch.SECONDS = 0.05
 kept = ObjectFolder(f"{sys.argv[2]}/demo/.scratch/recommender", go_on="")
@@ -151,7 +151,7 @@ def test_a_server_that_is_away_costs_no_work(
         raise StorageError("the server does not answer")
 
     for name in ("upload", "remove"):
-        monkeypatch.setattr(objects.ObjectFolder, name, refuse)
+        monkeypatch.setattr(object_storage.ObjectFolder, name, refuse)
     monkeypatch.setattr(scratch, "SECONDS", 0.01)
     with machine(tmp_path, "first", url).scratch("recommender") as folder:
         writing(checkpoint="epoch 1")(folder)
@@ -164,14 +164,14 @@ def test_what_was_left_must_be_fetched(tmp_path: Path, url: str, monkeypatch: py
     """To begin anew because a server is away would lose it; half of it is not taken for the whole."""
     fail(machine(tmp_path, "first", url), writing(checkpoint="epoch 1", other="rows"))
     second = machine(tmp_path, "second", url)
-    download = objects.ObjectFolder.download
+    download = object_storage.ObjectFolder.download
 
-    def half(self: objects.ObjectFolder, names: list[str], folder: Path, *, of: str) -> None:
+    def half(self: object_storage.ObjectFolder, names: list[str], folder: Path, *, of: str) -> None:
         download(self, names[:1], folder, of=of)
         raise StorageError("the server does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(objects.ObjectFolder, "download", half)
+        patch.setattr(object_storage.ObjectFolder, "download", half)
         with pytest.raises(StorageError, match="does not answer"), second.scratch("recommender"):
             pytest.fail("the work must not begin")
     with second.scratch("recommender") as folder:

@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # MLflow warns about its own code while it is imported
     import mlflow.pyfunc.scoring_server  # noqa: F401
 
-import macrec_pipeline.recommender.rules  # noqa: F401, before the package is replaced
+import macrec_pipeline.recommender.retrieval.eligible_items  # noqa: F401, before the package is replaced
 from macrec_pipeline.errors import RequestError
 from macrec_pipeline.tracking import Tracker, open_tracking
 
@@ -105,11 +105,11 @@ class FakeBundle:
 @pytest.fixture
 def fake_recommender(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for the recommender package, so that these tests train nothing."""
-    package, module = ModuleType("macrec_pipeline.recommender"), ModuleType("macrec_pipeline.recommender.bundle")
+    package, module = ModuleType("macrec_pipeline.recommender"), ModuleType("macrec_pipeline.recommender.bundle.bundle")
     module.RecommenderBundle = FakeBundle  # type: ignore[attr-defined]
     package.bundle = module  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "macrec_pipeline.recommender", package)
-    monkeypatch.setitem(sys.modules, "macrec_pipeline.recommender.bundle", module)
+    monkeypatch.setitem(sys.modules, "macrec_pipeline.recommender.bundle.bundle", module)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from mlflow.pyfunc.model import PythonModelContext
 
 from macrec_pipeline.config import DecodingConfig, RecommenderConfig, SasrecConfig
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender, fit_sasrec
-from macrec_pipeline.recommender.calibration import fit_fusion, save_fusion
+from macrec_pipeline.recommender.retrieval.fusion_fitting import fit_fusion, save_fusion
 from macrec_pipeline.tracking.packaging import checked_example
 from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
 from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories

@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModelContext
 
-from macrec_pipeline.recommender.rules import Rules
+from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
 
 

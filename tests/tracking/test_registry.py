@@ -225,7 +225,7 @@ def test_the_copied_code_needs_no_more_of_the_package(tmp_path: Path) -> None:
     files = [*copy.rglob("*.py"), script]
     assert (copy / "recommender" / "bundle.py") in files
     needed = set().union(*(modules_imported_by(path) for path in files))
-    assert "macrec_pipeline.recommender.bundle" in needed
+    assert "macrec_pipeline.recommender.bundle.bundle" in needed
     for name in needed:
         place = tmp_path / name.replace(".", "/")
         assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file(), name

@@ -12,7 +12,7 @@ from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import AssetRun, Tracker
-from macrec_pipeline.tracking.commit import git_commit
+from macrec_pipeline.tracking.git_commit import git_commit
 from macrec_pipeline.tracking.runs import MAX_PARAM_LENGTH, flat_params
 from macrec_pipeline.tracking.store import connect
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from macrec_pipeline.defs.local_servers import Server, local_plans, serving
+from macrec_pipeline.defs.servers.local import Server, local_plans, serving
 from macrec_pipeline.storage import AssetStore
 from tests.ui.chromium import PROGRAM, Page, browser
 

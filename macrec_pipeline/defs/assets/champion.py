@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shown import markdown
-from macrec_pipeline.defs.tracked import Stage, stage
 from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:
-    from macrec_pipeline.evaluation.head_to_head import Answers
-    from macrec_pipeline.evaluation.held_out import HeldOut
+    from macrec_pipeline.evaluation.promotion.comparison import Answers
+    from macrec_pipeline.evaluation.promotion.held_out import HeldOut
     from macrec_pipeline.recommender import RecommenderBundle
 
     Loaded = tuple[RecommenderBundle, int]  # and the bytes of its files
@@ -62,7 +62,7 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
 )
 def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """The registered champion and the histories -> a folder with `evaluation.json`."""
-    from macrec_pipeline.evaluation.head_to_head import against_popularity
+    from macrec_pipeline.evaluation.promotion.comparison import against_popularity
 
     with stage(context, settings, "champion_evaluation") as work:
         champion = settings.tracker().champion(work.dataset)
@@ -88,10 +88,10 @@ def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -
         )
 
 
-def _compare(work: Stage, bundle: Path, champion_bundle: "Loaded", *, champion: int) -> dict[str, Any]:
-    from macrec_pipeline.evaluation.head_to_head import compare
-    from macrec_pipeline.evaluation.promotion_rules import judge
-    from macrec_pipeline.evaluation.version_card import match_card
+def _compare(work: AssetContext, bundle: Path, champion_bundle: "Loaded", *, champion: int) -> dict[str, Any]:
+    from macrec_pipeline.evaluation.promotion.comparison import compare
+    from macrec_pipeline.evaluation.promotion.rules import judge
+    from macrec_pipeline.evaluation.promotion.version_card import match_card
 
     users = _users(work)
     ours, theirs = _ask(work, users, [_load(work, bundle), champion_bundle])
@@ -105,24 +105,24 @@ def _compare(work: Stage, bundle: Path, champion_bundle: "Loaded", *, champion: 
     }
 
 
-def _ask(work: Stage, users: "HeldOut", loaded: "list[Loaded]") -> "list[Answers]":
-    from macrec_pipeline.evaluation.head_to_head import CUTOFF, Answers
-    from macrec_pipeline.recommender import answer_in_turns
+def _ask(work: AssetContext, users: "HeldOut", loaded: "list[Loaded]") -> "list[Answers]":
+    from macrec_pipeline.evaluation.promotion.comparison import CUTOFF, Answers
+    from macrec_pipeline.recommender import recommend_side_by_side
 
     bundles = [bundle for bundle, _ in loaded]
-    found = answer_in_turns(bundles, users.inputs, k=CUTOFF, progress=work.progress)
+    found = recommend_side_by_side(bundles, users.inputs, k=CUTOFF, progress=work.progress)
     return [
         Answers(said.lists, bundle.semantic_ids, milliseconds=said.milliseconds, num_bytes=size)
         for said, (bundle, size) in zip(found, loaded, strict=True)
     ]
 
 
-def _load_champion(work: Stage, settings: Settings, version: int) -> "Loaded":
+def _load_champion(work: AssetContext, settings: Settings, version: int) -> "Loaded":
     with settings.tracker().bundle(work.dataset, version) as folder:
         return _load(work, folder)
 
 
-def _load(work: Stage, folder: Path) -> "Loaded":
+def _load(work: AssetContext, folder: Path) -> "Loaded":
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
 
@@ -130,13 +130,13 @@ def _load(work: Stage, folder: Path) -> "Loaded":
     return RecommenderBundle.load(folder, device=prepare_device(work.config.runtime)), size
 
 
-def _users(work: Stage) -> "HeldOut":
-    from macrec_pipeline.evaluation.held_out import held_out
+def _users(work: AssetContext) -> "HeldOut":
+    from macrec_pipeline.evaluation.promotion.held_out import held_out
 
     return held_out(work.table("histories"), work.table("items")["item_id"].to_list())
 
 
-def _resampling(work: Stage) -> dict[str, Any]:
+def _resampling(work: AssetContext) -> dict[str, Any]:
     return {
         "num_samples": work.config.evaluation.bootstrap_samples,
         "confidence": work.config.promotion.confidence,
@@ -144,7 +144,7 @@ def _resampling(work: Stage) -> dict[str, Any]:
     }
 
 
-def _report_comparison(work: Stage, document: dict[str, Any]) -> dg.MaterializeResult[Any]:
+def _report_comparison(work: AssetContext, document: dict[str, Any]) -> dg.MaterializeResult[Any]:
     if "card" not in document:
         reason = document["problem"] or "there is no champion yet"
         return work.report(summary=f"nothing compared: {reason}", nothing_compared=reason)

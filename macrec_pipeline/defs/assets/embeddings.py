@@ -8,15 +8,15 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import ROUTES, Route
+from macrec_pipeline.defs.asset_context import AssetContext, semantic_ids_are_given, stage
+from macrec_pipeline.defs.presentation import table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shown import table_metadata
-from macrec_pipeline.defs.tracked import Stage, semantic_ids_are_given, stage
 from macrec_pipeline.errors import DataError, SchemaError, StorageError
 from macrec_pipeline.schemas import EMBEDDINGS
 from macrec_pipeline.storage import embedding_table, vectors_of
 
 if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definitions
-    from macrec_pipeline.embeddings import MadeBefore
+    from macrec_pipeline.embeddings import CachedVectors
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ def image_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> d
         return _embed(work, "image")
 
 
-def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
-    from macrec_pipeline.data.given import given_embeddings
+def _embed(work: AssetContext, route: Route) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.readers.precomputed import precomputed_embeddings
 
     items = work.table("items")
     if (reason := _left_out(work, items, route)) is not None:
         return work.skip(EMBEDDINGS.empty(), reason)
-    given = given_embeddings(work.spec, work.data, items, route)
+    given = precomputed_embeddings(work.spec, work.data, items, route)
     if given is not None:
         table = embedding_table(items, vectors=given, imputed=np.zeros(items.height, dtype=np.bool_))
         return work.save(table, encoder="none: the data set brings its embeddings", dimensions=given.shape[1])
@@ -73,7 +73,7 @@ def _embed(work: Stage, route: Route) -> dg.MaterializeResult[Any]:
     return _encode(work, items, route)
 
 
-def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
+def _left_out(work: AssetContext, items: pl.DataFrame, route: Route) -> str | None:
     """Why this run does without a modality; None if it does not, or if it lacks both, which the encoder then says.
 
     Raises:
@@ -94,15 +94,15 @@ def _left_out(work: Stage, items: pl.DataFrame, route: Route) -> str | None:
     return f"no item has {NAMES[route]}: one route, {', '.join(others)}"
 
 
-def _is_there(work: Stage, items: pl.DataFrame, route: Route) -> bool:
+def _is_there(work: AssetContext, items: pl.DataFrame, route: Route) -> bool:
     if getattr(work.spec.source, f"{route}_embeddings", None) is not None:
         return True
     values = items["text" if route == "text" else "image_path"]
     return bool((values.str.strip_chars() != "").any())
 
 
-def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
-    from macrec_pipeline.data.texts import title_and_rest
+def _encode(work: AssetContext, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.readers.item_texts import title_and_rest
     from macrec_pipeline.embeddings import embed_images, embed_texts
     from macrec_pipeline.runtime.devices import prepare_device
 
@@ -145,9 +145,9 @@ def _encode(work: Stage, items: pl.DataFrame, route: Route) -> dg.MaterializeRes
         )
 
 
-def _made_before(work: Stage) -> "MadeBefore | None":
+def _made_before(work: AssetContext) -> "CachedVectors | None":
     """The vectors of the version before; none where there is no such version, or it cannot be read."""
-    from macrec_pipeline.embeddings import MadeBefore
+    from macrec_pipeline.embeddings import CachedVectors
 
     if not work.store.has(work.asset):
         return None
@@ -157,4 +157,4 @@ def _made_before(work: Stage) -> "MadeBefore | None":
     except (StorageError, SchemaError) as error:
         logger.warning("Everything is encoded anew, since the version before cannot be read: %s", error)
         return None
-    return None if table is None else MadeBefore(str(made_by), table["content"].to_list(), vectors_of(table))
+    return None if table is None else CachedVectors(str(made_by), table["content"].to_list(), vectors_of(table))

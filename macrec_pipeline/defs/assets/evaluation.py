@@ -10,15 +10,15 @@ import dagster as dg
 import polars as pl
 
 from macrec_pipeline.config import ROUTES
-from macrec_pipeline.defs.arrays import codes_by_modality
+from macrec_pipeline.defs.asset_context import SKIPPED, AssetContext, stage
+from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.shown import markdown
-from macrec_pipeline.defs.tracked import SKIPPED, Stage, stage
+from macrec_pipeline.defs.table_conversion import codes_by_modality
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.protocol import Evaluation
-    from macrec_pipeline.evaluation.report import ReportInput
-    from macrec_pipeline.evaluation.samples import SampleUser
+    from macrec_pipeline.evaluation.report.page import ReportInput
+    from macrec_pipeline.evaluation.report.sample_users import SampleUser
 
 TABLES = (
     "interactions",
@@ -48,7 +48,7 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
 def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Predictions and histories -> a folder with `metrics.json`, `report.html` and `per_user.parquet`."""
     from macrec_pipeline.evaluation.protocol import evaluate, metrics_document
-    from macrec_pipeline.evaluation.report import render_report
+    from macrec_pipeline.evaluation.report.page import render_report
 
     with stage(context, settings, "evaluation_report") as work:
         tables = {name: work.table(name) for name in TABLES}
@@ -75,16 +75,16 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
         return _report(work, metrics)
 
 
-def _split(work: Stage) -> str:
+def _split(work: AssetContext) -> str:
     """How targets were held out, in words."""
-    from macrec_pipeline.data.splits import period_of
-    from macrec_pipeline.evaluation.provenance import LEAVE_ONE_OUT
+    from macrec_pipeline.data.histories.splits import period_of
+    from macrec_pipeline.evaluation.protocol_description import LEAVE_ONE_OUT
 
     period = period_of(work.store.manifest("histories").details.get("split"))
     return LEAVE_ONE_OUT if period is None else f"{SPLIT_BY_TIME} {period}"
 
 
-def _report(work: Stage, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
+def _report(work: AssetContext, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_metrics
 
     work.run.log_artifact(work.folder("evaluation_report"), "report")
@@ -105,11 +105,11 @@ def _report(work: Stage, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any
 
 
 def _report_input(
-    work: Stage, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation", *, dagster_run_id: str
+    work: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation", *, dagster_run_id: str
 ) -> "ReportInput":
-    from macrec_pipeline.evaluation.report import QuarantineCount, ReportInput
+    from macrec_pipeline.evaluation.report.page import QuarantineCount, ReportInput
     from macrec_pipeline.semantic_ids import code_usage
-    from macrec_pipeline.tracking.commit import git_commit
+    from macrec_pipeline.tracking.git_commit import git_commit
 
     ids, details = tables["semantic_ids"], work.store.manifest("semantic_ids").details
     usage = {
@@ -148,9 +148,9 @@ def _report_input(
 
 
 def _sample_users(
-    work: Stage, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation"
+    work: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation"
 ) -> "tuple[SampleUser, ...]":
-    from macrec_pipeline.evaluation.samples import choose_sample_users, sample_users
+    from macrec_pipeline.evaluation.report.sample_users import choose_sample_users, sample_users
 
     wanted = work.config.evaluation.num_sample_users
     return sample_users(

@@ -11,12 +11,12 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.defs.asset_context import CATALOGUE, MAY_BE_UNTOUCHED, stage
+from macrec_pipeline.defs.presentation import markdown, preview, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.shown import markdown, preview, table_metadata
-from macrec_pipeline.defs.tracked import CATALOGUE, MAY_BE_UNTOUCHED, stage
 
 if TYPE_CHECKING:
-    from macrec_pipeline.data.clean_log import CleanLog
+    from macrec_pipeline.data.cleaning.result import CleaningResult
 
 GROUP = "ingestion"
 KINDS = {"polars", "parquet"}
@@ -37,7 +37,7 @@ CLEAN = {
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Files of the data set -> `RAW_INTERACTIONS`, part by part: a log need not fit into memory."""
-    from macrec_pipeline.data.readers import raw_interaction_parts
+    from macrec_pipeline.data.readers.registry import raw_interaction_parts
 
     with stage(context, settings, "raw_interactions") as work:
         work.write_slices(raw_interaction_parts(work.spec, work.data))
@@ -56,7 +56,7 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
 )
 def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Files of the data set -> `RAW_ITEMS`."""
-    from macrec_pipeline.data.readers import read_raw_items
+    from macrec_pipeline.data.readers.registry import read_raw_items
 
     with stage(context, settings, "raw_items") as work:
         table = read_raw_items(work.spec, work.data)
@@ -89,7 +89,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 )
 def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Iterator[dg.MaterializeResult[Any]]:
     """Raw tables -> clean interactions, catalogue and quarantine, in one step since each row ends in one of them."""
-    from macrec_pipeline.data.cleaning import clean_log
+    from macrec_pipeline.data.cleaning.clean import clean_log
 
     with ExitStack() as stack:
         stages = {name: stack.enter_context(stage(context, settings, name)) for name in CLEAN}
@@ -125,8 +125,8 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
 )
 def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Clean interactions -> `HISTORIES`."""
-    from macrec_pipeline.data.histories import build_histories
-    from macrec_pipeline.data.splits import find_period
+    from macrec_pipeline.data.histories.build import build_histories
+    from macrec_pipeline.data.histories.splits import find_period
 
     with stage(context, settings, "histories") as work:
         interactions = work.scan("interactions")
@@ -175,7 +175,7 @@ def _raw_facts(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataValue[Any]
     return facts, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
 
 
-def _interaction_facts(log: "CleanLog") -> dict[str, Any]:
+def _interaction_facts(log: "CleaningResult") -> dict[str, Any]:
     of_user = log.interactions_of_user()
     return {
         "users": len(of_user),

@@ -7,10 +7,10 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.presentation import preview
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shard_work import Recommending
-from macrec_pipeline.defs.shown import preview
-from macrec_pipeline.defs.tracked import Stage, stage
+from macrec_pipeline.defs.sharded_tasks import Recommending
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 from macrec_pipeline.storage.table_files import table_file
@@ -30,7 +30,7 @@ _USERS_A_GROUP = 10_000
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """All interactions and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
-    from macrec_pipeline.data.histories import build_histories
+    from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.tracking import model_uri, registered_bundle
 
@@ -75,7 +75,7 @@ def _written(users: pl.DataFrame, path: Path) -> Path:
     return path
 
 
-def _report(work: Stage, *, model: str, users: int, shards: int) -> dg.MaterializeResult[Any]:
+def _report(work: AssetContext, *, model: str, users: int, shards: int) -> dg.MaterializeResult[Any]:
     table = pl.scan_parquet(work.store.location("recommendations") / "part-*.parquet")
     unknown = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
     return work.report(

@@ -7,10 +7,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.arrays import codes_by_modality, sequences_of, training_sequences
+from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.presentation import in_words, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shown import in_words, table_metadata
-from macrec_pipeline.defs.tracked import Stage, stage
+from macrec_pipeline.defs.table_conversion import codes_by_modality, sequences_of, training_sequences
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
@@ -102,7 +102,7 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
 
 def _fit(
-    context: dg.AssetExecutionContext, work: Stage, scratch: "Path", *, codebook_size: int, start: "Path | None"
+    context: dg.AssetExecutionContext, work: AssetContext, scratch: "Path", *, codebook_size: int, start: "Path | None"
 ) -> "FittedRecommender":
     """Train here, or on several processes if the settings ask for them."""
     from macrec_pipeline.recommender import FittedRecommender, fit_recommender
@@ -111,8 +111,8 @@ def _fit(
     histories, codes = training_sequences(work.table("histories")), codes_by_modality(work.table("semantic_ids"))
     checkpoint = scratch / "checkpoint.safetensors"
     if work.config.runtime.training_processes > 1:
-        from macrec_pipeline.defs.several_processes import trained_by_several
-        from macrec_pipeline.distributed.jobs import recommender_job
+        from macrec_pipeline.defs.torchrun_training import trained_by_several
+        from macrec_pipeline.torchrun.jobs import recommender_job
 
         job = recommender_job(
             histories, codes, codebook_size=codebook_size, config=work.config, checkpoint=checkpoint, start=start
@@ -134,9 +134,9 @@ def _fit(
     )
 
 
-def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> dict[str, Any]:
+def _fit_fusion(work: AssetContext, fitted: "FittedRecommender", weights: "Path") -> dict[str, Any]:
     """Fit and save how the routes are fused, if the settings ask for it; what was chosen, for the report."""
-    from macrec_pipeline.recommender.calibration import fit_fusion, save_fusion
+    from macrec_pipeline.recommender.retrieval.fusion_fitting import fit_fusion, save_fusion
 
     decoding = work.config.decoding
     if decoding.fusion == "published":
@@ -155,13 +155,13 @@ def _fit_fusion(work: Stage, fitted: "FittedRecommender", weights: "Path") -> di
     }
 
 
-def _sasrec(work: Stage, device: "torch.device") -> "FittedSasrec":
+def _sasrec(work: AssetContext, device: "torch.device") -> "FittedSasrec":
     from macrec_pipeline.recommender import FittedSasrec
 
     return FittedSasrec.load(work.folder("sasrec"), device=device)
 
 
-def _start(work: Stage) -> tuple["Path | None", str | None]:
+def _start(work: AssetContext) -> tuple["Path | None", str | None]:
     """The weights before, if the settings ask for them and codes mean what they meant; else why there are none."""
     if not work.config.recommender.warm_start:
         return None, None
@@ -174,13 +174,13 @@ def _start(work: Stage) -> tuple["Path | None", str | None]:
     return None, problem
 
 
-def _codes_of(work: Stage) -> str:
+def _codes_of(work: AssetContext) -> str:
     """What gives codes their meaning: the digest of the quantizer, or of the table where the IDs are given."""
     manifest = work.store.manifest("semantic_ids")
     return str(manifest.details.get("quantizer", manifest.digest))
 
 
-def _quantizer_files(work: Stage) -> "list[Path]":
+def _quantizer_files(work: AssetContext) -> "list[Path]":
     """What gave the items their IDs; none where the IDs are given.
 
     Raises:
@@ -197,7 +197,7 @@ def _quantizer_files(work: Stage) -> "list[Path]":
     return sorted(path for path in work.folder("quantizer").iterdir() if path.name != MANIFEST_FILE)
 
 
-def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:
+def _report(work: AssetContext, fitted: "FittedRecommender", fusion: dict[str, Any]) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
     best = fitted.log[fitted.best_epoch - 1]
@@ -213,7 +213,7 @@ def _report(work: Stage, fitted: "FittedRecommender", fusion: dict[str, Any]) ->
 
 
 def _write_bundle(
-    work: Stage, folder: "Path", *, weights: "Path", quantizer_files: "list[Path]", codebook_size: int
+    work: AssetContext, folder: "Path", *, weights: "Path", quantizer_files: "list[Path]", codebook_size: int
 ) -> None:
     from macrec_pipeline.recommender import RecommenderBundle
 

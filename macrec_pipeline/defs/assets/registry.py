@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from macrec_pipeline.defs.asset_context import AssetContext, stage
 from macrec_pipeline.defs.assets.champion import COMPARISON
 from macrec_pipeline.defs.automation import FRESHNESS
+from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
-from macrec_pipeline.defs.shown import markdown
-from macrec_pipeline.defs.tracked import Stage, stage
 
 if TYPE_CHECKING:
     from macrec_pipeline.tracking import Proposal
@@ -61,9 +61,9 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
         )
 
 
-def _proposal(work: Stage, bundle: Path, *, metrics: Mapping[str, float]) -> "Proposal":
+def _proposal(work: AssetContext, bundle: Path, *, metrics: Mapping[str, float]) -> "Proposal":
     """What `champion_comparison` says of this bundle; nothing, if what it compared was another one."""
-    from macrec_pipeline.evaluation.version_card import plain_card, version_card
+    from macrec_pipeline.evaluation.promotion.version_card import plain_card, version_card
     from macrec_pipeline.tracking import Proposal
     from macrec_pipeline.tracking.registry import bundle_digest
 

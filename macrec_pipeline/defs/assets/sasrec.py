@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.arrays import training_sequences
+from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.presentation import in_words
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shown import in_words
-from macrec_pipeline.defs.tracked import Stage, stage
+from macrec_pipeline.defs.table_conversion import training_sequences
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender import FittedSasrec
@@ -47,7 +47,7 @@ def sasrec(context: dg.AssetExecutionContext, settings: Settings) -> dg.Material
         return _report(work, fitted)
 
 
-def _report(work: Stage, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
+def _report(work: AssetContext, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
     best = fitted.log[fitted.best_epoch - 1] if fitted.log else {}
@@ -61,8 +61,8 @@ def _report(work: Stage, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
     )
 
 
-def _no_sasrec(work: Stage) -> dg.MaterializeResult[Any]:
-    from macrec_pipeline.recommender.fitted_sasrec import write_skipped
+def _no_sasrec(work: AssetContext) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.recommender.sasrec.fitted import write_skipped
 
     with work.new_folder() as folder:
         write_skipped(folder, reason=DISABLED)

@@ -15,14 +15,14 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import ROUTES
-from macrec_pipeline.defs import identity
-from macrec_pipeline.defs.id_quality import quality, quality_facts
-from macrec_pipeline.defs.id_shards import quantizing_in_shards
-from macrec_pipeline.defs.id_tables import anchors, known_anchors, retired_table, with_every_column
-from macrec_pipeline.defs.identity import Choice
+from macrec_pipeline.defs.asset_context import GIVEN, AssetContext, semantic_ids_are_given, stage
+from macrec_pipeline.defs.ids import continuity
+from macrec_pipeline.defs.ids.continuity import Choice
+from macrec_pipeline.defs.ids.quality import quality, quality_facts
+from macrec_pipeline.defs.ids.shards import quantizing_in_shards
+from macrec_pipeline.defs.ids.tables import anchors, known_anchors, retired_table, with_every_column
+from macrec_pipeline.defs.presentation import in_words, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.shown import in_words, table_metadata
-from macrec_pipeline.defs.tracked import GIVEN, Stage, semantic_ids_are_given, stage
 from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
 from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
@@ -52,7 +52,7 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     with stage(context, settings, "pseudo_labels") as work:
         if semantic_ids_are_given(work.spec):
             return work.skip(PSEUDO_LABELS.empty())
-        if identity.keeps_quantizer(work):
+        if continuity.keeps_quantizer(work):
             return work.skip(PSEUDO_LABELS.empty(), KEPT)
         prepare_device(work.config.runtime)
         tables = _embeddings(work)
@@ -81,7 +81,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             return _no_quantizer(work)
         labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
         device, known = prepare_device(work.config.runtime), known_anchors(work)
-        choice = identity.choose(work, vectors, device)
+        choice = continuity.choose(work, vectors, device)
         if choice.append:
             return _keep_quantizer(work, choice, device)
         if labels.height:
@@ -90,7 +90,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             clusters = _clusters(work, vectors)
         beside = known.of(work.table("items")["item_id"].to_list(), vectors) if known else None
         fitted = _fit(context, work, vectors, clusters, device=device, collaborative_vectors=beside)
-        with work.new_folder(details=identity.as_details(choice)) as folder:
+        with work.new_folder(details=continuity.as_details(choice)) as folder:
             fitted.save(folder)
             if known and fitted.collaborative_dim:
                 known.save(folder)
@@ -140,7 +140,7 @@ class _Made:
 
 def _fit(
     context: dg.AssetExecutionContext,
-    work: Stage,
+    work: AssetContext,
     vectors: dict[str, np.ndarray],
     clusters: dict[str, np.ndarray],
     *,
@@ -151,8 +151,8 @@ def _fit(
     from macrec_pipeline.semantic_ids import FittedQuantizer, fit_quantizer
 
     if work.config.runtime.training_processes > 1 and work.config.quantizer.method != "residual_k_means":
-        from macrec_pipeline.defs.several_processes import trained_by_several
-        from macrec_pipeline.distributed.jobs import quantizer_job
+        from macrec_pipeline.defs.torchrun_training import trained_by_several
+        from macrec_pipeline.torchrun.jobs import quantizer_job
 
         job = quantizer_job(vectors, clusters, config=work.config, collaborative_vectors=collaborative_vectors)
         with (
@@ -173,18 +173,18 @@ def _fit(
     )
 
 
-def _keep_quantizer(work: Stage, choice: Choice, device: "torch.device") -> dg.MaterializeResult[Any]:
+def _keep_quantizer(work: AssetContext, choice: Choice, device: "torch.device") -> dg.MaterializeResult[Any]:
     """Publish the quantizer that is there once more, for the catalogue that there is now."""
     from macrec_pipeline.semantic_ids import FittedQuantizer
 
     before = work.folder("quantizer")
     fitted = FittedQuantizer.load(before, device=device)
-    with work.new_folder(details=identity.as_details(choice)) as folder:
+    with work.new_folder(details=continuity.as_details(choice)) as folder:
         shutil.copytree(before, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_FILE))
     return work.report(summary=f"kept: {choice.reason}", kept=choice.reason, epochs=len(fitted.log))
 
 
-def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
+def _report_quantizer(work: AssetContext, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
     routes = list(fitted.modules)
@@ -204,17 +204,17 @@ def _report_quantizer(work: Stage, fitted: "FittedQuantizer") -> dg.MaterializeR
     )
 
 
-def _no_quantizer(work: Stage) -> dg.MaterializeResult[Any]:
+def _no_quantizer(work: AssetContext) -> dg.MaterializeResult[Any]:
     with work.new_folder() as folder:
         (folder / "given.json").write_text(json.dumps({"skipped": GIVEN}) + "\n", encoding="utf-8")
     return work.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
 
 
-def _given_ids(work: Stage) -> _Made:
-    from macrec_pipeline.data.given import given_semantic_ids
+def _given_ids(work: AssetContext) -> _Made:
+    from macrec_pipeline.data.readers.precomputed import precomputed_semantic_ids
     from macrec_pipeline.semantic_ids import resolve_given_ids
 
-    given = given_semantic_ids(work.spec, work.data, work.table("items"))
+    given = precomputed_semantic_ids(work.spec, work.data, work.table("items"))
     assert given is not None, "only called where the data set brings its IDs"
     routes = work.config.routes or ROUTES
     assigned = resolve_given_ids(
@@ -226,15 +226,15 @@ def _given_ids(work: Stage) -> _Made:
     return _Made(assigned, {"quality": report}, quality_facts(report))
 
 
-def _ids(work: Stage, scratch: Path) -> _Made:
+def _ids(work: AssetContext, scratch: Path) -> _Made:
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
 
     device, vectors = prepare_device(work.config.runtime.for_shards()), _vectors(_embeddings(work))
     quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
-    choice = identity.choice_of_quantizer(work)
+    choice = continuity.choice_of_quantizer(work)
     quantize_by = quantizing_in_shards(work, quantizer, scratch, device=device)
-    details = identity.origin(work) | identity.as_details(choice)
+    details = continuity.origin(work) | continuity.as_details(choice)
     facts: dict[str, Any] = {"identity": "append" if choice.append else "new", "identity_reason": choice.reason}
     if not choice.append:
         collaborative = anchors(work, quantizer, vectors)
@@ -248,7 +248,7 @@ def _ids(work: Stage, scratch: Path) -> _Made:
         )
         report = quality(work, assigned, quantizer=quantizer, vectors=vectors)
         return _Made(assigned, details | {"quality": report}, facts | quality_facts(report))
-    appended = identity.append_ids(work, quantizer, vectors, device, quantize_by)
+    appended = continuity.append_ids(work, quantizer, vectors, device, quantize_by)
     report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
     retired = retired_table(appended.retired)
     facts |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}
@@ -256,7 +256,7 @@ def _ids(work: Stage, scratch: Path) -> _Made:
     return _Made(appended.assigned, details | {"quality": report}, facts, {"retired_ids": retired})
 
 
-def _embeddings(work: Stage) -> dict[str, pl.DataFrame]:
+def _embeddings(work: AssetContext) -> dict[str, pl.DataFrame]:
     """The embeddings of each modality that the catalogue has."""
     tables = {route: work.table(f"{route}_embeddings") for route in ROUTES}
     return {route: table for route, table in tables.items() if table.height}
@@ -272,7 +272,7 @@ def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
     )
 
 
-def _clusters(work: Stage, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _clusters(work: AssetContext, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     from macrec_pipeline.semantic_ids import fit_pseudo_labels
 
     config, seed = work.config.pseudo_labels, work.config.seed
@@ -284,7 +284,7 @@ def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
     return sizes | {f"{route}_moved": int(moved.sum()) for route, moved in assigned.moved.items()}
 
 
-def _usage_plots(work: Stage, assigned: "AssignedIds") -> dict[str, Any]:
+def _usage_plots(work: AssetContext, assigned: "AssignedIds") -> dict[str, Any]:
     from macrec_pipeline.evaluation.plots import plot_code_usage
     from macrec_pipeline.semantic_ids import code_usage
 

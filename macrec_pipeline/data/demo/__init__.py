@@ -1,0 +1,1 @@
+"""The built-in demo shop: a generated log and catalogue, written as real files."""

@@ -1,0 +1,1 @@
+"""Histories: clean interactions become one time-ordered sequence per user, split into training, validation and test."""

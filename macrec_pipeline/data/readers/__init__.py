@@ -1,0 +1,1 @@
+"""Readers: a data set's files become the raw tables."""

@@ -1,0 +1,1 @@
+"""Runs: launch, resume, clean up, report failures."""

@@ -1,0 +1,1 @@
+"""Servers: the Dagster code server and the local UIs."""

@@ -1,0 +1,1 @@
+"""The model: vocabulary, history encoding and the T5 network."""

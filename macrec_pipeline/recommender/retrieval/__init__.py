@@ -1,0 +1,1 @@
+"""Retrieval: histories become ranked items, by beam search over the prefix tree, SASRec and their fusion."""

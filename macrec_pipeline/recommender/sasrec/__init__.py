@@ -1,0 +1,1 @@
+"""SASRec: the collaborative retrieval route and baseline."""

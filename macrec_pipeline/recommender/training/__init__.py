@@ -1,0 +1,1 @@
+"""Training: histories become batches, losses and the weights of the best epoch."""

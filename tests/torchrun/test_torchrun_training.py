@@ -1,0 +1,91 @@
+"""Training that an asset starts with torchrun through Pipes: what is reported, a killed rank, an error."""
+
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from macrec_pipeline.defs.torchrun_training import LAUNCHER, trained_by_several
+from macrec_pipeline.errors import MacrecError, StorageError
+from macrec_pipeline.presets import resolve_config
+from macrec_pipeline.recommender import FittedRecommender
+from macrec_pipeline.torchrun.jobs import recommender_job
+from tests.recommender.cycle import CPU, codes, cyclic_histories
+from tests.torchrun.as_ranks import ITEM_CAUSAL
+
+
+def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[dict[str, bytes], list[int]]:
+    """In an asset: the files of what two ranks trained, and the steps that rank 0 reported."""
+    config = resolve_config(
+        "default",
+        {
+            "recommender": ITEM_CAUSAL,
+            "seed": 5,
+            "runtime": {"training_processes": processes, "num_threads": 1, "device": "cpu"},
+        },
+    )
+    job = recommender_job(
+        cyclic_histories(15),
+        {"text": codes(1), "image": codes(2)},
+        codebook_size=4,
+        config=config,
+        checkpoint=scratch / "checkpoint.safetensors",
+        start=start,
+    )
+    steps: list[int] = []
+    files: dict[str, bytes] = {}
+    raised: list[MacrecError] = []
+
+    def progress(stage: str, done: int, total: int, metrics: Any) -> None:
+        assert (stage, metrics.keys()) == ("recommender", {"train_loss"})
+        steps.append(done)
+
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        work: Any = SimpleNamespace(config=config, progress=progress)
+        try:
+            with trained_by_several(context, work, job, scratch) as (folder, said):
+                files.update({file.name: file.read_bytes() for file in folder.iterdir()})
+                fitted = FittedRecommender.load(folder, device=CPU, warm_start=said.warm_start)
+        except MacrecError as error:
+            raised.append(error)
+            return dg.MaterializeResult()
+        again = scratch / "again"
+        again.mkdir()
+        fitted.save(again)
+        assert files == {file.name: file.read_bytes() for file in again.iterdir()}
+        assert fitted.warm_start == "none"
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert dg.materialize([trained], instance=instance).success
+    if raised:
+        raise raised[0]
+    return files, steps
+
+
+@pytest.mark.slow
+def test_a_killed_rank_costs_what_came_after_the_checkpoint(
+    of_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 dies in the second epoch; all are started again there and end with the bytes of those never disturbed."""
+    monkeypatch.setenv(LAUNCHER, shlex.join([sys.executable, "-m", "tests.torchrun.killed_rank"]))
+    files, steps = train(tmp_path / "scratch", processes=2)
+    assert files == {file.name: file.read_bytes() for file in (of_two / "item_causal" / "0").iterdir()}
+    assert steps == sorted(steps)
+    assert sorted((tmp_path / "scratch" / "epochs").read_text().splitlines()) == [
+        f"attempt {attempt}, rank {rank}, epoch {epoch}"
+        for attempt, rank, epoch in [(0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2)]
+    ]
+    assert not list((tmp_path / "scratch").glob(".ranks-*"))
+
+
+@pytest.mark.slow
+def test_what_rank_0_met_is_the_error_of_the_asset(tmp_path: Path) -> None:
+    """Weights to start from that are not there: the rank's own message, and no attempt after the first."""
+    with pytest.raises(StorageError, match="holds no recommender to start from"):
+        train(tmp_path / "scratch", processes=1, start=tmp_path / "nothing")
