@@ -1,6 +1,6 @@
-# Two images from one file: `pipeline` (Dagster, the package, the served model) and `mlflow` (the tracking server alone).
-# Each is built in a stage of its own and copied as a virtual environment, so that no build tool is in what runs.
-# Both run as an ordinary user; state lives in volumes.
+# Builds two images: `pipeline` (Dagster, the package, the served model) and `mlflow` (only the tracking server).
+# Each is built as a virtual environment in a separate stage and then copied, so that the images contain no build tools.
+# Both run as an unprivileged user. All state is in volumes.
 
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PATH=/venv/bin:$PATH
@@ -12,11 +12,11 @@ FROM build AS build-mlflow
 RUN pip install -c constraints.txt mlflow boto3 psycopg2-binary
 
 FROM build AS build-pipeline
-# cpu, or the CUDA that the driver of the machine knows: cu130.
+# cpu, or a CUDA version that the driver of the machine supports, such as cu130.
 ARG TORCH=cpu
-# Without their requirements, which come with the next line's: this index has little else.
+# Without their dependencies, which the next step installs from PyPI: this index has few other packages.
 RUN pip install -c constraints.txt --no-deps --index-url https://download.pytorch.org/whl/${TORCH} torch torchvision
-# The requirements change seldom and are large, so they are a layer of their own.
+# The dependencies are large and rarely change, so they get a layer of their own.
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir macrec_pipeline && touch macrec_pipeline/__init__.py \
  && pip install -c constraints.txt '.[demo]' dagster-postgres psycopg2-binary \
@@ -26,7 +26,7 @@ RUN pip install -c constraints.txt --no-deps .
 
 FROM python:3.11.14-slim-bookworm AS run
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-# The volumes take over the owner of these folders.
+# The volumes get the same owner as these folders.
 RUN groupadd --gid 10001 macrec \
  && useradd --uid 10001 --gid macrec --create-home macrec \
  && install -d -o macrec -g macrec /state /data /opt/dagster /opt/dagster/storage
@@ -40,5 +40,6 @@ COPY --from=build-mlflow /venv /venv
 FROM run AS pipeline
 COPY --from=build-pipeline /venv /venv
 COPY datasets /datasets
-# as macrec_pipeline.runtime.openmp has it, for the served model too, which does not import the pipeline first
+# The same value as in macrec_pipeline.runtime.openmp. The served model needs it here, because it loads torch without
+# importing the pipeline first.
 ENV MACREC_DATASETS=/datasets GOMP_SPINCOUNT=5000

@@ -1,1 +1,1 @@
-"""Questions that need a clock or hours of training: commands, and the results that they wrote."""
+"""Benchmarks of speed, accuracy and scaling: commands that take minutes to hours, and their recorded results."""

@@ -1,10 +1,10 @@
-"""What do tables at a URL cost beside tables in a folder: to write, to read first, to read again, to look at?
+"""Compare tables at a URL with tables in a folder: writing, the first read, further reads, and reading manifests.
 
     OMP_NUM_THREADS=1 python benchmarks/storage_by_url.py [ROWS]
 
-Writes ROWS x 384 embeddings into a folder and to moto's S3, a process of its own on this machine, and reads them as
-this machine and as another one would; prints the least and the most seconds of five rounds. What a real line and a
-real store add is not in it.
+Writes ROWS x 384 embeddings to a folder and to moto's S3, which runs in its own process on this machine, and reads them
+as this machine and as another machine would. Prints the minimum and the maximum seconds of five rounds. The latency of
+a real network and a real object store is not included.
 """
 
 import os
@@ -24,12 +24,12 @@ from pyarrow import fs
 from macrec_pipeline.storage import AssetStore, embedding_table
 
 _ASSET = "text_embeddings"
-_DIM, _ROUNDS, _LOOKS = 384, 5, 50
+_DIM, _ROUNDS, _NUM_MANIFESTS = 384, 5, 50
 
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """A bucket's URL, named in the environment."""
+    """Start an S3 server, set its address in the environment, and yield the URL of a bucket."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def _wait_for(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
-    raise SystemExit("moto's server does not answer")
+    raise SystemExit("moto's server did not start within 30 seconds")
 
 
 def _table(rows: int, seed: int) -> pl.DataFrame:
@@ -61,38 +61,38 @@ def _table(rows: int, seed: int) -> pl.DataFrame:
     return embedding_table(items, vectors=vectors, imputed=np.zeros(rows, dtype=np.bool_))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+def _seconds(operation: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    operation()
+    return time.perf_counter() - start
 
 
-def _works(
-    plain: AssetStore, writer: AssetStore, reader: AssetStore, table: pl.DataFrame
+def _operations(
+    local: AssetStore, writer: AssetStore, reader: AssetStore, table: pl.DataFrame
 ) -> dict[str, Callable[[], object]]:
     return {
-        "folder, write": lambda: plain.write_table(_ASSET, table),
-        "folder, read": lambda: plain.read_table(_ASSET),
+        "folder, write": lambda: local.write_table(_ASSET, table),
+        "folder, read": lambda: local.read_table(_ASSET),
         "URL, write": lambda: writer.write_table(_ASSET, table),
         "URL, first read on another machine": lambda: reader.read_table(_ASSET),
         "URL, read again": lambda: reader.read_table(_ASSET),
-        f"URL, {_LOOKS} manifests": lambda: [reader.manifest(_ASSET) for _ in range(_LOOKS)],
+        f"URL, {_NUM_MANIFESTS} manifests": lambda: [reader.manifest(_ASSET) for _ in range(_NUM_MANIFESTS)],
     }
 
 
 def main() -> None:
-    """Measure both places, the rounds interleaved."""
+    """Measure both stores in interleaved rounds."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, _server() as url:
-        plain = AssetStore(Path(folder, "plain"), "shop")
+        local = AssetStore(Path(folder, "plain"), "shop")
         writer, reader = (AssetStore(Path(folder, name), "shop", url=url) for name in ("writer", "reader"))
         for seed in range(_ROUNDS):
-            for name, work in _works(plain, writer, reader, _table(rows, seed)).items():
-                seconds.setdefault(name, []).append(_seconds(work))
+            for name, operation in _operations(local, writer, reader, _table(rows, seed)).items():
+                seconds.setdefault(name, []).append(_seconds(operation))
     print(f"{rows:,} x {_DIM}, {rows * _DIM * 4 / 1e6:,.0f} MB")
-    for name, each in seconds.items():
-        print(f"{name}: {min(each):.2f}-{max(each):.2f} s")
+    for name, of_rounds in seconds.items():
+        print(f"{name}: {min(of_rounds):.2f}-{max(of_rounds):.2f} s")
 
 
 if __name__ == "__main__":

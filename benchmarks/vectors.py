@@ -1,9 +1,9 @@
-"""What does parquet let through of a matrix of float32: which settings, which reader, on one core?
+"""Measure the throughput of parquet for a float32 matrix on one core, by settings and by reader.
 
     OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 python benchmarks/vectors.py [ROWS]
 
-Writes ROWS x 768 numbers in several ways into a temporary folder and reads each file from the system's cache; prints
-the file's size and MB a second of processor time, the best of three runs.
+Writes ROWS x 768 numbers in several ways to a temporary folder, and reads each file from the page cache. Prints the
+size of the file, and MB per second of processor time in the best of three runs.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from macrec_pipeline.storage.vector_files import read_vector_file, write_vector_file
+from macrec_pipeline.storage.table_files import read_vector_file, write_vector_file
 
 _DIM = 768
 
 
-def _plain(table: pl.DataFrame, compression: Any) -> Callable[[Path], None]:
+def _polars_writer(table: pl.DataFrame, compression: Any) -> Callable[[Path], None]:
     return lambda path: table.write_parquet(path, compression=compression)
 
 
@@ -35,37 +35,37 @@ def _hash(path: Path) -> str:
 def _best(run: Callable[[], object]) -> float:
     seconds = []
     for _ in range(3):
-        begin = time.process_time()
+        start = time.process_time()
         run()
-        seconds.append(time.process_time() - begin)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
 
 def main() -> None:
-    """Measure each pair of a way to write and a way to read."""
+    """Measure every combination of a writer and a reader."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     matrix = np.random.default_rng(1).standard_normal((rows, _DIM), dtype=np.float32)
     table = pl.DataFrame({"item_index": np.arange(rows), "embedding": matrix})
     writers: dict[str, Callable[[Path], None]] = {
-        "polars, zstd": _plain(table, "zstd"),
-        "polars, uncompressed": _plain(table, "uncompressed"),
-        "ours": lambda path: write_vector_file(path, table),
+        "polars, zstd": _polars_writer(table, "zstd"),
+        "polars, uncompressed": _polars_writer(table, "uncompressed"),
+        "macrec": lambda path: write_vector_file(path, table),
     }
     readers: dict[str, Callable[[Path], object]] = {
         "polars": lambda path: pl.read_parquet(path, memory_map=False),
         "pyarrow": lambda path: pq.read_table(path, memory_map=True),
-        "ours": read_vector_file,
+        "macrec": read_vector_file,
         "SHA-256": _hash,
     }
     megabytes = matrix.nbytes / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        for number, (written, write) in enumerate(writers.items()):
+        for number, (writer, write) in enumerate(writers.items()):
             path = Path(folder, f"{number}.parquet")
             rates = {"write": megabytes / _best(lambda write=write, path=path: write(path))}  # type: ignore[misc]
             for name, read in readers.items():
                 rates[name] = megabytes / _best(lambda read=read, path=path: read(path))  # type: ignore[misc]
             print(
-                f"{written}, {path.stat().st_size / megabytes / 1e6:.0%} of the size: "
+                f"{writer}, {path.stat().st_size / megabytes / 1e6:.0%} of the size: "
                 + ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
             )
 

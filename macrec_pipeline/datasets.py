@@ -1,211 +1,339 @@
-"""Data sets: the YAML files in `datasets/`, checked. A file is a data set, and a static partition of every asset.
+"""Data sets: each YAML file in `datasets/` describes one, and each one is a static partition of every asset.
 
-Paths in a file are relative to the data folder (`MACREC_DATA`) and must stay inside it.
+The input is a YAML file, the output a validated `DatasetSpec`. Paths in a file are relative to the data folder
+(`MACREC_DATA`) and must not lead out of it.
 """
 
 import os
 import re
+from collections.abc import Mapping
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from macrec_pipeline.config import PipelineConfig, Section
-from macrec_pipeline.errors import ConfigError, UnknownDatasetError
-from macrec_pipeline.presets import describe_validation_error, resolve_config
+from macrec_pipeline.config.validation_messages import describe_validation_error
+from macrec_pipeline.errors import ConfigError, UnknownDatasetError, did_you_mean
+from macrec_pipeline.presets import SettingsLayer, resolve_config
+
+READER_ENTRY_POINTS = "macrec_pipeline.readers"
+"""The entry point group in which an installed package declares its readers."""
+
+_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def _inside(path: str) -> str:
+def _check_data_path(path: str) -> str:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise ValueError("must be a relative path that stays inside the data folder")
     return path
 
 
-def _cron(text: str) -> str:
+def _check_cron(text: str) -> str:
     fields = text.split()
     if len(fields) != len(_CRON_RANGES):
-        raise ValueError("must have five fields, minute hour day month weekday, as in '0 3 * * 1' for Mondays at three")
+        raise ValueError(
+            "must have five fields (minute, hour, day, month, weekday), as in '0 3 * * 1' for Mondays at 3 a.m."
+        )
     for field, (low, high) in zip(fields, _CRON_RANGES, strict=True):
         for part in field.split(","):
             match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/[1-9]\d*)?", part)
             ends = [int(number) for number in match.groups() if number] if match else [high + 1]
             if not all(low <= end <= high for end in ends) or ends != sorted(ends):
-                raise ValueError(f"{part!r} is no *, number or range from {low} to {high} in {text!r}")
+                raise ValueError(f"must consist of *, numbers and ranges, but {part!r} is none from {low} to {high}")
     return " ".join(fields)
 
 
-def _timezone(name: str) -> str:
+def _check_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (KeyError, OSError, ValueError):
-        raise ValueError("is no time zone of the IANA list, as Europe/Berlin is") from None
+        raise ValueError("must be an IANA time zone, such as Europe/Berlin") from None
     return name
 
 
-_CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
-DataPath = Annotated[str, AfterValidator(_inside)]
-ColumnRef = Annotated[str | int, Field(description="a column's name, or its position from 0 in a file without header")]
-ImageTemplate = Annotated[DataPath, Field(description="where an item's picture is, as in posters/{item_id}.jpg")]
+DataPath = Annotated[str, AfterValidator(_check_data_path)]
+ColumnRef = str | int
+ImageTemplate = DataPath
 FilePrefix = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
+_COLUMN = "name of the column, or its position from 0 in a file without header."
+_IMAGE = "File of an item's image, with {item_id} in it, as in posters/{item_id}.jpg."
+_FOLDER = "Folder of the files, relative to the data folder."
+
 
 class FlagColumns(Section):
-    """Several 0/1 columns read as one text: the names of those that are set."""
+    """Several 0/1 columns that are read as one text: the names of the columns that are set."""
 
-    label: str = Field(description="written before the names, as in 'Genres'")
-    flags: tuple[str, ...] = Field(min_length=1, description="column names, each 0 or 1")
+    label: str = Field(description="Text in front of the names, as in Genres.")
+    flags: tuple[str, ...] = Field(min_length=1, description="Names of the columns, each holding 0 or 1.")
 
 
 class TableFile(Section):
     """A CSV, TSV or parquet file."""
 
-    file: DataPath
-    format: Literal["csv", "parquet"] | None = Field(None, description="None: from the file's ending")
-    separator: str = Field(",", min_length=1, max_length=1)
-    header: bool = True
+    file: DataPath = Field(description="Path of the file, relative to the data folder. Text files may be gzipped.")
+    format: Literal["csv", "parquet"] | None = Field(
+        None, description="Format of the file. null: parquet if the name ends in .parquet or .pq, else csv."
+    )
+    separator: str = Field(
+        ",",
+        min_length=1,
+        max_length=1,
+        description="Character between the cells of a text file. Unless it is set, .tsv files are split at tabs.",
+    )
+    header: bool = Field(True, description="Whether the first row of a text file holds the names of the columns.")
 
 
 class InteractionsTable(TableFile):
-    """The interaction log and which column is what."""
+    """The interaction log, and the meaning of its columns."""
 
-    user_id: ColumnRef
-    item_id: ColumnRef
-    timestamp: ColumnRef
-    timestamp_unit: TimestampUnit = "s"
-    rating: ColumnRef | None = None
+    user_id: ColumnRef = Field(description=f"User: {_COLUMN}")
+    item_id: ColumnRef = Field(description=f"Item: {_COLUMN}")
+    timestamp: ColumnRef = Field(description=f"Time of the interaction: {_COLUMN}")
+    timestamp_unit: TimestampUnit = Field(
+        "s",
+        description="Unit of the times since 1970: seconds, milliseconds or microseconds; or iso for texts such as "
+        "2018-01-31T10:00:00+02:00. Without a time zone they are UTC.",
+    )
+    rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
 
 
 class ItemsTable(TableFile):
-    """The item catalogue and which column is what."""
+    """The item catalogue, and the meaning of its columns."""
 
-    item_id: ColumnRef
-    title: ColumnRef
-    texts: tuple[ColumnRef | FlagColumns, ...] = Field((), description="joined in this order after the title")
-    image: ImageTemplate | None = None
-    image_url: ColumnRef | None = Field(None, description="addresses that `macrec fetch images` loads pictures from")
-    categories: ColumnRef | FlagColumns | None = Field(None, description="what rules of a request can name")
-    categories_separator: str = Field("|", min_length=1, description="between the categories of one cell")
+    item_id: ColumnRef = Field(description=f"Item, as in the interactions: {_COLUMN}")
+    title: ColumnRef = Field(description=f"Title: {_COLUMN}")
+    texts: tuple[ColumnRef | FlagColumns, ...] = Field(
+        (), description="Columns whose texts follow the title in the text that is embedded, in this order."
+    )
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: the catalogue has no images.")
+    image_url: ColumnRef | None = Field(
+        None, description="Column of the addresses from which `macrec fetch images` loads the images."
+    )
+    categories: ColumnRef | FlagColumns | None = Field(
+        None, description="Column of the categories, which the business rules of a request can name."
+    )
+    categories_separator: str = Field("|", min_length=1, description="Text between the categories of one cell.")
 
 
 class TablesSource(Section):
-    """Interactions and items as tables, pictures as files."""
+    """Interactions and items as tables, images as files."""
 
-    reader: Literal["tables"]
-    interactions: InteractionsTable
-    items: ItemsTable
+    reader: Literal["tables"] = Field(description="Name of the reader.")
+    interactions: InteractionsTable = Field(description="The interaction log.")
+    items: ItemsTable = Field(description="The item catalogue.")
 
 
 class DemoSource(Section):
-    """A generated shop, written as real files into the data folder when they are not there yet."""
+    """A generated shop, written into the data folder as real files unless it already exists."""
 
-    reader: Literal["demo"]
-    folder: DataPath = "demo"
-    num_items: int = Field(600, ge=40, le=100_000)
-    num_users: int = Field(1500, ge=20, le=1_000_000)
-    seed: int = Field(7, ge=0)
+    reader: Literal["demo"] = Field(description="Name of the reader.")
+    folder: DataPath = Field("demo", description="Folder for the generated files, relative to the data folder.")
+    num_items: int = Field(600, ge=40, le=100_000, description="Number of items.")
+    num_users: int = Field(1500, ge=20, le=1_000_000, description="Number of users.")
+    seed: int = Field(7, ge=0, description="Seed of the generator. The same seed and sizes give the same files.")
 
 
 class IndexedSource(Section):
-    """LC-Rec and MQL4GRec files: integer ids, ready-made embeddings and semantic IDs. Any may end in .gz."""
+    """LC-Rec and MQL4GRec files: integer ids, precomputed embeddings and semantic IDs. Any file may end in .gz."""
 
-    reader: Literal["indexed"]
-    folder: DataPath
-    prefix: FilePrefix = Field(description="X in X.inter.json")
-    text_index: str | None = Field(None, description="suffix of the index file of text IDs, as in index_lemb.json")
-    image_index: str | None = Field(None, description="suffix of the index file of image IDs")
-    text_embeddings: str | None = Field(None, description="suffix of the text embeddings, as in emb-llama-td.npy")
-    image_embeddings: str | None = Field(None, description="suffix of the image embeddings")
+    reader: Literal["indexed"] = Field(description="Name of the reader.")
+    folder: DataPath = Field(description=_FOLDER)
+    prefix: FilePrefix = Field(description="Beginning of all file names: X of X.inter.json.")
+    text_index: str | None = Field(
+        None, description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: none."
+    )
+    image_index: str | None = Field(
+        None, description="Rest of the name of the file of image semantic IDs. Set both index files, or neither."
+    )
+    text_embeddings: str | None = Field(
+        None, description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: none."
+    )
+    image_embeddings: str | None = Field(
+        None, description="Rest of the name of the file of image embeddings. null: none."
+    )
 
 
 class AmazonSource(Section):
-    """What both editions of the Amazon reviews have in common. Any file may end in .gz."""
+    """The settings that both editions of the Amazon reviews share. Any file may end in .gz."""
 
-    folder: DataPath
-    prefix: FilePrefix = Field(description="X, as in Musical_Instruments")
-    image: ImageTemplate | None = Field(None, description="None: FOLDER/images/{item_id}.jpg")
+    folder: DataPath = Field(description=_FOLDER)
+    prefix: FilePrefix = Field(description="Name of the category in the file names, as in Musical_Instruments.")
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: FOLDER/images/{{item_id}}.jpg.")
 
     @property
     def image_template(self) -> str:
-        """Where pictures are, and where they are fetched to."""
+        """Where images are read from and fetched to."""
         return self.image or f"{self.folder}/images/{{item_id}}.jpg"
 
 
 class Amazon2018Source(AmazonSource):
-    """Amazon reviews, edition of 2018: `X.csv` and `meta_X.json`."""
+    """Amazon reviews, 2018 edition: `X.csv` and `meta_X.json`."""
 
-    reader: Literal["amazon2018"]
-    texts: tuple[Literal["description", "feature", "brand", "category"], ...] = ("description", "brand", "category")
+    reader: Literal["amazon2018"] = Field(description="Name of the reader.")
+    texts: tuple[Literal["description", "feature", "brand", "category"], ...] = Field(
+        ("description", "brand", "category"),
+        description="Fields whose texts follow the title in the text that is embedded, in this order.",
+    )
 
 
 class Amazon2023Source(AmazonSource):
-    """Amazon reviews, edition of 2023: `X.jsonl` and `meta_X.jsonl`."""
+    """Amazon reviews, 2023 edition: `X.jsonl` and `meta_X.jsonl`."""
 
-    reader: Literal["amazon2023"]
-    texts: tuple[Literal["features", "description", "store", "categories"], ...] = ("features", "description")
+    reader: Literal["amazon2023"] = Field(description="Name of the reader.")
+    texts: tuple[Literal["features", "description", "store", "categories"], ...] = Field(
+        ("features", "description"),
+        description="Fields whose texts follow the title in the text that is embedded, in this order.",
+    )
 
 
 class MovielensSource(Section):
-    """MovieLens as GroupLens publishes it: 100K, 1M (and 10M), latest (and 20M, 25M, 32M)."""
+    """MovieLens as GroupLens publishes it."""
 
-    reader: Literal["movielens"]
-    folder: DataPath
-    layout: Literal["100k", "1m", "latest"]
-    image: ImageTemplate | None = None
+    reader: Literal["movielens"] = Field(description="Name of the reader.")
+    folder: DataPath = Field(description=_FOLDER)
+    layout: Literal["100k", "1m", "latest"] = Field(
+        description="File layout of the release: 100k; 1m, also for 10M; or latest, also for 20M, 25M and 32M."
+    )
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: there are no images.")
 
 
-Source = Annotated[
-    TablesSource | DemoSource | IndexedSource | Amazon2018Source | Amazon2023Source | MovielensSource,
-    Field(discriminator="reader"),
-]
+class CustomSource(Section):
+    """A source with a reader of your own (docs/data.md). In the YAML file, the options stand beside `reader`."""
+
+    reader: Literal["custom"] = Field("custom", description="Marks a source whose reader is not built in.")
+    name: str = Field(description="Import path of the reader, or the name of an entry point.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the reader, which it validates.")
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if ":" in self.name:
+            if not _IMPORT_PATH.fullmatch(self.name):
+                raise ValueError(
+                    f"the reader {self.name!r} is not an import path such as my_package.my_module:MyReader"
+                )
+        elif self.name not in reader_entry_points().names:
+            raise ValueError(unknown_reader_message(self.name))
+        return self
+
+
+BuiltInSource = TablesSource | DemoSource | IndexedSource | Amazon2018Source | Amazon2023Source | MovielensSource
+BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "amazon2018", "amazon2023", "movielens")
+
+
+def _separate_options(source: Any) -> Any:
+    """Turn `{reader: my_module:MyReader, **options}`, as in a YAML file, into the fields of `CustomSource`."""
+    if not isinstance(source, Mapping):
+        return source
+    name = source.get("reader")
+    if not isinstance(name, str):
+        found = "is missing" if name is None else f"is {name!r}"
+        raise ValueError(
+            f"`reader` {found}; it must be a built-in reader ({', '.join(BUILT_IN_READER_NAMES)}), an import path such "
+            "as my_package.my_module:MyReader, or the name of an entry point"
+        )
+    if name in (*BUILT_IN_READER_NAMES, "custom"):
+        return source
+    return {"reader": "custom", "name": name, "options": {key: source[key] for key in source if key != "reader"}}
+
+
+Source = Annotated[BuiltInSource | CustomSource, Field(discriminator="reader"), BeforeValidator(_separate_options)]
 
 
 class EncoderNames(Section):
-    """Which encoders embed this catalogue; see `TextEncoderConfig.name` and `ImageEncoderConfig.name`."""
+    """The encoders that embed this catalogue."""
 
-    text: str | None = None
-    image: str | None = None
+    text: str | None = Field(None, description="Overrides text_encoder.name.")
+    image: str | None = Field(None, description="Overrides image_encoder.name.")
 
 
 class Schedule(Section):
-    """When a job is launched for a data set by itself."""
+    """When a job is launched automatically for a data set."""
 
-    cron: Annotated[str, AfterValidator(_cron)] = Field("0 3 * * 1", description="default: Mondays at three")
-    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
-    job: Literal["refresh", "full_pipeline", "batch_recommendations", "evaluate_champion"] = "refresh"
+    cron: Annotated[str, AfterValidator(_check_cron)] = Field(
+        "0 3 * * 1", description="Times of the launches, as a cron line. The default is Mondays at 3 a.m."
+    )
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field(
+        "UTC", description="IANA time zone of the cron line, such as Europe/Berlin."
+    )
+    job: Literal["refresh", "full_pipeline", "batch_recommendations", "evaluate_champion"] = Field(
+        "refresh", description="The job that is launched."
+    )
 
 
 class DatasetSpec(Section):
-    """One data set, as its YAML file says it."""
+    """One data set, as its YAML file describes it."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the same as the file's name")
-    title: str
-    source: Source
-    preset: str = "default"
-    k_core: int | None = Field(None, ge=1, description="overrides cleaning.k_core")
-    encoders: EncoderNames = EncoderNames()
-    overrides: dict[str, Any] = Field(default_factory=dict, description="{section: {field: value}}")
-    schedule: Schedule | None = Field(None, description="None: only people launch something; {}: weekly refresh")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Name of the data set: lower-case letters, digits and hyphens, the same as the name of the file.",
+    )
+    title: str = Field(description="Title for people, shown by `macrec datasets`.")
+    source: Source = Field(description="The reader of the data set, and where its files are.")
+    preset: str = Field("default", description="Preset on which the settings of this data set are based.")
+    k_core: int | None = Field(None, ge=1, description="Overrides cleaning.k_core.")
+    encoders: EncoderNames = Field(EncoderNames(), description="The encoders that embed this catalogue.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Settings for this data set, as {section: {setting: value}}."
+    )
+    schedule: Schedule | None = Field(
+        None, description="When a job is launched automatically. null: never; {}: a weekly refresh."
+    )
     on_new_data: Literal["refresh", "full_pipeline", "evaluate_champion"] | None = Field(
-        None, description="the job that starts when the files of interactions or items hold something new"
+        None, description="Job that is launched when the files of the interactions or items change. null: none."
     )
 
+    @property
+    def reader_name(self) -> str:
+        """The reader as the YAML file names it."""
+        return self.source.name if isinstance(self.source, CustomSource) else self.source.reader
+
+    def layers(self) -> list[SettingsLayer]:
+        """Return the settings that this file puts on top of the preset, later ones winning."""
+        encoders = {
+            section: {"name": name}
+            for section, name in (("text_encoder", self.encoders.text), ("image_encoder", self.encoders.image))
+            if name is not None
+        }
+        return [
+            SettingsLayer("k_core of the data set file", {"cleaning": {"k_core": self.k_core}} if self.k_core else {}),
+            SettingsLayer("encoders of the data set file", encoders),
+            SettingsLayer("data set file", self.overrides),
+        ]
+
     def config(self, overrides: dict[str, Any] | None = None) -> PipelineConfig:
-        """The resolved settings: preset, then this file, then `overrides`. Raises `ConfigError`."""
-        layer: dict[str, Any] = {}
-        if self.k_core is not None:
-            layer["cleaning"] = {"k_core": self.k_core}
-        for section, name in (("text_encoder", self.encoders.text), ("image_encoder", self.encoders.image)):
-            if name is not None:
-                layer[section] = {"name": name}
-        return resolve_config(self.preset, layer, self.overrides, overrides or {})
+        """Resolve the settings: the preset, then this file, then `overrides`. Raises `ConfigError`."""
+        return resolve_config(self.preset, *(layer.values for layer in self.layers()), overrides or {})
+
+
+def reader_entry_points() -> EntryPoints:
+    """Return the readers that installed packages declare. Imports none of them."""
+    return entry_points(group=READER_ENTRY_POINTS)
+
+
+def unknown_reader_message(name: str) -> str:
+    """Return the sentences of an error about a reader name that is neither built in nor an entry point."""
+    declared = sorted(reader_entry_points().names)
+    suggestion = did_you_mean(name, [*BUILT_IN_READER_NAMES, *declared])
+    return (
+        f"there is no reader {name!r}.{suggestion} The built-in readers are: {', '.join(BUILT_IN_READER_NAMES)}. "
+        f"Installed packages declare: {', '.join(declared) or 'none'}. To use a reader of your own, give its import "
+        "path, as in my_package.my_module:MyReader"
+    )
 
 
 def datasets_folder() -> Path:
-    """`MACREC_DATASETS`, else `datasets/` of the working directory, else that of the checkout."""
+    """Return the folder of the YAML files.
+
+    It is `MACREC_DATASETS` if that is set, else `datasets/` in the working directory, else `datasets/` in the checkout.
+    """
     configured = os.environ.get("MACREC_DATASETS")
     if configured:
         return Path(configured)
@@ -214,31 +342,38 @@ def datasets_folder() -> Path:
 
 
 def dataset_names(folder: Path | None = None) -> list[str]:
-    """The names of all data sets, sorted; reads no file's content."""
+    """Return the names of all data sets, sorted, without reading the files."""
     return sorted(path.stem for path in (folder or datasets_folder()).glob("*.yaml"))
 
 
 def load_dataset(name: str, folder: Path | None = None) -> DatasetSpec:
-    """Read and check one data set.
+    """Read and validate one data set.
 
     Raises:
-        UnknownDatasetError: there is no such file; lists those that are there.
-        ConfigError: the file is not YAML, or a field is wrong; names the file and the field.
+        UnknownDatasetError: there is no such file; lists the data sets that exist, and the folder.
+        ConfigError: the file is not YAML, or a setting is wrong; names the file and the setting.
     """
     folder = folder or datasets_folder()
     names = dataset_names(folder)
     if name not in names:
-        known = ", ".join(names) or "none"
-        raise UnknownDatasetError(f"There is no data set {name!r} in {folder}. Known: {known}.")
+        raise UnknownDatasetError(
+            f"There is no data set {name!r}.{did_you_mean(name, names)} The folder {folder.resolve()} holds: "
+            f"{', '.join(names) or 'no YAML file'}. Set MACREC_DATASETS to use another folder."
+        )
     path = folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = DatasetSpec.model_validate(content)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path} is wrong. {describe_validation_error(error)}") from None
+        raise ConfigError(f"{path} is invalid. {describe_validation_error(error, DatasetSpec)}") from None
     if spec.name != name:
-        raise ConfigError(f"{path}: its name is {spec.name!r}, but the file's name says {name!r}. Make them the same.")
-    spec.config()
+        raise ConfigError(
+            f"{path}: the name in the file is {spec.name!r}, but the file is named {name!r}. Make them the same."
+        )
+    try:
+        spec.config()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return spec

@@ -1,4 +1,4 @@
-"""Dagster's entry point: the definitions, assembled. No logic here, and nothing heavy is imported."""
+"""Dagster's entry point: assembles the definitions. It has no logic of its own and imports nothing heavy."""
 
 import dagster as dg
 
@@ -20,7 +20,7 @@ from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.runs.run_sensors import SENSORS
 from macrec_pipeline.runtime.openmp import spin_briefly
 
-spin_briefly()  # every run's process imports this before torch
+spin_briefly()  # every process of a run imports this module before torch
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(

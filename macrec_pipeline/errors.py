@@ -1,29 +1,32 @@
-"""The errors that the package raises on purpose.
+"""The exceptions that this package raises on purpose.
 
-A message says what was wrong, what was got, what was expected and what to do next; it names the file, the table, the
-column and the row where there is one. The command line prints the message alone and exits with status 2; everything
-that is not a `MacrecError` is a fault of this package and keeps its traceback.
+Every message says what is wrong, what was found, what was expected and what to do next, and names the file, table,
+column or row where there is one. The `macrec` command prints the message of a `MacrecError` without a traceback and
+exits with status 2. Any other exception is a bug in this package and keeps its traceback.
 
     MacrecError
-    ├── ConfigError            a setting, an override or a command-line argument
-    │   └── UnknownDatasetError    a data set name without a YAML file
-    ├── DataError              what a file or a table holds
-    │   ├── MissingFileError       a file or folder that must be there
-    │   └── SchemaError            columns, dtypes or invariants of a table
-    ├── EncoderError           a text or image encoder that cannot be loaded or does not fit
-    ├── SemanticIdError        semantic IDs that cannot be made, or made unique
-    ├── TrainingError          a loss or gradient that is not finite, a checkpoint that does not belong
-    ├── RequestError           what a consumer asked of the recommender
-    ├── WorkerError            a process that died over its part of the work, again and again
-    ├── StorageError           an asset that is missing, incomplete or damaged on disk
-    └── TrackingError          the MLflow store or the model registry
-        ├── ChampionMovedError     another version is champion than the one that was reckoned with
-        └── StoreAwayError         an MLflow store that does not answer or has no room: later it may
+    ├── ConfigError              a setting, an override or a command-line argument is wrong
+    │   └── UnknownDatasetError      no YAML file describes the data set
+    ├── DataError                a file or table has content that cannot be used
+    │   ├── MissingFileError         a required file or folder does not exist
+    │   └── SchemaError              a table has wrong columns, dtypes or values
+    ├── EncoderError             a text or image encoder cannot be loaded or does not fit the catalogue
+    ├── SemanticIdError          semantic IDs cannot be assigned, or cannot be made unique
+    ├── TrainingError            a loss or gradient is not finite, or a checkpoint belongs to another training
+    ├── RequestError             a request to the recommender is invalid
+    ├── WorkerError              worker processes died repeatedly on the same part of the work
+    ├── StorageError             an asset is missing, incomplete or damaged on disk
+    └── TrackingError            the MLflow store or the model registry rejected an operation
+        ├── ChampionMovedError       another version became champion in the meantime
+        └── StoreUnavailableError    the MLflow store does not respond or is out of space, possibly for a short time
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class MacrecError(Exception):
-    """Base class of every error that the package raises on purpose."""
+    """Base class of the exceptions that this package raises on purpose."""
 
 
 class ConfigError(MacrecError):
@@ -31,19 +34,19 @@ class ConfigError(MacrecError):
 
 
 class UnknownDatasetError(ConfigError):
-    """There is no YAML file for the data set asked for."""
+    """No YAML file describes the data set."""
 
 
 class DataError(MacrecError):
-    """A file or a table holds something that cannot be used."""
+    """A file or table has content that cannot be used."""
 
 
 class MissingFileError(DataError):
-    """A file or folder that must be there is not."""
+    """A required file or folder does not exist."""
 
 
 class SchemaError(DataError):
-    """A table breaks its declared columns, dtypes or invariants."""
+    """A table violates its declared columns, dtypes or invariants."""
 
 
 class EncoderError(MacrecError):
@@ -51,19 +54,19 @@ class EncoderError(MacrecError):
 
 
 class SemanticIdError(MacrecError):
-    """Semantic IDs cannot be made, or cannot be made unique."""
+    """Semantic IDs cannot be assigned, or cannot be made unique."""
 
 
 class TrainingError(MacrecError):
-    """Training met a value that is not finite, or a checkpoint that does not belong to it."""
+    """A loss or gradient is not finite, or a checkpoint belongs to another training."""
 
 
 class RequestError(MacrecError):
-    """A consumer asked the recommender for something it cannot answer."""
+    """A request to the recommender is invalid."""
 
 
 class WorkerError(MacrecError):
-    """Worker processes died over a part of the work, as often as it is tried."""
+    """Worker processes died on the same part of the work until the retries were used up."""
 
 
 class StorageError(MacrecError):
@@ -71,12 +74,33 @@ class StorageError(MacrecError):
 
 
 class TrackingError(MacrecError):
-    """The MLflow store or the model registry refused, or lacks what was asked for."""
+    """The MLflow store or the model registry rejected an operation, or lacks what it needs."""
 
 
 class ChampionMovedError(TrackingError):
-    """Another version is champion than the one that a promotion reckoned with."""
+    """Another version became champion after the promotion was decided."""
 
 
-class StoreAwayError(TrackingError):
-    """The MLflow store does not answer, or has no room; the same may work later."""
+class StoreUnavailableError(TrackingError):
+    """The MLflow store does not respond or is out of space; the same call may succeed later."""
+
+
+def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
+    """Returns at most two names that are similar to an unknown one, the most similar first."""
+    return get_close_matches(name, list(candidates), n=2, cutoff=0.7)
+
+
+def did_you_mean(name: str, candidates: Iterable[str], *, also: Iterable[str] = ()) -> str:
+    """Returns the end of an error message that suggests names in place of an unknown one.
+
+    Args:
+        name: the unknown name.
+        candidates: the names that exist; the two most similar ones are suggested.
+        also: further names to suggest, however they are spelled.
+
+    Returns:
+        " Did you mean `a` or `b`?", with a leading space; "" if there is nothing to suggest.
+    """
+    suggestions = [*similar_names(name, candidates), *also]
+    quoted = [f"`{suggestion}`" for suggestion in dict.fromkeys(suggestions)]
+    return f" Did you mean {' or '.join(quoted)}?" if quoted else ""

@@ -1,7 +1,8 @@
-"""Where the state is: all of it in one folder, or tables and model folders at a URL and the rest in a folder.
+"""The home: where everything that runs produce is stored.
 
-In: the text of `MACREC_HOME` or of what stands in its place, and `MACREC_STATE`. Out: a `Home`. Databases, locks and
-checkpoints need a file system, so a URL alone does not say where they go.
+A home is either one folder with all of it, or a URL for tables and model folders together with a folder for the rest.
+Databases, locks and checkpoints need a file system, so a URL alone is not enough. This module turns the text of
+`MACREC_HOME` or `--home`, together with `MACREC_STATE`, into a `Home`.
 """
 
 import os
@@ -16,11 +17,12 @@ _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL | r
 
 @dataclass(frozen=True)
 class Home:
-    """Where the state is.
+    """Where everything that runs produce is stored.
 
     Attributes:
-        folder: absolute; Dagster's and MLflow's records, locks, checkpoints, and the assets or copies of them.
-        url: where the assets are published, without a '/' at its end; None: the folder is where they are.
+        folder: absolute path with the records of Dagster and MLflow, locks, checkpoints, and the assets or, with a
+            URL, local copies of them.
+        url: URL at which the assets are published, without a trailing slash; None if they are only in the folder.
     """
 
     folder: Path
@@ -31,28 +33,31 @@ class Home:
 
 
 def home_of(text: str) -> Home:
-    """The home that a path or a URL names.
+    """Returns the home that a path or URL stands for.
+
+    Args:
+        text: a path, or a URL such as s3://bucket/prefix, which also needs the environment variable `MACREC_STATE`.
 
     Raises:
-        ConfigError: the URL names no bucket, carries what is no part of a place, or `MACREC_STATE` is not set.
+        ConfigError: the URL has no bucket or more than bucket and prefix, or `MACREC_STATE` is not set to a folder.
     """
-    found = _URL.fullmatch(text)
-    if found is None:
+    match = _URL.fullmatch(text)
+    if match is None:
         return Home(Path(text).absolute())
-    place = found["rest"].rstrip("/")
-    if any(mark in place for mark in "@?#"):  # not quoted: a key may be in it
+    location = match["rest"].rstrip("/")
+    if any(character in location for character in "@?#"):  # the message does not quote the URL: it may hold a key
         raise ConfigError(
-            f"The {found['scheme']} URL in MACREC_HOME holds more than bucket and prefix. Keys belong into "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the server's address into AWS_ENDPOINT_URL."
+            f"The {match['scheme']} URL in MACREC_HOME has more than a bucket and a prefix. Put keys in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the address of the server in AWS_ENDPOINT_URL."
         )
-    if not place or "" in place.split("/"):
-        raise ConfigError(f"{text!r} names no place for tables and models. Use one like s3://bucket/prefix.")
+    if not location or "" in location.split("/"):
+        raise ConfigError(f"{text!r} has no bucket or an empty part. Write it as s3://bucket/prefix.")
     state = os.environ.get("MACREC_STATE")
     if not state:
         raise ConfigError(
-            f"Tables and models go to {text}, but Dagster's and MLflow's records, locks and checkpoints need a folder "
-            "of this machine: set MACREC_STATE to one."
+            f"Tables and models go to {text}, but the records of Dagster and MLflow, locks and checkpoints need a "
+            "folder on this machine: set MACREC_STATE to one."
         )
     if _URL.fullmatch(state):
-        raise ConfigError(f"MACREC_STATE is {state!r}; it must be a folder of this machine.")
-    return Home(Path(state).absolute(), f"{found['scheme'].lower()}://{place}")
+        raise ConfigError(f"MACREC_STATE is {state!r}, but it must be a folder on this machine.")
+    return Home(Path(state).absolute(), f"{match['scheme'].lower()}://{location}")

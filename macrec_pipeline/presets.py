@@ -1,18 +1,24 @@
-"""From a preset and what is laid over it to the settings of a run.
+"""Presets, and how a preset and the layers above it become the settings of a run.
 
-In: a preset's name and override layers, as nested mappings or as `section.field=value`. Out: `PipelineConfig`, checked.
+The input is the name of a preset and a sequence of layers: nested mappings from a data set file, or assignments such
+as `section.setting=value`. The output is a validated `PipelineConfig`, or the same settings with the layer that each
+value comes from.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from macrec_pipeline.config import PipelineConfig
-from macrec_pipeline.errors import ConfigError
+from macrec_pipeline.config.reference import Setting, all_settings
+from macrec_pipeline.config.validation_messages import describe_validation_error
+from macrec_pipeline.errors import ConfigError, did_you_mean
 
-# What a preset changes in the published settings, section by section.
+# What each preset changes in the published settings, section by section.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"recommender": {"encoding": "item_causal"}},
     "paper": {
@@ -26,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "quantizer": {
             "num_levels": 3,
             "codebook_size": 32,
-            # the published MLP needs thousands of steps before it reconstructs anything; this one needs hundreds
+            # The published MLP needs thousands of steps before it reconstructs anything; this one needs hundreds.
             "projection_dim": 256,
             "hidden_dims": (256,),
             "contrast_weight": 0.02,
@@ -39,8 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "d_ff": 256,
             "d_kv": 16,
             "num_heads": 4,
-            # one layer each learns as much a sample as two and takes half the time; in so few epochs the model
-            # is far from knowing its samples by heart, and dropout only slows it
+            # One layer learns as much per sample as two, in half the time. In so few epochs the model is far from
+            # overfitting, so dropout would only slow it down.
             "num_encoder_layers": 1,
             "num_decoder_layers": 1,
             "dropout": 0.0,
@@ -54,42 +60,107 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class SettingsLayer:
+    """Settings that one source puts on top of a preset.
+
+    Attributes:
+        source: where they come from, as a reader would say it: "data set file", "--set".
+        values: {section: {setting: value}}; {"seed": 1} for a setting without a section.
+    """
+
+    source: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ResolvedSetting:
+    """A setting with its value and the source of the value.
+
+    Attributes:
+        setting: what the setting is.
+        default: its value with the default preset and no layers, as JSON has it.
+        value: its value, as JSON has it.
+        source: "default preset", "preset NAME" or the source of a layer.
+    """
+
+    setting: Setting
+    default: Any
+    value: Any
+    source: str
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the value differs from the default."""
+        return json.dumps(self.value) != json.dumps(self.default)
+
+
 def resolve_config(preset: str, *layers: Mapping[str, Any]) -> PipelineConfig:
-    """Lay override layers, later ones winning, over a preset.
+    """Combines a preset with the layers above it, later ones winning.
 
     Args:
         preset: a key of `PRESETS`.
-        layers: nested mappings `{section: {field: value}}`; `{"seed": 1}` for a top-level field.
+        layers: nested mappings `{section: {setting: value}}`; `{"seed": 1}` for a setting without a section.
 
     Raises:
-        ConfigError: an unknown preset, section or field, or a value out of bounds; names each one.
+        ConfigError: the preset or a setting is unknown, or a value is not allowed; the message names each one.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}. Use one of: {', '.join(sorted(PRESETS))}.")
+        known = ", ".join(sorted(PRESETS))
+        raise ConfigError(f"Unknown preset `{preset}`.{did_you_mean(preset, PRESETS)} The presets are {known}.")
     merged: dict[str, Any] = {"preset": preset}
     for layer in (PRESETS[preset], *layers):
         merged = _merge(merged, layer)
     try:
         return PipelineConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(f"The settings are wrong. {describe_validation_error(error)}") from None
+        raise ConfigError(describe_validation_error(error, PipelineConfig)) from None
+
+
+def resolve_with_sources(preset: str, layers: Sequence[SettingsLayer] = ()) -> list[ResolvedSetting]:
+    """Resolves every setting and finds the layer that its value comes from.
+
+    Returns:
+        Every setting, section by section.
+
+    Raises:
+        ConfigError: see `resolve_config`.
+    """
+    default = resolve_config("default").model_dump(mode="json")
+    resolved = resolve_config(preset, *(layer.values for layer in layers)).model_dump(mode="json")
+    sources = [SettingsLayer(_preset_source(preset), PRESETS[preset]), *layers]
+    settings = []
+    for setting in all_settings():
+        keys = setting.name.split(".")
+        value, default_value = _value_of(setting, resolved), _value_of(setting, default)
+        source = next((layer.source for layer in reversed(sources) if _assigns(layer.values, keys)), None)
+        if source is None:
+            source = _preset_source("default" if json.dumps(value) == json.dumps(default_value) else preset)
+        settings.append(ResolvedSetting(setting, default_value, value, source))
+    return settings
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """Turn `["recommender.num_epochs=3", "seed=1"]` into `{"recommender": {"num_epochs": 3}, "seed": 1}`.
+    """Turns `["recommender.num_epochs=3", "seed=1"]` into `{"recommender": {"num_epochs": 3}, "seed": 1}`.
 
-    Values are read as YAML scalars or flow lists. Raises `ConfigError` for anything that is not `path=value`.
+    Values are read as YAML, so lists are written `[1, 2]`. Names and values are not validated here.
+
+    Raises:
+        ConfigError: an assignment is not of the form `name=value`, or its value is not YAML.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        keys = path.strip().split(".")
+        name, separator, text = assignment.partition("=")
+        keys = name.strip().split(".")
         if not separator or not all(keys):
-            raise ConfigError(f"--set got {assignment!r}; it needs section.field=value, as in seed=7.")
+            raise ConfigError(
+                f"{assignment!r} does not set anything. Write SECTION.SETTING=VALUE, for example --set seed=7 or "
+                "--set recommender.num_epochs=5."
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {path}: the value {text!r} is not readable as YAML.") from None
+            raise ConfigError(f"The value of `{name}` is not valid YAML: {text!r}.") from None
         nested: Any = value
         for key in reversed(keys):
             nested = {key: nested}
@@ -97,16 +168,30 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """One line for a person: each wrong field, what was got and why it is refused."""
-    parts = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"]) or "(top level)"
-        # of a rule about several sections the input is the whole tree, which helps nobody
-        told = problem["type"] == "missing" or not problem["loc"]
-        got = "" if told else f" (got {problem['input']!r})"
-        parts.append(f"{path}: {problem['msg']}{got}")
-    return "; ".join(parts)
+def _preset_source(preset: str) -> str:
+    return "default preset" if preset == "default" else f"preset {preset}"
+
+
+def _value_of(setting: Setting, tree: Mapping[str, Any]) -> Any:
+    """Returns a setting's value in a dumped `PipelineConfig`; its declared default if its limit is not set."""
+    value: Any = tree
+    for key in setting.name.split("."):
+        if value is None:
+            return setting.default
+        value = value[key]
+    return value
+
+
+def _assigns(values: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether a layer assigns a value to nested keys, or to a level above them."""
+    found: Any = values
+    for key in keys:
+        if not isinstance(found, Mapping):
+            return True
+        if key not in found:
+            return False
+        found = found[key]
+    return True
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

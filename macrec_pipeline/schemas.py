@@ -1,11 +1,15 @@
-"""Every parquet table of the pipeline: columns, dtypes, invariants. Checked at each write and each read.
+"""The schema of every Parquet table of the pipeline: its columns, with dtypes and descriptions, and its rules.
 
-Conventions: `item_index` is a row of `items` (0..N-1), `item_id` the shop's own key; times are milliseconds since the
-epoch, UTC. polars is imported by nothing below the stages but this module.
+The store checks a table against its schema at each write and each read (docs/decisions/017-own-table-contracts.md).
+
+Conventions: `item_index` is the row of an item in `items`, an integer in [0, N); `item_id` is the shop's own key for
+the item. Timestamps are int64 milliseconds since the epoch, UTC. This is the only module below the stages that imports
+polars.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -14,16 +18,28 @@ from macrec_pipeline.errors import SchemaError
 ANY_WIDTH_VECTOR = "list[float32], all of one length"
 
 
+class Column(NamedTuple):
+    """A column of a table: its dtype, what it holds, and whether it may hold nulls."""
+
+    dtype: Any
+    description: str
+    nullable: bool = False
+
+
 @dataclass(frozen=True)
 class TableSchema:
-    """What a table must look like.
+    """What a table must look like; `table_schema` builds one from `Column`s.
 
     Attributes:
-        columns: name -> polars dtype, in order; `ANY_WIDTH_VECTOR` for a fixed-width float32 array column.
-        nullable: columns that may hold nulls.
-        unique: column groups whose rows must be distinct.
-        sorted_by: columns by which the rows must be in ascending order.
-        forbidden: what no row may hold -> whether a row does; null: it does not.
+        name: the schema's name, as error messages give it.
+        columns: column name -> polars dtype, in order; `ANY_WIDTH_VECTOR` for a fixed-width float32 array column.
+        nullable: the columns that may hold nulls.
+        unique: groups of columns; within each group, no two rows may agree in every column.
+        sorted_by: the columns by which the rows must ascend.
+        forbidden: rules as description -> an expression that is true for each row that breaks the rule; null counts
+            as false.
+        description: what a row of the table stands for.
+        column_descriptions: column name -> what the column holds.
     """
 
     name: str
@@ -33,6 +49,7 @@ class TableSchema:
     sorted_by: tuple[str, ...] = ()
     forbidden: dict[str, pl.Expr] = field(default_factory=dict, compare=False)
     description: str = field(default="", compare=False)
+    column_descriptions: dict[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def has_vectors(self) -> bool:
@@ -40,58 +57,95 @@ class TableSchema:
         return ANY_WIDTH_VECTOR in self.columns.values()
 
     def check(self, table: pl.DataFrame, where: str = "") -> pl.DataFrame:
-        """Return the table unchanged, or raise `SchemaError` that says what is wrong, where, and in which row."""
-        place = f"{self.name}{f' ({where})' if where else ''}"
+        """Return the table unchanged if it keeps the schema.
+
+        Args:
+            table: the table to check.
+            where: the file or step that the table belongs to, named in the error message.
+
+        Raises:
+            SchemaError: the table breaks the schema; the message names the table, the column or rule, and the row.
+        """
+        location = f"{self.name}{f' ({where})' if where else ''}"
         if table.columns != list(self.columns):
-            raise SchemaError(f"{place}: columns are {table.columns}, expected {list(self.columns)}.")
+            raise SchemaError(f"{location}: columns are {table.columns}, expected {list(self.columns)}.")
         for column, expected in self.columns.items():
-            self._check_column(table[column], expected, place)
+            self._check_column(table[column], expected, location)
         for group in self.unique:
             key = pl.col(group[0]) if len(group) == 1 else pl.struct(group)
             repeated = table.select((key.is_duplicated() & key.is_not_null()).arg_true().first()).item()
             if repeated is not None:
                 row = table.row(repeated, named=True)
-                raise SchemaError(f"{place}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
+                raise SchemaError(f"{location}: {', '.join(group)} must be unique, but row {repeated} repeats: {row}.")
         if self.sorted_by and table.select(_descends(self.sorted_by).any()).item():
-            raise SchemaError(f"{place}: rows must be sorted by {', '.join(self.sorted_by)}.")
-        found = self.forbidden_rows(table)
-        if found:
-            raise SchemaError(f"{place}: {found[0]}.")
+            raise SchemaError(f"{location}: rows must be sorted by {', '.join(self.sorted_by)}.")
+        broken_rules = self.forbidden_rows(table)
+        if broken_rules:
+            raise SchemaError(f"{location}: {broken_rules[0]}.")
         return table
 
     def forbidden_rows(self, table: pl.DataFrame) -> list[str]:
-        """A line for each rule of `forbidden` that is broken: how many rows break it, and the first of them."""
+        """Return one line per broken rule of `forbidden`: how many rows break it, and the first of them."""
         if not self.forbidden:
             return []
-        broken = table.select(bad.fill_null(False).any().alias(what) for what, bad in self.forbidden.items())
-        rules = [what for what, is_broken in broken.row(0, named=True).items() if is_broken]
-        return [line for what in rules if (line := describe_rows(table, what, self.forbidden[what]))]
+        broken = table.select(bad.fill_null(False).any().alias(rule) for rule, bad in self.forbidden.items())
+        rules = [rule for rule, is_broken in broken.row(0, named=True).items() if is_broken]
+        return [line for rule in rules if (line := describe_rows(table, rule, self.forbidden[rule]))]
 
     def empty(self) -> pl.DataFrame:
-        """A table of this schema without rows."""
+        """Return a table of this schema with no rows."""
         dtypes = {
             name: pl.Array(pl.Float32, 1) if dtype == ANY_WIDTH_VECTOR else dtype
             for name, dtype in self.columns.items()
         }
         return pl.DataFrame(schema=dtypes)
 
-    def _check_column(self, column: pl.Series, expected: Any, place: str) -> None:
+    def _check_column(self, column: pl.Series, expected: Any, location: str) -> None:
         if expected == ANY_WIDTH_VECTOR:
             if not (isinstance(column.dtype, pl.Array) and column.dtype.inner == pl.Float32):
-                raise SchemaError(f"{place}: column {column.name!r} is {column.dtype}, expected array[float32, D].")
+                raise SchemaError(f"{location}: column {column.name!r} is {column.dtype}, expected array[float32, D].")
         elif column.dtype != expected:
-            raise SchemaError(f"{place}: column {column.name!r} is {column.dtype}, expected {expected}.")
+            raise SchemaError(f"{location}: column {column.name!r} is {column.dtype}, expected {expected}.")
         if column.name not in self.nullable and column.null_count():
             row = column.is_null().arg_true()[0]
             raise SchemaError(
-                f"{place}: column {column.name!r} is empty in {column.null_count()} rows, first row {row}."
+                f"{location}: column {column.name!r} must not be null, but it is in {column.null_count()} rows; the "
+                f"first is row {row}."
             )
 
 
-def describe_rows(table: pl.DataFrame, what: str, bad: pl.Expr) -> str | None:
-    """How many rows are bad, and the first of them; None if none is."""
+def table_schema(
+    name: str,
+    columns: Mapping[str, Column],
+    *,
+    description: str,
+    unique: tuple[tuple[str, ...], ...] = (),
+    sorted_by: tuple[str, ...] = (),
+    forbidden: dict[str, pl.Expr] | None = None,
+) -> TableSchema:
+    """Build a `TableSchema` from the columns in their order; the other arguments are attributes of `TableSchema`."""
+    return TableSchema(
+        name,
+        {column_name: column.dtype for column_name, column in columns.items()},
+        nullable=frozenset(column_name for column_name, column in columns.items() if column.nullable),
+        unique=unique,
+        sorted_by=sorted_by,
+        forbidden=forbidden or {},
+        description=description,
+        column_descriptions={column_name: column.description for column_name, column in columns.items()},
+    )
+
+
+def describe_rows(table: pl.DataFrame, rule: str, bad: pl.Expr) -> str | None:
+    """Return how many rows break a rule and the first of them, or None if no row does.
+
+    Args:
+        table: the table to search.
+        rule: the rule's description, repeated in the result.
+        bad: true for each row that breaks the rule; null counts as false.
+    """
     rows = table.with_row_index("row").filter(bad.fill_null(False))
-    return None if rows.is_empty() else f"{rows.height} x {what}; the first: {rows.row(0, named=True)}"
+    return None if rows.is_empty() else f"{rows.height} x {rule}; the first: {rows.row(0, named=True)}"
 
 
 def _missing(name: str) -> dict[str, pl.Expr]:
@@ -99,7 +153,7 @@ def _missing(name: str) -> dict[str, pl.Expr]:
 
 
 def _descends(columns: tuple[str, ...]) -> pl.Expr:
-    """Whether a row comes before the one above it, by the first column that differs; sorts nothing."""
+    """Whether a row sorts before the row above it, by the first column in which they differ; needs no sort."""
     descends = pl.lit(False)
     for name in reversed(columns):
         above = pl.col(name).shift(1)
@@ -108,47 +162,59 @@ def _descends(columns: tuple[str, ...]) -> pl.Expr:
 
 
 EARLIEST_MS = 631_152_000_000
-"""1990-01-01 UTC: before the first shop that kept such a log."""
+"""1990-01-01 UTC. An earlier timestamp is taken for an error: no shop kept such a log then."""
 
 _STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
 _INTS, _STRINGS = pl.List(pl.Int64()), pl.List(pl.String())
 
-RAW_INTERACTIONS = TableSchema(
+_ITEM_INDEX = Column(_INT, "the item's row in `items`, counted from 0")
+_ITEM_ID = Column(_STRING, "the shop's own key for the item")
+_SOURCE_FILE = Column(_STRING, "the file that the row was read from, relative to the data folder")
+_SOURCE_ROW = Column(_INT, "the row's line in that file, counted from 1")
+
+_PROBLEM = Column(
+    _STRING, "`reason` or `reason: detail` if the reader could not interpret the row, else null", nullable=True
+)
+
+RAW_INTERACTIONS = table_schema(
     "raw_interactions",
     {
-        "user_id": _STRING,
-        "item_id": _STRING,
-        "rating": _FLOAT,
-        "timestamp": _INT,
-        "source_file": _STRING,
-        "source_row": _INT,
-        "problem": _STRING,
+        "user_id": Column(_STRING, "the shop's own key for the user; null if unreadable", nullable=True),
+        "item_id": Column(_STRING, "the shop's own key for the item; null if unreadable", nullable=True),
+        "rating": Column(_FLOAT, "the user's rating of the item; null if unreadable or not recorded", nullable=True),
+        "timestamp": Column(_INT, "time of the interaction, in ms since the epoch; null if unreadable", nullable=True),
+        "source_file": _SOURCE_FILE,
+        "source_row": _SOURCE_ROW,
+        "problem": _PROBLEM,
     },
-    nullable=frozenset({"user_id", "item_id", "rating", "timestamp", "problem"}),
-    description="The log as found: one row a source row, unreadable cells null; source_row counts lines from 1. "
-    "problem is `reason: detail` of a row that the reader cannot vouch for.",
+    description="The interaction log as found in the source: one row per source row, with null for each cell that "
+    "cannot be read.",
 )
-RAW_ITEMS = TableSchema(
+RAW_ITEMS = table_schema(
     "raw_items",
     {
-        "item_id": _STRING,
-        "title": _STRING,
-        "text": _STRING,
-        "image_path": _STRING,
-        "image_url": _STRING,
-        "categories": _STRINGS,
-        "source_file": _STRING,
-        "source_row": _INT,
-        "problem": _STRING,
+        "item_id": Column(_STRING, "the shop's own key for the item; null if unreadable", nullable=True),
+        "title": Column(_STRING, "the item's title", nullable=True),
+        "text": Column(_STRING, "title and descriptive fields, joined into the text that is embedded", nullable=True),
+        "image_path": Column(
+            _STRING, "the item's image file, relative to the data folder; null if there is no such file", nullable=True
+        ),
+        "image_url": Column(_STRING, "the image's address as the source gives it", nullable=True),
+        "categories": Column(_STRINGS, "the item's categories; null if there are none", nullable=True),
+        "source_file": _SOURCE_FILE,
+        "source_row": _SOURCE_ROW,
+        "problem": _PROBLEM,
     },
-    nullable=frozenset({"item_id", "title", "text", "image_path", "image_url", "categories", "problem"}),
-    description="The catalogue as found. image_path is relative to the data folder, null where there is no file; "
-    "image_url is what the source names; categories null where none is named; problem as in raw_interactions.",
+    description="The catalogue as found in the source: one row per source row.",
 )
-INTERACTIONS = TableSchema(
+INTERACTIONS = table_schema(
     "interactions",
-    {"user_id": _STRING, "item_id": _STRING, "rating": _FLOAT, "timestamp": _INT},
-    nullable=frozenset({"rating"}),
+    {
+        "user_id": Column(_STRING, "the shop's own key for the user, with `#` and a number if sessions are split"),
+        "item_id": _ITEM_ID,
+        "rating": Column(_FLOAT, "the user's rating of the item; null if not recorded", nullable=True),
+        "timestamp": Column(_INT, "time of the interaction, in ms since the epoch"),
+    },
     sorted_by=("user_id", "timestamp"),
     forbidden={
         **_missing("user_id"),
@@ -156,145 +222,172 @@ INTERACTIONS = TableSchema(
         "timestamp before 1990": pl.col("timestamp") < EARLIEST_MS,
         "rating that is not finite": ~pl.col("rating").is_finite(),
     },
-    description="What is left after cleaning and the k-core, each user's in the order in which they count; equal times "
-    "are in the order of item_id, or of the file with cleaning.ties=position.",
+    description="The interactions that remain after cleaning and the k-core, each user's in chronological order. "
+    "Interactions of a user at the same time are ordered by item_id, or as in the file with cleaning.ties=position.",
 )
-ITEMS = TableSchema(
+ITEMS = table_schema(
     "items",
     {
-        "item_index": _INT,
-        "item_id": _STRING,
-        "title": _STRING,
-        "text": _STRING,
-        "image_path": _STRING,
-        "categories": _STRINGS,
-        "num_interactions": _INT,
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "title": Column(_STRING, "the item's title", nullable=True),
+        "text": Column(_STRING, "title and descriptive fields, joined into the text that is embedded", nullable=True),
+        "image_path": Column(_STRING, "the item's image file, relative to the data folder", nullable=True),
+        "categories": Column(_STRINGS, "the item's categories", nullable=True),
+        "num_interactions": Column(_INT, "number of rows of `interactions` with this item"),
     },
-    nullable=frozenset({"title", "text", "image_path", "categories"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
     forbidden={
         **_missing("item_id"),
         "image_path that leaves the data folder": pl.col("image_path").str.contains(r"^/|(?:^|/)\.\.(?:/|$)"),
     },
-    description="The catalogue that is recommended from; item_index is 0..N-1 in the order of item_id.",
+    description="The catalogue from which items are recommended: one row per item, in the order of item_id.",
 )
-QUARANTINE = TableSchema(
+QUARANTINE = table_schema(
     "quarantine",
     {
-        "table": _STRING,
-        "source_file": _STRING,
-        "source_row": _INT,
-        "user_id": _STRING,
-        "item_id": _STRING,
-        "reason": _STRING,
-        "detail": _STRING,
+        "table": Column(_STRING, "the raw table of the row: `raw_interactions` or `raw_items`"),
+        "source_file": _SOURCE_FILE,
+        "source_row": _SOURCE_ROW,
+        "user_id": Column(_STRING, "the row's user, or its session if sessions are split", nullable=True),
+        "item_id": Column(_STRING, "the row's item", nullable=True),
+        "reason": Column(_STRING, "the first rule that the row breaks, such as `missing_timestamp` or `k_core`"),
+        "detail": Column(_STRING, "what exactly was wrong with the row", nullable=True),
     },
-    nullable=frozenset({"user_id", "item_id", "detail"}),
-    description="Every row that was dropped, and why.",
+    description="One row per raw row that cleaning dropped, with the reason.",
 )
-HISTORIES = TableSchema(
+HISTORIES = table_schema(
     "histories",
-    {"user_index": _INT, "user_id": _STRING, "item_indices": _INTS, "timestamps": _INTS, "tested": _BOOL},
+    {
+        "user_index": Column(_INT, "the user's row in this table, counted from 0"),
+        "user_id": Column(_STRING, "the user's key, as in `interactions`"),
+        "item_indices": Column(_INTS, "the rows of the user's items in `items`, oldest first"),
+        "timestamps": Column(_INTS, "time of each interaction, in ms since the epoch"),
+        "tested": Column(_BOOL, "whether the last item is a test target"),
+    },
     unique=(("user_index",), ("user_id",)),
     sorted_by=("user_index",),
     forbidden={
-        "history with another number of times than items": pl.col("item_indices").list.len()
+        "history with a different number of times than items": pl.col("item_indices").list.len()
         != pl.col("timestamps").list.len()
     },
-    description="One row a user, oldest item first. Tested: training part [:-2], validation target [-2], test target "
-    "[-1]. Not tested, which a split by time leaves: training part [:-1], validation target [-1].",
+    description="One row per user, in the order of user_id. If the user is tested, items [:-2] are the training part, "
+    "[-2] is the validation target and [-1] the test target. A user who is not tested, as a split by time has some, "
+    "has the training part [:-1] and the validation target [-1].",
 )
-EMBEDDINGS = TableSchema(
+EMBEDDINGS = table_schema(
     "embeddings",
     {
-        "item_index": _INT,
-        "item_id": _STRING,
-        "embedding": ANY_WIDTH_VECTOR,
-        "imputed": _BOOL,
-        "content": _STRING,
-        "problem": _STRING,
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "embedding": Column(ANY_WIDTH_VECTOR, "the encoder's vector of the item"),
+        "imputed": Column(_BOOL, "whether the vector was filled in because the item lacks this modality"),
+        "content": Column(
+            _STRING, "SHA-256 of the text or image file that was encoded; null if the item has none", nullable=True
+        ),
+        "problem": Column(_STRING, "why the item's image could not be used, else null", nullable=True),
     },
-    nullable=frozenset({"content", "problem"}),
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
-    description="One row an item; imputed where the item has no such modality; content is the SHA-256 "
-    "of the text or picture file that the vector was made from; problem is why a picture that is there could not "
-    "be used. No rows: semantic IDs are given, or the catalogue has no such modality.",
+    description="One row per item. The table has no rows if semantic IDs are given, or if the catalogue lacks the "
+    "modality.",
 )
-PSEUDO_LABELS = TableSchema(
+PSEUDO_LABELS = table_schema(
     "pseudo_labels",
-    {"item_index": _INT, "item_id": _STRING, "text_cluster": _INT, "image_cluster": _INT},
-    nullable=frozenset({"text_cluster", "image_cluster"}),
+    {
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "text_cluster": Column(
+            _INT, "k-means cluster of the item's text embedding; null if the catalogue has no texts", nullable=True
+        ),
+        "image_cluster": Column(
+            _INT, "k-means cluster of the item's image embedding; null if the catalogue has no images", nullable=True
+        ),
+    },
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
-    description="k-means cluster of each item in each modality, empty in one that the catalogue lacks. No rows: "
-    "semantic IDs are given, or the quantizer is kept.",
+    description="One row per item. The table has no rows if semantic IDs are given, or if the quantizer is kept.",
 )
-SEMANTIC_IDS = TableSchema(
+
+_TEXT_CODES = Column(_INTS, "semantic ID from the item's text; null if the catalogue has no texts", nullable=True)
+_IMAGE_CODES = Column(_INTS, "semantic ID from the item's image; null if the catalogue has no images", nullable=True)
+_TEXT_MOVED = Column(_BOOL, "whether collision resolution changed text_codes; null like them", nullable=True)
+_IMAGE_MOVED = Column(_BOOL, "whether collision resolution changed image_codes; null like them", nullable=True)
+
+SEMANTIC_IDS = table_schema(
     "semantic_ids",
     {
-        "item_index": _INT,
-        "item_id": _STRING,
-        "text_codes": _INTS,
-        "image_codes": _INTS,
-        "text_moved": _BOOL,
-        "image_moved": _BOOL,
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "text_codes": _TEXT_CODES,
+        "image_codes": _IMAGE_CODES,
+        "text_moved": _TEXT_MOVED,
+        "image_moved": _IMAGE_MOVED,
     },
-    nullable=frozenset({"text_codes", "image_codes", "text_moved", "image_moved"}),
     unique=(("item_index",), ("item_id",), ("text_codes",), ("image_codes",)),
     sorted_by=("item_index",),
-    description="Each item's semantic ID in each modality; moved where collision resolution changed it. A modality "
-    "that the catalogue lacks is empty in every row.",
+    description="One row per item: its semantic ID in each modality.",
 )
-RETIRED_IDS = TableSchema(
+RETIRED_IDS = table_schema(
     "retired_ids",
     {
-        "item_id": _STRING,
-        "text_codes": _INTS,
-        "image_codes": _INTS,
-        "text_moved": _BOOL,
-        "image_moved": _BOOL,
-        "retired_at": _INT,
+        "item_id": _ITEM_ID,
+        "text_codes": _TEXT_CODES,
+        "image_codes": _IMAGE_CODES,
+        "text_moved": _TEXT_MOVED,
+        "image_moved": _IMAGE_MOVED,
+        "retired_at": Column(_INT, "the day on which the item was first missing, in ms since the epoch"),
     },
-    nullable=frozenset({"text_codes", "image_codes", "text_moved", "image_moved"}),
     unique=(("item_id",), ("text_codes",), ("image_codes",)),
     sorted_by=("item_id",),
-    description="IDs whose items have left the catalogue, and the day when that was seen; kept beside semantic_ids. A "
-    "modality that the catalogue lacks is empty in every row.",
+    description="One row per item that has left the catalogue but whose semantic IDs are still reserved; stored beside "
+    "semantic_ids.",
 )
-PREDICTIONS = TableSchema(
+PREDICTIONS = table_schema(
     "predictions",
     {
-        "system": _STRING,
-        "exclude_seen": _BOOL,
-        "user_index": _INT,
-        "item_indices": _INTS,
-        "scores": pl.List(pl.Float64()),
+        "system": Column(_STRING, "what ranked the items: the fused model or one retrieval route"),
+        "exclude_seen": Column(_BOOL, "whether the items of the user's history were left out"),
+        "user_index": Column(_INT, "the user's row in `histories`"),
+        "item_indices": Column(_INTS, "the rows of the top items in `items`, best first"),
+        "scores": Column(pl.List(pl.Float64()), "the score of each of those items"),
     },
     unique=(("system", "exclude_seen", "user_index"),),
     sorted_by=("system", "exclude_seen", "user_index"),
-    description="The top items of the fused model and of each route for every test user, best first.",
+    description="The top items per system and tested user.",
 )
-RECOMMENDATIONS = TableSchema(
+RECOMMENDATIONS = table_schema(
     "recommendations",
-    {"user_id": _STRING, "item_ids": pl.List(_STRING), "scores": pl.List(_FLOAT), "fallback": _STRING},
+    {
+        "user_id": Column(_STRING, "the user's key, as in `histories`"),
+        "item_ids": Column(pl.List(_STRING), "the keys of the recommended items, best first"),
+        "scores": Column(pl.List(_FLOAT), "the score of each of those items"),
+        "fallback": Column(_STRING, "`popularity` if the model knows no item of the user's history, else `none`"),
+    },
     unique=(("user_id",),),
-    description="A shard: the items for each user, best first; fallback is popularity where the model knows no item of "
-    "the history, else none.",
+    description="A shard of the recommendations: one row per user.",
 )
-NEAREST_CODES = TableSchema(
+NEAREST_CODES = table_schema(
     "nearest_codes",
-    {"codes": _INTS, "entering": ANY_WIDTH_VECTOR},
-    description="A shard: each item's nearest codes before collisions are resolved, and what entered the last two "
-    "levels, one after the other.",
+    {
+        "codes": Column(_INTS, "the item's nearest code at each level, before collisions are resolved"),
+        "entering": Column(ANY_WIDTH_VECTOR, "the residuals that entered the last two levels, concatenated"),
+    },
+    description="A shard of the quantized catalogue: one row per item.",
 )
-FETCH_FAILURES = TableSchema(
+FETCH_FAILURES = table_schema(
     "fetch_failures",
-    {"item_id": _STRING, "image_url": _STRING, "reason": _STRING, "detail": _STRING, "attempts": _INT},
+    {
+        "item_id": _ITEM_ID,
+        "image_url": Column(_STRING, "the address that was tried"),
+        "reason": Column(_STRING, "the kind of failure"),
+        "detail": Column(_STRING, "what exactly went wrong"),
+        "attempts": Column(_INT, "how many times the address was tried"),
+    },
     unique=(("item_id",),),
     sorted_by=("item_id",),
-    description="Pictures that the last `macrec fetch images` could not load, and why; in the data folder.",
+    description="One row per image that the last `macrec fetch images` could not download; stored in the data folder.",
 )
 
 TABLES: dict[str, TableSchema] = {
@@ -310,5 +403,6 @@ TABLES: dict[str, TableSchema] = {
     "semantic_ids": SEMANTIC_IDS,
     "predictions": PREDICTIONS,
 }
+"""Asset name -> the schema of its table."""
 SIDE_TABLES: dict[str, TableSchema] = {"retired_ids": RETIRED_IDS}
-"""Tables that belong to an asset's version beside its own, and are left out where they would have no rows."""
+"""Tables that are stored in the same version as an asset's own table, and left out if they would have no rows."""

@@ -1,6 +1,6 @@
-"""What the `macrec` command shows: tables for a terminal, and which of the libraries' own words reach it.
+"""What the `macrec` command displays: tables and texts for a terminal, and which log messages reach it.
 
-In: metrics, recommendations, item records. Out: renderables of rich; nothing is printed here.
+The functions take metrics, recommendations and item records, and return renderables of rich; they print nothing.
 """
 
 import logging
@@ -21,10 +21,10 @@ from rich.table import Table
 from macrec_pipeline.runtime.text_sanitizing import one_line
 
 if TYPE_CHECKING:
-    from macrec_pipeline.tracking import Decision
+    from macrec_pipeline.tracking import ChampionChange
 
 WIDE = 115
-"""Columns that the table of metrics takes with its intervals."""
+"""Width in characters that the table of metrics needs with its confidence intervals."""
 
 _SYSTEMS = {
     "macrec": "MACRec, fused",
@@ -37,12 +37,15 @@ _SYSTEMS = {
 
 
 def console() -> Console:
-    """Standard output; without a terminal wide enough for every table, where rich would fold them to 80 columns."""
+    """Returns a console on standard output.
+
+    Output to a file or pipe is 140 characters wide (or `COLUMNS`), because rich would wrap tables at 80.
+    """
     return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "140")))
 
 
 def quieten_libraries() -> None:
-    """What libraries say about themselves is no news to a person; warnings of this package still show."""
+    """Hides the warnings and log messages of libraries; those of this package still appear."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"macrec_pipeline\.")
     for name in ("mlflow", "alembic", "sqlalchemy", "dagster"):
@@ -50,7 +53,7 @@ def quieten_libraries() -> None:
 
 
 def show_finished_assets() -> None:
-    """Write a line on standard error when an asset is finished."""
+    """Logs a line on standard error for each asset that finishes."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("macrec_pipeline")
@@ -59,10 +62,16 @@ def show_finished_assets() -> None:
 
 
 def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
-    """The systems of a `metrics.json`, seen items allowed; intervals need `WIDE` columns."""
+    """Returns the metrics of every system of a `metrics.json`, one row per system, seen items allowed.
+
+    Args:
+        metrics: the content of `metrics.json`.
+        with_intervals: add confidence intervals, which need a terminal of `WIDE` characters.
+    """
     table = Table(
         title=f"{metrics['dataset']}: {metrics['num_test_users']:,} test users, {metrics['num_items']:,} items ranked",
-        caption="Seen items allowed." + (" In brackets: bootstrap confidence intervals." if with_intervals else ""),
+        caption="Seen items may be recommended."
+        + (" In brackets: bootstrap confidence intervals." if with_intervals else ""),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -82,9 +91,9 @@ def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
 
 
 def backtest_table(document: Mapping[str, Any]) -> Table:
-    """NDCG@10 of every system by fold, with mean and standard deviation, from a `backtest.json`."""
+    """Returns NDCG@10 per system and fold of a `backtest.json`, with mean and standard deviation."""
     table = Table(
-        title=f"{document['dataset']}: NDCG@10 by test period, seen items allowed",
+        title=f"{document['dataset']}: NDCG@10 per test period, seen items may be recommended",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -93,71 +102,95 @@ def backtest_table(document: Mapping[str, Any]) -> Table:
         begin = datetime.fromtimestamp(fold["begin"] / 1000, tz=UTC)
         table.add_column(f"from {begin:%Y-%m-%d}\n{fold['num_test_users']:,} users", justify="right")
     table.add_column("mean", justify="right")
-    table.add_column("deviation", justify="right")
+    table.add_column("std. dev.", justify="right")
     for name, title in _SYSTEMS.items():
         if name in document["systems"]:
-            found = document["systems"][name]["ndcg_10"]
+            summary = document["systems"][name]["ndcg_10"]
             cells = [f"{fold['systems'][name]['ndcg_10']:.4f}" for fold in document["folds"]]
-            spread = "-" if found["standard_deviation"] is None else f"{found['standard_deviation']:.4f}"
+            spread = "-" if summary["standard_deviation"] is None else f"{summary['standard_deviation']:.4f}"
             style = "bold" if name == "macrec" else None
-            table.add_row(title, *cells, f"{found['mean']:.4f}", spread, style=style)
+            table.add_row(title, *cells, f"{summary['mean']:.4f}", spread, style=style)
     return table
 
 
 def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, Any]]) -> str:
-    """The items of a request with their titles, as markup of rich."""
+    """Returns the items of a history with their titles, as rich markup."""
     if not history:
         return "No history."
-    known = {item_id: _shown(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
-    lines = [f"  {_shown(item_id)}  {known.get(item_id, '(not in the catalogue, skipped)')}" for item_id in history]
+    titles = {item_id: _as_markup(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
+    lines = [
+        f"  {_as_markup(item_id)}  {titles.get(item_id, '(not in the catalogue, skipped)')}" for item_id in history
+    ]
     return "\n".join(["History, oldest first:", *lines])
 
 
 def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, data: Path) -> Table:
-    """Recommended items, best first, with titles, scores and the pictures' paths below the data folder."""
-    table = Table("rank", "id", "title", "score", "picture", box=None, pad_edge=False)
+    """Returns the recommended items, best first, with titles, scores and paths of their images.
+
+    Args:
+        answer: recommendations for one history, with `item_ids` and `scores`.
+        catalogue: item ID -> item record.
+        data: the data folder, which image paths are relative to.
+    """
+    table = Table("rank", "id", "title", "score", "image", box=None, pad_edge=False)
     for rank, (item_id, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), start=1):
         item = catalogue[item_id]
-        picture = str(data / item["image_path"]) if item.get("image_path") else "none"
-        table.add_row(str(rank), _shown(item_id), _shown(_title(item)), f"{score:.4f}", _shown(picture))
+        image = str(data / item["image_path"]) if item.get("image_path") else "none"
+        table.add_row(str(rank), _as_markup(item_id), _as_markup(_title(item)), f"{score:.4f}", _as_markup(image))
     return table
 
 
-def decision_lines(decision: "Decision", *, take_back: str) -> str:
-    """Who is champion, who was, and how both did when they were registered, as markup of rich."""
-    champion, before = decision.champion, decision.before
-    if not decision.changed:
-        return f"{decision.name}: version {champion.version} is @champion already; nothing is changed."
-    was = f"version {before.version} was" if before else "nobody was"
-    lines = [f"{decision.name}: version {champion.version} is @champion now, {was}."]
+def champion_change_lines(change: "ChampionChange", *, undo_command: str) -> str:
+    """Returns who is champion, who was before, and the test metrics of both, as rich markup.
+
+    Args:
+        change: the promotion or rollback that took place.
+        undo_command: the command that takes it back.
+    """
+    champion, previous = change.champion, change.previous
+    if not change.changed:
+        return f"{change.name}: version {champion.version} is already @champion; nothing changed."
+    was = f"it was version {previous.version}" if previous else "there was none before"
+    lines = [f"{change.name}: version {champion.version} is now @champion; {was}."]
     for metric, label in (("hr_10", "HR@10"), ("ndcg_10", "NDCG@10")):
-        values = [f"{one.metrics[metric]:.4f}" if one and metric in one.metrics else "-" for one in (champion, before)]
+        values = [
+            f"{one.metrics[metric]:.4f}" if one and metric in one.metrics else "-" for one in (champion, previous)
+        ]
         lines.append(f"  {label:<8} {values[0]} now, {values[1]} before, each on the test users of its own run")
-    return "\n".join([*lines, f"Take it back: `{take_back}`. Services see it when they load the model anew."])
+    return "\n".join(
+        [*lines, f"To undo this, run `{undo_command}`. Services use the champion once they load it again."]
+    )
 
 
-def champion_lines(dataset: str, found: Mapping[str, Any]) -> str:
-    """What an `evaluation.json` says of the champion, as markup of rich."""
-    difference, users = found["above_popularity"], f"{found['num_test_users']:,} test users"
+def champion_lines(dataset: str, evaluation: Mapping[str, Any]) -> str:
+    """Returns the champion's metrics in an `evaluation.json`, as rich markup."""
+    difference = evaluation["above_popularity"]
+    interval = _interval((difference["low"], difference["high"]))
     return "\n".join(
         [
-            f"macrec-{dataset}@champion is version {found['champion']}, asked for {users}.",
-            f"  HR@10    {found['hr_10']:.4f}",
-            f"  NDCG@10  {found['ndcg_10']:.4f}, the most popular items {found['popularity_ndcg_10']:.4f}: "
-            f"{difference['difference']:+.4f}{_interval((difference['low'], difference['high']))}",
-            f"  coverage {found['coverage']:.3f}, targets that it does not know {found['unknown_targets']:.1%}, "
-            f"{found['milliseconds']:.2f} ms a history",
+            f"macrec-{dataset}@champion is version {evaluation['champion']}, evaluated on "
+            f"{evaluation['num_test_users']:,} test users.",
+            f"  HR@10            {evaluation['hr_10']:.4f}",
+            f"  NDCG@10          {evaluation['ndcg_10']:.4f}; most popular items "
+            f"{evaluation['popularity_ndcg_10']:.4f}, difference {difference['difference']:+.4f}{interval}",
+            f"  coverage         {evaluation['coverage']:.3f} of the catalogue",
+            f"  unknown targets  {evaluation['unknown_targets']:.1%} of the test items are not in the model",
+            f"  latency          {evaluation['milliseconds']:.2f} ms per history",
         ]
     )
 
 
 def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:
-    """Reasons why pictures could not be loaded, most frequent first, each with an example (`FETCH_FAILURES`)."""
+    """Returns the reasons why images could not be downloaded, most frequent first, each with an example.
+
+    Args:
+        failures: rows of the table `FETCH_FAILURES`: item ID, URL, reason, detail, attempts.
+    """
     counts = Counter(reason for _, _, reason, _, _ in failures)
     examples = {reason: (url, detail) for _, url, reason, detail, _ in reversed(failures)}
-    table = Table("reason", "pictures", "for example", "", box=None, pad_edge=False)
+    table = Table("reason", "images", "example URL", "detail", box=None, pad_edge=False)
     for reason, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        table.add_row(escape(reason), f"{count:,}", *map(_shown, examples[reason]))
+        table.add_row(escape(reason), f"{count:,}", *map(_as_markup, examples[reason]))
     return table
 
 
@@ -165,8 +198,8 @@ def _interval(low_high: Sequence[float]) -> str:
     return f" \\[{low_high[0]:.4f}, {low_high[1]:.4f}]"
 
 
-def _shown(text: str) -> str:
-    """What a catalogue says, as markup of rich: it neither formats nor steers the terminal."""
+def _as_markup(text: str) -> str:
+    """Escapes a text from a catalogue, so that it can neither format the output nor control the terminal."""
     return escape(one_line(text))
 
 

@@ -1,6 +1,7 @@
-"""Fixtures that every test folder may use."""
+"""Fixtures for every test folder."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,29 +9,61 @@ import pytest
 
 from tests.s3_server import S3Server, serving
 
-# Less than the pipeline's own: other test processes work beside, on the same cores. Before torch is loaded.
+# Shorter than the package's own value, because other test processes run on the same cores. It must be set before torch
+# is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# One thread per test process, since `make test` starts as many processes as there are cores. Tests of threads set their
+# own number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and their child processes inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The files that take longest come first, so that no worker is left with one of them while the others have finished.
+LONGEST_FIRST = (
+    "tests/deployment/test_end_to_end.py",
+    "tests/benchmarks/test_demo_ordering.py",
+    "tests/test_pipeline.py",
+    "tests/faults/test_killed_everywhere.py",
+    "tests/test_drivers.py",
+    "tests/ui/",
+    "tests/recommender/test_fit.py",
+    "tests/test_one_route.py",
+    "tests/faults/test_at_once.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests by file, the longest files first; the order within a file stays."""
+    root = Path(__file__).resolve().parents[1]
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(root).as_posix()
+        return next((n for n, prefix in enumerate(LONGEST_FIRST) if path.startswith(prefix)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real public data beside the checkout; tests that need it say so when it is not there."""
+    """The folder with real public data next to the checkout. Tests that need it are skipped where it is missing."""
     folder = Path(os.environ.get("MACREC_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder} (set MACREC_TEST_DATA to the folder that holds movielens-100k)")
+        pytest.skip(f"no real data in {folder}: set MACREC_TEST_DATA to the folder that contains movielens-100k")
     return folder
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """An S3 server of this machine."""
+    """An S3 server on this machine."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The same, named in the environment."""
+    """The S3 server, with its address and keys in the environment."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server

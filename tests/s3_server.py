@@ -1,4 +1,4 @@
-"""An S3 server of this machine for tests, as moto makes one; each test gets a bucket's folder of its own."""
+"""An S3 server for tests: moto, running on this machine. Each test uses a folder of its own in one bucket."""
 
 import logging
 import urllib.request
@@ -22,8 +22,8 @@ class S3Server:
     """A server that listens on loopback.
 
     Attributes:
-        endpoint: its address.
-        bucket: the one that is there.
+        endpoint: the server's address.
+        bucket: the bucket that exists on it.
     """
 
     endpoint: str
@@ -31,12 +31,12 @@ class S3Server:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a process needs that uses it."""
+        """The environment variables that a process needs to use the server."""
         return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
 
     @property
     def files(self) -> fs.FileSystem:
-        """The server's content, past the store."""
+        """The server's content, bypassing the store."""
         return fs.S3FileSystem(
             access_key=KEYS["AWS_ACCESS_KEY_ID"],
             secret_key=KEYS["AWS_SECRET_ACCESS_KEY"],
@@ -46,11 +46,11 @@ class S3Server:
         )
 
     def new_url(self) -> str:
-        """A folder in which nothing is yet."""
+        """Return the URL of a new, empty folder."""
         return f"s3://{self.bucket}/{uuid.uuid4().hex}/home"
 
     def names(self, url: str) -> set[str]:
-        """Every file below a URL."""
+        """Return the names of all files below a URL."""
         path = url.removeprefix("s3://")
         found = self.files.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
         return {info.path.removeprefix(f"{path}/") for info in found if info.is_file}
@@ -63,19 +63,19 @@ class S3Server:
         with self.files.open_output_stream(url.removeprefix("s3://")) as stream:
             stream.write(content)
 
-    def let_nobody_in(self) -> None:
-        """From now on every key is wrong."""
+    def reject_all_keys(self) -> None:
+        """From now on, treat every key as wrong."""
         request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
         urllib.request.urlopen(request, timeout=10).close()
 
-    def let_all_in(self) -> None:
+    def accept_all_keys(self) -> None:
         request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", b"inf", {"Content-Type": "text/plain"})
         urllib.request.urlopen(request, timeout=10).close()
 
 
 @contextmanager
 def serving() -> Iterator[S3Server]:
-    """A server with an empty bucket, in threads of this process."""
+    """Run a server with an empty bucket in threads of this process."""
     moto = pytest.importorskip("moto.server", reason="moto is not installed")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     thread = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""Embeddings, nearest codes and recommendations by every driver: the same bytes, though a worker is killed."""
+"""Embeddings, nearest codes and recommendations: every driver gives the same bytes, even if a worker is killed."""
 
 import importlib.util
 import logging
@@ -28,7 +28,7 @@ from macrec_pipeline.config import (
 )
 from macrec_pipeline.defs.asset_context import AssetContext
 from macrec_pipeline.defs.ids import shards
-from macrec_pipeline.defs.sharded_tasks import Recommending
+from macrec_pipeline.defs.sharded_tasks import RecommendationTask
 from macrec_pipeline.embeddings import cache, embed_images, embed_texts
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
 from macrec_pipeline.runtime.devices import prepare_device
@@ -37,7 +37,7 @@ from macrec_pipeline.runtime.sharding import ray_tasks
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
 from macrec_pipeline.storage import write_shards
-from tests.recommender.cycle import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
+from tests.recommender.cyclic_catalogue import CPU, NUM_ITEMS, SMALL, codes, cyclic_histories
 from tests.semantic_ids.two_modalities import fitted, two_modalities
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,27 +45,27 @@ NEEDS_RAY = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -c constraints.txt '.[ray]'"
 )
 TEXTS = [f"{'A guitar string of nickel, gauge ' * (number % 4 + 1)}{number}." for number in range(40)]
-BROKEN = 5
-# Embeds the texts by worker processes, and is killed when two shards are finished.
-KILLED = """
+BROKEN_IMAGE = 5
+# A program that embeds the texts in worker processes and kills itself when two shards are finished.
+SELF_KILLING = """
 import os, signal, sys, torch
 from pathlib import Path
 from macrec_pipeline.config import RuntimeConfig, TextEncoderConfig
-from macrec_pipeline.embeddings import embed_texts, made_before
+from macrec_pipeline.embeddings import cache, embed_texts
 from tests.test_drivers import TEXTS
-made_before.SHARD_SIZE = 8
+cache.SHARD_SIZE = 8
 def progress(stage, done, total, metrics=None):
     if done >= 16:
         os.kill(os.getpid(), signal.SIGKILL)
 runtime = RuntimeConfig(device="cpu", num_threads=1, driver="processes", workers=2)
 embed_texts(TEXTS, TextEncoderConfig(max_tokens=32, batch_size=4), device=torch.device("cpu"), progress=progress,
-            shards=Path(sys.argv[1]), runtime=runtime)
+            shard_folder=Path(sys.argv[1]), runtime=runtime)
 """
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """What `prepare_device` sets in a run, and put back."""
+    """Set threads and kernels as `prepare_device` does in a run, and restore them afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     prepare_device(runtime("in_process", 1))
     yield
@@ -74,9 +74,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def _one_ray() -> Iterator[None]:
-    """A Ray of this machine, of two cores."""
-    with ray_tasks._connected(ray_tasks._imported(), runtime("ray", 2)):
+def _local_ray() -> Iterator[None]:
+    """A local Ray with two cores."""
+    with ray_tasks._ray_connection(ray_tasks._import_ray(), runtime("ray", 2)):
         yield
 
 
@@ -85,10 +85,10 @@ def runtime(driver: str, workers: int) -> RuntimeConfig:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Where the inputs of all stages lie."""
+class StageInputs:
+    """Paths of the inputs of all stages."""
 
-    pictures: Path
+    images: Path
     quantizer: Path
     bundle: Path
     items: Path
@@ -96,23 +96,25 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("made")
-    own = Made(*(folder / name for name in ("pictures", "quantizer", "bundle", "items.parquet", "histories.parquet")))
-    for each in (own.pictures, own.quantizer, own.bundle, folder / "weights"):
-        each.mkdir()
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> StageInputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    paths = StageInputs(
+        *(folder / name for name in ("images", "quantizer", "bundle", "items.parquet", "histories.parquet"))
+    )
+    for subfolder in (paths.images, paths.quantizer, paths.bundle, folder / "weights"):
+        subfolder.mkdir()
     generator = np.random.default_rng(3)
     for number in range(12):
         pixels = generator.integers(256, size=(40, 30 + number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(own.pictures / f"{number:02d}.png")
-    (own.pictures / f"{BROKEN:02d}.png").write_bytes(b"no picture")
-    fitted().save(own.quantizer)
+        Image.fromarray(pixels).save(paths.images / f"{number:02d}.png")
+    (paths.images / f"{BROKEN_IMAGE:02d}.png").write_bytes(b"not an image")
+    fitted().save(paths.quantizer)
     histories, config = cyclic_histories(), RecommenderConfig.model_validate(SMALL)
     model = fit_recommender(histories, codes(1), codes(2), codebook_size=4, config=config, seed=5, device=CPU)
     model.save(folder / "weights")
     item_ids = [f"i{item:02d}" for item in range(NUM_ITEMS)]
     RecommenderBundle.write(
-        own.bundle,
+        paths.bundle,
         recommender_folder=folder / "weights",
         item_ids=item_ids,
         popularity=np.arange(NUM_ITEMS),
@@ -123,44 +125,50 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         catalogue=[{"title": "", "image_path": None}] * NUM_ITEMS,
         provenance={},
     )
-    pl.DataFrame({"item_id": item_ids}).write_parquet(own.items)
-    users = {"user_id": [f"u{user}" for user in range(60)], "item_indices": [list(map(int, own)) for own in histories]}
-    pl.DataFrame(users).write_parquet(own.histories)
-    return own
+    pl.DataFrame({"item_id": item_ids}).write_parquet(paths.items)
+    users = {
+        "user_id": [f"u{user}" for user in range(60)],
+        "item_indices": [list(map(int, history)) for history in histories],
+    }
+    pl.DataFrame(users).write_parquet(paths.histories)
+    return paths
 
 
-Make = Callable[[Made, Path, RuntimeConfig, Progress], bytes]
+Stage = Callable[[StageInputs, Path, RuntimeConfig, Progress], bytes]
 
 
-def texts(_: Made, scratch: Path, own: RuntimeConfig, progress: Progress) -> bytes:
+def texts(_: StageInputs, scratch: Path, driver: RuntimeConfig, progress: Progress) -> bytes:
     config = TextEncoderConfig(max_tokens=32, batch_size=4)
-    return embed_texts(TEXTS, config, device=CPU, progress=progress, shards=scratch, runtime=own).vectors.tobytes()
+    embedded = embed_texts(TEXTS, config, device=CPU, progress=progress, shard_folder=scratch, runtime=driver)
+    return embedded.vectors.tobytes()
 
 
-def pictures(made: Made, scratch: Path, own: RuntimeConfig, progress: Progress) -> bytes:
-    paths = sorted(made.pictures.iterdir())
+def images(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, progress: Progress) -> bytes:
+    paths = sorted(inputs.images.iterdir())
     config = ImageEncoderConfig(batch_size=2)
-    found = embed_images(paths, config, device=CPU, progress=progress, shards=scratch, runtime=own)
-    assert [row for row, _ in found.failures] == [BROKEN]
-    return found.vectors.tobytes()
+    embedded = embed_images(paths, config, device=CPU, progress=progress, shard_folder=scratch, runtime=driver)
+    assert [row for row, _ in embedded.failures] == [BROKEN_IMAGE]
+    return embedded.vectors.tobytes()
 
 
-def nearest_codes(made: Made, scratch: Path, own: RuntimeConfig, progress: Progress) -> bytes:
-    config = PipelineConfig(runtime=own)
-    work = SimpleNamespace(config=config, inputs={"quantizer": "1"}, folder=lambda _: made.quantizer, progress=progress)
-    quantize_by = shards.quantizing_in_shards(cast(AssetContext, work), fitted(), scratch, device=CPU)
-    return b"".join(each.tobytes() for each in map(np.asarray, quantize_by("text", two_modalities(50_000)[0])))
+def nearest_codes(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, progress: Progress) -> bytes:
+    config = PipelineConfig(runtime=driver)
+    asset = SimpleNamespace(
+        config=config, input_digests={"quantizer": "1"}, folder=lambda _: inputs.quantizer, progress=progress
+    )
+    quantize_modality = shards.sharded_quantize(cast(AssetContext, asset), fitted(), scratch, device=CPU)
+    return as_bytes(quantize_modality("text", two_modalities(50_000)[0]))
 
 
-def recommendations(made: Made, scratch: Path, own: RuntimeConfig, progress: Progress) -> bytes:
+def recommendations(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, progress: Progress) -> bytes:
     shards = write_shards(
         scratch,
         RECOMMENDATIONS,
-        Recommending(made.bundle, made.items, made.histories, top_k=5, exclude_seen=False),
+        RecommendationTask(inputs.bundle, inputs.items, inputs.histories, top_k=5, exclude_seen=False),
         num_rows=60,
         rows_per_shard=8,
         depends_on={},
-        runtime=own,
+        runtime=driver,
         device=CPU,
         progress=progress,
     )
@@ -168,23 +176,27 @@ def recommendations(made: Made, scratch: Path, own: RuntimeConfig, progress: Pro
     return b"".join(shard.read_bytes() for shard in shards)
 
 
-STAGES: dict[str, Make] = {each.__name__: each for each in (texts, pictures, nearest_codes, recommendations)}
+def as_bytes(arrays: tuple[np.ndarray, torch.Tensor]) -> bytes:
+    return b"".join(array.tobytes() for array in map(np.asarray, arrays))
+
+
+STAGES: dict[str, Stage] = {stage.__name__: stage for stage in (texts, images, nearest_codes, recommendations)}
 
 
 @pytest.fixture
-def make(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """Make a stage in shards of a few rows, in a scratch folder of its own."""
+def run_stage(inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """Returns a function that runs a stage in small shards and returns the bytes of its result."""
     monkeypatch.setattr(shards, "ITEMS_PER_SHARD", 8192)
 
-    def by(stage: str, driver: str, workers: int, progress: Progress = quiet_progress) -> bytes:
-        monkeypatch.setattr(cache, "SHARD_SIZE", {"texts": 8, "pictures": 2}.get(stage, 0))
-        return STAGES[stage](made, tmp_path / f"{driver}-{workers}", runtime(driver, workers), progress)
+    def run(stage: str, driver: str, workers: int, progress: Progress = quiet_progress) -> bytes:
+        monkeypatch.setattr(cache, "SHARD_SIZE", {"texts": 8, "images": 2}.get(stage, 0))
+        return STAGES[stage](inputs, tmp_path / f"{driver}-{workers}", runtime(driver, workers), progress)
 
-    return by
+    return run
 
 
-class KillsOne:
-    """A progress that kills one of this process's workers when the first shard is finished."""
+class KillOneWorker:
+    """A `Progress` that kills one worker process when the first shard is finished."""
 
     def __init__(self) -> None:
         self.killed: int | None = None
@@ -199,56 +211,57 @@ class KillsOne:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "workers"),
-    [("texts", 2), ("pictures", 3), *(("nearest_codes", count) for count in (1, 2, 3)), ("recommendations", 2)],
+    [("texts", 2), ("images", 3), *(("nearest_codes", count) for count in (1, 2, 3)), ("recommendations", 2)],
 )
-def test_workers_give_the_bytes_of_one_process(
-    stage: str, workers: int, make: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+def test_worker_processes_give_the_bytes_of_a_single_process(
+    stage: str, workers: int, run_stage: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many there are, and though one of them is killed when the first shard is finished."""
-    expected, kills = make(stage, "in_process", 1), KillsOne()
+    """The number of workers does not matter, and one of them is killed when the first shard is finished."""
+    expected, kill_one = run_stage(stage, "in_process", 1), KillOneWorker()
     with caplog.at_level(logging.WARNING):
-        assert make(stage, "processes", workers, kills) == expected
-    assert kills.killed is not None
+        assert run_stage(stage, "processes", workers, kill_one) == expected
+    assert kill_one.killed is not None
     assert "A worker process died over shard" in caplog.text
 
 
 @NEEDS_RAY
 @pytest.mark.slow
-@pytest.mark.usefixtures("_one_ray")
-@pytest.mark.parametrize("stage", ["pictures", "nearest_codes", "recommendations"])
-def test_ray_gives_the_bytes_of_one_process(stage: str, make: Callable[..., bytes]) -> None:
-    """On a cluster of this machine, though one of its workers is killed when the first shard is finished."""
-    import psutil  # Ray brings its own
+@pytest.mark.usefixtures("_local_ray")
+@pytest.mark.parametrize("stage", ["images", "nearest_codes", "recommendations"])
+def test_ray_gives_the_bytes_of_a_single_process(stage: str, run_stage: Callable[..., bytes]) -> None:
+    """One of the workers of a local Ray is killed when the first shard is finished."""
+    import psutil  # Ray contains a copy of it
 
     killed: list[int] = []
 
     def progress(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         if done and not killed:
-            mine = psutil.Process().children(recursive=True)
-            worker = next(each for each in mine if each.name().startswith(("ray::_made", "ray::IDLE")))
+            processes = psutil.Process().children(recursive=True)
+            names = ("ray::_compute_shard", "ray::IDLE")
+            worker = next(process for process in processes if process.name().startswith(names))
             worker.kill()
             killed.append(worker.pid)
 
-    assert make(stage, "ray", 2, progress) == make(stage, "in_process", 1)
+    assert run_stage(stage, "ray", 2, progress) == run_stage(stage, "in_process", 1)
     assert len(killed) == 1
 
 
-def test_shards_of_a_quantizer_change_nothing(make: Callable[..., bytes]) -> None:
-    """Nearest codes and what entered the last levels, to the byte, as if the catalogue were quantized at once."""
+def test_quantizing_in_shards_gives_the_same_bytes(run_stage: Callable[..., bytes]) -> None:
+    """Nearest codes and the inputs of the last levels are those of quantizing the catalogue at once."""
     whole = quantize(fitted().modules["text"], two_modalities(50_000)[0], device=CPU)
-    assert make("nearest_codes", "in_process", 1) == b"".join(each.tobytes() for each in map(np.asarray, whole))
+    assert run_stage("nearest_codes", "in_process", 1) == as_bytes(whole)
 
 
 @pytest.mark.slow
-def test_after_a_kill_of_everything_only_the_rest_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of five shards were finished by worker processes; another driver goes on from them, to the same bytes."""
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "scratch")]
+def test_a_run_resumes_after_all_processes_were_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes finish at least two of five shards; another driver encodes the rest, and the bytes agree."""
+    command = [sys.executable, "-c", SELF_KILLING, str(tmp_path / "scratch")]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     monkeypatch.setattr(cache, "SHARD_SIZE", 8)
     config: dict[str, Any] = {"config": TextEncoderConfig(max_tokens=32, batch_size=4), "device": CPU}
     finished = len(list((tmp_path / "scratch").glob("*.safetensors")))
     assert 2 <= finished <= 4
-    rest = embed_texts(TEXTS, **config, progress=quiet_progress, shards=tmp_path / "scratch")
-    assert rest.num_encoded == len(TEXTS) - 8 * finished
-    assert rest.vectors.tobytes() == embed_texts(TEXTS, **config, progress=quiet_progress).vectors.tobytes()
+    resumed = embed_texts(TEXTS, **config, progress=quiet_progress, shard_folder=tmp_path / "scratch")
+    assert resumed.num_encoded == len(TEXTS) - 8 * finished
+    assert resumed.vectors.tobytes() == embed_texts(TEXTS, **config, progress=quiet_progress).vectors.tobytes()

@@ -1,4 +1,4 @@
-"""Where the state is, by what a person says."""
+"""The home of a run: paths, URLs, and the environment variables that go with them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from macrec_pipeline.home import Home, home_of
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("MACREC_HOME", "MACREC_DATA", "MACREC_DATASETS", "DAGSTER_HOME", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MACREC_STATE", str(tmp_path / "state"))
@@ -21,7 +21,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [".macrec", "/srv/macrec", "a:b", "s3:/bucket", "C:/x"])
 def test_a_path_is_a_folder(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All of the state is in it, whatever MACREC_STATE says."""
+    """A path holds everything, whatever MACREC_STATE says."""
     monkeypatch.chdir(tmp_path)
     assert home_of(text) == Home(tmp_path / text, None)
     assert str(home_of(text)) == str(tmp_path / text)
@@ -29,7 +29,7 @@ def test_a_path_is_a_folder(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("text", ["s3://bucket/a/prefix", "S3://bucket/a/prefix/"])
 def test_a_url_is_for_tables_and_models(text: str, tmp_path: Path) -> None:
-    """Everything else is in the folder that MACREC_STATE names."""
+    """With a URL, tables and models go to the URL and everything else to the folder in MACREC_STATE."""
     assert home_of(text) == Home(tmp_path / "state", "s3://bucket/a/prefix")
     assert str(home_of(text)) == "s3://bucket/a/prefix"
     assert Settings(home=text).home_folder() == tmp_path / "state"
@@ -38,8 +38,8 @@ def test_a_url_is_for_tables_and_models(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "s3://bucket/state"])
-def test_a_url_needs_a_folder_beside_it(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Databases and locks cannot live at a URL: the variable that says where they go is named."""
+def test_a_url_needs_a_folder_as_well(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Databases and locks cannot be stored at a URL, so the error names the variable that sets their folder."""
     monkeypatch.delenv("MACREC_STATE")
     if value is not None:
         monkeypatch.setenv("MACREC_STATE", value)
@@ -50,22 +50,24 @@ def test_a_url_needs_a_folder_beside_it(value: str | None, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "text", ["s3://key:hidden@bucket/prefix", "s3://bucket/prefix?secret_key=hidden", "s3://bucket/x#hidden"]
 )
-def test_a_url_holds_no_key(text: str) -> None:
-    """It stands in links and logs; the error names the variables for keys, and does not repeat the key."""
-    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as told:
+def test_a_url_with_a_key_is_rejected(text: str) -> None:
+    """URLs appear in links and logs. The error names the variables for keys and does not repeat the key."""
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as caught:
         home_of(text)
-    assert "hidden" not in str(told.value)
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["s3://", "s3:///", "s3:///prefix", "s3://bucket//prefix"])
-def test_a_url_names_a_place(text: str) -> None:
-    """With a bucket, and no empty name in the path."""
-    with pytest.raises(ConfigError, match="names no place"):
+def test_a_url_needs_a_bucket_and_no_empty_parts(text: str) -> None:
+    """The error shows how to write the URL."""
+    with pytest.raises(ConfigError, match=r"no bucket or an empty part\..*s3://bucket/prefix"):
         home_of(text)
 
 
-def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line and status 2, from the option as from the variable."""
+def test_the_command_names_the_missing_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing MACREC_STATE ends with status 2, whether the URL comes from the option or from the variable."""
     monkeypatch.delenv("MACREC_STATE")
     for arguments, home in ((["run", "demo", "--home", "s3://a/b"], ""), (["promote", "demo"], "s3://a/b")):
         monkeypatch.setenv("MACREC_HOME", home)
@@ -74,8 +76,8 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsy
         assert "set MACREC_STATE" in capsys.readouterr().err
 
 
-def test_the_ui_runs_on_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The servers' own records are in the folder; their runs are told the URL."""
+def test_the_ui_uses_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The UI's servers keep their records in the folder, and their runs get the URL."""
     monkeypatch.setattr(local, "server_command", lambda *_: (["mlflow"], {}))
     plans = local_plans(tmp_path / "state", tmp_path, port=1, mlflow_port=2, url="s3://bucket/prefix")
     dagster = plans[0].environment
@@ -84,6 +86,6 @@ def test_the_ui_runs_on_the_same_url(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_local_home_makes_no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever AWS variables happen to be set."""
+    """A home without a URL opens no connection, even if AWS variables are set."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert not Settings(home=str(tmp_path)).store("demo").has("items")

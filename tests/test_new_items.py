@@ -1,7 +1,7 @@
-"""A new item with text and picture, which nobody has touched, is recommended on the day that it appears.
+"""A new item with a text and an image is recommended before it has any interaction.
 
-Nothing is trained for it: the quantizer and the recommender are those of the day before, the item gets a free ID among
-those of its kind, and the bundle is written anew.
+Nothing is trained for it: the quantizer and the recommender stay as they are, the item gets a free ID near those of
+similar items, and only the bundle is written again.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from macrec_pipeline.config import DecodingConfig, QuantizerConfig, RecommenderConfig
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
 from macrec_pipeline.semantic_ids import (
-    OwnedIds,
+    IdsByItem,
     RetiredIds,
     append_semantic_ids,
     assign_semantic_ids,
@@ -41,7 +41,7 @@ SMALL = RecommenderConfig(
 
 
 def embeddings(kinds: np.ndarray) -> dict[str, np.ndarray]:
-    """Items of a kind are alike in text and in picture."""
+    """Items of the same kind have similar text and image embeddings."""
     generator = np.random.default_rng(1)
     return {
         modality: (
@@ -52,7 +52,7 @@ def embeddings(kinds: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def walks(num_users: int = 150) -> list[np.ndarray]:
-    """Everybody takes any item of a kind, then any of the next kind, and so on."""
+    """Each user takes any item of a kind, then any item of the next kind, and so on."""
     generator = np.random.default_rng(2)
     return [
         (generator.integers(KINDS) + np.arange(8)) % KINDS * COPIES + generator.integers(COPIES, size=8)
@@ -62,7 +62,7 @@ def walks(num_users: int = 150) -> list[np.ndarray]:
 
 @pytest.mark.slow
 def test_a_new_item_is_recommended_on_its_first_day(tmp_path: Path) -> None:
-    """It is among the best ten of 41 for nearly all whose next kind is its own, and for hardly anybody else."""
+    """It is among the ten best of 41 items for nearly all histories that lead to its kind, and for hardly any other."""
     kinds = np.append(np.repeat(np.arange(KINDS), COPIES), NEW_KIND)  # the last one is new
     vectors = embeddings(kinds)
     old = {modality: matrix[:-1] for modality, matrix in vectors.items()}
@@ -74,15 +74,15 @@ def test_a_new_item_is_recommended_on_its_first_day(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     fitted.save(tmp_path / "weights")
 
-    names = [f"p{item:02d}" for item in range(NUM_ITEMS)]
-    table = OwnedIds(names, codes, {"text": ids.text_moved, "image": ids.image_moved})
+    item_ids = [f"p{item:02d}" for item in range(NUM_ITEMS)]
+    table = IdsByItem(item_ids, ids.codes, ids.moved)
     appended = append_semantic_ids(
         quantizer,
         vectors["text"],
         vectors["image"],
-        item_ids=[*names, "new"],
+        item_ids=[*item_ids, "new"],
         previous=table,
-        retired=RetiredIds(table.rows(np.zeros(0, dtype=int)), np.zeros(0, dtype=int)),
+        retired=RetiredIds(table.select(np.zeros(0, dtype=int)), np.zeros(0, dtype=int)),
         now=0,
         retire_for_days=1,
         device=CPU,
@@ -91,28 +91,27 @@ def test_a_new_item_is_recommended_on_its_first_day(tmp_path: Path) -> None:
     RecommenderBundle.write(
         tmp_path / "bundle",
         recommender_folder=tmp_path / "weights",
-        item_ids=[*names, "new"],
+        item_ids=[*item_ids, "new"],
         popularity=np.append(np.ones(NUM_ITEMS, dtype=np.int64), 0),
         text_codes=appended.assigned.text_codes,
         image_codes=appended.assigned.image_codes,
         codebook_size=KINDS,
         decoding=DecodingConfig().model_dump(mode="json"),
-        catalogue=[{"title": name, "image_path": None} for name in [*names, "new"]],
+        catalogue=[{"title": item_id, "image_path": None} for item_id in [*item_ids, "new"]],
         provenance={},
     )
     bundle = RecommenderBundle.load(tmp_path / "bundle")
-    found = {own: _share_with_the_new_item(bundle, own=own) for own in (True, False)}
-    assert found[True] > 0.9
-    assert found[False] < 0.05
+    assert _share_with_the_new_item(bundle, leads_to_it=True) > 0.9
+    assert _share_with_the_new_item(bundle, leads_to_it=False) < 0.05
 
 
-def _share_with_the_new_item(bundle: RecommenderBundle, *, own: bool) -> float:
-    """Of histories that end one kind before the new item's, or elsewhere, how many have it among their best ten."""
-    ends = [(NEW_KIND - 1) % KINDS] if own else [kind for kind in range(KINDS) if kind != NEW_KIND - 1]
+def _share_with_the_new_item(bundle: RecommenderBundle, *, leads_to_it: bool) -> float:
+    """The share of histories with the new item among their ten best, for histories that lead to its kind or do not."""
+    last_kinds = [(NEW_KIND - 1) % KINDS] if leads_to_it else [kind for kind in range(KINDS) if kind != NEW_KIND - 1]
     generator = np.random.default_rng(4)
     histories = [
-        [f"p{(end - 2 + step) % KINDS * COPIES + generator.integers(COPIES):02d}" for step in range(3)]
-        for end in ends
+        [f"p{(last_kind - 2 + step) % KINDS * COPIES + generator.integers(COPIES):02d}" for step in range(3)]
+        for last_kind in last_kinds
         for _ in range(40)
     ]
-    return float(np.mean(["new" in answer.item_ids for answer in bundle.recommend_ids(histories, k=10)]))
+    return float(np.mean(["new" in recommended.item_ids for recommended in bundle.recommend_ids(histories, k=10)]))

@@ -1,8 +1,7 @@
-"""A catalogue without pictures, and one without texts, go all the way by the route that they have, and say so.
+"""The pipeline runs on a catalogue without images and on one without texts, and reports the missing route.
 
-The one without pictures is met again a week later, and keeps its IDs.
-
-Each run is a process of its own, started by the `macrec` command with state and data in the test's folder.
+The catalogue without images is also refreshed a week later, and its items keep their IDs. Each run is a separate
+process of the `macrec` command, with its state and data in the test's folder.
 """
 
 import json
@@ -38,13 +37,13 @@ overrides:
 """
 OTHER = {"text": "image", "image": "text"}
 LEFT_OUT = {
-    "image": "image_embeddings    skipped, no item has a picture: one route, text",
+    "image": "image_embeddings    skipped, no item has an image: one route, text",
     "text": "text_embeddings     skipped, no item has a text: one route, image",
 }
 
 
 def write_shop(folder: Path, *, route: str) -> None:
-    """A log in which everyone walks through the items, and a catalogue with nothing but titles or but pictures."""
+    """Write a log in which every user walks through the items, and a catalogue that has only titles or only images."""
     (folder / "pictures").mkdir(parents=True)
     titles = [
         f"Item {item} of {'red' if item % 2 else 'blue'} wood" if route == "text" else "" for item in range(NUM_ITEMS)
@@ -60,31 +59,31 @@ def write_shop(folder: Path, *, route: str) -> None:
     (folder / "tiny.yaml").write_text(DATASET, encoding="utf-8")
     if route == "image":
         pixels = np.random.default_rng(1).integers(0, 256, size=(NUM_ITEMS, 16, 16, 3), dtype=np.uint8)
-        for item, picture in enumerate(pixels):
-            Image.fromarray(picture).save(folder / "pictures" / f"i{item:02d}.png")
+        for item, image in enumerate(pixels):
+            Image.fromarray(image).save(folder / "pictures" / f"i{item:02d}.png")
         (folder / "pictures" / "i07.png").write_bytes(b"")
 
 
 def macrec(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The shop through one command, in a process of its own."""
-    own = {"MACREC_HOME": str(folder / "home"), "MACREC_DATA": str(folder / "data")}
-    own |= {"MACREC_DATASETS": str(folder / "data"), "HF_HUB_OFFLINE": "1"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_HOME", "MLFLOW_"))}
-    words = [sys.executable, "-m", "macrec_pipeline.cli", command, "tiny"]
-    done = subprocess.run(words, env=kept | own, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    """Run a command on the shop, in a separate process."""
+    settings = {"MACREC_HOME": str(folder / "home"), "MACREC_DATA": str(folder / "data")}
+    settings |= {"MACREC_DATASETS": str(folder / "data"), "HF_HUB_OFFLINE": "1"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER_HOME", "MLFLOW_"))}
+    arguments = [sys.executable, "-m", "macrec_pipeline.cli", command, "tiny"]
+    completed = subprocess.run(arguments, env=inherited | settings, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ["text", "image"])
-def test_a_catalogue_of_one_modality_is_recommended_from_by_one_route(route: str, tmp_path: Path) -> None:
-    """All assets are made, nothing of the other modality is made up, and terminal, tables and report say so."""
+def test_a_catalogue_with_one_modality_uses_one_route(route: str, tmp_path: Path) -> None:
+    """All assets are computed without the other modality, and the terminal, the tables and the report say so."""
     write_shop(tmp_path / "data", route=route)
-    done = macrec("run", tmp_path)
+    completed = macrec("run", tmp_path)
     absent = OTHER[route]
-    assert LEFT_OUT[absent] in done.stderr
-    assert "route" not in done.stdout, "one route is no row beside the fused ones"
+    assert LEFT_OUT[absent] in completed.stderr
+    assert "route" not in completed.stdout, "a single route must not be listed beside the fused one"
 
     store = AssetStore(tmp_path / "home", "tiny")
     assert store.read_table(f"{absent}_embeddings").height == 0
@@ -97,21 +96,21 @@ def test_a_catalogue_of_one_modality_is_recommended_from_by_one_route(route: str
     bundle = RecommenderBundle.load(store.folder("recommender") / "bundle")
     assert bundle.routes == [route]
     assert bundle.description["recommender"]["tasks"] == [f"{route}_to_{route}"]
-    fused, alone = (bundle.recommend_ids([["i00", "i02"]], k=5, route=name)[0] for name in ("fused", route))
-    assert fused == alone
+    fused, single = (bundle.recommend_ids([["i00", "i02"]], k=5, route=name)[0] for name in ("fused", route))
+    assert fused == single
     assert len(fused.item_ids) == 5
     assert set(store.read_table("predictions")["system"]) == {"macrec", "sasrec"}
     metrics = json.loads((store.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["collision_rate"].keys() == {route}
     page = (store.folder("evaluation_report") / "report.html").read_text(encoding="utf-8")
-    assert f"without the <b>{absent}</b> route: no item has a" in page
+    assert f"no <b>{absent}</b> route: no item has a" in page
     assert ("unreadable_picture" in page) == (route == "image")
     if route == "text":
-        _a_refresh_keeps_its_ids(store, tmp_path)
+        _check_that_a_refresh_keeps_the_ids(store, tmp_path)
 
 
-def _a_refresh_keeps_its_ids(store: AssetStore, folder: Path) -> None:
-    """A week later one item has come and one has gone: the others keep their IDs, in the new bundle as well."""
+def _check_that_a_refresh_keeps_the_ids(store: AssetStore, folder: Path) -> None:
+    """A week later, one item is new and one has left; the other items keep their IDs."""
     before, quantizer = codes_of_items(store), store.manifest("quantizer").files
     items, log = folder / "data" / "items.csv", folder / "data" / "log.csv"
     lines = [line for line in items.read_text(encoding="utf-8").splitlines() if not line.startswith("i39,")]

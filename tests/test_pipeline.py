@@ -1,6 +1,6 @@
-"""The whole graph on a tiny shop, as a person runs it: every asset tracked, the model served, a kill survived.
+"""The whole pipeline on a tiny shop, run as a person would: everything is tracked, served, and survives a kill.
 
-Each run is a process of its own, started by the `macrec` command with state and data in the test's folder.
+Each run is a separate process of the `macrec` command, with its state and data in the test's folder.
 """
 
 import json
@@ -41,7 +41,7 @@ ASSETS = (
     "champion_comparison",
     "registered_model",
 )
-# These name their run: the report prints its ids and its date, the registration its version.
+# Their bytes depend on the run: the report prints its IDs and date, the registration its version.
 NAMES_ITS_RUN = ("evaluation_report", "registered_model")
 SECONDS = 600
 DATASET = """
@@ -65,16 +65,16 @@ overrides:
 
 @dataclass(frozen=True)
 class Shop:
-    """Where the tiny shop's YAML file and its files are."""
+    """The folders of the tiny shop: its YAML file and its data."""
 
     datasets: Path
     data: Path
 
     def environment(self, home: Path) -> dict[str, str]:
-        own = {"MACREC_HOME": str(home), "MACREC_DATA": str(self.data), "MACREC_DATASETS": str(self.datasets)}
-        foreign = ("DAGSTER_HOME", "MLFLOW_", "MACREC_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return {**kept, **own, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        added = {"MACREC_HOME": str(home), "MACREC_DATA": str(self.data), "MACREC_DATASETS": str(self.datasets)}
+        removed = ("DAGSTER_HOME", "MLFLOW_", "MACREC_")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
+        return {**inherited, **added, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
     def start(self, home: Path, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -117,7 +117,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 @pytest.fixture(scope="module")
 def finished(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One uninterrupted run of everything, on one processor time budget with those that are compared with it."""
+    """An uninterrupted run of the whole pipeline, with which other runs are compared."""
     home = tmp_path_factory.mktemp("home")
     return _finish(shop.start(home), home)
 
@@ -127,16 +127,16 @@ def _finish(process: "subprocess.Popen[str]", home: Path) -> Run:
     return Run(home, process.returncode, out, err)
 
 
-def _wait_for(process: "subprocess.Popen[str]", words: str) -> None:
+def _wait_for_output(process: "subprocess.Popen[str]", text: str) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if words in line:
+        if text in line:
             return
-    pytest.fail(f"the run ended before it said {words!r}: {process.communicate(timeout=SECONDS)[1][-2000:]}")
+    pytest.fail(f"the run ended before it printed {text!r}: {process.communicate(timeout=SECONDS)[1][-2000:]}")
 
 
 def _dagster_statuses(shop: Shop, home: Path) -> list[str]:
-    """Of all runs of the home's Dagster instance, oldest first; asked in a process of its own."""
+    """Of all runs of the home's Dagster instance, oldest first; read in a separate process."""
     code = (
         "import dagster as dg, json\n"
         "with dg.DagsterInstance.get() as instance:\n"
@@ -149,8 +149,8 @@ def _dagster_statuses(shop: Shop, home: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
-    """One command makes every asset of the job; each has a FINISHED MLflow child run below one FINISHED parent."""
+def test_every_asset_is_materialized_and_tracked(finished: Run, shop: Shop) -> None:
+    """One command materializes every asset; each has a FINISHED MLflow child run below one FINISHED parent."""
     assert finished.status == 0, finished.err[-3000:]
     (parent,) = finished.mlflow_runs("pipeline")
     children = finished.mlflow_runs("asset")
@@ -167,23 +167,23 @@ def test_every_asset_is_made_and_tracked(finished: Run, shop: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_a_person_is_told_the_metrics_and_where_things_are(finished: Run) -> None:
-    """The terminal shows the systems, then the report, the MLflow store and the model; no log lines flood it."""
-    for words in ("MACRec, fused", "text route", "image route", "SASRec", "item-kNN", "popularity", "HR@10", "NDCG@10"):
-        assert words in finished.out
+def test_the_terminal_shows_metrics_and_where_the_results_are(finished: Run) -> None:
+    """It shows each system's metrics, the report, the MLflow store and the model, and no debug output."""
+    for text in ("MACRec, fused", "text route", "image route", "SASRec", "item-kNN", "popularity", "HR@10", "NDCG@10"):
+        assert text in finished.out
     for place in ("tiny/evaluation_report/report.html", "mlflow/mlflow.db", "models:/macrec-tiny/1", "@champion"):
         assert place in finished.out
     for stage in ("text embeddings", "image embeddings", "quantizer", "recommender", "decoding", "sasrec"):
         assert f"{stage}: " in finished.out
     assert "DEBUG" not in finished.err + finished.out
-    allowed = "Warning: evaluation_report (macrec_beats_popularity)"  # three epochs may well lose
+    allowed = "Warning: Check `macrec_beats_popularity` of evaluation_report failed"  # three epochs may lose
     lines = [line for line in finished.err.splitlines() if not line.startswith(allowed)]
     assert sorted(line.split()[0] for line in lines) == sorted(ASSETS)
 
 
 @pytest.mark.slow
-def test_metrics_and_report_are_where_they_should_be(finished: Run) -> None:
-    """`metrics.json` and `report.html` lie under plain paths; every test user counts in every system."""
+def test_metrics_and_report_are_at_documented_paths(finished: Run) -> None:
+    """`metrics.json` and `report.html` have fixed paths, and every test user counts in every system."""
     folder = finished.home / "tiny" / "evaluation_report"
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     users = finished.store.read_table("histories").height
@@ -201,8 +201,8 @@ def test_metrics_and_report_are_where_they_should_be(finished: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_registered_model_recommends_what_predictions_say(finished: Run, shop: Shop) -> None:
-    """A process that knows only MLflow loads `@champion` and gets, for each test user, the recorded items."""
+def test_the_registered_model_recommends_the_predicted_items(finished: Run, shop: Shop) -> None:
+    """A process that has only MLflow loads `@champion` and gets the recorded items for each test user."""
     store = finished.store
     item_ids = store.read_table("items")["item_id"].to_list()
     inputs = [[item_ids[index] for index in row[:-1]] for row in store.read_table("histories")["item_indices"]]
@@ -215,8 +215,8 @@ def test_the_registered_model_recommends_what_predictions_say(finished: Run, sho
     code = (
         "import json, sys\nsys.modules |= {'dagster': None, 'polars': None}\nimport mlflow, pandas as pd\n"
         "model = mlflow.pyfunc.load_model('models:/macrec-tiny@champion')\n"
-        "asked = json.load(sys.stdin)\n"
-        "answers = model.predict(pd.DataFrame({'history': asked['histories']}), params={'k': asked['k']})\n"
+        "request = json.load(sys.stdin)\n"
+        "answers = model.predict(pd.DataFrame({'history': request['histories']}), params={'k': request['k']})\n"
         "print(json.dumps({'items': list(answers['item_ids']), 'fallback': list(answers['fallback'])}))"
     )
     environment = {
@@ -240,8 +240,10 @@ def test_the_registered_model_recommends_what_predictions_say(finished: Run, sho
 
 @pytest.mark.slow
 def test_the_command_recommends_and_refuses_more_than_the_catalogue(finished: Run, shop: Shop) -> None:
-    """`macrec recommend` shows as many items as asked, none that a rule forbids; a k beyond the catalogue is one line,
-    not a shorter answer."""
+    """`macrec recommend` shows k items, none of them forbidden by a rule.
+
+    If k is larger than the catalogue, it fails with one line instead of showing fewer items.
+    """
     item_ids = finished.store.read_table("items")["item_id"].to_list()
 
     def ask(k: int, *rules: str) -> "subprocess.CompletedProcess[str]":
@@ -262,17 +264,16 @@ def test_the_command_recommends_and_refuses_more_than_the_catalogue(finished: Ru
     found = [categories[item_id] for item_id in _recommended(of_shelf.stdout, 3)]
     assert all("Camping" in names and "Camping tent" not in names for names in found)
     assert refused.returncode == 2
-    assert (
-        refused.stderr.strip()
-        == f"macrec: k is {len(item_ids) + 1}; it must be from 1 to the catalogue's {len(item_ids)} items."
-    )
+    size = len(item_ids)
+    message = f"macrec: `k` is {size + 1}, but must be between 1 and {size}, the size of the catalogue."
+    assert refused.stderr.strip() == message
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Shop, tmp_path: Path) -> None:
-    """SIGKILL in the middle of training: the next run closes what was left open and ends with identical bytes."""
+def test_a_run_after_a_killed_one_has_the_same_bytes(finished: Run, shop: Shop, tmp_path: Path) -> None:
+    """After SIGKILL during training, the next run closes what was left open and ends with identical bytes."""
     first = shop.start(tmp_path)
-    _wait_for(first, "recommender: 1/")
+    _wait_for_output(first, "recommender: 1/")
     first.kill()
     first.communicate(timeout=SECONDS)
     killed = Run(tmp_path, first.returncode, "", "")
@@ -293,24 +294,24 @@ def test_a_killed_run_is_made_again_with_the_same_bytes(finished: Run, shop: Sho
 def test_tables_and_models_on_s3(
     finished: Run, shop: Shop, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in training and gone on from, the same bytes lie at the URL; another machine recommends by that alone."""
+    """A run that is killed and resumed leaves the same bytes at the URL, from which another machine recommends."""
     url, state, keys = s3.new_url(), tmp_path / "state", s3.environment
     environment = {**shop.environment(state), **keys, "MACREC_HOME": url, "MACREC_STATE": str(state)}
     monkeypatch.setattr(Shop, "environment", lambda *_: environment)
     first = shop.start(state)
-    _wait_for(first, "recommender: 1/")
+    _wait_for_output(first, "recommender: 1/")
     first.kill()
     first.communicate(timeout=SECONDS)
     assert not AssetStore(state, "tiny", url=url).has("recommender")
 
     second = _finish(shop.start(state, "--resume"), state)
     assert second.status == 0, second.err[-3000:]
-    assert "Assets left to make: 5" in second.err
+    assert "Assets left to materialize: 5" in second.err
     assert f"{url}/tiny" in second.out
-    away = Run(tmp_path / "away", 0, "", "", url=url)
-    _assert_same_bytes(finished, away)
-    bundle = RecommenderBundle.load(away.store.folder("recommender") / "bundle", device=torch.device("cpu"))
-    item_ids = away.store.read_table("items")["item_id"].to_list()
+    remote = Run(tmp_path / "remote", 0, "", "", url=url)
+    _assert_same_bytes(finished, remote)
+    bundle = RecommenderBundle.load(remote.store.folder("recommender") / "bundle", device=torch.device("cpu"))
+    item_ids = remote.store.read_table("items")["item_id"].to_list()
     (answer,) = bundle.recommend_ids([item_ids[:3]], k=5)
     assert len(set(answer.item_ids)) == 5
 
@@ -321,15 +322,15 @@ def test_tables_and_models_on_s3(
 
 
 @pytest.mark.slow
-def test_sasrec_as_a_third_route_goes_all_the_way(finished: Run, shop: Shop, tmp_path: Path) -> None:
-    """Trained once, in the quantizer, weighed on validation data, served; its own list is what the route gives."""
-    asked = (
+def test_sasrec_works_as_a_third_route_in_the_whole_pipeline(finished: Run, shop: Shop, tmp_path: Path) -> None:
+    """SASRec is trained once, used by the quantizer, weighted on validation data and served as a route of its own."""
+    overrides = (
         "decoding.fusion=calibrated",
         "decoding.collaborative_route=true",
         "quantizer.collaborative_input_weight=0.5",
         "quantizer.collaborative_contrast_weight=0.1",
     )
-    run = _finish(shop.start(tmp_path, *(word for setting in asked for word in ("--set", setting))), tmp_path)
+    run = _finish(shop.start(tmp_path, *(word for setting in overrides for word in ("--set", setting))), tmp_path)
     assert run.status == 0, run.err[-3000:]
     assert run.store.manifest("sasrec").files == finished.store.manifest("sasrec").files
     assert run.store.manifest("quantizer").files != finished.store.manifest("quantizer").files
@@ -360,15 +361,15 @@ def test_sasrec_as_a_third_route_goes_all_the_way(finished: Run, shop: Shop, tmp
 
 
 @pytest.mark.slow
-def test_ctrl_c_closes_the_run_and_keeps_what_is_there(finished: Run, shop: Shop) -> None:
-    """SIGINT in the middle of training ends in one line and status 130; the earlier version of the asset stays."""
+def test_ctrl_c_closes_the_run_and_keeps_finished_assets(finished: Run, shop: Shop) -> None:
+    """SIGINT during training prints one line and exits with status 130; the asset's previous version stays in place."""
     before = finished.store.manifest("recommender").digest
     process = shop.start(finished.home, "--only", "recommender", "--set", "seed=4")
-    _wait_for(process, "recommender: 1/")
+    _wait_for_output(process, "recommender: 1/")
     process.send_signal(signal.SIGINT)
     interrupted = _finish(process, finished.home)
     assert interrupted.status == 130
-    assert interrupted.err.splitlines() == ["macrec: Interrupted. What is finished is kept."]
+    assert interrupted.err.splitlines() == ["macrec: Interrupted. Finished work is kept."]
     assert interrupted.store.manifest("recommender").digest == before
     assert sorted(run.info.status for run in interrupted.mlflow_runs("pipeline")) == ["FINISHED", "KILLED"]
     assert _dagster_statuses(shop, finished.home) == ["SUCCESS", "CANCELED"]
@@ -376,14 +377,14 @@ def test_ctrl_c_closes_the_run_and_keeps_what_is_there(finished: Run, shop: Shop
 
 @pytest.mark.slow
 def test_the_champion_is_evaluated_on_the_newest_files(finished: Run, shop: Shop) -> None:
-    """One command cleans the files anew and says what the champion is worth; nothing is registered by it."""
+    """One command cleans the files again and prints the champion's metrics; it registers nothing."""
     command = [sys.executable, "-m", "macrec_pipeline.cli", "evaluate-champion", "tiny"]
     done = subprocess.run(command, env=shop.environment(finished.home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "macrec-tiny@champion is version 1, asked for" in done.stdout
+    assert "macrec-tiny@champion is version 1, evaluated on" in done.stdout
     predicted = json.loads((finished.home / "tiny" / "evaluation_report" / "metrics.json").read_text(encoding="utf-8"))
     popularity = predicted["systems"]["popularity"]["ndcg_10"]
-    assert f"the most popular items {popularity:.4f}" in done.stdout
+    assert f"; most popular items {popularity:.4f}" in done.stdout
     client = connect(finished.home, create=False).client
     assert [found.version for found in client.search_model_versions("name = 'macrec-tiny'")] == [1]
 
@@ -402,8 +403,8 @@ def _assert_same_bytes(one: Run, other: Run) -> None:
     assert registrations[0]["bundle_digest"] == registrations[1]["bundle_digest"]
 
 
-def _recommended(shown: str, k: int) -> list[str]:
-    """The item ids of `macrec recommend`, best first; a long path beside them may take further lines."""
-    ranks, item_ids = zip(*re.findall(r"^(\d+) +(P\d+) ", shown, re.MULTILINE), strict=True)
-    assert ranks == tuple(str(rank) for rank in range(1, k + 1)), shown
+def _recommended(output: str, k: int) -> list[str]:
+    """The item IDs in the output of `macrec recommend`, best first; a long path next to them may span several lines."""
+    ranks, item_ids = zip(*re.findall(r"^(\d+) +(P\d+) ", output, re.MULTILINE), strict=True)
+    assert ranks == tuple(str(rank) for rank in range(1, k + 1)), output
     return list(item_ids)

@@ -1,1 +1,1 @@
-"""The proof: how accurate the recommender is beside its own parts, its baselines and what others published."""
+"""Accuracy of the recommender, compared with its variants, with baselines and with published results."""

@@ -1,6 +1,7 @@
-"""The SASRec of a study: trained once a seed, and then a baseline, a third route, and item vectors for the quantizer.
+"""The SASRec of a study, trained once per seed: a baseline, a third route, and item vectors for the quantizer.
 
-In: a prepared data set, whose blinded histories are all that is read. Out: a trained model, kept in the work folder.
+The input is a prepared data set, of which only the blinded histories are read. The output is a trained model, which is
+stored in the work folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CODE = ("recommender/sasrec/model.py", "recommender/sasrec/training.py", "recom
 
 
 def sasrec_identity(prepared: Prepared, config: PipelineConfig) -> dict[str, Any]:
-    """Everything that the trained model depends on, as plain JSON."""
+    """Return everything that the trained model depends on, as plain JSON."""
     return {
         "sasrec": config.sasrec.model_dump(mode="json"),
         "runtime": config.runtime.model_dump(mode="json"),
@@ -36,7 +37,7 @@ def sasrec_identity(prepared: Prepared, config: PipelineConfig) -> dict[str, Any
 
 
 def trained_sasrec(prepared: Prepared, config: PipelineConfig, *, work: Path, progress: Progress) -> FittedSasrec:
-    """The model for these settings and this seed, from the work folder if it was trained before."""
+    """Train the model for these settings and this seed, or load it from the work folder."""
     device = prepare_device(config.runtime)
     folder = work / f"sasrec-{config.seed}-{digest_of(sasrec_identity(prepared, config))[:16]}"
     if not folder.is_dir():
@@ -57,6 +58,6 @@ def trained_sasrec(prepared: Prepared, config: PipelineConfig, *, work: Path, pr
     return FittedSasrec.load(folder, device=device)
 
 
-def wants_vectors(config: PipelineConfig) -> bool:
-    """Whether the quantizer is told to look at the item embeddings."""
+def quantizer_uses_sasrec(config: PipelineConfig) -> bool:
+    """Tell whether the quantizer uses the item embeddings of SASRec."""
     return bool(config.quantizer.collaborative_input_weight or config.quantizer.collaborative_contrast_weight)

@@ -1,9 +1,10 @@
-"""From lists to figures: HR and NDCG a run, means and spreads over seeds, paired differences over users.
+"""From ranked lists to metrics: HR and NDCG per run, mean and spread over seeds, paired differences over users.
 
-In: each run's lists and the histories, whose targets are read here and nowhere else. Out: plain values for the results
-file. Users are the resampled unit: a user's metric is first averaged over the seeds of a system, so that the intervals
-say what other users would have changed and the spread says what other seeds would have.
-U users, R listed items, M metrics, P pairs.
+The input is each run's lists and the histories, whose targets are read only here. The output is plain values for the
+results file. The bootstrap resamples users: a user's metric is first averaged over the seeds of a system. Intervals
+therefore describe the variation between users, and the spread describes the variation between seeds.
+
+Shapes (docs/notation.md): T items of a history, U users.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from macrec_pipeline.runtime.seeds import numpy_generator
 METRICS = ("hr_1", "hr_5", "hr_10", "ndcg_5", "ndcg_10")
 COMPARED = ("hr_10", "ndcg_10")
 REFERENCE = f"{FULL}/fused"
-# Beside the reference against every other system: what the explicit tasks give by themselves, and whether everything
-# together passes the strongest baselines.
+# Compared in addition to the reference against every other system: the effect of the explicit tasks alone, and
+# everything together against the strongest baselines.
 FURTHER_PAIRS = (
     ("no_implicit/fused", "no_explicit/fused"),
     ("anchored_three_routes/fused", "sasrec"),
@@ -37,13 +38,13 @@ _STREAM = "benchmarks/ablations/bootstrap"
 
 @dataclass(frozen=True)
 class Run:
-    """One system under one seed.
+    """One system with one seed.
 
     Attributes:
         system: a name of `variants.SYSTEMS`.
-        seed: None for a baseline that has none.
-        lists: `<target>/<route>/<setting>` -> int64 [U, R], padded with `NO_ITEM`.
-        facts: how it came about, plain values.
+        seed: None for a baseline that draws nothing.
+        lists: `<target>/<route>/<setting>` -> int64 [U, list length], padded with `NO_ITEM`.
+        facts: plain values about the run.
     """
 
     system: str
@@ -52,7 +53,7 @@ class Run:
     facts: Mapping[str, Any]
 
 
-# (system and route, target, setting, metric) -> one float64 [U] a seed.
+# (label, target, setting, metric) -> one float64 [U] per seed
 _ByUser = dict[tuple[str, str, str, str], list[np.ndarray]]
 
 
@@ -64,12 +65,12 @@ def measure(
     config: EvaluationConfig,
     seed: int,
 ) -> dict[str, Any]:
-    """Every figure of a results file.
+    """Compute all metrics of a results file.
 
     Args:
         runs: of all systems and seeds, on the same users.
         histories: whole histories, int64 [T] item indices each.
-        targets: "validation", "test" or both; the items of others are not looked at, and the last is compared.
+        targets: "validation", "test" or both. Only these items are read, and the last target is compared.
         config: number of resamples and confidence.
         seed: root seed of the resamples.
 
@@ -89,14 +90,14 @@ def measure(
 
 
 def label_of(system: str, route: str) -> str:
-    """`full/fused`; a baseline's name alone."""
+    """Name a system and its route, as in `full/fused`; a baseline has no route in its label."""
     return system if route == ROUTE else f"{system}/{route}"
 
 
 def _ranks(
     run: Run, histories: Sequence[np.ndarray], *, targets: Sequence[str]
 ) -> dict[tuple[str, str, str], np.ndarray]:
-    """(system and route, target, setting) -> the target's 1-based rank, int64 [U], 0 where it is not listed."""
+    """Map (label, target, setting) to the 1-based rank of each user's target, int64 [U], 0 if it is not listed."""
     items = {target: np.array([history[-HIDDEN[target]] for history in histories]) for target in targets}
     ranks = {}
     for key, lists in run.lists.items():
@@ -115,31 +116,31 @@ def _user_values(ranks: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _described(run: Run, by_user: _ByUser, *, runs: Sequence[Run]) -> dict[str, Any]:
-    """A run with its own figures: target -> route -> setting -> metric."""
+    """Describe a run with its metrics, nested by target, route, setting and metric."""
     index = [other for other in runs if other.system == run.system].index(run)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for key in run.lists:
         target, route, setting = key.split("/")
         label = label_of(run.system, route)
         if (label, target, setting, METRICS[0]) in by_user:
             means = {metric: float(by_user[label, target, setting, metric][index].mean()) for metric in METRICS}
-            figures.setdefault(target, {}).setdefault(route, {})[setting] = means
-    return {"system": run.system, "seed": run.seed, **run.facts, **figures}
+            metrics.setdefault(target, {}).setdefault(route, {})[setting] = means
+    return {"system": run.system, "seed": run.seed, **run.facts, **metrics}
 
 
 def _over_seeds(by_user: _ByUser) -> dict[str, Any]:
-    """System and route -> target -> setting -> metric -> mean over seeds, and sd, null for one seed."""
+    """Nest mean and standard deviation over seeds by label, target, setting and metric; sd is None for one seed."""
     systems: dict[str, Any] = {}
     for (label, target, setting, metric), runs in by_user.items():
         means = [float(values.mean()) for values in runs]
         spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
-        place = systems.setdefault(label, {}).setdefault(target, {}).setdefault(setting, {})
-        place[metric] = {"mean": float(np.mean(means)), "sd": spread}
+        cells = systems.setdefault(label, {}).setdefault(target, {}).setdefault(setting, {})
+        cells[metric] = {"mean": float(np.mean(means)), "sd": spread}
     return systems
 
 
 def _comparisons(by_user: _ByUser, *, target: str, config: EvaluationConfig, seed: int) -> list[dict[str, Any]]:
-    """Paired differences, all on the same resamples of the users; positive favours the first."""
+    """Compute paired differences, all on the same resamples of the users; positive favours the first system."""
     labels = list(dict.fromkeys(label for label, *_ in by_user))
     pairs = [(REFERENCE, label) for label in labels if label != REFERENCE] + list(FURTHER_PAIRS)
     columns = [
@@ -152,7 +153,7 @@ def _comparisons(by_user: _ByUser, *, target: str, config: EvaluationConfig, see
     if not columns:
         return []
     averaged = {key: np.mean(runs, axis=0) for key, runs in by_user.items()}  # [U] each
-    found = paired_differences(
+    differences = paired_differences(
         np.stack([averaged[first, target, setting, metric] for first, _, setting, metric in columns], axis=1),
         np.stack([averaged[second, target, setting, metric] for _, second, setting, metric in columns], axis=1),
         num_samples=config.bootstrap_samples,
@@ -171,5 +172,5 @@ def _comparisons(by_user: _ByUser, *, target: str, config: EvaluationConfig, see
             "high": result.high,
             "share_better": result.share_better,
         }
-        for (first, second, setting, metric), result in zip(columns, found, strict=True)
+        for (first, second, setting, metric), result in zip(columns, differences, strict=True)
     ]

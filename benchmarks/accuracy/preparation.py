@@ -1,7 +1,9 @@
-"""A data set as every variant gets it: histories and the embeddings of both modalities, made once.
+"""Preparation of a data set for all variants: histories, and the embeddings of both modalities.
 
-In: a data set's file and its data. Out: `Prepared`. Reading and cleaning take seconds and are repeated; embeddings are
-kept, by what the texts and pictures hold and which encoder read them. N items, D embedding.
+The input is a data set's file and its data, the output is `Prepared`. Reading and cleaning take seconds and are always
+repeated. Embeddings are cached in the work folder by the content of the texts and images and by the encoder.
+
+Shapes (docs/notation.md): D embedding width, N items, T items of a history.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.accuracy.work_folder import code_digest, digest_of_arrays, remembered
+from benchmarks.accuracy.work_folder import cached_result, code_digest, digest_of_arrays
 from macrec_pipeline.config import ROUTES, PipelineConfig, Route
 from macrec_pipeline.data.cleaning.clean import clean
 from macrec_pipeline.data.histories.build import build_histories
@@ -31,11 +33,11 @@ from macrec_pipeline.semantic_ids import impute_from_neighbours
 
 @dataclass(frozen=True)
 class Prepared:
-    """One data set.
+    """A data set that is ready for training.
 
     Attributes:
         histories: whole histories, int64 [T] item indices each, oldest first, at least 3 long.
-        text_vectors, image_vectors: float32 [N, D], of neighbours where an item lacks one.
+        text_vectors, image_vectors: float32 [N, D], imputed from neighbours where an item lacks the modality.
     """
 
     histories: list[np.ndarray]
@@ -49,17 +51,17 @@ class Prepared:
 
     @cached_property
     def blinded(self) -> list[np.ndarray]:
-        """The histories with item 0 in the place of the test target: all that anything is fitted on or ranked from."""
+        """The histories with item 0 instead of the test target. Models are fitted and evaluated on these only."""
         return [np.append(history[:-1], 0) for history in self.histories]
 
     @cached_property
     def vectors_digest(self) -> str:
-        """Of both modalities' embeddings."""
+        """Digest of the embeddings of both modalities."""
         return digest_of_arrays([self.text_vectors, self.image_vectors])
 
     @cached_property
     def blinded_digest(self) -> str:
-        """Of the histories but for the test targets."""
+        """Digest of the histories without the test targets."""
         return digest_of_arrays(self.blinded)
 
 
@@ -67,31 +69,32 @@ def prepare(spec: DatasetSpec, config: PipelineConfig, *, data: Path, work: Path
     """Read, clean and embed a data set.
 
     Raises:
-        MissingFileError: the data is not there; says which file.
-        ConfigError: the data set brings its IDs, so there is no quantizer to compare.
-        MacrecError: what else a stage raises on purpose.
+        MissingFileError: a file of the data set is missing; the message names it.
+        ConfigError: the data set brings its semantic IDs, so there is no quantizer to compare.
+        MacrecError: a stage of the pipeline failed.
     """
     if isinstance(spec.source, IndexedSource) and spec.source.text_index is not None:
         raise ConfigError(
-            f"{spec.name} brings its semantic IDs, so its quantizer has no parts to leave out. "
-            "Use a data set with texts and pictures; benchmarks/accuracy/instruments.py is for given IDs."
+            f"{spec.name} brings its semantic IDs, so there is no quantizer to compare. Choose a data set with texts "
+            "and images, or run benchmarks/accuracy/instruments.py, which is for given IDs."
         )
     if problems := validate_source(spec, data):
-        raise MissingFileError(f"{spec.name} is not ready: {' '.join(problems)} Name the data folder with --data.")
+        raise MissingFileError(f"{spec.name} is incomplete: {' '.join(problems)} Pass the data folder with --data.")
     tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), config.cleaning)
     histories = build_histories(tables.interactions, tables.items)
-    found = {
-        route: _vectors(spec, tables.items, route, config=config, data=data, work=work, progress=progress)
+    embeddings = {
+        route: _embeddings(spec, tables.items, route, config=config, data=data, work=work, progress=progress)
         for route in ROUTES
     }
-    vectors = impute_from_neighbours(
-        {route: own for route, (own, _) in found.items()}, {route: lacking for route, (_, lacking) in found.items()}
+    imputed = impute_from_neighbours(
+        {route: vectors for route, (vectors, _) in embeddings.items()},
+        {route: missing for route, (_, missing) in embeddings.items()},
     )
     sequences = [items.to_numpy(writable=True) for items in histories["item_indices"]]
-    return Prepared(sequences, vectors["text"], vectors["image"])
+    return Prepared(sequences, imputed["text"], imputed["image"])
 
 
-def _vectors(
+def _embeddings(
     spec: DatasetSpec,
     items: pl.DataFrame,
     route: Route,
@@ -101,7 +104,7 @@ def _vectors(
     work: Path,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The embeddings of one modality, float32 [N, D], and where an item lacks it, bool [N]."""
+    """Return the embeddings of one modality, float32 [N, D], and which items lack it, bool [N]."""
     given = precomputed_embeddings(spec, data, items, route)
     if given is not None:
         return given, np.zeros(len(given), dtype=np.bool_)
@@ -124,10 +127,10 @@ def _vectors(
             embedded = embed_images(paths, config.image_encoder, device=device, progress=progress)
         return {"vectors": embedded.vectors, "imputed": embedded.imputed}, {}
 
-    found = remembered(work, f"{route}-embeddings", identity, embed).arrays
-    return found["vectors"], found["imputed"]
+    arrays = cached_result(work, f"{route}-embeddings", identity, embed).arrays
+    return arrays["vectors"], arrays["imputed"]
 
 
 def _digest_of_file(path: Path | None) -> str | None:
-    """SHA-256 of a picture; None where there is none."""
+    """Return the SHA-256 digest of an image file; None if there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None and path.is_file() else None

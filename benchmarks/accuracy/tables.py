@@ -1,10 +1,10 @@
-"""Puts the results files into docs/results.md, so that no figure there is typed by hand.
+"""Copy the results files into docs/results.md as tables, so that no number there is typed by hand.
 
-    python benchmarks/accuracy/tables.py            rewrite the document
-    python benchmarks/accuracy/tables.py --check    say which tables are stale, with exit status 1
+    python benchmarks/accuracy/tables.py            update the document
+    python benchmarks/accuracy/tables.py --check    list outdated tables, and exit with status 1 if there are any
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is `instruments`, all results files of
-`instruments.py` beside the figures of `published.json`, or `ablations-<data set>`, one file of `ablations.py`.
+A table is placed between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is `instruments` for all results files of
+`instruments.py` together with `published.json`, or `ablations-<data set>` for one results file of `ablations.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: the folder above `benchmarks` takes the place of this file's own
+if not __package__:  # run as a script: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.rendering import instruments_table, table
@@ -31,19 +31,19 @@ _OPENED = re.compile(r"<!-- table:([\w-]+) -->")
 
 
 def rendered(text: str, *, results: Path, published: Path = PUBLISHED) -> str:
-    """The document with every marked part written anew.
+    """Return the document with all tables updated.
 
     Args:
         text: the document.
         results: folder of the results files.
-        published: what others published.
+        published: file of the results that others published.
 
     Raises:
-        ValueError: a marker is not closed, or names no table.
+        ValueError: a table is not closed, or its name is unknown.
     """
     opened, marked = _OPENED.findall(text), [match["name"] for match in _MARKED.finditer(text)]
     if opened != marked:
-        raise ValueError(f"a table is not closed by <!-- /table -->: {opened} opened, {marked} closed")
+        raise ValueError(f"a table is not closed by <!-- /table -->: {opened} are opened, but only {marked} are closed")
     return _MARKED.sub(
         lambda match: f"<!-- table:{match['name']} -->\n{_table(match['name'], results, published)}\n<!-- /table -->",
         text,
@@ -51,9 +51,9 @@ def rendered(text: str, *, results: Path, published: Path = PUBLISHED) -> str:
 
 
 def stale_tables(text: str, *, results: Path, published: Path = PUBLISHED) -> list[str]:
-    """The names of the tables that are not what the results files say."""
-    fresh = rendered(text, results=results, published=published)
-    after = {match["name"]: match[0] for match in _MARKED.finditer(fresh)}
+    """List the tables of the document that differ from the results files."""
+    updated = rendered(text, results=results, published=published)
+    after = {match["name"]: match[0] for match in _MARKED.finditer(updated)}
     return [match["name"] for match in _MARKED.finditer(text) if after[match["name"]] != match[0]]
 
 
@@ -63,7 +63,7 @@ def _table(name: str, results: Path, published: Path) -> str:
         command = "`python benchmarks/accuracy/instruments.py VARIANT --data DIR --seeds SEED ...`:"
         return f"{command}\n\n{instruments_table(documents, _read(published)[INSTRUMENTS])}"
     if not name.startswith("ablations-"):
-        raise ValueError(f"there is no table {name!r}: use {INSTRUMENTS} or ablations-<data set>")
+        raise ValueError(f"unknown table {name!r}: expected {INSTRUMENTS} or ablations-<data set>")
     path = results / f"{name}.json"
     if not path.is_file():
         dataset = name.removeprefix("ablations-")
@@ -76,20 +76,22 @@ def _read(path: Path) -> Any:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Rewrite the document, or check it."""
+    """Update the document, or check it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with status 1 if a table is outdated"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--document", type=Path, default=DOCUMENT)
-    asked = parser.parse_args(words)
-    text = asked.document.read_text(encoding="utf-8")
-    stale = stale_tables(text, results=asked.results)
-    if asked.check:
+    arguments = parser.parse_args(words)
+    text = arguments.document.read_text(encoding="utf-8")
+    stale = stale_tables(text, results=arguments.results)
+    if arguments.check:
         if stale:
-            print(f"stale: {', '.join(stale)}. Run `python benchmarks/accuracy/tables.py`.", file=sys.stderr)
+            print(f"outdated tables: {', '.join(stale)}. Run `python benchmarks/accuracy/tables.py`.", file=sys.stderr)
         raise SystemExit(bool(stale))
-    asked.document.write_text(rendered(text, results=asked.results), encoding="utf-8")
-    print(f"{asked.document.name}: {', '.join(stale) or 'nothing'} rewritten")
+    arguments.document.write_text(rendered(text, results=arguments.results), encoding="utf-8")
+    print(f"{arguments.document.name}: updated {', '.join(stale) or 'nothing'}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What is compared: the whole method, the method without one of its parts, other methods, and plain baselines.
+"""The systems of an ablation study: the full method, the method without one of its parts, other methods and baselines.
 
-A variant is what must be laid over the settings of a data set, written as after `--set`, so that
-`macrec run demo --set ...` trains the very same thing.
+A variant is a list of overrides of a data set's settings, in the form of `--set`, so `macrec run demo --set ...` trains
+the same model.
 """
 
 FULL = "full"
 ROUTES_ONLY = "recommender.tasks=[text_to_text, image_to_image]"
-# What a data set's file turns on beyond the published method is off, unless the variant asks for it.
+# Extensions that a data set's file turns on are off unless a variant turns them on.
 AS_PUBLISHED = (
     "quantizer.collaborative_input_weight=0",
     "quantizer.collaborative_contrast_weight=0",
@@ -17,26 +17,26 @@ ANCHORED = "quantizer.collaborative_input_weight=3"
 THREE_ROUTES = ("decoding.fusion=calibrated", "decoding.collaborative_route=true")
 VARIANTS: dict[str, tuple[str, ...]] = {
     FULL: (),
-    # The layer contrast and the reconstruction alignment of the quantizer (MACRec section 3.2).
+    # Without the layer contrast or the reconstruction alignment of the quantizer (MACRec section 3.2).
     "no_layer_contrast": ("quantizer.contrast_weight=0",),
     "no_reconstruction_alignment": ("quantizer.alignment_weight=0",),
-    # The implicit alignment alone (section 3.3): all six tasks are still trained.
+    # Without the implicit alignment (section 3.3); all six tasks are still trained.
     "no_implicit": ("recommender.implicit_weight=0",),
-    # The four prompted tasks are the explicit alignment. The implicit one is measured on the samples of two of them and
-    # goes with them, so this is the recommender without any alignment: two routes side by side. What the explicit tasks
-    # give by themselves is its distance to no_implicit, which the results hold as a pair of their own.
+    # Without the four prompted tasks, which are the explicit alignment. The implicit alignment uses the samples of two
+    # of them, so this variant has no alignment at all, only two independent routes. The effect of the explicit tasks
+    # alone is the difference to no_implicit, which the results contain as a further pair.
     "no_explicit": (ROUTES_ONLY,),
-    # The loss that the released code computes, where it differs from the paper (docs/method.md).
+    # The loss of the released code, where it differs from the paper (docs/method.md).
     "as_released": ("quantizer.variant=as_released",),
     # TIGER: one modality, one route.
     "text_only": ("quantizer.method=single_modality", "recommender.tasks=[text_to_text]"),
-    # MQL4GRec: each modality quantized by itself, all tasks, no implicit alignment.
+    # MQL4GRec: a separate quantizer per modality, all tasks, no implicit alignment.
     "no_cross_modal": ("quantizer.method=single_modality", "recommender.implicit_weight=0"),
-    # IDs without any training.
+    # Semantic IDs by k-means instead of a trained quantizer.
     "residual_k_means": ("quantizer.method=residual_k_means",),
-    # The whole method and a collaborative signal: SASRec's item vectors beside the quantizer's input, in a contrast of
-    # the quantizer, or SASRec as a third route (`calibrated` is its fusion without it). Fusion is fitted on validation
-    # targets. The weight of the anchor was chosen on those of MovieLens-100K, of 0, 1 and 3.
+    # The full method with a collaborative signal: SASRec's item vectors as further input of the quantizer, SASRec in a
+    # contrast of the quantizer, or SASRec as a third route (`calibrated` has the same fusion without it). Fusion is
+    # fitted on validation targets. The anchor's weight was chosen among 0, 1 and 3 on those of MovieLens-100K.
     "anchored": (ANCHORED,),
     "collaborative_contrast": ("quantizer.collaborative_contrast_weight=0.1",),
     "calibrated": ("decoding.fusion=calibrated",),
@@ -45,7 +45,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 SASREC, ITEM_KNN, POPULARITY = "sasrec", "item_knn", "popularity"
 BASELINES = (SASREC, ITEM_KNN, POPULARITY)
-# One answer whatever the seed.
+# Their results do not depend on the seed.
 DETERMINISTIC = (ITEM_KNN, POPULARITY)
 SYSTEMS = (*VARIANTS, *BASELINES)
-"""Every row of the results, in their order."""
+"""All systems, in the order of the results."""

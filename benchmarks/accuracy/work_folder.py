@@ -1,7 +1,8 @@
-"""What a long command has finished already: one file a result, named by all that the result depends on.
+"""A cache of finished results, so that a long command can be interrupted and repeated.
 
-A result is arrays and plain JSON facts. A file is replaced as a whole, so a command that is killed leaves every
-finished result behind and no half of one.
+A result consists of arrays and plain JSON facts. It is stored in one file, whose name contains a digest of everything
+that the result depends on. Files are written atomically: a killed command leaves every finished result, and no partial
+one.
 """
 
 from __future__ import annotations
@@ -29,45 +30,45 @@ _PACKAGE = Path(macrec_pipeline.__file__).parent
 
 @dataclass(frozen=True)
 class Result:
-    """Arrays by name, plain JSON facts, and the digest of what they depend on."""
+    """Arrays by name, plain JSON facts, and the digest of everything they depend on."""
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     digest: str
 
 
-def remembered(
+def cached_result(
     folder: Path,
     name: str,
     identity: Mapping[str, Any],
-    make: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]],
+    compute: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]],
 ) -> Result:
-    """The result of `make`, from the folder if it was made before of the same things.
+    """Return the result of `compute`, from the folder if it was computed before with the same identity.
 
     Args:
-        folder: holds the files; made when it is not there.
-        name: begins the file's name, for those who look into the folder.
-        identity: plain JSON of everything that the result depends on.
-        make: gives arrays and plain JSON facts.
+        folder: contains the files; created if it does not exist.
+        name: start of the file's name, for people who look into the folder.
+        identity: everything that the result depends on, as plain JSON.
+        compute: returns arrays and plain JSON facts.
     """
     digest = digest_of(identity)
     path = folder / f"{name}-{digest[:16]}.npz"
     stored = _read(path, digest)
     if stored is not None:
         return stored
-    arrays, facts = make()
+    arrays, facts = compute()
     result = Result(dict(arrays), dict(facts), digest)
     _write(path, result)
     return result
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256, in hexadecimal, of plain JSON; the order of keys does not count."""
+    """Return the hexadecimal SHA-256 digest of plain JSON; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_arrays(arrays: Sequence[np.ndarray]) -> str:
-    """SHA-256, in hexadecimal, of the dtypes, shapes and bytes of arrays."""
+    """Return the hexadecimal SHA-256 digest of the dtypes, shapes and bytes of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -77,15 +78,15 @@ def digest_of_arrays(arrays: Sequence[np.ndarray]) -> str:
 
 @cache
 def code_digest(*parts: str) -> str:
-    """SHA-256, in hexadecimal, of what modules of the package do; docstrings, comments and layout do not count.
+    """Return the hexadecimal SHA-256 digest of code; docstrings, comments and formatting do not matter.
 
     Args:
-        parts: folders or files below `macrec_pipeline`; one that is not there is an error.
+        parts: folders or files below `macrec_pipeline`; each must exist.
     """
     digest = hashlib.sha256()
     for part in parts:
         path = _PACKAGE / part
-        assert path.exists(), f"{path} is no part of the package"
+        assert path.exists(), f"{path} does not exist in the package"
         for module in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             tree = _without_docstrings(ast.parse(module.read_text(encoding="utf-8")))
             digest.update(f"{module.relative_to(_PACKAGE)}\n{ast.dump(tree)}\n".encode())
@@ -109,7 +110,7 @@ def _read(path: Path, digest: str) -> Result | None:
             facts = json.loads(str(stored[_FACTS]))
             arrays = {name: stored[name] for name in stored.files if name != _FACTS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("%s cannot be read (%s), so it is made again.", path, error)
+        _log.warning("Cannot read %s (%s). Computing its result again.", path, error)
         return None
     return Result(arrays, facts, digest)
 

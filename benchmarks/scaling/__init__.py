@@ -1,1 +1,1 @@
-"""What can be said of sizes that no machine at hand can run: simulations, and arithmetic from measured rates."""
+"""Estimates for sizes that were not run: simulations, and extrapolation from measured rates."""

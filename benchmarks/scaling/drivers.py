@@ -1,11 +1,11 @@
-"""What a second worker gains: texts embedded and users recommended to, one thread a worker.
+"""Measure the gain of a second worker for embedding texts and for recommending, with one thread per worker.
 
     python -m benchmarks.scaling.drivers [--ray]
 
-Out: a table of seconds, starting and loading the workers included: the shortest and the longest of some turns, each of
-all drivers, and the least that the processors worked for it, which others on the machine hardly disturb. Texts are made
-up (some 40 tokens) for the packaged encoder; the recommender is the published one with random weights, 6,250 items,
-both routes, beam 20. Every driver must give the same bytes.
+The command prints a table of seconds, including the start of the workers: the minimum and the maximum over several
+turns of all drivers, and the minimum of the processor time, which other load on the machine hardly affects. Texts are
+generated (about 40 tokens each) for the packaged encoder. The recommender is the published one with random weights,
+6,250 items, both routes and a beam width of 20. All drivers must give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.speed.shop import CODEBOOK_SIZE, ITEMS, PUBLISHED, a_model, read_log, write_log
+from benchmarks.speed.shop import CODEBOOK_SIZE, ITEMS, PUBLISHED, random_model, read_log, write_log
 from macrec_pipeline.config import DecodingConfig, RuntimeConfig, TextEncoderConfig
-from macrec_pipeline.defs.sharded_tasks import Recommending
+from macrec_pipeline.defs.sharded_tasks import RecommendationTask
 from macrec_pipeline.embeddings import cache, embed_texts
 from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle
 from macrec_pipeline.runtime.devices import prepare_device
@@ -32,18 +32,18 @@ from macrec_pipeline.runtime.progress import quiet_progress
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 
-TEXTS, TEXTS_A_SHARD = 4_096, 256
-USERS, USERS_A_SHARD = 3_072, 128
+TEXTS, TEXTS_PER_SHARD = 4_096, 256
+USERS, USERS_PER_SHARD = 3_072, 128
 TURNS = 3
-_WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+_USAGE_OF = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 WORDS = ["guitar", "string", "steel", "wound", "nickel", "light", "gauge", "maple", "neck"]
 CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure every driver in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ray", action="store_true", help="two workers of Ray as well")
+    parser.add_argument("--ray", action="store_true", help="also measure two Ray workers")
     drivers = [("in_process", 1), ("processes", 1), ("processes", 2), *[("ray", 2)] * parser.parse_args().ray]
     prepare_device(_runtime("in_process", 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -54,28 +54,28 @@ def main() -> None:
         }
         print("| | " + " | ".join(f"{driver}, {workers}" for driver, workers in drivers) + " |")
         print("| --- |" + " --- |" * len(drivers))
-        for name, make in stages.items():
-            seconds: dict[tuple[str, int], list[tuple[float, float]]] = {each: [] for each in drivers}
-            made: set[bytes] = set()
+        for name, run in stages.items():
+            seconds: dict[tuple[str, int], list[tuple[float, float]]] = {setting: [] for setting in drivers}
+            results: set[bytes] = set()
             for turn in range(TURNS):
-                for each in drivers[turn % len(drivers) :] + drivers[: turn % len(drivers)]:
+                for setting in drivers[turn % len(drivers) :] + drivers[: turn % len(drivers)]:
                     scratch = Path(folder) / "scratch"
-                    begun, worked = time.perf_counter(), _processor_seconds()
-                    made.add(make(scratch, _runtime(*each)))
-                    seconds[each].append((time.perf_counter() - begun, _processor_seconds() - worked))
+                    start, cpu_start = time.perf_counter(), _processor_seconds()
+                    results.add(run(scratch, _runtime(*setting)))
+                    seconds[setting].append((time.perf_counter() - start, _processor_seconds() - cpu_start))
                     shutil.rmtree(scratch)
-            assert len(made) == 1, "the drivers give different bytes"
+            assert len(results) == 1, "the drivers give different bytes"
             print(f"| {name} | " + " | ".join(map(_cell, seconds.values())) + " |", flush=True)
 
 
 def _cell(turns: list[tuple[float, float]]) -> str:
-    walls, works = zip(*turns, strict=True)
-    return f"{min(walls):.0f} to {max(walls):.0f} s, work {min(works):.0f} s"
+    wall, cpu = zip(*turns, strict=True)
+    return f"{min(wall):.0f} to {max(wall):.0f} s, processor {min(cpu):.0f} s"
 
 
 def _processor_seconds() -> float:
-    """Of this process and of its workers that have ended; Ray's are no children of it."""
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _WHOSE))
+    """Return the processor time of this process and its finished workers; Ray's workers are not its children."""
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _USAGE_OF))
 
 
 def _runtime(driver: str, workers: int) -> RuntimeConfig:
@@ -83,20 +83,20 @@ def _runtime(driver: str, workers: int) -> RuntimeConfig:
 
 
 def _embed(scratch: Path, runtime: RuntimeConfig) -> bytes:
-    cache.SHARD_SIZE = TEXTS_A_SHARD
+    cache.SHARD_SIZE = TEXTS_PER_SHARD
     words = np.random.default_rng(1).choice(WORDS, (TEXTS, 40))
-    texts = [" ".join([*own, str(number)]) for number, own in enumerate(words)]
+    texts = [" ".join([*row, str(number)]) for number, row in enumerate(words)]
     return embed_texts(
-        texts, TextEncoderConfig(), device=CPU, progress=quiet_progress, shards=scratch, runtime=runtime
+        texts, TextEncoderConfig(), device=CPU, progress=quiet_progress, shard_folder=scratch, runtime=runtime
     ).vectors.tobytes()
 
 
-def _bundle(folder: Path) -> Recommending:
+def _bundle(folder: Path) -> RecommendationTask:
     for name in ("weights", "bundle"):
         (folder / name).mkdir()
     write_log(folder, users=USERS)
     histories, codes = read_log(folder)
-    FittedRecommender(a_model(PUBLISHED), [], 1).save(folder / "weights")
+    FittedRecommender(random_model(PUBLISHED), vars(PUBLISHED), [], 1).save(folder / "weights")
     item_ids = [f"i{item}" for item in range(ITEMS)]
     RecommenderBundle.write(
         folder / "bundle",
@@ -111,19 +111,22 @@ def _bundle(folder: Path) -> Recommending:
         provenance={},
     )
     pl.DataFrame({"item_id": item_ids}).write_parquet(folder / "items.parquet")
-    users = {"user_id": [f"u{user}" for user in range(USERS)], "item_indices": [own.tolist() for own in histories]}
+    users = {
+        "user_id": [f"u{user}" for user in range(USERS)],
+        "item_indices": [history.tolist() for history in histories],
+    }
     pl.DataFrame(users).write_parquet(folder / "histories.parquet")
     items, histories_file = folder / "items.parquet", folder / "histories.parquet"
-    return Recommending(folder / "bundle", items, histories_file, top_k=20, exclude_seen=False)
+    return RecommendationTask(folder / "bundle", items, histories_file, top_k=20, exclude_seen=False)
 
 
-def _recommend(load: Recommending, scratch: Path, runtime: RuntimeConfig) -> bytes:
+def _recommend(task: RecommendationTask, scratch: Path, runtime: RuntimeConfig) -> bytes:
     shards = write_shards(
         scratch,
         RECOMMENDATIONS,
-        load,
+        task,
         num_rows=USERS,
-        rows_per_shard=USERS_A_SHARD,
+        rows_per_shard=USERS_PER_SHARD,
         depends_on={},
         runtime=runtime,
         device=CPU,

@@ -1,5 +1,5 @@
-"""How fast each heavy stage is, beside a plain way of doing the same and beside what the machine can do.
+"""Speed of each heavy stage, compared with a straightforward implementation and with the limits of the machine.
 
-`rows.py` lists the stages. A stage is one small module that gives `Case`s: how to make its input, ours, the baseline,
-what both must agree in, and the seconds below which this machine cannot get.
+`rows.py` lists the stages. A stage is a small module of `Case`s. A case says how to create its input, what the pipeline
+runs, what the baseline runs, what both results must have in common, and the least time that the machine needs.
 """

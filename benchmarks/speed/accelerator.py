@@ -1,11 +1,10 @@
-"""The heavy stages on one GPU, at the sizes of Amazon Musical Instruments, with the published models.
+"""Measure the heavy stages on one GPU, at the sizes of Amazon Musical Instruments, with the published models.
 
     python benchmarks/speed/accelerator.py --data ../shared/data
 
-Needs torch, transformers, numpy and faiss alone, as `benchmarks/accuracy/instruments.py` does, whose times are those of
-whole trainings. Writes `results/accelerator.json`: rows like those of `make bench`, without a baseline. First of all it
-holds that the GPU finds what the processor finds. The share is that of the GPU's own rate of bfloat16 products, which
-is measured beforehand; operations are counted by torch, on the very step.
+The command only needs torch, transformers, numpy and faiss, like `benchmarks/accuracy/instruments.py`, which times
+whole trainings. It writes `results/accelerator.json`, without a baseline. First it measures the GPU's own rates, to
+compare with, and how far results on the GPU agree with those on the CPU. Operations are counted by torch.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-if not __package__:  # as a script it sees its own folder only
+if not __package__:  # run as a script: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.accuracy.instruments import CODEBOOK_SIZE, PUBLISHED, load
 from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+from macrec_pipeline.recommender.model.history_encoding import ItemCodes
 from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever
-from macrec_pipeline.recommender.training import train_step
-from macrec_pipeline.recommender.training.losses import ItemCodes
-from macrec_pipeline.runtime.cuda_graphs import AsUsual
+from macrec_pipeline.recommender.training import train
+from macrec_pipeline.runtime.training import EagerBackward
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 
-# The published quantizer (MACRec section 4.1), written out: a bare machine has no pydantic to fill in defaults.
+# The published quantizer (MACRec section 4.1), in full: without pydantic, nothing fills in the defaults.
 QUANTIZER: dict[str, Any] = {
     "method": "cross_modal",
     "variant": "as_intended",
@@ -66,37 +65,35 @@ QUANTIZER: dict[str, Any] = {
     "revive_every": 10,
 }
 _ITEMS, _DIMS, _CLUSTERS = 6_250, {"text": 4096, "image": 768}, 512
-_AGREEING_USERS, _BEAM_WIDTH, _CPU = 64, 20, torch.device("cpu")
+_AGREEMENT_USERS, _BEAM_WIDTH, _CPU = 64, 20, torch.device("cpu")
 Codes = dict[str, np.ndarray]
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """The device's own limits: bfloat16 products of 8192 x 8192 in TFLOP/s, and copies in GB/s, read and written."""
+    """Measure the device: bfloat16 products of 8192 x 8192 in TFLOP/s, and copies in GB/s, read plus written."""
     size = 8192 if device.type == "cuda" else 512
-    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     block = torch.randn(size * size * 4, device=device)
     copy = torch.empty_like(block)
-    products = _median(lambda: one @ other, device, repeats=10)
+    products = _median(lambda: left @ right, device, repeats=10)
     copies = _median(lambda: copy.copy_(block), device, repeats=10)
     return {"tflops": 2 * size**3 / products / 1e12, "gigabytes": 2 * 4 * block.numel() / copies / 1e9}
 
 
 def agreement(histories: list[np.ndarray], codes: Codes, device: torch.device) -> dict[str, float]:
-    """How far the losses of one epoch in float32, and the lists then, are those of the processor."""
-    users = histories[:_AGREEING_USERS]
-    places = (_CPU, device)
-    fitted = [
-        _train(users, codes, place, {"num_epochs": 1, "dropout": 0.0, "precision": "float32"}) for place in places
-    ]
-    logs = [each.log[0] for each in fitted]
-    worst = max(abs(logs[0][name] - logs[1][name]) / max(abs(logs[0][name]), 1e-9) for name in logs[0])
-    lists = [_lists(each, users, codes, place, batch_size=32)[0] for place, each in zip(places, fitted, strict=True)]
-    same = np.mean([set(ours) == set(theirs) for ours, theirs in zip(*lists, strict=True)])
+    """Compare the losses of one float32 epoch, and the lists after it, with those of the CPU."""
+    users = histories[:_AGREEMENT_USERS]
+    devices = (_CPU, device)
+    fitted = [_train(users, codes, each, {"num_epochs": 1, "dropout": 0.0, "precision": "float32"}) for each in devices]
+    cpu_log, device_log = (model.log[0] for model in fitted)
+    worst = max(abs(cpu_log[name] - device_log[name]) / max(abs(cpu_log[name]), 1e-9) for name in cpu_log)
+    lists = [_lists(model, users, codes, each, batch_size=32)[0] for each, model in zip(devices, fitted, strict=True)]
+    same = np.mean([set(on_cpu) == set(on_device) for on_cpu, on_device in zip(*lists, strict=True)])
     return {"largest_difference_of_losses": float(worst), "users_with_the_same_20": float(same)}
 
 
 def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *, epochs: int) -> dict[str, float]:
-    """Seconds an epoch, validation included, its spread, the operations of one, and the most memory taken."""
+    """Measure seconds per epoch including validation, their spread, operations per epoch, and peak memory."""
     ends: list[float] = []
     per_epoch: dict[str, int] = {}
 
@@ -107,11 +104,11 @@ def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *,
 
     settings = {"num_epochs": epochs, "patience": epochs, "precision": "bfloat16"}
     _train(histories, codes, device, settings, progress)
-    seconds = np.diff(ends)[2:]  # a GPU meets the shapes in the first epoch and records them in the second
+    seconds = np.diff(ends)[2:]  # a GPU sees the shapes in the first epoch, and records CUDA graphs in the second
     peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0
-    # what is played from a recording is not counted
+    # operations inside recorded CUDA graphs cannot be counted
     with (
-        mock.patch.object(train_step, "propagation", lambda _, device: AsUsual(device)),
+        mock.patch.object(train, "backward_pass", lambda _, device: EagerBackward(device)),
         FlopCounterMode(display=False) as counter,
     ):
         _train(histories, codes, device, settings | {"num_epochs": 1})
@@ -124,8 +121,8 @@ def training(histories: list[np.ndarray], codes: Codes, device: torch.device, *,
 
 
 def decoding(histories: list[np.ndarray], codes: Codes, device: torch.device) -> dict[str, float]:
-    """Users a second of the text route, lists on the host included: median of three."""
-    fitted = _train(histories[:_AGREEING_USERS], codes, device, {"num_epochs": 1})
+    """Measure users per second of the text route, including the transfer of the lists: median of three."""
+    fitted = _train(histories[:_AGREEMENT_USERS], codes, device, {"num_epochs": 1})
     rates = [len(histories) / _lists(fitted, histories, codes, device, batch_size=4096)[1] for _ in range(4)]
     return {"users_per_second": statistics.median(rates[1:])}
 
@@ -133,8 +130,8 @@ def decoding(histories: list[np.ndarray], codes: Codes, device: torch.device) ->
 def quantizer(
     vectors: Mapping[str, np.ndarray], clusters: Mapping[str, np.ndarray], device: torch.device, **changes: Any
 ) -> dict[str, float]:
-    """Seconds of a training, and what its last measurement and its best one found."""
-    begun = _now(device)
+    """Measure the seconds of a training, and return its last and its best metrics."""
+    start = _now(device)
     fitted = fit_quantizer(
         vectors["text"],
         vectors["image"],
@@ -148,17 +145,17 @@ def quantizer(
     best = {
         f"best_{name}": min(row[name] for row in fitted.log) for name in ("text_collision_rate", "image_collision_rate")
     }
-    return {"seconds": _now(device) - begun} | last | best
+    return {"seconds": _now(device) - start} | last | best
 
 
-def made_up_vectors(items: int) -> tuple[Codes, Codes]:
-    """Float32 [N, D] of both modalities around common centres, and the centres as pseudo-labels."""
-    draw = np.random.default_rng(1)
-    centre = draw.integers(0, max(items // 12, 2), items)
+def random_vectors(items: int) -> tuple[Codes, Codes]:
+    """Draw float32 [N, D] in both modalities around common centres, and return the centres as pseudo-labels."""
+    generator = np.random.default_rng(1)
+    centre = generator.integers(0, max(items // 12, 2), items)
     vectors = {}
     for name, dim in _DIMS.items():
-        centres = draw.standard_normal((centre.max() + 1, dim), dtype=np.float32)
-        vectors[name] = centres[centre] + draw.standard_normal((items, dim), dtype=np.float32) / 2
+        centres = generator.standard_normal((centre.max() + 1, dim), dtype=np.float32)
+        vectors[name] = centres[centre] + generator.standard_normal((items, dim), dtype=np.float32) / 2
     return vectors, dict.fromkeys(_DIMS, centre % _CLUSTERS)
 
 
@@ -189,25 +186,25 @@ def _lists(
     batch_size: int,
 ) -> tuple[list[np.ndarray], float]:
     items = ItemCodes({name: torch.from_numpy(value).to(device) for name, value in codes.items()})
-    decoder = MultiRouteRetriever(fitted.model, items)
-    begun = _now(device)
-    found = decoder.rank(
+    retriever = MultiRouteRetriever(fitted.model, items)
+    start = _now(device)
+    ranked = retriever.rank(
         [history[:-1] for history in histories],
         routes=["text"],
         top_k=_BEAM_WIDTH,
         beam_width=_BEAM_WIDTH,
         batch_size=batch_size,
     )
-    return [ranked.item_indices for ranked in found["text"]], _now(device) - begun
+    return [of_user.item_indices for of_user in ranked["text"]], _now(device) - start
 
 
 def _median(run: Callable[[], object], device: torch.device, *, repeats: int) -> float:
     run()
     seconds = []
     for _ in range(repeats):
-        begun = _now(device)
+        start = _now(device)
         run()
-        seconds.append(_now(device) - begun)
+        seconds.append(_now(device) - start)
     return statistics.median(seconds)
 
 
@@ -218,14 +215,14 @@ def _now(device: torch.device) -> float:
 
 
 def main() -> None:
-    """Measure the stages and write what came out."""
+    """Measure the stages, and write the results file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds amazon-instruments/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder that contains amazon-instruments/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accelerator.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--users", type=int, default=None, help="only the first of them, for a try")
-    parser.add_argument("--items", type=int, default=_ITEMS, help="of the quantizer")
-    parser.add_argument("--epochs", type=int, default=6, help="of the recommender that are timed")
+    parser.add_argument("--users", type=int, default=None, help="number of users (default: all)")
+    parser.add_argument("--items", type=int, default=_ITEMS, help="number of items of the quantizer")
+    parser.add_argument("--epochs", type=int, default=6, help="number of timed epochs of the recommender")
     parser.add_argument("--quantizer-epochs", type=int, default=1000)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -240,18 +237,16 @@ def main() -> None:
         "agreement": lambda: agreement(histories, codes, device),
         "training": lambda: training(histories, codes, device, epochs=arguments.epochs),
         "decoding": lambda: decoding(histories, codes, device),
-        "quantizer": lambda: quantizer(
-            *made_up_vectors(arguments.items), device, num_epochs=arguments.quantizer_epochs
-        ),
+        "quantizer": lambda: quantizer(*random_vectors(arguments.items), device, num_epochs=arguments.quantizer_epochs),
     }
     for stage, measure in stages.items():
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             document["measured"][stage] = measure()
-        except Exception as error:  # the others' figures are worth having
+        except Exception as error:  # the results of the other stages are still useful
             traceback.print_exc()
             document["measured"][stage] = {"error": str(error)}
-        print(f"{stage} ({time.perf_counter() - begun:.0f} s): {document['measured'][stage]}", flush=True)
+        print(f"{stage} ({time.perf_counter() - start:.0f} s): {document['measured'][stage]}", flush=True)
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

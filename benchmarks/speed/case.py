@@ -1,4 +1,4 @@
-"""What a benchmark is made of; a row of the table is one `Case`."""
+"""Definition of a benchmark: each row of the table is one `Case`."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ class Case:
     """One stage at one size.
 
     Attributes:
-        name: the row, with its size.
-        size: what the cost grows with; `size_of` says what it counts.
-        prepare: writes the input into a folder, in a process of its own.
-        ours, baseline: read the input from that folder and return what is timed, which returns a result.
-        same: raises AssertionError unless both results agree.
-        limit: the seconds below which the machine cannot do it; None if nothing says.
-        target: seconds at most (or, with `by_ratio`, times the baseline's speed at least); None: not of the time.
-        by_ratio: the target is of the ratio.
-        peak_limit_mb: memory of ours at most.
-        unit: of the figures: "s", or "MB/s" with `megabytes`.
-        megabytes: what one run moves.
-        repeats: of ours, beside the warm-up.
-        baseline_repeats: the same of the baseline, which may be slow; 0 leaves it out.
-        drop_caches: patterns of files in the folder that the system forgets before each run.
-        remove: patterns of what is taken out of the folder before each run.
-        bfloat16: ours multiplies in it, which says nothing on a processor that has to emulate it.
-        afresh: each run of ours has a process of its own, as the stage has; in one process what the allocators keep of
-            the runs before would count as memory.
-        why_not: of a target that is not met: what takes the time, and the limit that was measured.
+        name: name of the row, including its size.
+        size: quantity that the cost grows with.
+        size_of: what `size` counts.
+        prepare: writes the input into a folder, in its own process.
+        pipeline, baseline: read the input from that folder, and return the function to time, which returns a result.
+        check_equal: raises AssertionError unless both results agree.
+        limit: least seconds that the machine needs; None if unknown.
+        target: maximum seconds or, with `by_ratio`, minimum speed as a multiple of the baseline's; None for no target.
+        by_ratio: the target is a ratio.
+        peak_limit_mb: maximum memory of the pipeline; None for no limit.
+        unit: of the results: "s", or "MB/s" with `megabytes`.
+        megabytes: how much one run reads or writes.
+        repeats: runs of the pipeline, not counting the warm-up.
+        baseline_repeats: the same for the baseline, which may be slow; 0 skips it.
+        drop_caches: patterns of files in the folder that are dropped from the page cache before each run.
+        remove: patterns of files and folders that are removed before each run.
+        bfloat16: the pipeline multiplies in bfloat16; skipped on processors that only emulate it.
+        new_process_per_run: start each run of the pipeline in a new process, as the stage does; otherwise memory that
+            allocators keep from earlier runs would be counted.
+        why_not: why the target is not met, with measured limits.
     """
 
     name: str
     size: int
     size_of: str
     prepare: Callable[[Path], None]
-    ours: Side
+    pipeline: Side
     baseline: Side
-    same: Callable[[Any, Any], None]
+    check_equal: Callable[[Any, Any], None]
     limit: Callable[[Machine], float] | None = None
     target: float | None = None
     by_ratio: bool = False
@@ -57,17 +58,17 @@ class Case:
     drop_caches: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
     bfloat16: bool = False
-    afresh: bool = False
+    new_process_per_run: bool = False
     why_not: str = ""
 
-    def figure(self, seconds: float) -> float:
-        """Seconds in the case's unit."""
+    def in_unit(self, seconds: float) -> float:
+        """Convert seconds to the case's unit."""
         return seconds if self.unit == "s" else self.megabytes / seconds
 
     def met(self, *, seconds: float, ratio: float | None, peak_mb: float) -> bool | None:
-        """Whether the target is met; None where there is none or nothing to compare with."""
-        reached = ratio if self.by_ratio else seconds
-        if reached is None or (self.target is None and self.peak_limit_mb is None):
+        """Tell whether the target is met; None without a target, or without the baseline that it refers to."""
+        value = ratio if self.by_ratio else seconds
+        if value is None or (self.target is None and self.peak_limit_mb is None):
             return None
-        fast = self.target is None or (reached >= self.target if self.by_ratio else reached <= self.target)
-        return fast and (self.peak_limit_mb is None or peak_mb <= self.peak_limit_mb)
+        is_fast = self.target is None or (value >= self.target if self.by_ratio else value <= self.target)
+        return is_fast and (self.peak_limit_mb is None or peak_mb <= self.peak_limit_mb)

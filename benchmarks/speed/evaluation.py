@@ -1,8 +1,8 @@
-"""From predictions of four systems to the figures of a report: `evaluate`, top 20, 1000 resamples of the users.
+"""From the predictions of four systems to the metrics of a report: `evaluate` with top 20 and 1000 bootstrap samples.
 
-Covered: every check of the lists, the target's rank in both settings of six systems, HR, NDCG, MRR and coverage with
-their intervals, the paired comparisons, the slices and the table a user. Not covered: popularity and item-kNN, which
-are recommenders, and the HTML page. The baseline goes user by user and resample by resample, for the fused system.
+This includes all checks of the lists, the target's rank in both settings of six systems, HR, NDCG, MRR and coverage
+with their intervals, the paired comparisons, the slices and the table per user. It excludes popularity and item-kNN,
+which are recommenders, and the HTML page. The baseline loops over users and resamples, only for the fused system.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation import evaluate
-from macrec_pipeline.evaluation.baselines import recommend_popular
-from macrec_pipeline.evaluation.contenders import BaselineLists
+from macrec_pipeline.evaluation.baselines import BaselineLists, recommend_popular
 from macrec_pipeline.evaluation.flat_histories import flat_histories
 from macrec_pipeline.evaluation.predictions import COMPUTED_HERE
 from macrec_pipeline.evaluation.statistics import percentile_intervals
@@ -33,51 +32,51 @@ _CONFIG = EvaluationConfig()
 
 
 def cases() -> list[Case]:
-    """The table."""
+    """Return the cases of the table."""
     return [_case(100_000, 6_250, target=2, repeats=5, baseline_repeats=1)]
 
 
 def growing() -> list[Case]:
-    """The cost by users."""
+    """Return cases for the cost by number of users."""
     sizes = (12_500, 25_000, 50_000, 200_000)
     return [_case(size, 6_250, repeats=3, baseline_repeats=int(size <= 50_000)) for size in sizes]
 
 
 def tiny() -> list[Case]:
-    """For the tests."""
+    """Return cases for the tests."""
     return [_case(300, 200, repeats=1, baseline_repeats=1)]
 
 
 def write_tables(folder: Path, users: int, items: int) -> None:
-    """Histories of 5 to 24 items, and lists that name the target for some 20% of the users, seen items never."""
-    draw = np.random.default_rng(1)
-    starts = np.concatenate([[0], np.cumsum(draw.integers(5, 25, users))])
+    """Write histories of 5 to 24 items, and lists without seen items that contain the target of about 20% of users."""
+    generator = np.random.default_rng(1)
+    starts = np.concatenate([[0], np.cumsum(generator.integers(5, 25, users))])
     half = items // 2
-    taken = (half * draw.random(int(starts[-1])) ** 2).astype(np.int64)
-    targets = taken[starts[1:] - 1] = half - 1  # nobody has taken it before
-    taken[: starts[-1]][np.isin(np.arange(starts[-1]), starts[1:] - 1, invert=True)] %= half - 1
+    items_taken = (half * generator.random(int(starts[-1])) ** 2).astype(np.int64)
+    targets = items_taken[starts[1:] - 1] = half - 1  # in no history before
+    items_taken[: starts[-1]][np.isin(np.arange(starts[-1]), starts[1:] - 1, invert=True)] %= half - 1
     histories = pl.DataFrame({"user_index": np.arange(users)}).select(
         "user_index",
         pl.format("u{}", "user_index").alias("user_id"),
-        _lists(taken, starts).alias("item_indices"),
+        _lists(items_taken, starts).alias("item_indices"),
         _lists(np.arange(starts[-1]), starts).alias("timestamps"),
         pl.lit(True).alias("tested"),
     )
     histories.match_to_schema(HISTORIES.columns).write_parquet(folder / "histories.parquet")
     parts = [
-        _predictions(system, exclude, _some_lists(draw, users, half, targets=targets))
+        _predictions(system, exclude, _random_lists(generator, users, half, targets=targets))
         for system in _SYSTEMS
         for exclude in (False, True)
     ]
     pl.concat(parts).write_parquet(folder / "predictions.parquet")
 
 
-def _some_lists(draw: np.random.Generator, users: int, half: int, *, targets: int) -> np.ndarray:
-    """Distinct items of the half that nobody has taken, some for a few users only, and at times the target."""
-    first = (half * np.minimum(np.abs(draw.normal(0, 0.25, users)), 1)).astype(np.int64)
+def _random_lists(generator: np.random.Generator, users: int, half: int, *, targets: int) -> np.ndarray:
+    """Draw lists of distinct items from the unseen half of the catalogue, sometimes with the target."""
+    first = (half * np.minimum(np.abs(generator.normal(0, 0.25, users)), 1)).astype(np.int64)
     lists = half + (first[:, None] + np.arange(_TOP_K) * 3) % half
-    found = np.flatnonzero(draw.random(users) < 0.2)
-    lists[found, draw.integers(0, _TOP_K, len(found))] = targets
+    with_target = np.flatnonzero(generator.random(users) < 0.2)
+    lists[with_target, generator.integers(0, _TOP_K, len(with_target))] = targets
     return lists
 
 
@@ -107,14 +106,14 @@ def _read(folder: Path) -> tuple[pl.DataFrame, pl.DataFrame]:
     return pl.read_parquet(folder / "histories.parquet"), pl.read_parquet(folder / "predictions.parquet")
 
 
-def _ours(folder: Path, items: int) -> Timed:
+def _pipeline(folder: Path, items: int) -> Timed:
     histories, predictions = _read(folder)
     popular = recommend_popular(flat_histories(histories, num_items=items), num_items=items, top_k=_TOP_K)
     lists = {(system, exclude): popular[exclude] for system in COMPUTED_HERE for exclude in (False, True)}
-    contenders = BaselineLists(lists, {})
+    baselines = BaselineLists(lists, {})
 
     def run() -> dict[str, Any]:
-        found = evaluate(
+        result = evaluate(
             histories,
             predictions,
             num_items=items,
@@ -122,14 +121,14 @@ def _ours(folder: Path, items: int) -> Timed:
             seed=_SEED,
             top_k=_TOP_K,
             items_imputed={"image": np.arange(items) % 5 == 0},
-            contenders=contenders,
+            baselines=baselines,
         )
-        return found.systems["macrec"]
+        return result.systems["macrec"]
 
     return run
 
 
-def _user_by_user(folder: Path) -> Timed:
+def _baseline(folder: Path) -> Timed:
     histories, predictions = _read(folder)
 
     def run() -> dict[str, Any]:
@@ -137,50 +136,50 @@ def _user_by_user(folder: Path) -> Timed:
         targets = [items[-1] for items in histories["item_indices"].to_list()]
         users = [_metrics(items, target) for items, target in zip(rows["item_indices"].to_list(), targets, strict=True)]
         values = np.array([list(user.values()) for user in users])
-        generator = numpy_generator(_SEED, "evaluation/bootstrap")
-        draws = np.array(
+        resampling = numpy_generator(_SEED, "evaluation/bootstrap")
+        means = np.array(
             [
-                values[generator.integers(len(values), size=len(values))].mean(axis=0)
+                values[resampling.integers(len(values), size=len(values))].mean(axis=0)
                 for _ in range(_CONFIG.bootstrap_samples)
             ]
         )
-        intervals = percentile_intervals(draws, confidence=_CONFIG.confidence)
-        return {name: (values[:, place].mean(), intervals[place]) for place, name in enumerate(users[0])}
+        intervals = percentile_intervals(means, confidence=_CONFIG.confidence)
+        return {name: (values[:, column].mean(), intervals[column]) for column, name in enumerate(users[0])}
 
     return run
 
 
 def _metrics(items: list[int], target: int) -> dict[str, float]:
-    """HR and NDCG of one user at each cutoff."""
+    """Compute HR and NDCG of one user at each cutoff."""
     rank = items.index(target) + 1 if target in items else math.inf
-    found = {f"hr_{cutoff}": float(rank <= cutoff) for cutoff in _CONFIG.cutoffs}
-    return found | {f"ndcg_{cutoff}": 1 / math.log2(rank + 1) if rank <= cutoff else 0.0 for cutoff in _CONFIG.cutoffs}
+    hits = {f"hr_{cutoff}": float(rank <= cutoff) for cutoff in _CONFIG.cutoffs}
+    return hits | {f"ndcg_{cutoff}": 1 / math.log2(rank + 1) if rank <= cutoff else 0.0 for cutoff in _CONFIG.cutoffs}
 
 
-def _same(ours: Any, theirs: Any) -> None:
-    """Equal means; bounds of other resamples, so each is off by its own noise.
+def _check_equal(pipeline: Any, baseline: Any) -> None:
+    """Means must be equal. Interval bounds come from different resamples, so each has noise of its own.
 
-    With 1000 resamples a 95% bound has a standard error of .085 standard deviations of the mean, .12 between two such
-    bounds: five of those are .15 of the interval's width.
+    With 1000 resamples, the standard error of a 95% bound is .085 standard deviations of the mean, and .12 for the
+    difference of two bounds; the tolerance of .15 interval widths is five times that.
     """
-    for name, (mean, (low, high)) in theirs.items():
-        np.testing.assert_allclose(ours[name], mean, rtol=1e-9, err_msg=name)
-        np.testing.assert_allclose(ours[f"{name}_ci"], (low, high), atol=0.15 * (high - low), rtol=0, err_msg=name)
+    for name, (mean, (low, high)) in baseline.items():
+        np.testing.assert_allclose(pipeline[name], mean, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(pipeline[f"{name}_ci"], (low, high), atol=0.15 * (high - low), rtol=0, err_msg=name)
 
 
 def _case(users: int, items: int, **kwargs: Any) -> Case:
     def limit(machine: Machine) -> float:
-        """Lists of eight systems read once; resamples are drawn by rank and cost next to nothing."""
-        return len(_SYSTEMS) * 2 * users * _TOP_K * 8 / machine.gigabytes_a_second / 1e9
+        """Reading eight lists of each user once; resamples are drawn by rank, and cost almost nothing."""
+        return len(_SYSTEMS) * 2 * users * _TOP_K * 8 / machine.gigabytes_per_second / 1e9
 
     return Case(
         name=f"evaluation, {users:,} users, top {_TOP_K}",
         size=users,
         size_of="users",
         prepare=lambda folder: write_tables(folder, users, items),
-        ours=lambda folder: _ours(folder, items),
-        baseline=_user_by_user,
-        same=_same,
+        pipeline=lambda folder: _pipeline(folder, items),
+        baseline=_baseline,
+        check_equal=_check_equal,
         limit=limit,
         **kwargs,
     )

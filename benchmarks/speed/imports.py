@@ -1,6 +1,6 @@
-"""Import of `macrec_pipeline.definitions` in a fresh interpreter, as each of Dagster's processes does.
+"""Import of `macrec_pipeline.definitions` in a new interpreter, as in each of Dagster's processes.
 
-The baseline is `import dagster` alone, which no code location can go below.
+The baseline is `import dagster` alone, which every code location has to pay for.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.measuring import ROOT
 
 HEAVY = ("torch", "transformers", "faiss", "mlflow", "matplotlib", "sentence_transformers", "open_clip")
-_TELL = "; import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+_PRINT_MODULES = "; import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
 
 
 def cases() -> list[Case]:
-    """The table."""
+    """Return the case of the table."""
     return [_case(target=3, repeats=7, baseline_repeats=7)]
 
 
 def growing() -> list[Case]:
-    """Nothing grows."""
+    """Return no cases, since there is no size."""
     return []
 
 
 def tiny() -> list[Case]:
-    """For the tests."""
+    """Return cases for the tests."""
     return cases()
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a statement loads in a fresh interpreter."""
-    told = subprocess.run(
-        [sys.executable, "-c", statement + _TELL],
+    """Return the top-level modules that a statement loads in a new interpreter."""
+    result = subprocess.run(
+        [sys.executable, "-c", statement + _PRINT_MODULES],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     )
-    return set(told.stdout.split())
+    return set(result.stdout.split())
 
 
-def _same(ours: Any, theirs: Any) -> None:
-    assert "dagster" in theirs & ours
-    heavy = ours & set(HEAVY)
+def _check_equal(pipeline: Any, baseline: Any) -> None:
+    assert "dagster" in baseline & pipeline
+    heavy = pipeline & set(HEAVY)
     assert not heavy, f"macrec_pipeline.definitions loads {sorted(heavy)}"
 
 
@@ -62,8 +62,8 @@ def _case(**kwargs: Any) -> Case:
         size=1,
         size_of="imports",
         prepare=lambda folder: Path(folder).mkdir(exist_ok=True),
-        ours=lambda _: _importing("import macrec_pipeline.definitions"),
+        pipeline=lambda _: _importing("import macrec_pipeline.definitions"),
         baseline=lambda _: _importing("import dagster"),
-        same=_same,
+        check_equal=_check_equal,
         **kwargs,
     )

@@ -1,7 +1,7 @@
-"""From the stored raw log to stored interactions, quarantine and histories: what `clean_tables` and `histories` do.
+"""From the stored raw log to stored interactions, quarantine and histories: cleaning, and building histories.
 
-Ours runs the functions of those assets on the store: verified scan, cleaning, 5-core, histories, and all writing. The
-baseline does the same to a table of strings in memory, as one would write it down in polars, without quarantine.
+The pipeline runs the functions of these assets on the store: verified scan, cleaning, 5-core, histories, and all
+writing. The baseline does the same with a table of strings in memory, in straightforward polars, without quarantine.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from macrec_pipeline.storage import AssetStore
 
 _SLICE = 2_000_000
 _FIRST_TIME, _SECONDS = 1_450_000_000, 300_000_000
-# Ids in no relation to popularity: a number times this, modulo 2^32, is another number.
+# Multiplying by this number modulo 2^32 is a bijection, and makes ids unrelated to popularity.
 _SCATTER = 2_654_435_761
-# A row's user, item, time and rating, read once and written once.
-_BYTES_A_ROW = 2 * 48
+# User, item, time and rating, read once and written once.
+_BYTES_PER_ROW = 2 * 48
 _WHY_NOT = (
-    "of 14.2 s for 20 million rows on two cores of an AMD EPYC, both busy, 5.2 go to reading the log and numbering its "
-    "ids (a look-up an id in a table that no cache holds), 1.9 to repeated rows and the k-core, 3.0 to writing "
-    "interactions, 1.2 to quarantine, 2.7 to histories"
+    "14.2 s for 20 million rows on two busy cores of an AMD EPYC consist of 5.2 s for reading the log and numbering "
+    "its ids (a lookup per id in a table larger than the caches), 1.9 s for duplicates and the k-core, 3.0 s for "
+    "writing interactions, 1.2 s for the quarantine and 2.7 s for histories"
 )
 
 
 def cases() -> list[Case]:
-    """The table."""
+    """Return the cases of the table."""
     return [
         _case(20_000_000, target=10, peak_limit_mb=1500, baseline_repeats=1, repeats=3, why_not=_WHY_NOT),
         _case(100_000_000, target=90, peak_limit_mb=8000, baseline_repeats=0, repeats=1, why_not=_WHY_NOT),
@@ -44,19 +44,19 @@ def cases() -> list[Case]:
 
 
 def growing() -> list[Case]:
-    """The cost by rows."""
+    """Return cases for the cost by number of interactions."""
     return [
         _case(rows, baseline_repeats=1, repeats=2) for rows in (500_000, 1_000_000, 2_000_000, 4_000_000, 8_000_000)
     ]
 
 
 def tiny() -> list[Case]:
-    """For the tests."""
+    """Return cases for the tests."""
     return [_case(20_000, repeats=1, baseline_repeats=1)]
 
 
 def write_log(folder: Path, rows: int) -> None:
-    """A shop's raw tables: few users and items have most of the rows; some rows repeat others, some are broken."""
+    """Write raw tables in which few users and items have most rows; some rows are duplicates, some are invalid."""
     store = AssetStore(folder, "shop")
     num_items = max(rows // 100, 50)
     store.write_slices("raw_interactions", _slices(rows, num_users=max(rows // 10, 20), num_items=num_items))
@@ -78,18 +78,18 @@ def write_log(folder: Path, rows: int) -> None:
 
 
 def _slices(rows: int, *, num_users: int, num_items: int) -> Iterator[pl.DataFrame]:
-    draw = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     for start in range(0, rows, _SLICE):
         size = min(_SLICE, rows - start)
-        users = (num_users * draw.random(size) ** 2).astype(np.int64)
-        items = (num_items * draw.random(size) ** 3).astype(np.int64)
-        times = (_FIRST_TIME + draw.integers(0, _SECONDS, size)) * 1000
+        users = (num_users * generator.random(size) ** 2).astype(np.int64)
+        items = (num_items * generator.random(size) ** 3).astype(np.int64)
+        times = (_FIRST_TIME + generator.integers(0, _SECONDS, size)) * 1000
         times[::10_000] = 0
         yield pl.DataFrame(
             {
                 "user_id": _ids("u", users),
                 "item_id": _ids("i", items),
-                "rating": draw.integers(1, 6, size).astype(np.float64),
+                "rating": generator.integers(1, 6, size).astype(np.float64),
                 "timestamp": times,
                 "source_file": pl.repeat("log.parquet", size, eager=True),
                 "source_row": np.arange(start + 1, start + size + 1),
@@ -103,7 +103,7 @@ def _ids(letter: str, numbers: np.ndarray) -> pl.Series:
     return pl.select(pl.format(letter + "{}", pl.Series(numbers * _SCATTER % 2**32))).to_series()
 
 
-def _ours(folder: Path) -> Timed:
+def _pipeline(folder: Path) -> Timed:
     store = AssetStore(folder, "shop")
 
     def run() -> pl.DataFrame:
@@ -119,18 +119,18 @@ def _ours(folder: Path) -> Timed:
     return run
 
 
-def _plain(folder: Path) -> Timed:
+def _baseline(folder: Path) -> Timed:
     store = AssetStore(folder, "shop")
 
     def run() -> pl.DataFrame:
         rows = store.read_table("raw_interactions").filter(pl.col("timestamp") > 0)
         rows = rows.sort("timestamp", "rating", "source_row").unique(["user_id", "item_id"], keep="first")
         rows = rows.select("user_id", "item_id", "timestamp")
-        height, needed = -1, CleaningConfig().k_core
+        height, k_core = -1, CleaningConfig().k_core
         while rows.height != height:
             height = rows.height
             rows = rows.filter(
-                (pl.len().over("user_id") >= max(needed, MIN_HISTORY)) & (pl.len().over("item_id") >= needed)
+                (pl.len().over("user_id") >= max(k_core, MIN_HISTORY)) & (pl.len().over("item_id") >= k_core)
             )
         items = rows.select(pl.col("item_id").unique().sort()).with_row_index("item_index")
         return (
@@ -143,23 +143,23 @@ def _plain(folder: Path) -> Timed:
     return run
 
 
-def _same(ours: Any, theirs: Any) -> None:
-    assert ours.select("user_id", "item_indices", "timestamps").equals(theirs)
+def _check_equal(pipeline: Any, baseline: Any) -> None:
+    assert pipeline.select("user_id", "item_indices", "timestamps").equals(baseline)
 
 
 def _case(rows: int, **kwargs: Any) -> Case:
     def limit(machine: Machine) -> float:
-        return rows * _BYTES_A_ROW / machine.gigabytes_a_second / 1e9
+        return rows * _BYTES_PER_ROW / machine.gigabytes_per_second / 1e9
 
     return Case(
         name=f"k-core and histories, {rows:,} interactions",
         size=rows,
         size_of="interactions",
         prepare=lambda folder: write_log(folder, rows),
-        ours=_ours,
-        baseline=_plain,
-        same=_same,
+        pipeline=_pipeline,
+        baseline=_baseline,
+        check_equal=_check_equal,
         limit=limit,
-        afresh=True,
+        new_process_per_run=True,
         **kwargs,
     )

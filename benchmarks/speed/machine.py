@@ -1,4 +1,4 @@
-"""What the machine is and what it can do: matrix products, copies, the disk. The roof of the roofline."""
+"""Description of the machine, and its measured limits for the roofline: matrix products and copies."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates measured now, by the run that is compared with them.
+    """The machine's rates, measured in the same command as the benchmarks that are compared with them.
 
     Attributes:
         name: processor, cores, memory.
-        gigaflops: fp32 matrix products by the faster of torch's libraries, 2048 x 2048.
-        gigabytes_a_second: copies of 256 MB, bytes read and bytes written counted.
+        gigaflops: float32 products of 2048 x 2048 matrices, by the fastest library that torch has here.
+        gigabytes_per_second: copies of 256 MB, counting bytes read and bytes written.
     """
 
     name: str
     gigaflops: float
-    gigabytes_a_second: float
+    gigabytes_per_second: float
 
 
 def measure_machine() -> Machine:
-    """The best of a few runs each: what others take of the machine meanwhile is not the machine's limit."""
+    """Measure the best of a few runs, so that other load on the machine does not lower its limits."""
     import torch
 
     from macrec_pipeline.runtime.fast_layers import linear
@@ -46,7 +46,7 @@ def measure_machine() -> Machine:
 
 
 def machine_name() -> str:
-    """Processor model, cores this process may use, memory; no name of the machine itself."""
+    """Describe processor model, usable cores and memory, without the host name."""
     model = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
@@ -56,8 +56,8 @@ def machine_name() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB"
 
 
-def forget(path: Path) -> None:
-    """Write a file's pages back and drop them from memory, so that the next read comes from the disk."""
+def drop_from_cache(path: Path) -> None:
+    """Flush a file and drop it from the page cache, so that the next read comes from the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,7 +70,7 @@ def _best(run: Callable[[], object]) -> float:
     run()
     seconds = []
     for _ in range(_REPEATS):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -1,6 +1,6 @@
-"""Runs a case: warm-up, then ours and the baseline in turn, so that what disturbs the machine disturbs both.
+"""Running a case: a warm-up, then pipeline and baseline in turns, so that other load affects both alike.
 
-Each side is a process of its own, for its own peak memory. Out: one row of `latest.json`.
+Each side has its own process, and so its own peak memory. The output is one row of `latest.json`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 from benchmarks.speed.case import Case
 from benchmarks.speed.machine import Machine
-from macrec_pipeline.runtime.openmp import BRIEFLY
+from macrec_pipeline.runtime.openmp import SPIN_COUNT
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = dict[str, float]
 
 
 class Worker:
-    """One side of a case, waiting for its turn."""
+    """The process of one side of a case, which waits for its turns."""
 
     def __init__(self, module: str, case: Case, side: str, folder: Path) -> None:
-        # each side's threads wait as they would outside: ours as the pipeline has them, the baseline's as ever
-        environment = dict([BRIEFLY]) | os.environ if side == "ours" else os.environ
+        # the pipeline sets how its threads wait, the baseline keeps the default
+        environment = dict([SPIN_COUNT]) | os.environ if side == "pipeline" else os.environ
         self._process = subprocess.Popen(
             _command(module, case, side, folder),
             cwd=ROOT,
@@ -39,16 +39,18 @@ class Worker:
         )
 
     def run(self) -> Run:
-        """One run."""
+        """Run once, and return the cost."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         stdin.write("go\n")
         stdin.flush()
-        answer = stdout.readline()
-        if not answer:
-            raise RuntimeError(f"a benchmark's process ended with {self._process.wait()}; its messages are above")
-        run: Run = json.loads(answer)
+        output = stdout.readline()
+        if not output:
+            raise RuntimeError(
+                f"A benchmark process exited with status {self._process.wait()}. See its messages above."
+            )
+        run: Run = json.loads(output)
         return run
 
     def close(self) -> None:
@@ -57,35 +59,37 @@ class Worker:
 
 
 def measure(module: str, case: Case, machine: Machine, *, commit: str, work: Path | None = None) -> dict[str, Any]:
-    """One row: figures of both sides, what they say beside the target and the limit.
+    """Measure a case, and return its row of the results.
 
     Args:
-        module: the stage's module in this folder.
-        case: what is run.
+        module: name of the stage's module in this folder.
+        case: what to run.
         machine: measured by the same command.
-        commit: of the code that is measured.
-        work: a folder on the disk that is measured; None: the system's temporary one.
+        commit: of the measured code.
+        work: folder on the disk to measure; None for the system's temporary folder.
     """
     with tempfile.TemporaryDirectory(dir=work) as name:
         folder = Path(name)
         subprocess.run(_command(module, case, "prepare", folder), cwd=ROOT, check=True)
-        ours, theirs = _in_turn(module, case, folder)
-    return row_of(case, ours, theirs, machine, commit=commit)
+        pipeline, baseline = _run_in_turns(module, case, folder)
+    return row_of(case, pipeline, baseline, machine, commit=commit)
 
 
-def row_of(case: Case, ours: Sequence[Run], theirs: Sequence[Run], machine: Machine, *, commit: str) -> dict[str, Any]:
-    """The row that some runs make."""
-    seconds = statistics.median(run["seconds"] for run in ours)
-    ratio = _ratio(ours, theirs)
-    peak = max(run["peak_rss_mb"] for run in ours)
-    baseline = statistics.median(run["seconds"] for run in theirs) if theirs else None
-    spread = (max(run["seconds"] for run in ours) - min(run["seconds"] for run in ours)) / seconds
+def row_of(
+    case: Case, pipeline: Sequence[Run], baseline: Sequence[Run], machine: Machine, *, commit: str
+) -> dict[str, Any]:
+    """Summarise the runs of both sides as a row."""
+    seconds = statistics.median(run["seconds"] for run in pipeline)
+    ratio = _ratio(pipeline, baseline)
+    peak = max(run["peak_rss_mb"] for run in pipeline)
+    baseline_seconds = statistics.median(run["seconds"] for run in baseline) if baseline else None
+    spread = (max(run["seconds"] for run in pipeline) - min(run["seconds"] for run in pipeline)) / seconds
     met = case.met(seconds=seconds, ratio=ratio, peak_mb=peak)
     return {
         "name": case.name,
         "unit": case.unit,
-        "ours": _rounded(case.figure(seconds)),
-        "baseline": None if baseline is None else _rounded(case.figure(baseline)),
+        "ours": _rounded(case.in_unit(seconds)),
+        "baseline": None if baseline_seconds is None else _rounded(case.in_unit(baseline_seconds)),
         "ratio": None if ratio is None else _rounded(ratio),
         "target": _target(case),
         "met": met,
@@ -96,53 +100,53 @@ def row_of(case: Case, ours: Sequence[Run], theirs: Sequence[Run], machine: Mach
         "size": case.size,
         "size_of": case.size_of,
         "spread": _rounded(spread),
-        "runs": len(ours),
-        "cpu_seconds": _rounded(statistics.median(run["cpu_seconds"] for run in ours)),
+        "runs": len(pipeline),
+        "cpu_seconds": _rounded(statistics.median(run["cpu_seconds"] for run in pipeline)),
         "why_not": case.why_not if met is False else "",
     }
 
 
-def _in_turn(module: str, case: Case, folder: Path) -> tuple[list[Run], list[Run]]:
-    sides = {"ours": case.repeats, "baseline": case.baseline_repeats}
+def _run_in_turns(module: str, case: Case, folder: Path) -> tuple[list[Run], list[Run]]:
+    sides = {"pipeline": case.repeats, "baseline": case.baseline_repeats}
 
     def start(side: str) -> Worker:
         return Worker(module, case, side, folder)
 
     workers = {side: start(side) for side, repeats in sides.items() if repeats}
-    runs: dict[str, list[Run]] = {"ours": [], "baseline": []}
+    runs: dict[str, list[Run]] = {"pipeline": [], "baseline": []}
     try:
         for turn in range(1 + max(sides.values())):
             for side, worker in list(workers.items()):
-                # One run of a slow side is its own warm-up.
+                # a slow side that runs only once has no warm-up
                 if turn <= sides[side] and not (turn == 0 and sides[side] == 1):
                     run = worker.run()
                     if turn:
                         runs[side].append(run)
-                    if case.afresh and side == "ours":
+                    if case.new_process_per_run and side == "pipeline":
                         worker.close()
                         workers[side] = start(side)
     finally:
         for worker in workers.values():
             worker.close()
-    return runs["ours"], runs["baseline"]
+    return runs["pipeline"], runs["baseline"]
 
 
-def _ratio(ours: Sequence[Run], theirs: Sequence[Run]) -> float | None:
-    """How many times as fast, pair by pair where there are pairs."""
-    if not theirs:
+def _ratio(pipeline: Sequence[Run], baseline: Sequence[Run]) -> float | None:
+    """Compute how many times as fast the pipeline is: the median over pairs of runs, if there are pairs."""
+    if not baseline:
         return None
-    if len(ours) == len(theirs):
-        return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True))
-    return statistics.median(b["seconds"] for b in theirs) / statistics.median(a["seconds"] for a in ours)
+    if len(pipeline) == len(baseline):
+        return statistics.median(b["seconds"] / a["seconds"] for a, b in zip(pipeline, baseline, strict=True))
+    return statistics.median(b["seconds"] for b in baseline) / statistics.median(a["seconds"] for a in pipeline)
 
 
 def _target(case: Case) -> str | None:
-    asked = []
+    conditions = []
     if case.target is not None:
-        asked.append(f"at least {case.target:g}x" if case.by_ratio else f"at most {case.target:g} s")
+        conditions.append(f"at least {case.target:g}x" if case.by_ratio else f"at most {case.target:g} s")
     if case.peak_limit_mb is not None:
-        asked.append(f"at most {case.peak_limit_mb:g} MB")
-    return ", ".join(asked) or None
+        conditions.append(f"at most {case.peak_limit_mb:g} MB")
+    return ", ".join(conditions) or None
 
 
 def _rounded(value: float) -> float:

@@ -1,9 +1,9 @@
-"""Puts the results into docs/performance.md: the table, and how the cost of each stage grows, as pictures.
+"""Copy the results into docs/performance.md as a table, and plot how the cost of each stage grows.
 
     python -m benchmarks.speed.plots
 
-In: results/latest.json and results/growth.json. Out: the part of the document between `<!-- table:speed -->` and
-`<!-- /table -->`, and docs/images/speed-<stage>.png, time and peak memory against size.
+The input is results/latest.json and results/growth.json. The output is the part of the document between
+`<!-- table:speed -->` and `<!-- /table -->`, and time and peak memory by size in docs/images/speed-<stage>.png.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ Rows = Sequence[dict[str, Any]]
 
 
 def stages(rows: Rows) -> Iterator[tuple[str, dict[str, Rows]]]:
-    """A picture's name and its curves: rows of one kind, by size; a single size is no curve."""
+    """Yield the name and the curves of each plot; a curve is the rows of one kind, if it has several sizes."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["size"]):
         kinds.setdefault(row["name"].replace(f"{row['size']:,}", "", 1).replace("  ", " "), []).append(row)
-    pictures: dict[str, dict[str, Rows]] = {}
-    for kind, own in kinds.items():
-        if len(own) > 1:
+    plots: dict[str, dict[str, Rows]] = {}
+    for kind, rows_of_kind in kinds.items():
+        if len(rows_of_kind) > 1:
             label = kind.partition(",")[2].split(",")[0].split(" x ")[0].strip() if kind.count(",") > 1 else ""
-            label = "" if label == own[0]["size_of"] else label
-            pictures.setdefault(kind.split(",")[0].split(" from ")[0], {})[label] = own
-    yield from ((name.lower().replace(" ", "-"), curves) for name, curves in pictures.items())
+            label = "" if label == rows_of_kind[0]["size_of"] else label
+            plots.setdefault(kind.split(",")[0].split(" from ")[0], {})[label] = rows_of_kind
+    yield from ((name.lower().replace(" ", "-"), curves) for name, curves in plots.items())
 
 
-def picture(curves: dict[str, Rows]) -> Figure:
-    """Seconds and peak memory against size, ours and, where it was run, the baseline."""
+def plot(curves: dict[str, Rows]) -> Figure:
+    """Plot seconds and peak memory by size, of the pipeline and, if it was run, of the baseline."""
     figure = Figure(figsize=(9.0, 3.4), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     time, memory = figure.subplots(1, 2)
     for number, (label, rows) in enumerate(curves.items()):
         colour, sizes = _COLOURS[number % len(_COLOURS)], [row["size"] for row in rows]
         time.plot(
-            sizes, [_seconds(row, "ours") for row in rows], color=colour, marker="o", label=f"{label} ours".strip()
+            sizes, [_seconds(row, "ours") for row in rows], color=colour, marker="o", label=f"{label} pipeline".strip()
         )
-        plain = [(row["size"], _seconds(row, "baseline")) for row in rows if row["baseline"] is not None]
-        if plain:
-            time.plot(*zip(*plain, strict=True), color=colour, marker="s", ls="--", label=f"{label} baseline".strip())
+        baseline = [(row["size"], _seconds(row, "baseline")) for row in rows if row["baseline"] is not None]
+        if baseline:
+            time.plot(
+                *zip(*baseline, strict=True), color=colour, marker="s", ls="--", label=f"{label} baseline".strip()
+            )
         memory.plot(
-            sizes, [row["peak_rss_mb"] for row in rows], color=colour, marker="o", label=f"{label} ours".strip()
+            sizes, [row["peak_rss_mb"] for row in rows], color=colour, marker="o", label=f"{label} pipeline".strip()
         )
     size_of = next(iter(curves.values()))[0]["size_of"]
     for axes, label in ((time, "seconds"), (memory, "peak memory, MB")):
@@ -71,7 +73,7 @@ def picture(curves: dict[str, Rows]) -> Figure:
 
 
 def _round_ticks(axis: Axis) -> None:
-    """1, 2 and 5 of each power of ten, written out; fewer where powers are many, more within one."""
+    """Label 1, 2 and 5 in each power of ten; fewer labels over many powers, more within a single one."""
     low, high = axis.get_view_interval()
     steps = (1,) if high > 500 * low else (1, 2, 5) if high > 5 * low else tuple(range(1, 10))
     axis.set_major_locator(LogLocator(subs=steps))
@@ -80,22 +82,22 @@ def _round_ticks(axis: Axis) -> None:
 
 
 def _seconds(row: dict[str, Any], side: str) -> float:
-    """Of one run; a rate is of the float32 matrix of 768 columns."""
-    figure: float = row[side]
-    return figure if row["unit"] == "s" else row["size"] * 768 * 4 / 1e6 / figure
+    """Return the seconds of one run; a rate refers to a float32 matrix with 768 columns."""
+    value: float = row[side]
+    return value if row["unit"] == "s" else row["size"] * 768 * 4 / 1e6 / value
 
 
 def with_table(text: str, rows: Rows) -> str:
-    """The document with the table of these rows, and below it on what and when they were measured."""
+    """Return the document with the table of these rows, and a line about the machine, commit and load."""
     origins = sorted({f"{row['machine']}, commit {row['commit']}" for row in rows})
     loads = [row["load"] for row in rows if "load" in row]
-    below = f"Measured on: {'; '.join(origins)}. Load average during the rows: {min(loads)} to {max(loads)}."
-    marked = f"<!-- table:speed -->\n{table(rows)}\n\n{below}\n<!-- /table -->"
+    footer = f"Measured on: {'; '.join(origins)}. Load average during the rows: {min(loads)} to {max(loads)}."
+    marked = f"<!-- table:speed -->\n{table(rows)}\n\n{footer}\n<!-- /table -->"
     return _TABLE.sub(lambda _: marked, text)
 
 
 def main() -> None:
-    """Write the table, and draw every stage that was measured at more than one size."""
+    """Update the table, and plot every stage that was measured at more than one size."""
     latest, growth = (
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         for path in (RESULTS / "latest.json", RESULTS / "growth.json")
@@ -104,7 +106,7 @@ def main() -> None:
     rows = [*latest, *growth]
     for name, curves in stages(rows):
         out = IMAGES / f"speed-{name}.png"
-        picture(curves).savefig(out, metadata={"Software": None})
+        plot(curves).savefig(out, metadata={"Software": None})
         print(out.relative_to(ROOT))
 
 

@@ -1,4 +1,4 @@
-"""The rows of the table: one module a stage. Add a module with `cases`, `growing` and `tiny`, and name it here."""
+"""The stages of the table. To add one, write a module with `cases`, `growing` and `tiny`, and list it here."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ MODULES = (
     "assignment",
     "embedding_table",
     "evaluation",
-    "pictures",
+    "image_decoding",
     "imports",
 )
 
 
 def row_module(name: str) -> ModuleType:
-    """The module of a stage: `cases()` for the table, `growing()` for the cost by size, `tiny()` for the tests."""
+    """Import a stage: `cases()` are for the table, `growing()` for the cost by size, `tiny()` for the tests."""
     return import_module(f"benchmarks.speed.{name}")
 
 
 def cases(kind: str) -> Iterator[tuple[str, Case]]:
-    """Every stage's cases of a kind ("cases", "growing", "tiny"), each with its module."""
+    """Yield all cases of a kind ("cases", "growing" or "tiny"), each with the name of its module."""
     for module in MODULES:
         for case in getattr(row_module(module), kind)():
             yield module, case
 
 
 def find(module: str, name: str) -> Case:
-    """The case of a module by its name, of whatever kind."""
-    found = (case for kind in ("cases", "growing", "tiny") for case in getattr(row_module(module), kind)())
-    case: Case = next(case for case in found if case.name == name)
+    """Find a case of a module by its name, in any kind."""
+    candidates = (case for kind in ("cases", "growing", "tiny") for case in getattr(row_module(module), kind)())
+    case: Case = next(case for case in candidates if case.name == name)
     return case

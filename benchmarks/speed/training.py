@@ -1,10 +1,10 @@
-"""An epoch of the recommender's training on all six tasks, with the published model, on a small log like Instruments'.
+"""One epoch of training on all six tasks, with the published model, on a small log like Instruments'.
 
-Ours contains all of a training up to its last step: making the model and the batches. The loss of the validation
-targets, which would follow, is left out, since the baseline has none. The exact objective reads each sample anew, as
-published; the item-causal one reads a history once and decodes all its targets from it. The baseline does for every
-step what a Trainer does and no more: transformers' own T5 with a text vocabulary, batches of samples in random order
-padded to the longest, loss, backward, clipping, AdamW. All train the same samples.
+The pipeline's time covers a whole training up to its last step, including the creation of the model and the batches.
+The validation loss that would follow is excluded, since the baseline has none. The exact encoding reads the history of
+each sample separately, as published; the item-causal encoding reads a history once, and decodes all its targets from
+it. The baseline does what a Trainer does in each step: transformers' own T5 with a text vocabulary, batches in random
+order padded to the longest sample, loss, backward pass, clipping, AdamW. All train on the same samples.
 """
 
 from __future__ import annotations
@@ -20,35 +20,45 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.speed.case import Case, Timed
 from benchmarks.speed.machine import Machine
-from benchmarks.speed.shop import CODEBOOK_SIZE, LEVELS, PUBLISHED, SMALL, a_model, as_text_model, read_log, write_log
+from benchmarks.speed.shop import (
+    CODEBOOK_SIZE,
+    LEVELS,
+    PUBLISHED,
+    SMALL,
+    as_text_model,
+    random_model,
+    read_log,
+    write_log,
+)
 from macrec_pipeline.config import RecommenderConfig, RuntimeConfig
-from macrec_pipeline.recommender.model.vocabulary import ALIGNMENT_TASKS, HISTORY_TASKS
-from macrec_pipeline.recommender.training.batching import training_rows
-from macrec_pipeline.recommender.training.fit import fit_recommender
+from macrec_pipeline.recommender.model.generative_recommender import ModelSpec
+from macrec_pipeline.recommender.model.history_encoding import ALIGNMENT_TASKS, HISTORY_TASKS
+from macrec_pipeline.recommender.training.batching import training_windows
+from macrec_pipeline.recommender.training.train import fit_recommender
 from macrec_pipeline.runtime.devices import prepare_device
 
-# Samples a step of the baseline, which keeps what a step made until its backward pass; ours has the published 4,096.
+# Samples per step of the baseline, which keeps all activations of a step. The pipeline has the published 4,096.
 _BASELINE_BATCH = 128
 _IGNORED = -100
-_ITEMS_A_USER = 6_250 / 17_112
+_ITEMS_PER_USER = 6_250 / 17_112
 Encoding = Literal["exact", "item_causal"]
 Precision = Literal["float32", "bfloat16"]
 _TARGETS: dict[Encoding, float] = {"exact": 8, "item_causal": 20}
 
 _WHY_NOT: dict[Precision, str] = {
-    "float32": "products of matrices alone would take the roofline's share of the time, the rest is passes over memory "
-    "between them, of half the bytes in bfloat16: see the row for that, whose results differ by less than a seed's",
-    "bfloat16": "where products in bfloat16 are not several times as fast as in float32 they take 44% of the time "
-    "and more; what is left is passes over memory between them",
+    "float32": "matrix products alone take the roofline share of the time, and the rest is memory traffic between "
+    "them; bfloat16 halves the traffic, and its results differ by less than those of another seed (see its row)",
+    "bfloat16": "matrix products take at least 44% of the time unless they are several times as fast in bfloat16 as in "
+    "float32; the rest is memory traffic between them",
 }
 
 
-class _Trained(Exception):  # noqa: N818 - no error: the steps are done, and what would follow is not timed
-    """Raised after the last step."""
+class _LastStepDone(Exception):  # noqa: N818 - not an error
+    """Raised after the last step, so that what follows is not timed."""
 
 
 def cases() -> list[Case]:
-    """The table."""
+    """Return the cases of the table."""
     return [
         _case(
             320,
@@ -66,12 +76,12 @@ def cases() -> list[Case]:
 
 
 def growing() -> list[Case]:
-    """The cost by users."""
+    """Return cases for the cost by number of users."""
     return [_case(users, "item_causal", repeats=2, baseline_repeats=0) for users in (160, 640, 2_560)]
 
 
 def tiny() -> list[Case]:
-    """For the tests."""
+    """Return cases for the tests."""
     return [
         _case(20, encoding, precision=precision, config=SMALL, repeats=1, baseline_repeats=1)
         for encoding in _TARGETS
@@ -79,16 +89,16 @@ def tiny() -> list[Case]:
     ]
 
 
-def _ours(folder: Path, config: RecommenderConfig) -> Timed:
+def _pipeline(folder: Path, config: RecommenderConfig) -> Timed:
     histories, codes = read_log(folder)
     device = prepare_device(RuntimeConfig(device="cpu", num_threads=torch.get_num_threads()))
 
-    def stop_after_the_last(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+    def stop_after_last_step(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         if done == total:
-            raise _Trained
+            raise _LastStepDone
 
     def run() -> int:
-        with suppress(_Trained):
+        with suppress(_LastStepDone):
             fit_recommender(
                 histories,
                 *codes.values(),
@@ -96,30 +106,30 @@ def _ours(folder: Path, config: RecommenderConfig) -> Timed:
                 config=config,
                 seed=1,
                 device=device,
-                progress=stop_after_the_last,
+                progress=stop_after_last_step,
             )
-        rows = training_rows([history[:-2] for history in histories], config)
-        return rows.num_targets * len(HISTORY_TASKS) + len(codes["text"]) * len(ALIGNMENT_TASKS)
+        windows = training_windows([history[:-2] for history in histories], ModelSpec.from_settings(vars(config)))
+        return windows.num_targets * len(HISTORY_TASKS) + len(codes["text"]) * len(ALIGNMENT_TASKS)
 
     return run
 
 
-def _padded_batches(folder: Path, config: RecommenderConfig) -> Timed:
+def _baseline(folder: Path, config: RecommenderConfig) -> Timed:
     histories, codes = read_log(folder)
-    ours = a_model(config)
-    model = as_text_model(ours).train()
-    tokens = {name: ours.vocabulary.item_tokens(torch.from_numpy(codes[name]), modality=name) for name in codes}
-    samples = _samples(histories, tokens, ours.vocabulary.prompt, history_length=config.history_length)
+    weights = random_model(config)
+    model = as_text_model(weights).train()
+    tokens = {name: weights.vocabulary.item_tokens(torch.from_numpy(codes[name]), modality=name) for name in codes}
+    samples = _samples(histories, tokens, weights.vocabulary.prompt, history_length=config.history_length)
 
     def run() -> int:
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         for chosen in np.array_split(
             np.random.default_rng(0).permutation(len(samples)), -(-len(samples) // _BASELINE_BATCH)
         ):
-            read = pad_sequence([samples[place][0] for place in chosen], batch_first=True)
-            written = pad_sequence([samples[place][1] for place in chosen], batch_first=True, padding_value=_IGNORED)
+            inputs = pad_sequence([samples[index][0] for index in chosen], batch_first=True)
+            labels = pad_sequence([samples[index][1] for index in chosen], batch_first=True, padding_value=_IGNORED)
             optimizer.zero_grad()
-            model(input_ids=read, attention_mask=(read > 0).long(), labels=written).loss.backward()
+            model(input_ids=inputs, attention_mask=(inputs > 0).long(), labels=labels).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         return len(samples)
@@ -130,23 +140,25 @@ def _padded_batches(folder: Path, config: RecommenderConfig) -> Timed:
 def _samples(
     histories: list[np.ndarray], tokens: dict[str, torch.Tensor], prompt: Any, *, history_length: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """What is read and what is written, token by token, for every sample of the six tasks."""
-    found = []
+    """Return the input and output tokens of every sample of the six tasks."""
+    samples = []
     for task, (source, target) in HISTORY_TASKS.items():
         for history in histories:
-            for place in range(1, len(history) - 2):
-                recent = tokens[source][torch.from_numpy(history[max(0, place - history_length) : place])].flatten()
-                found.append((torch.cat([prompt(task), recent]), tokens[target][history[place]]))
+            for position in range(1, len(history) - 2):
+                recent = tokens[source][
+                    torch.from_numpy(history[max(0, position - history_length) : position])
+                ].flatten()
+                samples.append((torch.cat([prompt(task), recent]), tokens[target][history[position]]))
     for alignment, (source, target) in ALIGNMENT_TASKS.items():
-        found += [
-            (torch.cat([prompt(alignment), own]), other)
-            for own, other in zip(tokens[source], tokens[target], strict=True)
+        samples += [
+            (torch.cat([prompt(alignment), source_tokens]), target_tokens)
+            for source_tokens, target_tokens in zip(tokens[source], tokens[target], strict=True)
         ]
-    return found
+    return samples
 
 
-def _same(ours: Any, theirs: Any) -> None:
-    assert ours == theirs, f"{ours} samples against {theirs}"
+def _check_equal(pipeline: Any, baseline: Any) -> None:
+    assert pipeline == baseline, f"the pipeline trains on {pipeline} samples, the baseline on {baseline}"
 
 
 def _case(
@@ -157,19 +169,19 @@ def _case(
     config: RecommenderConfig = PUBLISHED,
     **kwargs: Any,
 ) -> Case:
-    items = max(LEVELS, round(users * _ITEMS_A_USER))
+    items = max(LEVELS, round(users * _ITEMS_PER_USER))
     config = config.model_copy(update={"encoding": encoding, "num_epochs": 1, "precision": precision})
 
     def limit(machine: Machine) -> float:
-        """Matrix products of the layers, forward and twice that backward; attention and logits are not counted."""
-        targets, length = 5.0, 8.0  # of a user: training targets, items of the mean history that a target looks at
-        own, feed = 4 * config.d_model * config.num_heads * config.d_kv, 2 * config.d_model * config.d_ff
-        read = LEVELS * (targets * (1 + targets) / 2 if encoding == "exact" else length)  # tokens of a user and task
-        written = LEVELS * targets
-        macs = config.num_encoder_layers * read * (own + feed) + config.num_decoder_layers * written * (
-            1.5 * own + feed
-        )
-        macs += config.num_decoder_layers * read * own / 2
+        """Count the layers' matrix products, twice as many backward as forward; without attention and logits."""
+        targets, length = 5.0, 8.0  # per user: training targets, and items of the mean history
+        attention, feed_forward = 4 * config.d_model * config.num_heads * config.d_kv, 2 * config.d_model * config.d_ff
+        num_read = LEVELS * (targets * (1 + targets) / 2 if encoding == "exact" else length)  # tokens per user and task
+        num_written = LEVELS * targets
+        macs = config.num_encoder_layers * num_read * (
+            attention + feed_forward
+        ) + config.num_decoder_layers * num_written * (1.5 * attention + feed_forward)
+        macs += config.num_decoder_layers * num_read * attention / 2
         return 3 * 2 * users * len(HISTORY_TASKS) * macs / machine.gigaflops / 1e9
 
     return Case(
@@ -177,9 +189,9 @@ def _case(
         size=users,
         size_of="users",
         prepare=lambda folder: write_log(folder, users=users, items=items),
-        ours=lambda folder: _ours(folder, config),
-        baseline=lambda folder: _padded_batches(folder, config),
-        same=_same,
+        pipeline=lambda folder: _pipeline(folder, config),
+        baseline=lambda folder: _baseline(folder, config),
+        check_equal=_check_equal,
         limit=limit,
         bfloat16=precision == "bfloat16",
         **kwargs,

@@ -1,8 +1,8 @@
-"""One side of a case in a process of its own: does a run for every line that it is sent, and says what it cost.
+"""A process for one side of a case: it runs once per line on standard input, and reports the cost as JSON.
 
     python -m benchmarks.speed.worker ROW-MODULE NAME SIDE FOLDER
 
-SIDE is prepare, ours or baseline. Used by `measuring`, not by hand.
+SIDE is prepare, pipeline or baseline. `measuring` starts these processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.case import Case
-from benchmarks.speed.machine import forget
+from benchmarks.speed.machine import drop_from_cache
 from benchmarks.speed.rows import find
 
 
@@ -27,12 +27,12 @@ def _run(case: Case, timed: Any, folder: Path) -> dict[str, float]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for pattern in case.drop_caches:
         for path in folder.glob(pattern):
-            forget(path)
+            drop_from_cache(path)
     _reset_peak()
-    cpu, begin = _cpu_seconds(), time.perf_counter()
+    cpu_start, start = _cpu_seconds(), time.perf_counter()
     timed()
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu, "peak_rss_mb": _peak_mb()}
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu_start, "peak_rss_mb": _peak_mb()}
 
 
 def _cpu_seconds() -> float:
@@ -47,25 +47,25 @@ def _reset_peak() -> None:
 
 
 def _peak_mb() -> float:
-    """The largest resident size since the reset, mapped files included; a child's where that is larger."""
+    """Return the peak resident size since the reset, including mapped files, or that of a child if it is larger."""
     status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+    peak_kb = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return max(peak_kb, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def main() -> None:
-    """Serve one side of one case."""
+    """Run one side of one case."""
     module, name, side, folder = *sys.argv[1:4], Path(sys.argv[4])
     case = find(module, name)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a stage prints is no answer
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # keep what a stage prints apart from the results
     if side == "prepare":
         case.prepare(folder)
         return
-    timed = (case.ours if side == "ours" else case.baseline)(folder)
+    timed = (case.pipeline if side == "pipeline" else case.baseline)(folder)
     for _ in sys.stdin:
-        answers.write(json.dumps(_run(case, timed, folder)) + "\n")
-        answers.flush()
+        output.write(json.dumps(_run(case, timed, folder)) + "\n")
+        output.flush()
 
 
 if __name__ == "__main__":

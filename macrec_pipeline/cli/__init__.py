@@ -1,4 +1,4 @@
-"""The `macrec` command: run the pipeline, look at data sets, open the UIs, ask a registered model."""
+"""The `macrec` command: run the pipeline, inspect data sets and settings, use registered models, open the UIs."""
 
 from macrec_pipeline.cli.application import main
 

@@ -1,4 +1,4 @@
-"""`python -m macrec_pipeline.cli` is the `macrec` command."""
+"""Makes `python -m macrec_pipeline.cli` the `macrec` command."""
 
 from macrec_pipeline.cli import main
 

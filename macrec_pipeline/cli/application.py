@@ -1,54 +1,60 @@
-"""The `macrec` command, put together: its help, its commands in the order of the help, and how it ends.
+"""The `macrec` command as a whole: its help, the order of its commands, and its exit status.
 
-What a person did wrong ends in one line on standard error and exit status 2; Ctrl-C in status 130; only a fault of this
-package keeps its traceback. Heavy imports wait until a command needs them, so that `--help` is instant.
+A mistake of the user ends in one line on standard error and exit status 2, and Ctrl-C in status 130. Only a bug in this
+package prints a traceback. Modules that import slowly are imported inside the commands, so that `--help` is instant.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from macrec_pipeline import __version__
-from macrec_pipeline.cli.data_sets import datasets_app, fetch_app
-from macrec_pipeline.cli.interface import ui
+from macrec_pipeline.cli.commands import Command, Group
+from macrec_pipeline.cli.datasets import datasets_app, fetch_app
 from macrec_pipeline.cli.models import promote, recommend, rollback
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
-from macrec_pipeline.errors import MacrecError
+from macrec_pipeline.cli.settings import settings
+from macrec_pipeline.cli.ui import ui
+from macrec_pipeline.errors import MacrecError, did_you_mean
 from macrec_pipeline.runtime.openmp import spin_briefly
 from macrec_pipeline.runtime.text_sanitizing import one_line
 
-INTERRUPTED = 130
+WRONG_USE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="macrec",
-    help="From interactions and a multimodal catalogue to a registered generative recommender.",
+    cls=Group,
+    help="Train a generative recommender from your interaction log and catalogue, evaluate it, and register it.",
     epilog=(
         "Examples:\n\n"
-        "`macrec run demo` — the whole pipeline on a built-in shop\n\n"
-        "`macrec run movielens-100k --data ~/data --set recommender.num_epochs=5 --set seed=7`\n\n"
-        "`macrec refresh demo` — new interactions: items keep their IDs, training goes on from the last weights\n\n"
-        "`macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 10`\n\n"
-        "`macrec recommend-all demo` — what every user is recommended, as parquet files\n\n"
-        "`macrec datasets validate` — which data sets are ready to run\n\n"
-        "`macrec promote demo` — the challenger becomes the champion; `macrec rollback demo` takes it back\n\n"
-        "`macrec evaluate-champion demo` — what the champion is worth on the newest data\n\n"
-        "`macrec ui` — the Dagster and MLflow UIs, with those very runs"
+        "- `macrec run demo`: the whole pipeline on a generated shop, in about ten minutes\n"
+        "- `macrec settings demo`: every setting of a data set, and where its value comes from\n"
+        "- `macrec run demo --set recommender.num_epochs=5`: the same with a setting changed\n"
+        "- `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042`\n"
+        "- `macrec refresh demo`: update the model after new interactions\n"
+        "- `macrec ui`: the Dagster and MLflow UIs with these runs\n\n"
+        "`macrec COMMAND --help` explains a command and its options."
     ),
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(datasets_app, name="datasets")
-app.add_typer(fetch_app, name="fetch")
-for _command in (run, refresh, backtest, recommend, recommend_all, evaluate_champion, promote, rollback, ui):
-    app.command()(_command)
+_PANELS = {
+    "Run the pipeline": (run, refresh, backtest),
+    "Use a model": (recommend, recommend_all, evaluate_champion, promote, rollback),
+    "Inspect and prepare": (settings, ui),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(cls=Command, rich_help_panel=_panel)(_command)
+app.add_typer(datasets_app, name="datasets", rich_help_panel="Inspect and prepare")
+app.add_typer(fetch_app, name="fetch", rich_help_panel="Inspect and prepare")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"macrec {__version__}")
         raise typer.Exit
 
@@ -65,21 +71,39 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the `macrec` command."""
+    """Runs the `macrec` command and exits.
+
+    Args:
+        arguments: the words after `macrec`; those of this process by default.
+
+    Raises:
+        SystemExit: always. Status 0 is success, 2 a mistake of the user or a failed run, 130 Ctrl-C.
+    """
     spin_briefly()
     try:
         status = app(arguments, prog_name="macrec", standalone_mode=False)
     except MacrecError as error:
-        status = _complain(str(error), 2)
+        status = _report(str(error), WRONG_USE)
     except typer.TyperException as error:
-        status = _complain(f"{error.format_message()} See `macrec --help`.", 2)
+        status = _report(_usage_message(error), WRONG_USE)
     except typer.Abort:
         status = INTERRUPTED
     if status == INTERRUPTED:
-        _complain("Interrupted. What is finished is kept.", INTERRUPTED)
+        _report("Interrupted. Finished work is kept.", INTERRUPTED)
     raise SystemExit(status or 0)
 
 
-def _complain(message: str, status: int) -> int:
+def _usage_message(error: typer.TyperException) -> str:
+    """Returns what is wrong with the command line and which help to read."""
+    detail: Any = error  # the attributes below depend on the kind of error
+    message = error.format_message()
+    if hasattr(detail, "possibilities"):
+        name = detail.option_name
+        message = f"There is no option {name}.{did_you_mean(name, detail.possibilities or ())}"
+    context = getattr(detail, "ctx", None)
+    return f"{message} See `{context.command_path if context else 'macrec'} --help`."
+
+
+def _report(message: str, status: int) -> int:
     print(f"macrec: {' '.join(one_line(message).split())}", file=sys.stderr)
     return status

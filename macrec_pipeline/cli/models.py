@@ -1,54 +1,95 @@
-"""The commands about registered models: ask one, and decide which is champion."""
+"""The commands about registered models: get recommendations, and decide which version is champion."""
 
 from typing import Annotated, Any, Literal
 
 import typer
 
+from macrec_pipeline.cli.completion import complete_dataset
 from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
-from macrec_pipeline.terminal import answer_table, console, decision_lines, history_lines, quieten_libraries
+from macrec_pipeline.terminal import answer_table, champion_change_lines, console, history_lines, quieten_libraries
+
+ModelOfDatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        autocompletion=complete_dataset,
+        help="Data set whose registered model, macrec-DATASET, to change.",
+    ),
+]
+ReasonOption = Annotated[
+    str,
+    typer.Option("--reason", metavar="TEXT", help="Why; recorded with the model version.", show_default=False),
+]
 
 
 def recommend(
-    model: Annotated[str, typer.Option("--model", help="A registered model, as in models:/macrec-demo@champion.")],
-    history: Annotated[str, typer.Option("--history", help="Item ids, oldest first, separated by commas.")],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many items.")] = 10,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="MODEL", help="A registered model: models:/NAME@ALIAS or models:/NAME/VERSION."
+        ),
+    ],
+    history: Annotated[
+        str, typer.Option("--history", metavar="ITEMS", help="Item IDs, oldest first, separated by commas.")
+    ],
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", min=1, max=1000, help="Number of items to recommend.")] = 10,
     route: Annotated[
         Literal["fused", "text", "image", "collaborative"],
-        typer.Option("--route", help="All routes fused, or one alone; collaborative where the model has that route."),
+        typer.Option(
+            "--route",
+            metavar="ROUTE",
+            help="Retrieval route: fused (all routes combined), text, image, or collaborative if the model has it.",
+        ),
     ] = "fused",
-    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what is in the history.")] = False,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave out items that are in the history.")
+    ] = False,
     allow: Annotated[
-        str | None, typer.Option("--allow", metavar="ITEMS", help="Only these item ids, separated by commas.")
+        str | None,
+        typer.Option("--allow", metavar="ITEMS", help="Recommend only these item IDs, separated by commas."),
     ] = None,
     exclude: Annotated[
-        str, typer.Option("--exclude", metavar="ITEMS", help="None of these item ids, separated by commas.")
+        str,
+        typer.Option(
+            "--exclude",
+            metavar="ITEMS",
+            help="Recommend none of these item IDs, separated by commas.",
+            show_default=False,
+        ),
     ] = "",
     category: Annotated[
         list[str] | None,
-        typer.Option("--category", metavar="NAME", help="Only items of this category; more than once: of any of them."),
+        typer.Option(
+            "--category", metavar="NAME", help="Recommend only items in this category. Repeat to allow several."
+        ),
     ] = None,
     exclude_category: Annotated[
         list[str] | None,
         typer.Option(
-            "--exclude-category", metavar="NAME", help="No item of this category; may be given more than once."
+            "--exclude-category",
+            metavar="NAME",
+            help="Recommend no items in this category. Repeat to exclude several.",
         ),
     ] = None,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
-    """Ask a registered model what comes next.
+    """Recommend items for one history, with a registered model.
 
-    Example: `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042 -k 5`
+    Examples:
+
+    - `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042`
+    - `macrec recommend --model models:/macrec-demo/3 --history P0001 -k 5 --category Camping`
     """
     quieten_libraries()
     from macrec_pipeline.recommender.retrieval.eligible_items import Rules
     from macrec_pipeline.tracking import load_model
 
-    item_ids = _listed(history)
+    item_ids = _split_at_commas(history)
     rules = None
     if allow is not None or exclude or category or exclude_category:
-        allowed = None if allow is None else _listed(allow)
-        rules = Rules(allowed, _listed(exclude), category or None, exclude_category or ())
+        allowed = None if allow is None else _split_at_commas(allow)
+        rules = Rules(allowed, _split_at_commas(exclude), category or None, exclude_category or ())
     loaded: Any = load_model(model, home.folder)
     bundle = loaded.unwrap_python_model().bundle
     answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]
@@ -56,45 +97,52 @@ def recommend(
     out = console()
     out.print(history_lines(item_ids, catalogue))
     if answer.fallback != "none":
-        out.print("Nothing of it is known to the model, so these are its most popular items.")
-    out.print(answer_table(answer, catalogue, data=data.resolve()) if answer.item_ids else "The rules leave no item.")
+        out.print("The model knows no item of this history, so these are its most popular items.")
+    if answer.item_ids:
+        out.print(answer_table(answer, catalogue, data=data.resolve()))
+    else:
+        out.print("No item satisfies all of these options.")
 
 
 def promote(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose registered model, macrec-DATASET.")],
-    version: Annotated[int | None, typer.Option("--version", min=1, help="Default: the challenger.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, for those who ask later.")] = "",
+    dataset: ModelOfDatasetArgument,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", metavar="NUMBER", min=1, help="Version to promote.", show_default="the challenger"),
+    ] = None,
+    reason: ReasonOption = "",
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make a version the champion, which services load from their next start on.
+    """Make a model version the champion. Services use it from the next time they load the model.
 
-    Example: `macrec promote demo --version 3 --reason "better on the spring users"`
+    Examples:
+
+    - `macrec promote demo`: the challenger becomes champion
+    - `macrec promote demo --version 3 --reason "better for new users"`
     """
     quieten_libraries()
     from macrec_pipeline.tracking import open_tracking
 
-    decision = open_tracking(home.folder, create=False).promote(dataset, version=version, reason=reason)
-    console().print(decision_lines(decision, take_back=f"macrec rollback {dataset}"))
+    change = open_tracking(home.folder, create=False).promote(dataset, version=version, reason=reason)
+    console().print(champion_change_lines(change, undo_command=f"macrec rollback {dataset}"))
 
 
 def rollback(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose registered model, macrec-DATASET.")],
-    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, for those who ask later.")] = "",
+    dataset: ModelOfDatasetArgument,
+    reason: ReasonOption = "",
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make the champion before the present one the champion again; once more goes to the one before that.
+    """Restore the previous champion. Run it again to go back one more.
 
-    Example: `macrec rollback demo --reason "empty answers since noon"`
+    Example: `macrec rollback demo --reason "empty responses since noon"`
     """
     quieten_libraries()
     from macrec_pipeline.tracking import open_tracking
 
-    decision = open_tracking(home.folder, create=False).rollback(dataset, reason=reason)
-    before = decision.before
-    console().print(
-        decision_lines(decision, take_back=f"macrec promote {dataset} --version {before.version if before else 'N'}")
-    )
+    change = open_tracking(home.folder, create=False).rollback(dataset, reason=reason)
+    version = change.previous.version if change.previous else "N"
+    console().print(champion_change_lines(change, undo_command=f"macrec promote {dataset} --version {version}"))
 
 
-def _listed(text: str) -> list[str]:
+def _split_at_commas(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,4 +1,4 @@
-"""The commands that run the pipeline, or a part of it.
+"""The commands that run the pipeline or a part of it.
 
 `macrec run`, `macrec refresh`, `macrec backtest`, `macrec recommend-all` and `macrec evaluate-champion`.
 """
@@ -10,8 +10,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from macrec_pipeline.cli.data_sets import require_files
-from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
+from macrec_pipeline.cli.completion import ASSETS, complete_asset
+from macrec_pipeline.cli.datasets import require_files
+from macrec_pipeline.cli.options import (
+    DEFAULT_DATA,
+    DEFAULT_HOME,
+    DataOption,
+    DatasetArgument,
+    HomeOption,
+    SettingsOption,
+)
 from macrec_pipeline.datasets import load_dataset
 from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.home import Home
@@ -26,36 +34,52 @@ from macrec_pipeline.terminal import (
     show_finished_assets,
 )
 
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a setting; may be repeated."),
-]
-MEASURED = ("evaluation_report", "registered_model")  # after these the metrics are those of this run
+_ASSET_LIST = ", ".join(ASSETS)
+# After these assets the metrics on disk are those of the run that just ended.
+_ASSETS_WITH_METRICS = ("evaluation_report", "registered_model")
 
 
 def run(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
+    dataset: DatasetArgument,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="ASSET", help="Run this asset and all that it is made from.")
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="ASSET",
+            autocompletion=complete_asset,
+            help=f"Stop after this asset: run it and everything it depends on. One of: {_ASSET_LIST}.",
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="ASSET", help="Run this asset alone, on what is there already.")
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="ASSET",
+            autocompletion=complete_asset,
+            help=f"Run only this asset, on the inputs of earlier runs. One of: {_ASSET_LIST}.",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last run, which failed or was killed, with its settings.")
+        bool,
+        typer.Option("--resume", help="Continue the last run, which failed or was stopped, with its settings."),
     ] = False,
 ) -> None:
-    """Run the pipeline on one data set, then show its metrics and where everything is.
+    """Run the pipeline on a data set, from its files to a registered model, and show the metrics.
 
-    Example: `macrec run demo --set recommender.num_epochs=3`
+    Examples:
+
+    - `macrec run demo`
+    - `macrec run demo --set recommender.num_epochs=3 --set seed=7`: settings changed for this run
+    - `macrec run movielens-100k --data ~/data --until histories`: see what cleaning keeps, before training
+    - `macrec run demo --resume`: continue after a failure or Ctrl-C
     """
     if until and only:
-        raise ConfigError("--until and --only cannot go together.")
+        raise ConfigError("--until and --only exclude each other: leave one of them out.")
     if resume and (settings or until or only):
-        raise ConfigError("--resume goes on with what the last run was asked for: leave out --set, --until and --only.")
+        raise ConfigError("--resume repeats the options of the last run: leave out --set, --until and --only.")
     spec = load_dataset(dataset)
     spec.config(parse_overrides(settings or []))
     if not (only or resume):
@@ -76,37 +100,47 @@ def run(
         url=home.url,
     )
     launch(request, defs=defs)
-    _show_results(dataset, home, measured=(only or until or MEASURED[-1]) in MEASURED)
+    last_asset = only or until or "registered_model"
+    _show_results(dataset, home, has_new_metrics=last_asset in _ASSETS_WITH_METRICS)
 
 
 def refresh(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set that has been run before.")],
+    dataset: DatasetArgument,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
 ) -> None:
-    """Take in new interactions: items keep their IDs, training starts from the weights of before.
+    """Update the model after new interactions: known items keep their IDs, training continues from the last weights.
+
+    The data set must have been run before.
 
     Example: `macrec refresh demo`
     """
-    from macrec_pipeline.defs.jobs import REFRESH, SETTINGS
+    from macrec_pipeline.defs.jobs import JOB_OVERRIDES, REFRESH
 
     spec = load_dataset(dataset)
-    spec.config(parse_overrides([*SETTINGS[REFRESH], *(settings or [])]))
+    spec.config(parse_overrides([*JOB_OVERRIDES[REFRESH], *(settings or [])]))
     require_files(spec, data.resolve())
     _launch(dataset, home, data, settings, job=REFRESH)
-    _show_results(dataset, home, measured=True)
+    _show_results(dataset, home, has_new_metrics=True)
 
 
 def backtest(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set of `macrec datasets`.")],
+    dataset: DatasetArgument,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
-    folds: Annotated[int, typer.Option(min=1, max=50, help="Test periods, one after the other.")] = 3,
-    test_share: Annotated[float, typer.Option(min=0.001, max=0.9, help="Share of the interactions in each.")] = 0.1,
+    folds: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, max=50, help="Number of consecutive test periods.")
+    ] = 3,
+    test_share: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0.001, max=0.9, help="Share of all interactions in each test period."),
+    ] = 0.1,
     settings: SettingsOption = None,
 ) -> None:
-    """Train and evaluate at several moments of the log, each as if it were today, and show how the results spread.
+    """Train and evaluate at several points in time, and show how much the results vary.
+
+    At each point, later interactions are treated as if they had not happened yet.
 
     Example: `macrec backtest demo --folds 4 --test-share 0.05`
     """
@@ -127,14 +161,14 @@ def backtest(
 
 
 def recommend_all(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="A data set with a registered model.")],
+    dataset: DatasetArgument,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
 ) -> None:
-    """Write what every user of a data set is recommended by its champion, as parquet files.
+    """Recommend items for every user of a data set with its champion, as parquet files.
 
-    A command that was cut off goes on after its last finished file.
+    After an interruption, run the same command again: it resumes after the last finished file.
 
     Example: `macrec recommend-all demo --set recommendations.top_k=50`
     """
@@ -147,14 +181,16 @@ def recommend_all(
 
 
 def evaluate_champion(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Whose champion, macrec-DATASET@champion.")],
+    dataset: DatasetArgument,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
 ) -> None:
-    """Read the newest files and say what the champion is worth on them, beside the most popular items.
+    """Evaluate the champion on the newest data, compared with recommending the most popular items.
 
-    Nothing is trained or promoted. Example: `macrec evaluate-champion demo`
+    Nothing is trained or promoted.
+
+    Example: `macrec evaluate-champion demo`
     """
     from macrec_pipeline.defs.jobs import EVALUATE_CHAMPION
 
@@ -176,7 +212,8 @@ def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *,
     launch(LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, url=home.url), defs=defs)
 
 
-def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
+def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
+    """Prints the metrics, if the run computed them, and where its results are."""
     from macrec_pipeline.tracking.store import tracking_uri, without_password
 
     out = console()
@@ -184,8 +221,8 @@ def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
     metrics, report = folder / "evaluation_report" / "metrics.json", folder / "evaluation_report" / "report.html"
     registration = folder / "registered_model" / "registration.json"
     if home.url:
-        _bring_up_to_date(home, dataset)
-    if measured and metrics.is_file():
+        _update_local_copies(home, dataset)
+    if has_new_metrics and metrics.is_file():
         document = json.loads(metrics.read_text(encoding="utf-8"))
         out.print(metrics_table(document, with_intervals=out.width >= WIDE))
         out.print(f"report            {escape(str(report))}", highlight=False, soft_wrap=True)
@@ -198,14 +235,14 @@ def _show_results(dataset: str, home: Home, *, measured: bool) -> None:
         out.print(f"registered model  {escape(version['uri'])} ({aliases})", highlight=False, soft_wrap=True)
         if "decision" in version:
             out.print(f"promotion         {escape(version['decision'])}", highlight=False, soft_wrap=True)
-    out.print("Look at all of it with `macrec ui`.", highlight=False)
+    out.print("To look at all of it, run `macrec ui`.", highlight=False)
 
 
-def _bring_up_to_date(home: Home, dataset: str) -> None:
-    """Another machine may have made what is shown since this one has copied it."""
+def _update_local_copies(home: Home, dataset: str) -> None:
+    """Copies the assets shown at the end of a run again if another machine has published newer versions."""
     from macrec_pipeline.storage import AssetStore
 
     store = AssetStore(home.folder, dataset, url=home.url)
-    for asset in MEASURED:
+    for asset in _ASSETS_WITH_METRICS:
         if store.has(asset):
             store.folder(asset)

@@ -1,4 +1,4 @@
-"""Settings of where a run computes, how it is judged, and what its model is used for."""
+"""Settings of where a run computes, how its model is evaluated and promoted, and what the model is used for."""
 
 from typing import Literal
 
@@ -8,82 +8,128 @@ from macrec_pipeline.config.sections import Section
 
 
 class RuntimeConfig(Section):
-    """Where the numbers are computed."""
+    """Device, threads and processes that the run computes with."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
-    num_threads: int = Field(2, ge=1, le=256, description="CPU threads; part of reproducibility, so never guessed")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses the GPU if there is one.")
+    num_threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="CPU threads per process. Results on a CPU depend on it, so it is never chosen automatically.",
+    )
     training_processes: int = Field(
-        1, ge=1, le=4096, description="that train a model together, each with its threads or GPU"
+        1,
+        ge=1,
+        le=4096,
+        description="Processes that train a model together, each with its own threads or GPU.",
     )
     driver: Literal["in_process", "processes", "ray"] = Field(
         "in_process",
-        description="who makes the shards of embeddings, semantic IDs and recommendations (docs/scaling.md)",
+        description="What computes the shards of embeddings, semantic IDs and recommendations: the process of the run, "
+        "worker processes on this machine, or Ray (docs/scaling.md).",
     )
-    workers: int = Field(1, ge=1, le=1024, description="shards made at a time by processes or ray")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Shards to compute at the same time. More than 1 needs driver processes or ray.",
+    )
     threads_per_shard: int | None = Field(
-        None, ge=1, le=256, description="CPU threads that make a shard, under every driver; None: num_threads"
+        None, ge=1, le=256, description="CPU threads per shard, with any driver. null uses num_threads."
     )
 
     @model_validator(mode="after")
-    def _workers_have_a_driver(self) -> "RuntimeConfig":
+    def _check_workers_have_a_driver(self) -> "RuntimeConfig":
         if self.workers > 1 and self.driver == "in_process":
-            raise ValueError("workers are of a driver that has them: set runtime.driver to processes or ray")
+            raise ValueError(
+                f"workers={self.workers} needs a driver with workers; set runtime.driver to processes or ray"
+            )
         return self
 
     def for_shards(self) -> "RuntimeConfig":
-        """The same, with the threads of a shard."""
+        """Returns these settings with `num_threads` set to the threads of one shard."""
         return self.model_copy(update={"num_threads": self.threads_per_shard or self.num_threads})
 
 
 class EvaluationConfig(Section):
-    """The protocol: the full catalogue, every test user."""
+    """How the model is evaluated: every test user, ranked over the full catalogue."""
 
-    cutoffs: tuple[int, ...] = Field((1, 5, 10, 20), description="k of HR@k and NDCG@k")
-    bootstrap_samples: int = Field(1000, ge=10, description="resamples of the users for the confidence intervals")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    item_knn_history: int = Field(10, ge=1, description="most recent items that item-kNN looks at")
-    num_sample_users: int = Field(12, ge=0, description="users shown with pictures in the report")
+    cutoffs: tuple[int, ...] = Field((1, 5, 10, 20), description="Values of k at which HR@k and NDCG@k are reported.")
+    bootstrap_samples: int = Field(
+        1000, ge=10, description="Bootstrap resamples of the test users behind each confidence interval."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Confidence level of the bootstrap intervals in the report."
+    )
+    item_knn_history: int = Field(10, ge=1, description="Newest items of a history that the item-kNN baseline uses.")
+    num_sample_users: int = Field(12, ge=0, description="Users whose recommendations the report shows with images.")
 
 
 class PromotionConfig(Section):
-    """When a challenger may become champion without a person (docs/decisions/016)."""
+    """When a challenger may replace the champion (docs/decisions/016)."""
 
     automatic: bool = Field(
-        False, description="promote a challenger that keeps every rule; false: the rules only advise `macrec promote`"
+        False,
+        description="Promote a challenger that satisfies every rule below. false only reports the verdict, for "
+        "`macrec promote`.",
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the paired bootstrap intervals")
+    confidence: float = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence level of the paired bootstrap intervals between challenger and champion.",
+    )
     max_loss_ndcg_10: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="share of the champion's NDCG@10 that may be lost at most, by the lower end of the interval",
+        description="Largest acceptable loss of NDCG@10, as a share of the champion's. The lower end of the confidence "
+        "interval is compared.",
     )
-    never_below_popularity: bool = Field(True, description="its NDCG@10 must reach that of the most popular items")
+    never_below_popularity: bool = Field(
+        True,
+        description="Reject a challenger whose NDCG@10 is below that of recommending the most popular items.",
+    )
     max_coverage_drop: float | None = Field(
-        None, ge=0, le=1, description="share of the catalogue that may be shown no more; None: no limit"
+        None,
+        ge=0,
+        le=1,
+        description="Largest acceptable drop in coverage, the share of the catalogue that is in anyone's top ten. "
+        "null sets no limit.",
     )
     max_moved_ids: float | None = Field(
-        None, ge=0, le=1, description="share of the shared items whose semantic ID may differ; None: no limit"
+        None,
+        ge=0,
+        le=1,
+        description="Largest acceptable share of items in both catalogues whose semantic ID changed. null sets no "
+        "limit.",
     )
     max_latency_ratio: float | None = Field(
-        None, gt=0, description="milliseconds a history, as a multiple of the champion's; None: no limit"
+        None,
+        gt=0,
+        description="Largest acceptable response time per history, as a multiple of the champion's. null sets no "
+        "limit.",
     )
     max_size_ratio: float | None = Field(
         None,
         gt=0,
-        description="bytes of the bundle without its quantizer, as a multiple of the champion's; None: no limit",
+        description="Largest acceptable size of the model bundle without its quantizer, as a multiple of the "
+        "champion's. null sets no limit.",
     )
 
 
 class RecommendationsConfig(Section):
-    """Recommendations for every user of a data set, written in shards (`macrec recommend-all`)."""
+    """Recommendations for every user of a data set, as `macrec recommend-all` writes them."""
 
     model: str = Field(
         "champion",
         coerce_numbers_to_str=True,
         pattern=r"^(models:/.+|[1-9][0-9]*|[a-z][\w-]*)$",
-        description="an alias or a version of macrec-<dataset>; or models:/NAME@ALIAS, models:/NAME/VERSION",
+        description="Model to use: an alias or a version number of macrec-DATASET, or a URI such as models:/NAME@ALIAS "
+        "or models:/NAME/VERSION.",
     )
-    top_k: int = Field(20, ge=1, le=1000, description="items a user")
-    exclude_seen: bool = Field(False, description="leave out what is in the user's history")
-    users_per_shard: int = Field(10_000, ge=1, description="users a parquet file; a killed run goes on after the last")
+    top_k: int = Field(20, ge=1, le=1000, description="Items per user.")
+    exclude_seen: bool = Field(False, description="Leave out items that are already in the user's history.")
+    users_per_shard: int = Field(
+        10_000, ge=1, description="Users per parquet file. An interrupted run resumes after the last finished file."
+    )

@@ -1,4 +1,7 @@
-"""Settings of what is trained on histories, and of decoding. Symbols: N items, W beams."""
+"""Settings of the models that are trained on histories, and of decoding.
+
+Symbols (docs/notation.md): N items, W beams.
+"""
 
 from typing import Literal
 
@@ -8,49 +11,54 @@ from macrec_pipeline.config.sections import Precision, Section, Task
 
 
 class SasrecConfig(Section):
-    """SASRec (Kang & McAuley 2018) with cross-entropy over the catalogue: knows items by who took them when."""
+    """SASRec (Kang & McAuley 2018), a baseline trained on histories alone with cross-entropy over the catalogue."""
 
-    enabled: bool = Field(True, description="train it and show it beside the baselines")
-    d_model: int = Field(64, ge=4, le=4096, description="size of an item's embedding and of a state")
-    num_layers: int = Field(2, ge=1, le=24, description="blocks of causal self-attention")
-    num_heads: int = Field(2, ge=1, description="attention heads; a divisor of d_model")
-    dropout: float = Field(0.2, ge=0, lt=1, description="of the input and of what a block adds")
-    max_length: int = Field(
-        100, ge=1, le=10_000, description="most recent items that are looked at, with a position each"
+    enabled: bool = Field(True, description="Train SASRec and report it beside the other baselines.")
+    d_model: int = Field(
+        64, ge=4, le=4096, description="Width of item embeddings and hidden states. A multiple of num_heads."
     )
-    learning_rate: float = Field(3e-3, gt=0, description="AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW")
+    num_layers: int = Field(2, ge=1, le=24, description="Blocks of causal self-attention.")
+    num_heads: int = Field(2, ge=1, description="Attention heads per block. Must divide d_model.")
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="Probability of dropping an element of the input or of a block's output."
+    )
+    max_length: int = Field(
+        100, ge=1, le=10_000, description="Newest items of a history that the model sees; each has its own position."
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
     batch_size: int = Field(
         1024,
         ge=1,
-        description="targets a step, by whole windows of a history; each is scored against all N items",
+        description="Training targets per step, in whole windows of a history. Each is scored against all N items.",
     )
-    max_epochs: int = Field(30, ge=1, description="passes over the training parts, at most")
-    patience: int = Field(5, ge=1, description="epochs without a better validation NDCG@10 before training stops")
+    max_epochs: int = Field(30, ge=1, description="Largest number of passes over the training parts of the histories.")
+    patience: int = Field(5, ge=1, description="Epochs without a better validation NDCG@10 after which training stops.")
 
     @model_validator(mode="after")
-    def _heads_divide_the_states(self) -> "SasrecConfig":
+    def _check_heads_divide_width(self) -> "SasrecConfig":
         if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}")
+            raise ValueError(f"num_heads must divide d_model, got num_heads={self.num_heads}, d_model={self.d_model}")
         return self
 
 
 class RecommenderConfig(Section):
     """The generative recommender and its training (MACRec section 3.3)."""
 
-    d_model: int = Field(128, ge=8)
-    d_ff: int = Field(1024, ge=8)
-    d_kv: int = Field(64, ge=4, description="size of an attention head")
-    num_heads: int = Field(6, ge=1)
-    num_encoder_layers: int = Field(4, ge=1)
-    num_decoder_layers: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    history_length: int = Field(20, ge=1, description="most recent items that a history token may look at")
+    d_model: int = Field(128, ge=8, description="Width of the transformer's hidden states.")
+    d_ff: int = Field(1024, ge=8, description="Width of the inner layer of each feed-forward block.")
+    d_kv: int = Field(64, ge=4, description="Width of each attention head.")
+    num_heads: int = Field(6, ge=1, description="Attention heads per layer.")
+    num_encoder_layers: int = Field(4, ge=1, description="Transformer layers of the encoder.")
+    num_decoder_layers: int = Field(4, ge=1, description="Transformer layers of the decoder.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability of the transformer in training.")
+    history_length: int = Field(20, ge=1, description="Newest items of a history that a history token may attend to.")
     encoding: Literal["exact", "item_causal"] = Field(
         "exact",
-        description="exact: one encoder pass a sample, as published; item_causal: one pass serves all prefixes",
+        description="exact encodes each training sample separately, as published. item_causal encodes a history once "
+        "and reuses it for all of its prefixes, which is much faster.",
     )
-    num_prompt_tokens: int = Field(4, ge=0, description="prompt tokens of each cross-modal task")
+    num_prompt_tokens: int = Field(4, ge=0, description="Learned prompt tokens per cross-modal task.")
     tasks: tuple[Task, ...] = Field(
         (
             "text_to_text",
@@ -61,54 +69,77 @@ class RecommenderConfig(Section):
             "image_id_to_text_id",
         ),
         min_length=1,
-        description="the two routes, the two crossed ones and the two explicit alignments",
+        description="Training tasks: the two retrieval routes, the two that cross from one modality to the other, and "
+        "the two that translate an item's ID. At least one retrieval route is required.",
     )
-    implicit_weight: float = Field(0.01, ge=0, description="weight of the implicit alignment on the ID -> ID tasks")
-    implicit_temperature: float = Field(0.1, gt=0)
-    learning_rate: float = Field(1e-3, gt=0, description="AdamW, peak")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW")
-    warmup_share: float = Field(0.01, ge=0, lt=1, description="share of the steps that warm up")
-    batch_size: int = Field(4096, ge=1, description="targets a step")
-    num_epochs: int = Field(200, ge=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the targets' codes, in training only")
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="moving average of the weights; 0 is off")
-    precision: Precision = Field("float32", description="of the layers' matrix products in training")
+    implicit_weight: float = Field(
+        0.01, ge=0, description="Weight of the implicit alignment loss on the ID translation tasks. 0 turns it off."
+    )
+    implicit_temperature: float = Field(0.1, gt=0, description="InfoNCE temperature of the implicit alignment loss.")
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Peak learning rate of AdamW, reached after the warm-up; it then falls to 0."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW.")
+    warmup_share: float = Field(
+        0.01, ge=0, lt=1, description="Share of the training steps in which the learning rate rises to its peak."
+    )
+    batch_size: int = Field(4096, ge=1, description="Training targets per step.")
+    num_epochs: int = Field(200, ge=1, description="Largest number of passes over the training data.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing of the target codes, in training only."
+    )
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average of the weights, which is then used in place of the weights. "
+        "0 turns it off.",
+    )
+    precision: Precision = Field("float32", description="Dtype of the matrix products in training.")
     early_stopping: Literal["validation_loss", "validation_ndcg"] = Field(
-        "validation_loss", description="what picks the epoch: the routes' mean loss, or NDCG@10 of the fused routes"
+        "validation_loss",
+        description="What selects the best epoch: the lowest mean validation loss of the routes, or the highest "
+        "validation NDCG@10 of the fused routes.",
     )
-    patience: int = Field(10, ge=1, description="epochs without a better validation figure before training stops")
+    patience: int = Field(10, ge=1, description="Epochs without a better validation result after which training stops.")
     warm_start: bool = Field(
         False,
-        description="start from the weights of the recommender before, if the semantic IDs are of the same quantizer "
-        "and the shapes are the same",
+        description="Start from the weights of the previous recommender, if its semantic IDs come from the same "
+        "quantizer and its shapes are the same.",
     )
 
     @model_validator(mode="after")
-    def _routes_are_trained(self) -> "RecommenderConfig":
+    def _check_tasks_include_a_route(self) -> "RecommenderConfig":
         if not {"text_to_text", "image_to_image"} & set(self.tasks):
-            raise ValueError("tasks must hold text_to_text, image_to_image or both: they are the retrieval routes")
+            raise ValueError(
+                "tasks must include text_to_text, image_to_image or both, which are the retrieval routes; got "
+                f"{', '.join(self.tasks)}"
+            )
         return self
 
 
 class DecodingConfig(Section):
-    """Beam search and route fusion (MACRec section 3.4)."""
+    """Beam search over semantic IDs and the fusion of the routes (MACRec section 3.4)."""
 
-    beam_width: int = Field(20, ge=1, le=1000, description="W, beams a route")
-    top_k: int = Field(20, ge=1, le=1000, description="items returned")
-    batch_size: int = Field(256, ge=1, description="users decoded at once")
+    beam_width: int = Field(20, ge=1, le=1000, description="Beams per route, W. Wider beams are slower and more exact.")
+    top_k: int = Field(20, ge=1, le=1000, description="Items returned per user.")
+    batch_size: int = Field(256, ge=1, description="Users decoded at the same time.")
     fusion: Literal["published", "calibrated"] = Field(
         "published",
-        description="published: an item of both routes scores the average + 1; calibrated: fitted on validation data",
+        description="How the routes' scores are combined. published gives an item that both routes found the mean of "
+        "its scores plus 1; calibrated weights the routes with weights fitted on validation data.",
     )
     collaborative_route: bool = Field(
-        False, description="SASRec as a third route, weighed by calibrated fusion; what it adds is fitted, not assumed"
+        False,
+        description="Add SASRec as a third route. Needs fusion calibrated, which fits its weight on validation data, "
+        "and sasrec.enabled.",
     )
 
     @model_validator(mode="after")
-    def _a_third_route_is_weighed(self) -> "DecodingConfig":
+    def _check_third_route_is_weighted(self) -> "DecodingConfig":
         if self.collaborative_route and self.fusion != "calibrated":
             raise ValueError(
-                f"collaborative_route needs decoding.fusion=calibrated, got {self.fusion}: the published rule has no "
-                "place for a third route"
+                f"collaborative_route needs decoding.fusion=calibrated, got {self.fusion}; the published rule combines "
+                "two routes only"
             )
         return self

@@ -1,4 +1,4 @@
-"""What every group of settings is made of."""
+"""The base class of all groups of settings, and the types that several groups share."""
 
 from typing import Literal
 
@@ -18,11 +18,11 @@ Task = Literal[
 ]
 
 
-# bfloat16 is faster where the processor has it, as products of many small numbers; weights and sums stay float32.
+# The dtype of matrix products. With bfloat16, which some processors compute faster, weights and sums stay float32.
 Precision = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
+    """A frozen group of settings that rejects unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,6 +1,7 @@
-"""Stage `data`: from the files of a shop to clean interactions, a catalogue and one history a user.
+"""Stage `data`: from the source files to clean interactions, a catalogue and one history per user.
 
-`readers` gives the raw tables as found, `cleaning` what is left after quarantine and k-core, `histories` a sequence a
-user, `splits` what of it is held out, `given` what exists ready-made, `checks` what must hold before anything else is
-computed.
+`readers` turn the files of a data set into raw tables. `cleaning` moves unusable rows to quarantine and applies the
+k-core. `histories` builds one sequence per user and decides what is held out. `table_checks` verifies the results
+before anything is computed from them. `images` fetches the images of the items, `demo` generates a small shop, and
+`new_data` detects changed source files.
 """

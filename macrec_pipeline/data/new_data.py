@@ -1,7 +1,8 @@
-"""Whether files hold something new, and are whole: asked again and again by whoever waits for new raw data.
+"""Detect new content in source files, once the files are complete.
 
-In: files, and what was known at the last look. Out: what is known now, and the digest of new content once nobody has
-touched the files from one look to the next. Content is read only when a size, a time or an inode has changed.
+A sensor calls `find_changed_files` again and again with the result of the previous call. The content of the files is
+read only when a size, a modification time or an inode has changed, and only after two calls in a row saw the same
+state, so that a file that is still being copied is not used.
 """
 
 import hashlib
@@ -10,32 +11,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-State = tuple[tuple[str, int, int, int], ...]
+FileStates = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
 class KnownFiles:
-    """What is known of some files.
+    """What previous calls found out about some files.
 
     Attributes:
-        seen: (path, size, time of the last write in nanoseconds, inode) a file at the last look.
-        read: the same when their content was read last.
-        digest: SHA-256 of that content, in hexadecimal; empty before the first time.
-        arrivals: how often there was something new.
+        seen: path, size, modification time in nanoseconds and inode of each file at the last call.
+        read: the same when the content was last read.
+        digest: SHA-256 of that content, in hexadecimal; empty before the content is first read.
+        arrivals: how many times new content was found.
     """
 
-    seen: State = ()
-    read: State = ()
+    seen: FileStates = ()
+    read: FileStates = ()
     digest: str = ""
     arrivals: int = 0
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | None) -> "KnownFiles":
-        """What `to_json` wrote; nothing is known of None."""
+        """Return what `to_json` wrote, or an empty state for None."""
         if not text:
             return cls()
         fields = json.loads(text)
@@ -44,31 +45,31 @@ class KnownFiles:
 
 
 def find_changed_files(files: Sequence[Path], known: KnownFiles) -> tuple[KnownFiles, bool]:
-    """Look at some files again.
+    """Check files for new content.
 
     Args:
-        files: each must be there.
-        known: what the look before gave.
+        files: the files, which must exist.
+        known: the result of the previous call.
 
     Returns:
-        What is known now, and whether its digest is of content that is new: other than before, and the same files as at
-        the look before, so that a copy that is under way is not taken.
+        The new state, and whether its digest is that of new content. Content is new if it differs from the last content
+        that was read, and the files have not changed since the previous call.
 
     Raises:
-        OSError: a file has gone, or cannot be read.
+        OSError: a file no longer exists, or cannot be read.
     """
-    state = _state(files)
-    if state == known.read or state != known.seen:
-        return replace(known, seen=state), False
+    states = _file_states(files)
+    if states == known.read or states != known.seen:
+        return replace(known, seen=states), False
     digest = _digest(files)
-    if _state(files) != state:
+    if _file_states(files) != states:
         return replace(known, seen=()), False
     if digest == known.digest:
-        return replace(known, read=state), False
-    return KnownFiles(state, state, digest, known.arrivals + 1), True
+        return replace(known, read=states), False
+    return KnownFiles(states, states, digest, known.arrivals + 1), True
 
 
-def _state(files: Sequence[Path]) -> State:
+def _file_states(files: Sequence[Path]) -> FileStates:
     stats = [(path, path.stat()) for path in files]
     return tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats)
 

@@ -1,33 +1,37 @@
-"""What must hold of the clean tables before anything is computed from them; each broken rule is one line.
+"""The checks that the clean tables must pass before anything is computed from them.
 
-These look at the tables as they are, whoever wrote them: they trust neither cleaning nor the code that split.
+Each function takes tables and returns one line per broken rule, so an empty list means that the tables are valid. The
+checks look at the tables as they are stored. They rely neither on cleaning nor on the code that splits histories.
 """
 
 import polars as pl
 
-from macrec_pipeline.data.cleaning.clean import latest_ms
+from macrec_pipeline.data.cleaning.clean import latest_plausible_ms
 from macrec_pipeline.data.cleaning.k_core import MIN_HISTORY
-from macrec_pipeline.data.histories.splits import MIN_BEFORE, HeldOutPeriod, expected_events
+from macrec_pipeline.data.histories.splits import MIN_BEFORE_PERIOD, HeldOutPeriod, interactions_in_histories
 from macrec_pipeline.schemas import HISTORIES, INTERACTIONS, ITEMS, describe_rows
 
 
 def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = None) -> list[str]:
-    """Broken rules of `interactions`: ids, times, copies, users too short for leave-one-out, order.
+    """Check `interactions`: IDs, times, duplicates, the length of users' histories, and the order of rows.
 
     Args:
         interactions: `INTERACTIONS`.
-        latest: the latest accepted time in ms since the epoch; None: a day from now.
+        latest: the latest accepted timestamp, in milliseconds since the epoch; None for `latest_plausible_ms`.
+
+    Returns:
+        One line per broken rule.
     """
     if interactions.is_empty():
-        return ["interactions: there is no row."]
-    latest = latest_ms() if latest is None else latest
-    stamp = pl.col("timestamp")
+        return ["interactions: the table has no rows."]
+    latest = latest_plausible_ms() if latest is None else latest
+    timestamp = pl.col("timestamp")
     per_user = interactions.group_by("user_id").len()
     in_order = interactions.select("user_id", "timestamp").sort("user_id", "timestamp")
-    found = [
+    problems = [
         *INTERACTIONS.forbidden_rows(interactions),
-        describe_rows(interactions, "missing timestamp", stamp.is_null()),
-        describe_rows(interactions, "timestamp in the future", stamp > latest),
+        describe_rows(interactions, "missing timestamp", timestamp.is_null()),
+        describe_rows(interactions, "timestamp in the future", timestamp > latest),
         describe_rows(
             interactions,
             "repeated user, item and time",
@@ -36,81 +40,102 @@ def interactions_problems(interactions: pl.DataFrame, *, latest: int | None = No
         describe_rows(per_user, f"user with fewer than {MIN_HISTORY} interactions", pl.col("len") < MIN_HISTORY),
     ]
     if not in_order.equals(interactions.select("user_id", "timestamp")):
-        found.append("rows are not in the order of user_id, timestamp")
-    return [f"interactions: {problem}." for problem in found if problem]
+        problems.append("rows are not sorted by user_id, timestamp")
+    return [f"interactions: {problem}." for problem in problems if problem]
 
 
-def items_problems(items: pl.DataFrame, interactions: pl.DataFrame, *, may_be_untouched: bool = False) -> list[str]:
-    """Broken rules of `items` (`ITEMS`), by itself and beside `interactions`.
+def items_problems(
+    items: pl.DataFrame, interactions: pl.DataFrame, *, allow_items_without_interactions: bool = False
+) -> list[str]:
+    """Check `items`, both by itself and against `interactions`.
 
     Args:
-        may_be_untouched: an item without an interaction is no problem.
+        items: `ITEMS`.
+        interactions: `INTERACTIONS`.
+        allow_items_without_interactions: do not report items without interactions.
+
+    Returns:
+        One line per broken rule.
     """
     if items.is_empty():
-        return ["items: there is no row."]
-    counted = interactions.group_by("item_id").len("counted")
-    beside = items.join(counted, on="item_id", how="left").with_columns(pl.col("counted").fill_null(0))
-    found = [
+        return ["items: the table has no rows."]
+    counts = interactions.group_by("item_id").len("counted")
+    with_counts = items.join(counts, on="item_id", how="left").with_columns(pl.col("counted").fill_null(0))
+    problems = [
         *ITEMS.forbidden_rows(items),
         describe_rows(items, "repeated item_id", ~pl.col("item_id").is_first_distinct()),
-        describe_rows(items, "item_index out of line with its row", pl.col("item_index") != pl.int_range(pl.len())),
+        describe_rows(
+            items, "item_index that differs from the row's position", pl.col("item_index") != pl.int_range(pl.len())
+        ),
         describe_rows(items, "item_id out of order", pl.col("item_id") < pl.col("item_id").shift(1)),
         describe_rows(
-            beside,
-            "item with another number of interactions than num_interactions says",
+            with_counts,
+            "num_interactions that differs from the rows of interactions",
             (pl.col("num_interactions") != pl.col("counted")).fill_null(True),
         ),
-        None if may_be_untouched else describe_rows(beside, "item without an interaction", pl.col("counted") == 0),
+        None
+        if allow_items_without_interactions
+        else describe_rows(with_counts, "item without an interaction", pl.col("counted") == 0),
         describe_rows(
             interactions.join(items.select("item_id"), on="item_id", how="anti"),
             "interaction with an item that is not in items",
             pl.lit(True),
         ),
     ]
-    return [f"items: {problem}." for problem in found if problem]
+    return [f"items: {problem}." for problem in problems if problem]
 
 
 def histories_problems(
     histories: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame, *, period: HeldOutPeriod | None = None
 ) -> list[str]:
-    """Broken rules of `histories` (`HISTORIES`), among them a held-out interaction inside the training part.
+    """Check `histories`, above all that no held-out interaction leaks into a training part.
 
-    A user's history must be exactly that user's interactions, with a test period those that the split keeps. No
-    training interaction may be later than the validation target, nor that later than the test target. Where no user
-    repeats an item in `interactions`, no target may be in the training part either. With a test period no training
-    interaction or validation target may lie in or after it, and every test target in it; without one, all are tested.
+    - A user's history holds exactly that user's interactions, or with a test period those that the split keeps.
+    - No training interaction is later than the validation target, nor the validation target later than the test target.
+    - If no user repeats an item in `interactions`, no target is in its user's training part.
+    - With a test period, training interactions and validation targets lie before it, and test targets in it. Without
+      one, every user is tested.
+
+    Args:
+        histories: `HISTORIES`.
+        interactions: `INTERACTIONS`.
+        items: `ITEMS`.
+        period: the test period of a split by time; None for leave-one-out.
+
+    Returns:
+        One line per broken rule.
     """
     if histories.is_empty():
-        return ["histories: there is no row."]
-    lengths = histories.select(
-        "user_id",
-        "tested",
-        pl.col("item_indices").list.len().alias("items"),
-    )
-    too_short = pl.col("items") < pl.when("tested").then(MIN_HISTORY).otherwise(MIN_BEFORE)
-    found = [
+        return ["histories: the table has no rows."]
+    lengths = histories.select("user_id", "tested", pl.col("item_indices").list.len().alias("items"))
+    is_too_short = pl.col("items") < pl.when("tested").then(MIN_HISTORY).otherwise(MIN_BEFORE_PERIOD)
+    problems = [
         describe_rows(histories, "repeated user_id", ~pl.col("user_id").is_first_distinct()),
-        describe_rows(histories, "user_index out of line with its row", pl.col("user_index") != pl.int_range(pl.len())),
-        describe_rows(lengths, f"history shorter than {MIN_HISTORY}, or {MIN_BEFORE} if not tested", too_short),
+        describe_rows(
+            histories, "user_index that differs from the row's position", pl.col("user_index") != pl.int_range(pl.len())
+        ),
+        describe_rows(
+            lengths, f"history shorter than {MIN_HISTORY}, or {MIN_BEFORE_PERIOD} if not tested", is_too_short
+        ),
         describe_rows(lengths, "user who is not tested", ~pl.col("tested") & pl.lit(period is None)),
         *HISTORIES.forbidden_rows(histories),
     ]
-    if not any(found):  # what follows pairs each item with its time
-        events = _events(histories)
-        found += [
+    if not any(problems):  # the remaining checks need as many times as items in each history
+        events = _explode_events(histories)
+        problems += [
             describe_rows(
                 events, "item index outside the catalogue", ~pl.col("item_index").is_between(0, items.height - 1)
             ),
             describe_rows(events, "history that goes back in time", pl.col("timestamp") < pl.col("previous")),
             *_leaks(events, interactions),
-            *_out_of_period(events, period),
-            _differences(events, expected_events(interactions, period), items),
+            *_events_outside_period(events, period),
+            _differences(events, interactions_in_histories(interactions, period), items),
         ]
-    return [f"histories: {problem}." for problem in found if problem]
+    return [f"histories: {problem}." for problem in problems if problem]
 
 
-def _events(histories: pl.DataFrame) -> pl.DataFrame:
-    """One row an event, with its part: train, validation or test."""
+def _explode_events(histories: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per interaction, with its part (train, validation or test) and the time before it."""
     from_end = pl.len().over("user_id") - pl.int_range(pl.len()).over("user_id") - pl.col("tested").cast(pl.Int64)
     return (
         histories.select(
@@ -130,14 +155,14 @@ def _events(histories: pl.DataFrame) -> pl.DataFrame:
 
 
 def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]:
-    """Held-out interactions that the training part knows, by time and, where nobody repeats an item, by item."""
-    part, stamp = pl.col("part"), pl.col("timestamp")
+    """Report leaks of held-out interactions into the training part: by time, and by item if no user repeats an item."""
+    part, timestamp = pl.col("part"), pl.col("timestamp")
     times = events.group_by("user_id", maintain_order=True).agg(
-        stamp.filter(part == "train").max().alias("train"),
-        stamp.filter(part == "validation").first().alias("validation"),
-        stamp.filter(part == "test").first().alias("test"),
+        timestamp.filter(part == "train").max().alias("train"),
+        timestamp.filter(part == "validation").first().alias("validation"),
+        timestamp.filter(part == "test").first().alias("test"),
     )
-    found = [
+    problems = [
         describe_rows(
             times, "training interaction later than the validation target", pl.col("train") > pl.col("validation")
         ),
@@ -145,36 +170,37 @@ def _leaks(events: pl.DataFrame, interactions: pl.DataFrame) -> list[str | None]
         describe_rows(times, "training interaction later than the test target", pl.col("train") > pl.col("test")),
     ]
     if interactions.select(pl.struct("user_id", "item_id").is_duplicated().any()).item():
-        return found  # repeats are wanted here: an item may be learnt and asked for
-    seen = events.filter(part == "train").select("user_id", "item_index").unique(maintain_order=True)
+        return problems  # repeats are intended here, so an item of the training part may also be a target
+    in_training = events.filter(part == "train").select("user_id", "item_index").unique(maintain_order=True)
     for name in ("validation", "test"):
-        again = events.filter(part == name).join(seen, on=["user_id", "item_index"], how="semi", maintain_order="left")
-        found.append(describe_rows(again, f"{name} target that is in the user's training part", pl.lit(True)))
-    return found
+        targets = events.filter(part == name)
+        leaked = targets.join(in_training, on=["user_id", "item_index"], how="semi", maintain_order="left")
+        problems.append(describe_rows(leaked, f"{name} target that is in the user's training part", pl.lit(True)))
+    return problems
 
 
-def _out_of_period(events: pl.DataFrame, period: HeldOutPeriod | None) -> list[str | None]:
-    """Events on the wrong side of the test period's borders."""
+def _events_outside_period(events: pl.DataFrame, period: HeldOutPeriod | None) -> list[str | None]:
+    """Report training interactions and validation targets not before the test period, and test targets outside it."""
     if period is None:
         return []
-    late, is_test = pl.col("timestamp") >= period.begin, pl.col("part") == "test"
-    outside = ~late if period.end is None else ~late | (pl.col("timestamp") >= period.end)
+    is_late, is_test = pl.col("timestamp") >= period.begin, pl.col("part") == "test"
+    is_outside = ~is_late if period.end is None else ~is_late | (pl.col("timestamp") >= period.end)
     return [
         describe_rows(
-            events, "training interaction or validation target that is not before the period", late & ~is_test
+            events, "training interaction or validation target that is not before the period", is_late & ~is_test
         ),
-        describe_rows(events, "test target outside the period", outside & is_test),
+        describe_rows(events, "test target outside the period", is_outside & is_test),
     ]
 
 
 def _differences(events: pl.DataFrame, interactions: pl.DataFrame, items: pl.DataFrame) -> str | None:
-    """Users whose history is another multiset of (item, time) than their interactions."""
+    """Report users whose history is a different multiset of (item, time) than their interactions."""
     key = ["user_id", "item_index", "timestamp"]
     expected = interactions.join(items.select("item_id", "item_index"), on="item_id", how="left").select(key)
-    there, wanted = events.group_by(key).len("there"), expected.group_by(key).len("wanted")
+    found_counts, expected_counts = events.group_by(key).len("in_history"), expected.group_by(key).len("expected")
     differing = (
-        there.join(wanted, on=key, how="full", coalesce=True, nulls_equal=True)
-        .filter(pl.col("there").ne_missing(pl.col("wanted")))
+        found_counts.join(expected_counts, on=key, how="full", coalesce=True, nulls_equal=True)
+        .filter(pl.col("in_history").ne_missing(pl.col("expected")))
         .sort(key)
     )
     return describe_rows(differing, "history that is not exactly the user's interactions", pl.lit(True))

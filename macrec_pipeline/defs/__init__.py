@@ -1,1 +1,1 @@
-"""The Dagster side: assets, checks, jobs, sensors, resources. The only folder that imports dagster."""
+"""The Dagster side: assets, checks, jobs, sensors and resources. Nothing below this package imports dagster."""

@@ -1,11 +1,13 @@
-"""The frame around every asset: an MLflow child run, progress, and what a person sees of it in Dagster.
+"""The frame around every asset: its MLflow run, its progress, and what it reports to Dagster.
 
-In: Dagster's context and the settings. Out: an `AssetContext` that an asset's body works with, and the
-`MaterializeResult` with the manifest's digest as data version.
+`open_asset` takes Dagster's context and the settings and yields an `AssetContext`, which an asset's body uses to read
+its inputs, save its output and report the result. Every output becomes a `MaterializeResult` whose data version is the
+digest in the manifest.
 """
 
 import base64
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,9 +20,11 @@ import polars as pl
 
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
-from macrec_pipeline.defs.presentation import VisibleProgress, markdown
+from macrec_pipeline.defs.manifest_keys import CATALOGUE, GIVEN, INPUTS, SKIPPED
+from macrec_pipeline.defs.presentation import AssetProgress, markdown
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.retries import tried_again
+from macrec_pipeline.defs.retries import retry_transient_errors
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, LAUNCHED_BY, SETTINGS_TAG
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.runtime.progress import Progress
 from macrec_pipeline.storage import AssetStore, Manifest
@@ -28,71 +32,65 @@ from macrec_pipeline.tracking import AssetRun, metric_progress
 
 logger = logging.getLogger(__name__)
 
-LAUNCHED_BY = "macrec/launched_by"
-COMMAND_LINE = "command line"
-SETTINGS_TAG = "macrec/settings"
-"""On a run: what its job lays over the data set's settings, as section.field=value with spaces between. A tag of the
-job reaches its runs from everywhere, also where a person has replaced the run's config; that config comes after it."""
-GIVEN = "semantic IDs are given"
-SKIPPED = "skipped"
-"""In a manifest's details: why the table has no rows."""
-CATALOGUE = "catalogue"
-"""In a manifest's details: the digest of the item order that the asset's `item_index` counts by."""
-MAY_BE_UNTOUCHED = "may_be_untouched"
-"""In the details of `items`: whether items without interactions were kept on purpose."""
-INPUTS = "inputs"
-"""In a manifest's details: asset -> digest of what the asset was made from."""
-
 
 class AssetContext:
-    """What an asset's body has in hand while its MLflow run is open.
+    """What the body of an asset works with while its MLflow run is open.
 
     Attributes:
-        store: the data set's tables and folders.
+        name: the asset's name.
+        dataset: the data set's name.
+        store: the tables and folders of the data set.
+        spec: the data set's file.
+        data_folder: the folder that the paths in `spec` are relative to.
         config: the resolved settings.
-        spec, data: the data set's file, and the folder that its paths are relative to.
-        progress: to be handed to long core calls.
-        run: the MLflow run.
-        catalogue: the digest of the item order that everything upstream belongs to; None where that is no matter yet.
-        inputs: asset -> digest of what this one is made from; kept in its manifest.
+        progress: to be passed to long-running core functions.
+        mlflow_run: the MLflow run of this attempt.
+        catalogue: the digest of the item order that all inputs agree on; None if no input has one.
+        input_digests: the digest of each input, by asset name; kept in the manifest.
     """
 
     def __init__(
         self,
-        asset: str,
+        name: str,
         *,
         settings: Settings,
         dataset: str,
-        run: AssetRun,
+        mlflow_run: AssetRun,
         progress: Progress,
         catalogue: str | None = None,
-        inputs: Mapping[str, str] | None = None,
+        input_digests: Mapping[str, str] | None = None,
     ) -> None:
-        self.asset = asset
-        self.inputs = dict(inputs or {})
-        self.catalogue = catalogue
+        self.name = name
         self.dataset = dataset
         self.store: AssetStore = settings.store(dataset)
         self.spec: DatasetSpec = settings.spec(dataset)
         self.config: PipelineConfig = settings.config(dataset)
-        self.data: Path = settings.data_folder()
-        self.run = run
+        self.data_folder: Path = settings.data_folder()
+        self.mlflow_run = mlflow_run
         self.progress = progress
+        self.catalogue = catalogue
+        self.input_digests = dict(input_digests or {})
         self._started = time.monotonic()
 
-    def table(self, asset: str) -> pl.DataFrame:
-        """Read an upstream table, verified."""
+    @property
+    def has_given_ids(self) -> bool:
+        """Whether the data set provides its semantic IDs, so that nothing before them has to be computed."""
+        source = self.spec.source
+        return isinstance(source, IndexedSource) and source.text_index is not None
+
+    def read_table(self, asset: str) -> pl.DataFrame:
+        """Read the table of an input. Raises `StorageError` if it is missing or damaged."""
         return self.store.read_table(asset)
 
-    def scan(self, asset: str) -> pl.LazyFrame:
-        """An upstream table that may be too large to be read as a whole, verified."""
+    def scan_table(self, asset: str) -> pl.LazyFrame:
+        """Scan the table of an input that may not fit in memory. Raises `StorageError` as `read_table` does."""
         return self.store.scan_table(asset)
 
     def folder(self, asset: str) -> Path:
-        """The folder of an upstream asset, verified."""
+        """Return the folder of an input. Raises `StorageError` if it is missing or damaged."""
         return self.store.folder(asset)
 
-    def save(
+    def save_table(
         self,
         table: pl.DataFrame,
         *,
@@ -100,133 +98,143 @@ class AssetContext:
         beside: Mapping[str, pl.DataFrame] | None = None,
         **metadata: Any,
     ) -> dg.MaterializeResult[Any]:
-        """Write the table of this asset, with `details` in its manifest, and report it; see `report`."""
-        self.store.write_table(self.asset, table, details=self._details(details), beside=beside)
+        """Write this asset's table and report it.
+
+        Args:
+            table: the rows of this asset.
+            details: extra entries for the manifest.
+            beside: further tables that are stored in the same version, by name.
+            metadata: see `report`.
+        """
+        self.store.write_table(self.name, table, details=self._details(details), beside=beside)
         return self.report(summary=f"{table.height:,} rows", **{"dagster/row_count": table.height}, **metadata)
 
-    def save_slices(self, slices: Iterable[pl.DataFrame], *, rows: int, **metadata: Any) -> dg.MaterializeResult[Any]:
-        """Write the table of this asset from its parts, `rows` together, and report it; see `report`."""
+    def save_slices(
+        self, slices: Iterable[pl.DataFrame], *, num_rows: int, **metadata: Any
+    ) -> dg.MaterializeResult[Any]:
+        """Write this asset's table slice by slice, `num_rows` in all, and report it; see `report`."""
         self.write_slices(slices)
-        return self.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **metadata)
+        return self.report(summary=f"{num_rows:,} rows", **{"dagster/row_count": num_rows}, **metadata)
 
     def write_slices(self, slices: Iterable[pl.DataFrame]) -> None:
-        """Write the table of this asset from its parts, for an asset that can only be described once it is there."""
-        self.store.write_slices(self.asset, slices, details=self._details())
+        """Write this asset's table slice by slice without a report, for metadata that is computed from the table."""
+        self.store.write_slices(self.name, slices, details=self._details())
 
-    def skip(self, empty: pl.DataFrame, reason: str = GIVEN) -> dg.MaterializeResult[Any]:
-        """Write a table without rows, with the reason in its manifest: nothing after this asset needs it."""
-        self.store.write_table(self.asset, empty, details=self._details({SKIPPED: reason}))
+    def skip(self, empty_table: pl.DataFrame, reason: str = GIVEN) -> dg.MaterializeResult[Any]:
+        """Write a table without rows, record the reason in its manifest, and report that the asset was skipped."""
+        self.store.write_table(self.name, empty_table, details=self._details({SKIPPED: reason}))
         return self.report(summary=f"skipped, {reason}", skipped=reason)
 
     @contextmanager
     def new_folder(self, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """A folder to be filled; it becomes this asset, with `details`, when the block ends without an error."""
-        with self.store.new_folder(self.asset, details=self._details(details)) as folder:
+        """Yield an empty folder, which becomes this asset's new version when the block ends without an error."""
+        with self.store.new_folder(self.name, details=self._details(details)) as folder:
             yield folder
 
-    def _details(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        catalogue = {} if self.catalogue is None else {CATALOGUE: self.catalogue}
-        return {INPUTS: self.inputs, **catalogue, **(details or {})}
-
-    def plot(self, name: str, png: bytes) -> dg.MetadataValue[Any]:
-        """A picture for Dagster's catalogue; MLflow keeps it as `plots/<name>.png`."""
-        self.run.log_bytes(f"plots/{name}.png", png)
+    def log_plot(self, name: str, png: bytes) -> dg.MetadataValue[Any]:
+        """Log a plot to MLflow as `plots/<name>.png` and return it as metadata for Dagster's catalogue."""
+        self.mlflow_run.log_bytes(f"plots/{name}.png", png)
         return markdown(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
     def report(self, *, summary: str, **metadata: Any) -> dg.MaterializeResult[Any]:
-        """Log what was made to MLflow and hand it to Dagster; the manifest's digest becomes the data version.
+        """Log the stored asset to MLflow and to the terminal, and return what Dagster records about it.
 
         Args:
             summary: a few words for the terminal.
-            metadata: shown in Dagster in this order; finite numbers become MLflow metrics as well.
+            metadata: what Dagster shows, in this order. Finite numbers are also logged to MLflow as metrics.
         """
-        manifest = self.store.manifest(self.asset)
+        manifest = self.store.manifest(self.name)
         seconds = time.monotonic() - self._started
-        numbers = {_metric_name(name): float(value) for name, value in metadata.items() if _is_number(value)}
-        self.run.log_metrics({**numbers, "seconds": seconds})
-        self.run.set_tags({"macrec.digest": manifest.digest})
-        logger.info("%-19s %s (%.1f s)", self.asset, summary, seconds)
-        links: dict[str, Any] = {
-            "path": dg.MetadataValue.path(self.store.address(self.asset)),
+        metrics = {_metric_name(name): float(value) for name, value in metadata.items() if _is_finite_number(value)}
+        self.mlflow_run.log_metrics({**metrics, "seconds": seconds})
+        self.mlflow_run.set_tags({"macrec.digest": manifest.digest})
+        logger.info("%-19s %s (%.1f s)", self.name, summary, seconds)
+        standard_metadata: dict[str, Any] = {
+            "path": dg.MetadataValue.path(self.store.address(self.name)),
             "digest": manifest.digest,
-            "mlflow_run": dg.MetadataValue.url(self.run.url),
+            "mlflow_run": dg.MetadataValue.url(self.mlflow_run.url),
             "seconds": round(seconds, 2),
         }
         return dg.MaterializeResult(
-            asset_key=self.asset, metadata={**metadata, **links}, data_version=dg.DataVersion(manifest.digest)
+            asset_key=self.name,
+            metadata={**metadata, **standard_metadata},
+            data_version=dg.DataVersion(manifest.digest),
         )
+
+    def _details(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        catalogue = {} if self.catalogue is None else {CATALOGUE: self.catalogue}
+        return {INPUTS: self.input_digests, **catalogue, **(details or {})}
 
 
 @contextmanager
-def stage(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> Iterator[AssetContext]:
-    """Open the MLflow run of one asset of one data set; close it as FINISHED, FAILED or KILLED.
+def open_asset(context: dg.AssetExecutionContext, settings: Settings, name: str) -> Iterator[AssetContext]:
+    """Open the MLflow run of one asset of one data set, and close it as FINISHED, FAILED or KILLED.
+
+    Args:
+        context: Dagster's context of the step.
+        settings: the run's settings; the overrides of its job are applied below them.
+        name: the asset's name.
 
     Raises:
-        StorageError: something that the asset is made from is not there yet, or parts of it belong to different
-            catalogues.
+        StorageError: an input does not exist yet, or the inputs belong to different catalogues.
     """
-    with tried_again(context, asset):
+    with retry_transient_errors(context, name):
         dataset = context.partition_key
-        settings = settings.over(context.run.tags.get(SETTINGS_TAG, "").split())
-        upstream = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(asset)])
+        settings = settings.with_job_overrides(context.run.tags.get(SETTINGS_TAG, "").split())
+        inputs = sorted(key.to_user_string() for key in context.assets_def.asset_deps[dg.AssetKey(name)])
         store = settings.store(dataset)
-        manifests = {name: store.manifest(name) for name in upstream}
-        digests = {name: manifest.digest for name, manifest in manifests.items()}
-        catalogue = _catalogue(asset, dataset, manifests)
+        manifests = {asset: store.manifest(asset) for asset in inputs}
+        digests = {asset: manifest.digest for asset, manifest in manifests.items()}
+        catalogue = _common_catalogue(name, dataset, manifests)
         config = settings.config(dataset)
         with settings.tracker().asset_run(
-            dataset=dataset, asset=asset, dagster_run_id=context.run.run_id, config=config, input_digests=digests
-        ) as run:
-            visible = VisibleProgress(context.log, interactive=sys.stderr.isatty())
-            progress = metric_progress(run, visible)
+            dataset=dataset, asset=name, dagster_run_id=context.run.run_id, config=config, input_digests=digests
+        ) as mlflow_run:
+            asset_progress = AssetProgress(context.log, interactive=sys.stderr.isatty())
             try:
                 yield AssetContext(
-                    asset,
+                    name,
                     settings=settings,
                     dataset=dataset,
-                    run=run,
-                    progress=progress,
+                    mlflow_run=mlflow_run,
+                    progress=metric_progress(mlflow_run, asset_progress),
                     catalogue=catalogue,
-                    inputs=digests,
+                    input_digests=digests,
                 )
             except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-                _mark_as_cancelled(context)
+                _mark_as_canceling(context)
                 raise
             finally:
-                visible.close()
+                asset_progress.close()
 
 
-def _catalogue(asset: str, dataset: str, manifests: Mapping[str, Manifest]) -> str | None:
-    """The one that all manifests which name one agree on: rows of two would be paired by number, and never fit."""
-    members: dict[str, list[str]] = {}
-    for name, manifest in manifests.items():
+def _common_catalogue(name: str, dataset: str, manifests: Mapping[str, Manifest]) -> str | None:
+    """The item order that the inputs agree on. Rows of different catalogues must not be matched by their index."""
+    assets_by_catalogue: dict[str, list[str]] = {}
+    for asset, manifest in manifests.items():
         if CATALOGUE in manifest.details:
-            members.setdefault(manifest.details[CATALOGUE], []).append(name)
-    if len(members) > 1:
-        found = "; ".join(f"catalogue {digest[:12]}: {', '.join(names)}" for digest, names in members.items())
-        raise StorageError(
-            f"{asset} of {dataset} cannot be made of different catalogues ({found}). Items have come, gone or moved in "
-            f"between: materialize the older ones again, or all of it: `macrec run {dataset}`."
+            assets_by_catalogue.setdefault(manifest.details[CATALOGUE], []).append(asset)
+    if len(assets_by_catalogue) > 1:
+        found = "; ".join(
+            f"catalogue {digest[:12]}: {', '.join(assets)}" for digest, assets in assets_by_catalogue.items()
         )
-    return next(iter(members), None)
+        raise StorageError(
+            f"{name} of {dataset} has inputs from different catalogues ({found}): items were added, removed or "
+            f"reordered between them. Materialize the older inputs again, or everything with `macrec run {dataset}`."
+        )
+    return next(iter(assets_by_catalogue), None)
 
 
-def semantic_ids_are_given(spec: DatasetSpec) -> bool:
-    """Whether the data set brings its semantic IDs, so that nothing before them has to be computed."""
-    return isinstance(spec.source, IndexedSource) and spec.source.text_index is not None
-
-
-def _mark_as_cancelled(context: dg.AssetExecutionContext) -> None:
-    # Dagster calls an interrupted run failed unless someone asked it to end; on the command line Ctrl-C is that.
+def _mark_as_canceling(context: dg.AssetExecutionContext) -> None:
+    # Dagster records an interrupted run as failed unless someone requested its end. On the command line, Ctrl-C is
+    # that request.
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is not None and run.tags.get(LAUNCHED_BY) == COMMAND_LINE and run.status == dg.DagsterRunStatus.STARTED:
         context.instance.report_run_canceling(run, "Interrupted on the command line.")
 
 
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and value == value and abs(value) != float("inf")
-    )
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _metric_name(name: str) -> str:

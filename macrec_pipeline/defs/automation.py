@@ -1,7 +1,7 @@
-"""What is launched by itself: by the clock, when new raw data arrives, and when something upstream has changed.
+"""What Dagster launches without a person: on a schedule, when new raw data arrives, and when an input has changed.
 
-In: the data sets' files, which say what they want; without a word in them nothing is launched. Out: schedules, sensors,
-the condition under which an asset is made again, and how old the newest model may be.
+The data sets' files say what they want; without such an entry nothing is launched. This module turns the entries into
+schedules and sensors. It also defines when an asset counts as outdated and how old the newest model may become.
 """
 
 import logging
@@ -9,114 +9,127 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import dagster as dg
-from dagster._utils.schedules import is_valid_cron_string
 
 from macrec_pipeline.data.new_data import KnownFiles, find_changed_files
 from macrec_pipeline.data.readers.registry import source_files
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
 from macrec_pipeline.defs.jobs import JOBS
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.run_tags import RAW_DATA_TAG
 from macrec_pipeline.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-RAW_DATA_TAG = "macrec/raw_data"
-_JOBS = {job.name: job for job in JOBS}
-_LOOK_SECONDS = 60
+_JOBS_BY_NAME = {job.name: job for job in JOBS}
+_POLL_SECONDS = 60
 
-_WHEN = dg.AutomationCondition
-# An asset is made again when one upstream holds something else than before, not when that is only made again, as
-# eager() would have it; or when its own code is another. A data set that was never made is left alone.
+_Condition = dg.AutomationCondition
+# An asset is outdated when an input has new content (not merely a new materialization, as in `eager()`), or when its
+# own code version has changed. A data set that was never materialized is left alone.
 ON_CHANGE = (
     (
-        _WHEN.any_deps_match(_WHEN.data_version_changed()) | (_WHEN.code_version_changed() & ~_WHEN.missing())
+        _Condition.any_deps_match(_Condition.data_version_changed())
+        | (_Condition.code_version_changed() & ~_Condition.missing())
     ).since_last_handled()  # type: ignore[misc]  # declared for keys of checks as well
-    & ~_WHEN.any_deps_missing()
-    & ~_WHEN.any_deps_in_progress()
-    & ~_WHEN.in_progress()
-).with_label("something that it is made from has changed")
+    & ~_Condition.any_deps_missing()
+    & ~_Condition.any_deps_in_progress()
+    & ~_Condition.in_progress()
+).with_label("an input has changed")
 
 
-def schedule_of(spec: DatasetSpec) -> dg.ScheduleDefinition:
-    """The schedule that a data set's file asks for; it is on as long as the file does."""
-    asked = spec.schedule
-    assert asked is not None, "only called for a data set with a schedule"
+def build_schedule(spec: DatasetSpec) -> dg.ScheduleDefinition:
+    """Build the schedule that a data set's file requests. It is on for as long as the file requests it."""
+    schedule = spec.schedule
+    assert schedule is not None, "only called for a data set with a schedule"
 
-    def due(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        # one run a tick, also after a daemon that died between launching it and writing that down
+    def request_run(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        # One run per tick, even if the daemon dies between launching the run and recording it.
         return dg.RunRequest(f"{spec.name}:{context.scheduled_execution_time.isoformat()}", partition_key=spec.name)
 
     return dg.ScheduleDefinition(
-        f"{asked.job}_{_python_name(spec)}",
-        job=_JOBS[asked.job],
-        cron_schedule=asked.cron,
-        execution_timezone=asked.timezone,
-        execution_fn=due,
+        f"{schedule.job}_{_python_name(spec)}",
+        job=_JOBS_BY_NAME[schedule.job],
+        cron_schedule=schedule.cron,
+        execution_timezone=schedule.timezone,
+        execution_fn=request_run,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"Launches {asked.job} for {spec.name}, as its file says.",
+        description=f"Launches {schedule.job} for {spec.name} at the times in the data set's file.",
     )
 
 
-def sensor_of(spec: DatasetSpec) -> dg.SensorDefinition:
-    """The sensor that launches a job when a data set's raw files hold something new and are no longer written to."""
+def build_new_data_sensor(spec: DatasetSpec) -> dg.SensorDefinition:
+    """Build the sensor that launches a job when a data set's raw files have new content and have stopped changing."""
     assert spec.on_new_data is not None, "only called for a data set that waits for new data"
 
-    def arrived(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
-            known, new = find_changed_files(
+            known, has_new_content = find_changed_files(
                 source_files(spec, Settings().data_folder()), KnownFiles.from_json(context.cursor)
             )
         except (DataError, OSError) as error:
             return dg.SkipReason(str(error))
-        if not new:
-            waits = known.seen != known.read
-            reason = "Something has changed; it is taken if it stays so." if waits else "There is nothing new."
+        if not has_new_content:
+            waiting = known.seen != known.read
+            reason = "The files have changed; they are read once they stop changing." if waiting else "No new data."
             return dg.SensorResult(skip_reason=reason, cursor=known.to_json())
-        # with its number, so that data that comes back after a wrong delivery is new again
+        # The number of arrivals is part of the key, so that data restored after a wrong delivery counts as new again.
         run_key = f"{spec.name}:{known.arrivals}:{known.digest}"
         request = dg.RunRequest(run_key, partition_key=spec.name, tags={RAW_DATA_TAG: known.digest})
         return dg.SensorResult(run_requests=[request], cursor=known.to_json())
 
     return dg.SensorDefinition(
         f"new_data_of_{_python_name(spec)}",
-        job=_JOBS[spec.on_new_data],
-        evaluation_fn=arrived,
-        minimum_interval_seconds=_LOOK_SECONDS,
+        job=_JOBS_BY_NAME[spec.on_new_data],
+        evaluation_fn=evaluate,
+        minimum_interval_seconds=_POLL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Launches {spec.on_new_data} when the files of {spec.name} hold something new, as its file says.",
+        description=f"Launches {spec.on_new_data} when the raw files of {spec.name} have new content. It waits until "
+        "the files have stopped changing. The data set's file turns it on.",
     )
 
 
-def automated(names: Sequence[str]) -> list[DatasetSpec]:
-    """The data sets that want something launched by itself. One whose file is wrong is told of and left out."""
+def automated_datasets(names: Sequence[str]) -> list[DatasetSpec]:
+    """Load the data sets that request a schedule or a sensor.
+
+    A data set with an invalid file is logged and left out, so that it does not keep the others from loading.
+    """
     specs = []
     for name in names:
         try:
             spec = load_dataset(name)
-            if spec.schedule and not is_valid_cron_string(spec.schedule.cron):
-                raise ConfigError(f"schedule.cron {spec.schedule.cron!r} names a time that never comes.")
-        except ConfigError as error:  # its own runs will say so too; the other data sets go on
-            logger.warning("Nothing is launched by itself for %s: %s", name, error)
+            if spec.schedule:
+                _require_possible_time(spec.schedule.cron)
+        except ConfigError as error:  # the data set's own runs report the error too
+            logger.warning("Automation is off for %s: %s", name, error)
             continue
         if spec.schedule or spec.on_new_data:
             specs.append(spec)
     return specs
 
 
+def _require_possible_time(cron: str) -> None:
+    """Raise `ConfigError` for a cron line that Dagster refuses although its fields are valid, such as February 31."""
+    try:
+        dg.ScheduleDefinition(name="probe", job_name="probe", cron_schedule=cron)
+    except dg.DagsterInvalidDefinitionError:
+        raise ConfigError(f"schedule.cron is {cron!r}, a time that never comes. Choose a date that exists.") from None
+
+
 def _python_name(spec: DatasetSpec) -> str:
     return spec.name.replace("-", "_")
 
 
-_AUTOMATED = automated(dataset_names())
-SCHEDULES = [schedule_of(spec) for spec in _AUTOMATED if spec.schedule]
-NEW_DATA_SENSORS = [sensor_of(spec) for spec in _AUTOMATED if spec.on_new_data]
+_AUTOMATED = automated_datasets(dataset_names())
+SCHEDULES = [build_schedule(spec) for spec in _AUTOMATED if spec.schedule]
+NEW_DATA_SENSORS = [build_new_data_sensor(spec) for spec in _AUTOMATED if spec.on_new_data]
 CHANGE_SENSOR = dg.AutomationConditionSensorDefinition(
     "make_again_what_changed",
     target=dg.AssetSelection.all(),
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Makes assets again when what they are made from has changed. Off unless switched on here.",
+    description="Materializes an asset again when the content of an input or the asset's own code has changed. It is "
+    "off until someone turns it on here.",
 )
-# Dagster judges an asset by its newest partition, so this tells when no data set has got a new model for long.
+# Dagster judges an asset by its newest partition, so this warns when no data set has had a new model for that long.
 FRESHNESS = (
     dg.FreshnessPolicy.time_window(fail_window=timedelta(days=15), warn_window=timedelta(days=8)) if SCHEDULES else None
 )

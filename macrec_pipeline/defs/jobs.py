@@ -1,20 +1,20 @@
-"""What can be launched: the whole pipeline, or its parts, for one data set (a partition) a run."""
+"""The jobs: the whole pipeline or a part of it, for one data set (one partition) per run."""
 
 import dagster as dg
 
-from macrec_pipeline.defs.asset_context import SETTINGS_TAG
+from macrec_pipeline.defs.run_tags import SETTINGS_TAG
 
 FULL_PIPELINE = "full_pipeline"
 REFRESH = "refresh"
 EVALUATE_CHAMPION = "evaluate_champion"
 BATCH_RECOMMENDATIONS = "batch_recommendations"
 
-# What a job lays over the settings of each of its runs, wherever the run was launched.
-SETTINGS: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
+JOB_OVERRIDES: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
+"""Settings that a job applies to each of its runs, wherever the run is launched from."""
 
-# In the UI each asset runs in a process of its own, forked from one that has loaded what all of them need, which takes
-# longer than most assets of a small data set; two at a time, since each may use several threads. The command line runs
-# everything in its own process instead.
+# In runs of the UI, each asset has a process of its own. It is forked from one that has loaded the packages that all
+# assets need, which takes longer than most assets of a small data set. Two assets run at a time, since each may use
+# several threads. The command line runs all assets in its own process instead.
 EXECUTOR = dg.multiprocess_executor.configured(
     {
         "max_concurrent": 2,
@@ -23,40 +23,45 @@ EXECUTOR = dg.multiprocess_executor.configured(
     name="two_at_a_time",
 )
 
-# What is asked of the champion, whenever it is wanted, is no part of making a model.
-_MODEL = dg.AssetSelection.all() - dg.AssetSelection.groups("recommendations", "monitoring")
+# Using the champion, for recommendations or for monitoring, is not part of building a model.
+_MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.groups("recommendations", "monitoring")
 
 JOBS = [
     dg.define_asset_job(
         FULL_PIPELINE,
-        selection=_MODEL,
-        description="Everything, from the raw files of a data set to a registered model.",
+        selection=_MODEL_ASSETS,
+        description="Builds a registered model from the raw files of a data set: cleaning, embeddings, semantic IDs, "
+        "training, evaluation and registration. Look at `evaluation_report` for its quality and at `registered_model` "
+        "for its version.",
     ),
     dg.define_asset_job(
         REFRESH,
-        selection=_MODEL,
-        tags={SETTINGS_TAG: " ".join(SETTINGS[REFRESH])},
-        description="New interactions: items keep their semantic IDs and new ones get theirs, training starts from the "
-        "weights of before, and a challenger is registered.",
+        selection=_MODEL_ASSETS,
+        tags={SETTINGS_TAG: " ".join(JOB_OVERRIDES[REFRESH])},
+        description="Updates the model with new interactions and items. Existing items keep their semantic IDs, new "
+        "items get theirs, and training starts from the previous weights. The result is registered as challenger.",
     ),
     dg.define_asset_job(
         BATCH_RECOMMENDATIONS,
         selection=dg.AssetSelection.assets("recommendations"),
-        description="Every user's top items by the champion, as parquet shards; a killed run goes on after the last.",
+        description="Writes the champion's top items for every user as Parquet shards. A run that was killed continues "
+        "after its last finished shard.",
     ),
     dg.define_asset_job(
         "prepare_data",
         selection=dg.AssetSelection.groups("ingestion"),
-        description="The files of a data set, cleaned: see what is kept, what is dropped and why, before training.",
+        description="Reads and cleans the files of a data set without training anything. Look at `quarantine` for what "
+        "was dropped and why.",
     ),
     dg.define_asset_job(
         "train_again",
-        selection=dg.AssetSelection.assets("recommender").downstream() & _MODEL,
-        description="A recommender on the semantic IDs that are there, its evaluation and its registration.",
+        selection=dg.AssetSelection.assets("recommender").downstream() & _MODEL_ASSETS,
+        description="Trains, evaluates and registers a new recommender on the existing semantic IDs.",
     ),
     dg.define_asset_job(
         EVALUATE_CHAMPION,
         selection=dg.AssetSelection.groups("ingestion", "monitoring"),
-        description="The newest files of a data set, cleaned, and what the registered champion is worth on them.",
+        description="Reads and cleans the newest files of a data set, then measures the registered champion on them. "
+        "Nothing is trained.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What a person sees of an asset at work, in Dagster and in the terminal: progress, previews, columns, figures."""
+"""How assets appear to a person, in Dagster and in the terminal: progress, table previews, columns, metrics."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,10 @@ from macrec_pipeline.runtime.progress import TerminalProgress
 from macrec_pipeline.runtime.text_sanitizing import as_markdown
 from macrec_pipeline.schemas import TABLES
 
+_MAX_CELL_LENGTH = 80
 
-class VisibleProgress:
+
+class AssetProgress:
     """Shows one asset's progress as a bar in the terminal and, at each quarter, as a line in Dagster's log."""
 
     def __init__(self, log: logging.Logger, *, interactive: bool) -> None:
@@ -32,22 +34,23 @@ class VisibleProgress:
             self._log.info(f"{stage}: {done}/{total} {values}".rstrip())
 
     def close(self) -> None:
-        """End the bar that is still open."""
+        """Close the bar if it is still open."""
         self._bar.close()
 
 
-def in_words(values: Mapping[str, float]) -> str:
-    """A row of a training log for the terminal."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Format metrics for the terminal, as in "loss 0.1235, epoch 3"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def table_metadata(asset: str) -> dict[str, Any]:
-    """The columns of a table asset, as Dagster's catalogue shows them before it has ever been made."""
+    """The columns of a table asset, which Dagster's catalogue shows even before the table exists."""
     schema = TABLES[asset]
     columns = [
         dg.TableColumn(
             name,
             str(dtype),
+            description=schema.column_descriptions[name],
             constraints=dg.TableColumnConstraints(nullable=name in schema.nullable, unique=(name,) in schema.unique),
         )
         for name, dtype in schema.columns.items()
@@ -56,15 +59,17 @@ def table_metadata(asset: str) -> dict[str, Any]:
 
 
 def markdown(text: str) -> dg.MetadataValue[Any]:
-    """Text that Dagster's catalogue shows as markdown."""
+    """Metadata that Dagster's catalogue renders as Markdown."""
     return dg.MetadataValue.md(text)
 
 
 def preview(table: pl.DataFrame, columns: Sequence[str], *, rows: int = 5) -> dg.MetadataValue[Any]:
-    """The first rows of some columns as a markdown table, long texts cut."""
+    """The first rows of some columns as a Markdown table; long texts are cut."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in table.select(columns).head(rows).iter_rows():
-        cells = (str(value) for value in row)
-        short = (cell if len(cell) <= 80 else cell[:77] + "..." for cell in cells)
-        lines.append("| " + " | ".join(map(as_markdown, short)) + " |")
+        lines.append("| " + " | ".join(as_markdown(_shorten(str(value))) for value in row) + " |")
     return markdown("\n".join(lines))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_CELL_LENGTH else text[: _MAX_CELL_LENGTH - 3] + "..."

@@ -1,6 +1,7 @@
-"""Where an asset finds its data set, its settings, its tables and its tracker.
+"""`Settings`, the one resource: where an asset finds its data set, its settings, its tables and its tracker.
 
-In: the environment at run time, and what the launchpad or the command line says. Out: `Settings`, the one resource.
+Values come from the run config (the launchpad or the command line), and otherwise from the environment when the run
+starts.
 """
 
 import os
@@ -17,28 +18,33 @@ from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking import Tracker, open_tracking
 
-# Every YAML file in `datasets/` is a partition of every asset; a new file shows up when the code location is reloaded.
+# Every YAML file in `datasets/` is a partition of every asset. A new file appears when the code location is reloaded.
 DATASETS = dg.StaticPartitionsDefinition(dataset_names())
 
-# All that fills the GPU, or the cores where there is none, shares it: the instance lets one of them run at a time.
+# Assets that fill the GPU, or all cores where there is none, share this pool, which runs one of them at a time.
 GPU_POOL = "gpu"
 
 
 class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields itself, as every plain resource does
-    """Folders and overrides of a run. An unset folder is read from the environment when the run starts."""
+    """Folders and overrides of a run. A folder that is not set is read from the environment when the run starts."""
 
     home: str | None = Field(
-        default=None, description="folder of all state, or URL of tables and models; unset: MACREC_HOME, else ./.macrec"
+        default=None,
+        description="Folder that holds all state, or the URL where tables and models are published. "
+        "If not set: the environment variable MACREC_HOME, or else ./.macrec.",
     )
     data: str | None = Field(
-        default=None, description="folder that data set files are relative to; unset: MACREC_DATA, else ./data"
+        default=None,
+        description="Folder that the paths in data set files are relative to. "
+        "If not set: the environment variable MACREC_DATA, or else ./data.",
     )
     overrides: list[str] = Field(
-        default_factory=list, description="settings laid over the data set's own, each section.field=value"
+        default_factory=list,
+        description="Settings that replace those of the data set, each as section.field=value. The last one wins.",
     )
 
-    def over(self, overrides: Sequence[str]) -> "Settings":
-        """The same, with its own overrides laid over these."""
+    def with_job_overrides(self, overrides: Sequence[str]) -> "Settings":
+        """Return the same settings with the overrides of a job below the ones given here."""
         return Settings(home=self.home, data=self.data, overrides=[*overrides, *self.overrides])
 
     def home_folder(self) -> Path:
@@ -50,20 +56,20 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
         return Path(self.data or os.environ.get("MACREC_DATA") or "data").absolute()
 
     def spec(self, dataset: str) -> DatasetSpec:
-        """The data set's file, checked. Raises `ConfigError`."""
+        """Load and validate the data set's file. Raises `ConfigError`."""
         return load_dataset(dataset)
 
     def config(self, dataset: str) -> PipelineConfig:
-        """The settings of a run on this data set: preset, data set file, overrides. Raises `ConfigError`."""
+        """Resolve the settings for a data set: preset, then data set file, then overrides. Raises `ConfigError`."""
         return self.spec(dataset).config(parse_overrides(self.overrides))
 
     def store(self, dataset: str) -> AssetStore:
-        """The tables and folders of this data set. Raises `ConfigError`."""
+        """The tables and folders of a data set. Raises `ConfigError`."""
         home = self._home()
         return AssetStore(home.folder, dataset, url=home.url)
 
     def tracker(self) -> Tracker:
-        """The MLflow store of this home. Raises `TrackingError`."""
+        """Open the MLflow store of this home. Raises `TrackingError`."""
         return open_tracking(self.home_folder())
 
     def _home(self) -> Home:

@@ -1,11 +1,11 @@
-"""Which failures of a stage may pass by themselves, and how long to wait before it is tried again.
+"""Which errors of an asset are transient, and how long to wait before its step is tried again.
 
-In: what a stage raised. Out: Dagster's request for another attempt, for a network or a server that does not answer, a
-database that is locked or a disk that hiccups; anything else, such as wrong settings, wrong data, a full disk or a
-fault of this package, would fail in the same way again and fails at once, and so does its run.
+A network or server that does not respond, a locked database and a brief disk fault are transient: Dagster is asked for
+another attempt. Wrong settings, wrong data, a full disk or a bug would fail in the same way again, so the step and its
+run fail at once.
 
-A step also dies of what no stage raised: its process was killed, or Dagster's database went away while an event was
-written. Then its run says nothing here, and a daemon whose `run_retries` are on takes it up again from that step.
+A step may also end without an error of its own: its process is killed, or Dagster's database goes away while an event
+is written. Such a run is not marked here, and a daemon with `run_retries` enabled launches it again from that step.
 """
 
 import errno
@@ -16,78 +16,87 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
-from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 
+from macrec_pipeline.defs.dagster_private import RETRY_ON_STEP_FAILURE_TAG
 from macrec_pipeline.errors import StorageError, TrackingError
 
 logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 3
 FIRST_WAIT = 15.0
-"""Seconds before the second attempt; each further wait is four times as long: 15 s, a minute, four minutes."""
+"""Seconds before the second attempt. Each further wait is four times as long: 15 s, 1 min, 4 min."""
 
-_NETWORK = (errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTUNREACH)
-_PASSING = frozenset((errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, *_NETWORK))
-# MLflow's words for a store that does not answer now.
-_BUSY = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_NETWORK_ERRNOS = (errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTUNREACH)
+_TRANSIENT_ERRNOS = frozenset(
+    (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, *_NETWORK_ERRNOS)
+)
+# MLflow's error codes for a store that cannot respond now.
+_BUSY_ERROR_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether another attempt may succeed where this one failed."""
     if isinstance(error, TrackingError):
-        return _store_is_away(list(_behind(error)))
+        return _tracking_store_is_away(list(_error_chain(error)))
     if isinstance(error, StorageError):
-        return any(_is_passing(link) for link in _behind(error))
-    return _is_passing(error)
+        return any(_is_transient_os_error(link) for link in _error_chain(error))
+    return _is_transient_os_error(error)
 
 
 @contextmanager
-def tried_again(context: dg.AssetExecutionContext, asset: str) -> Iterator[None]:
-    """Have Dagster try the step again, after a wait, if the block fails with what may pass, and else leave the run be.
+def retry_transient_errors(context: dg.AssetExecutionContext, asset: str) -> Iterator[None]:
+    """Ask Dagster to try the step again if the block fails with a transient error.
+
+    After the last attempt, and for any other error, the run is marked so that the daemon does not launch it again.
 
     Raises:
-        RetryRequested: in place of such an error, while there are attempts left; `MACREC_RETRY_SECONDS` is the first
-            wait if it is set.
+        RetryRequested: instead of a transient error, while attempts are left. `MACREC_RETRY_SECONDS`, if it is set,
+            replaces the first wait.
     """
     try:
         yield
     except Exception as error:
-        if context.retry_number >= MAX_RETRIES or not may_pass(error):
-            leave_failed(context)
+        if context.retry_number >= MAX_RETRIES or not is_transient(error):
+            prevent_run_retry(context)
             raise
         wait = float(os.environ.get("MACREC_RETRY_SECONDS", FIRST_WAIT)) * 4**context.retry_number
-        logger.warning("%-17s failed and is tried again in %.0f s: %s", asset, wait, error)
+        logger.warning("%-19s failed and will be retried in %.0f s: %s", asset, wait, error)
         raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=wait) from error
 
 
-def leave_failed(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> None:
-    """Tell the daemon that another run would fail in the same way."""
-    context.instance.add_run_tags(context.run.run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
+def prevent_run_retry(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> None:
+    """Tell the daemon not to launch the run again, because it would fail in the same way."""
+    context.instance.add_run_tags(context.run.run_id, {RETRY_ON_STEP_FAILURE_TAG: "false"})
 
 
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError | TimeoutError) or (isinstance(error, OSError) and error.errno in _PASSING)
-
-
-def _store_is_away(chain: Sequence[BaseException]) -> bool:
-    """Whether the tracking store did not answer, by what SQLAlchemy, requests and MLflow raise then."""
-    from requests.exceptions import ConnectionError as NoConnection
-    from requests.exceptions import RetryError, Timeout
-    from sqlalchemy.exc import OperationalError
-
-    database = [link for link in chain if isinstance(link, OperationalError)]
-    if database:  # of SQLite a lock passes, a full disk or a missing table does not; of a server it is the connection
-        return any(not isinstance(link.orig, sqlite3.Error) or "locked" in str(link.orig) for link in database)
-    return any(
-        isinstance(link, NoConnection | Timeout | RetryError)
-        or _is_passing(link)
-        or getattr(link, "error_code", None) in _BUSY
-        for link in chain
+def _is_transient_os_error(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError) or (
+        isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
     )
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, also where nobody said so."""
+def _tracking_store_is_away(chain: Sequence[BaseException]) -> bool:
+    """Whether the tracking store did not respond, judged by the errors of SQLAlchemy, requests and MLflow."""
+    from requests.exceptions import ConnectionError as RequestsConnectionError
+    from requests.exceptions import RetryError, Timeout
+    from sqlalchemy.exc import OperationalError
+
+    database_errors = [error for error in chain if isinstance(error, OperationalError)]
+    if database_errors:
+        # With SQLite only a lock is transient, not a full disk or a missing table. With a database server this error
+        # means that the connection failed.
+        causes = [error.orig for error in database_errors]
+        return any(not isinstance(cause, sqlite3.Error) or "locked" in str(cause) for cause in causes)
+    return any(
+        isinstance(error, RequestsConnectionError | Timeout | RetryError)
+        or _is_transient_os_error(error)
+        or getattr(error, "error_code", None) in _BUSY_ERROR_CODES
+        for error in chain
+    )
+
+
+def _error_chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what led to it, through explicit causes and implicit contexts."""
     link: BaseException | None = error
     while link is not None:
         yield link

@@ -1,4 +1,7 @@
-"""Tables as the arrays that the numeric stages work on."""
+"""Converts stored tables to the arrays that the numeric stages work on.
+
+Shapes (docs/notation.md): N items, L levels, T items of a history.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,26 +10,27 @@ import polars as pl
 from macrec_pipeline.config import ROUTES
 
 
-def codes_of(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
-    """A column of codes of `SEMANTIC_IDS` as a matrix: int64 [N, L]."""
+def codes_matrix(table: pl.DataFrame, column: str) -> npt.NDArray[np.int64]:
+    """Convert a column of codes to a matrix, int64 [N, L]."""
     return np.array(table[column].to_list(), dtype=np.int64)
 
 
 def codes_by_modality(table: pl.DataFrame) -> dict[str, npt.NDArray[np.int64]]:
-    """The codes of `SEMANTIC_IDS`, int64 [N, L] each, of the modalities that the catalogue has."""
+    """The codes in `SEMANTIC_IDS`, int64 [N, L] for each modality that the catalogue has."""
     columns = {modality: f"{modality}_codes" for modality in ROUTES}
-    return {name: codes_of(table, column) for name, column in columns.items() if not table[column].has_nulls()}
+    return {name: codes_matrix(table, column) for name, column in columns.items() if not table[column].has_nulls()}
 
 
-def sequences_of(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """One int64 [T] array of item indices a user of `HISTORIES`, oldest first."""
+def item_sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
+    """The item indices of each user in `HISTORIES`, int64 [T], oldest first."""
     return [items.to_numpy(writable=True) for items in histories["item_indices"]]
 
 
 def training_sequences(histories: pl.DataFrame) -> list[npt.NDArray[np.int64]]:
-    """What training may see of `HISTORIES`: int64 [T] a user, training part `[:-2]` and validation target `[-2]`.
+    """The sequences of `HISTORIES` without test targets, int64 [T] per user.
 
-    Item 0 stands in the place of the test target, whether there is one or not, so that nobody can learn from it.
+    In each sequence `[:-2]` is the training part, `[-2]` the validation target, and `[-1]` always item 0. That
+    placeholder stands where a test target would be, whether the user has one or not, so no model can learn from it.
     """
-    rows = zip(sequences_of(histories), histories["tested"], strict=True)
+    rows = zip(item_sequences(histories), histories["tested"], strict=True)
     return [np.append(items[: len(items) - tested], 0) for items, tested in rows]

@@ -1,7 +1,7 @@
-"""An asset's training on several processes: `torchrun`, started and listened to through Dagster Pipes.
+"""Trains an asset's model in several processes: starts `torchrun` and follows it through Dagster Pipes.
 
-In: a job, and a folder that every rank can read. Out: the folder that rank 0's `save` filled. The progress that rank 0
-reports goes where the asset's own reports go, while it trains.
+The job is written to a folder that every rank can read. While the ranks train, rank 0's progress is reported as the
+asset's own. The result is the folder that rank 0 saved the model to.
 """
 
 import os
@@ -14,62 +14,58 @@ from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
-from dagster._core.errors import DagsterPipesExecutionError
 from dagster_pipes import PipesParams
 
 from macrec_pipeline import errors
 from macrec_pipeline.defs.asset_context import AssetContext
-from macrec_pipeline.torchrun.jobs import FITTED, Job, Result
+from macrec_pipeline.defs.dagster_private import DagsterPipesExecutionError
+from macrec_pipeline.torchrun.jobs import FITTED_FOLDER, TrainingJob, TrainingResult
 from macrec_pipeline.torchrun.parent_death import OWN_STORE
 
 LAUNCHER = "MACREC_TORCHRUN"
-"""In the environment: what starts the ranks, in place of this machine's `torchrun`; it gets `-m module folder`."""
+"""Environment variable: a command that starts the ranks instead of this machine's `torchrun`. It is called with
+`-m module folder`."""
 MAX_RESTARTS = 3
-"""Of all ranks together, after one has died; each goes on from the last checkpoint."""
+"""How often all ranks are restarted after one has died; each time they continue from the last checkpoint."""
 
 
 @contextmanager
-def trained_by_several(
-    context: dg.AssetExecutionContext, work: AssetContext, job: Job, scratch: Path
-) -> Iterator[tuple[Path, Result]]:
-    """Train, and hand over what rank 0 wrote, for as long as the block lasts, and what it said of it.
+def train_with_torchrun(
+    context: dg.AssetExecutionContext, asset: AssetContext, job: TrainingJob, scratch: Path
+) -> Iterator[tuple[Path, TrainingResult]]:
+    """Train in several processes, and yield the folder that rank 0 saved to together with what it reported.
 
     Args:
-        context: of the asset.
-        work: of the asset.
-        job: the training.
-        scratch: a folder that every rank can read; the job lies in it as a hidden one.
+        context: Dagster's context of the asset.
+        asset: the asset's own context.
+        job: what to train.
+        scratch: a folder that every rank can read; a hidden folder in it holds the job until the block ends.
 
     Raises:
-        MacrecError: what rank 0 met.
-        TrainingError: the ranks died more often than they are started again, or left no result.
+        MacrecError: the error of rank 0.
+        TrainingError: the ranks died too often or left no result.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ranks-", dir=scratch) as name:
         folder = Path(name).absolute()
         job.write(folder)
-        reports = _Reports(folder / "messages", work.progress)
         client = dg.PipesSubprocessClient(
-            message_reader=reports, context_injector=dg.PipesFileContextInjector(str(folder / "context"))
+            message_reader=_ProgressReader(folder / "messages", asset.progress),
+            context_injector=dg.PipesFileContextInjector(str(folder / "context")),
         )
-        command = [
-            *_launcher(work.config.runtime.training_processes, folder),
-            "-m",
-            "macrec_pipeline.torchrun",
-            str(folder),
-        ]
+        runtime = asset.config.runtime
+        command = [*_launcher(runtime.training_processes, folder), "-m", "macrec_pipeline.torchrun", str(folder)]
         failure: Exception | None = None
         try:
-            # an asset's own context warns of what Dagster itself asks it for
-            operation = context.op_execution_context
-            client.run(context=operation, command=command, env=_environment(work.config.runtime.num_threads))
+            # With the asset's context, Dagster would warn about attributes that Dagster itself reads.
+            client.run(context=context.op_execution_context, command=command, env=_environment(runtime.num_threads))
         except DagsterPipesExecutionError as error:
             failure = error
-        yield folder / FITTED, _result(folder, job.stage, failure)
+        yield folder / FITTED_FOLDER, _read_result(folder, job.stage, failure)
 
 
-class _Reports(dg.PipesFileMessageReader):
-    """Reads rank 0's messages: this package's own here, all others as Dagster does."""
+class _ProgressReader(dg.PipesFileMessageReader):
+    """Reads rank 0's messages: progress goes to a callback, everything else to Dagster."""
 
     def __init__(self, path: Path, progress: Callable[..., None]) -> None:
         super().__init__(str(path))
@@ -77,26 +73,28 @@ class _Reports(dg.PipesFileMessageReader):
 
     @property
     def expected_writer_count(self) -> int:
-        return 1  # as inherited, but without a warning that Dagster may change it
+        return 1  # the inherited value, without the warning that Dagster may change it
 
     @contextmanager
     def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[PipesParams]:
-        with super().read_messages(cast("dg.PipesMessageHandler", _Divided(handler, self._take))) as params:
+        with super().read_messages(
+            cast("dg.PipesMessageHandler", _MessageSplitter(handler, self._report_progress))
+        ) as params:
             yield params
 
-    def _take(self, payload: Mapping[str, Any]) -> None:
+    def _report_progress(self, payload: Mapping[str, Any]) -> None:
         self._progress(*payload["progress"])
 
 
-class _Divided:
-    """A message handler that hands what `report_custom_message` sends to a function, at once."""
+class _MessageSplitter:
+    """A message handler that passes custom messages to a callback at once, and the others to Dagster's handler."""
 
-    def __init__(self, handler: dg.PipesMessageHandler, take: Callable[[Mapping[str, Any]], None]) -> None:
-        self._handler, self._take = handler, take
+    def __init__(self, handler: dg.PipesMessageHandler, on_custom: Callable[[Mapping[str, Any]], None]) -> None:
+        self._handler, self._on_custom = handler, on_custom
 
     def handle_message(self, message: Any) -> None:
         if message["method"] == "report_custom_message":
-            self._take(message["params"]["payload"])
+            self._on_custom(message["params"]["payload"])
         else:
             self._handler.handle_message(message)
 
@@ -104,31 +102,32 @@ class _Divided:
         return getattr(self._handler, name)
 
 
-def _result(folder: Path, stage: str, failure: Exception | None) -> Result:
-    result = Result.read(folder)
+def _read_result(folder: Path, stage: str, failure: Exception | None) -> TrainingResult:
+    result = TrainingResult.read(folder)
     if result is not None and result.error is not None:
         kind, message = result.error
         raise getattr(errors, kind)(message)
     if failure is not None or result is None:
         raise errors.TrainingError(
-            f"The processes that train the {stage} ended without a result: {failure or 'rank 0 left none'}. What "
-            f"they said is in this run's output; {LAUNCHER}, if it is set, has to hand on its environment. The next "
-            "run goes on from the last checkpoint; with runtime.training_processes=1 the stage trains by itself."
+            f"The processes that train the {stage} ended without a result: {failure or 'rank 0 left none'}. Their "
+            f"output is in the output of this run. If {LAUNCHER} is set, its command must pass on its environment. The "
+            "next run continues from the last checkpoint; with runtime.training_processes=1 the stage trains in a "
+            "single process."
         ) from failure
     return result
 
 
-def _launcher(processes: int, folder: Path) -> list[str]:
-    if own := os.environ.get(LAUNCHER):
-        return shlex.split(own)
-    # as --standalone, but by a file: the server that it would start listens to every network
-    by_file = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}")
-    ranks = (f"--nproc-per-node={processes}", f"--max-restarts={MAX_RESTARTS}")
-    return [sys.executable, "-m", "macrec_pipeline.torchrun.parent_death", *by_file, *ranks]
+def _launcher(num_processes: int, folder: Path) -> list[str]:
+    if command := os.environ.get(LAUNCHER):
+        return shlex.split(command)
+    # Like --standalone, but the ranks meet through a file: the server of --standalone is open to every network.
+    rendezvous = ("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder / 'rendezvous'}")
+    ranks = (f"--nproc-per-node={num_processes}", f"--max-restarts={MAX_RESTARTS}")
+    return [sys.executable, "-m", "macrec_pipeline.torchrun.parent_death", *rendezvous, *ranks]
 
 
 def _environment(num_threads: int) -> dict[str, str]:
-    """Threads as a process alone has them; on this machine ranks talk by loopback."""
+    """Give each rank the threads of a single process; on one machine, let ranks communicate over loopback only."""
     names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     loopback = dict.fromkeys(names, "lo") if sys.platform == "linux" and LAUNCHER not in os.environ else {}
     return {"OMP_NUM_THREADS": str(num_threads), **OWN_STORE, **loopback}

@@ -1,4 +1,4 @@
-"""Item texts and pictures -> one embedding an item and modality: what the cross-modal quantizer starts from."""
+"""Encodes item texts and images: one embedding per item and modality, from which the semantic IDs are learned."""
 
 from macrec_pipeline.embeddings.cache import CachedVectors
 from macrec_pipeline.embeddings.checks import embedding_problems

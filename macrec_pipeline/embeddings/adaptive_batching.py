@@ -1,7 +1,7 @@
-"""How many inputs pass an encoder at once: as many as are asked for or fit into memory, and fewer where they did not.
+"""Chooses how many inputs pass through an encoder at once, and lowers that number when memory runs out.
 
-In: inputs of an encoder. Out: their vectors, in order. What shares a batch with an input changes the last bits of its
-vector at most, since sums of other shapes are added up in another order.
+The other inputs of a batch can change only the last bits of a vector, because sums of another shape are added up in
+another order. Shapes (docs/notation.md): B batch rows, D embedding width.
 """
 
 import os
@@ -15,83 +15,91 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.errors import EncoderError
 
-# More gain nothing: a CPU's caches, and a GPU's cores, are full by then.
-MOST = {"cpu": 64, "cuda": 1024}
-# Of the memory that is free; the rest is for what is read and decoded meanwhile.
-_SHARE = 0.25
+# By device type. Larger batches gain nothing: the caches of a CPU, or the cores of a GPU, are already full.
+MAX_BATCH_SIZE = {"cpu": 64, "cuda": 1024}
+# The part of the free memory that a batch may use. The rest is for inputs that are read and decoded meanwhile.
+_MEMORY_SHARE = 0.25
 
 T = TypeVar("T")
 
 
-class Batching:
-    """The batch size in force; it only ever falls.
+class AdaptiveBatching:
+    """Encodes inputs in batches whose size falls, and never rises again, when memory runs out.
 
     Args:
-        asked: inputs at once, or "auto" for as many as fit into memory.
-        device: where the encoder runs.
-        bytes_an_input: what a pass holds for one input, a rough estimate; only looked at for "auto" on a CPU, since a
-            GPU says when its memory is full.
+        batch_size: number of inputs per batch, or "auto" for as many as fit into memory.
+        device: device of the encoder.
+        bytes_per_input: rough estimate of the memory that one input needs on its way through the encoder. It is used
+            only for "auto" on a CPU; a GPU reports when its memory is full.
 
     Attributes:
-        size: inputs at once.
+        size: the current batch size.
     """
 
-    def __init__(self, asked: int | Literal["auto"], *, device: torch.device, bytes_an_input: int) -> None:
-        self.size = _fitting(device, bytes_an_input) if asked == "auto" else asked
+    def __init__(self, batch_size: int | Literal["auto"], *, device: torch.device, bytes_per_input: int) -> None:
+        self.size = _size_that_fits(device, bytes_per_input) if batch_size == "auto" else batch_size
         self._device = device
 
     def run(self, encode: Callable[[Sequence[T]], NDArray[np.float32]], inputs: Sequence[T]) -> NDArray[np.float32]:
-        """Encode inputs, `size` at once, and half as many from the moment on when memory does not suffice.
+        """Encode inputs in batches of `size`, and halve `size` whenever a batch does not fit into memory.
 
         Args:
-            encode: inputs -> float32 [B, D].
-            inputs: at least one.
+            encode: B inputs -> float32 [B, D].
+            inputs: at least one input.
+
+        Returns:
+            One vector per input, in the same order.
 
         Raises:
-            EncoderError: memory does not suffice for one.
+            EncoderError: a single input does not fit into memory.
         """
-        found: list[NDArray[np.float32]] = []
-        done = 0
-        while done < len(inputs):
-            piece = inputs[done : done + self.size]
-            vectors = self._tried(encode, piece)
+        blocks: list[NDArray[np.float32]] = []
+        num_encoded = 0
+        while num_encoded < len(inputs):
+            batch = inputs[num_encoded : num_encoded + self.size]
+            vectors = self._encode_unless_out_of_memory(encode, batch)
             if vectors is None:
-                self._halve(len(piece))
+                self._lower_size(len(batch))
             else:
-                found.append(vectors)
-                done += len(piece)
-        return np.concatenate(found)
+                blocks.append(vectors)
+                num_encoded += len(batch)
+        return np.concatenate(blocks)
 
     @staticmethod
-    def _tried(encode: Callable[[Sequence[T]], NDArray[np.float32]], piece: Sequence[T]) -> NDArray[np.float32] | None:
-        """The vectors, None where memory did not suffice: what the error held on to is let go with it."""
+    def _encode_unless_out_of_memory(
+        encode: Callable[[Sequence[T]], NDArray[np.float32]], batch: Sequence[T]
+    ) -> NDArray[np.float32] | None:
+        """Returns the vectors, or None if memory ran out.
+
+        When this function returns, the exception is gone, and with it the tensors that its traceback kept alive.
+        """
         try:
-            return encode(piece)
+            return encode(batch)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise
             return None
 
-    def _halve(self, tried: int) -> None:
-        if tried == 1:
+    def _lower_size(self, failed_size: int) -> None:
+        if failed_size == 1:
             raise EncoderError(
-                f"The memory of {self._device} does not suffice to encode one input. Use a smaller encoder, a shorter "
-                "text_encoder.max_tokens or, for texts, text_encoder.precision=bfloat16."
+                f"The memory of {self._device} is too small to encode even one input. Use a smaller encoder, lower "
+                "text_encoder.max_tokens or, for texts, set text_encoder.precision=bfloat16."
             )
-        self.size = tried // 2
+        self.size = failed_size // 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def free_memory() -> int:
-    """Bytes that new work may take without swapping, as Linux says; elsewhere half of what the machine has."""
+    """Returns the bytes that can be allocated without swapping: Linux's own estimate, else half of all memory."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
     return available or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _fitting(device: torch.device, bytes_an_input: int) -> int:
+def _size_that_fits(device: torch.device, bytes_per_input: int) -> int:
     if device.type == "cuda":
-        return MOST["cuda"]
-    return max(1, min(MOST["cpu"], int(_SHARE * free_memory()) // max(1, bytes_an_input)))
+        return MAX_BATCH_SIZE["cuda"]
+    return max(1, min(MAX_BATCH_SIZE["cpu"], int(_MEMORY_SHARE * free_memory()) // max(1, bytes_per_input)))

@@ -1,8 +1,9 @@
-"""Vectors by what they were made from, so that an input is encoded again only when it, or the encoder, has changed.
+"""Keeps vectors by the content that they were computed from, so that an unchanged input is never encoded twice.
 
-They come from an earlier embedding table, from what an attempt that was cut off left behind, and from the encoder.
-What an attempt leaves behind are shards: files of so many inputs, each with a vector or the reason why it has none.
-Symbols: K vectors, M inputs, D embedding.
+The vectors come from three places: an earlier embedding table, the shards that an interrupted run left behind, and the
+encoder. A shard is a file with a fixed number of inputs; for each of them it holds a vector, or the reason why there is
+none. A content is the SHA-256 of a text or of an image file, in hexadecimal. Shapes (docs/notation.md): D embedding
+width; other axes are named in words.
 """
 
 import hashlib
@@ -18,122 +19,131 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint
 
-# To be raised when inputs are prepared in another way before they reach the encoder.
-PROCEDURE = 1
-# Inputs a shard: half a minute or so of a small encoder on a core. Batches end where it ends, whoever makes it.
+# Raise this number when a change of the code makes the same input reach the encoder in another form: no vector that was
+# computed before the change is then reused.
+PREPARATION_VERSION = 1
+# Inputs per shard. A small encoder needs about half a minute for them on one core. Batches never cross a shard's end,
+# so the vectors do not depend on which worker computes the shard.
 SHARD_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class CachedVectors:
-    """Vectors of an earlier run.
+    """The vectors of an earlier run.
 
     Attributes:
-        made_by: what made them, `Embedded.made_by`; if that is not what is asked now, none of them is used.
-        contents: K times what a vector was made from, `Embedded.contents`; None for one that is imputed.
-        vectors: float32 [K, D].
+        encoder_fingerprint: `EmbeddingResult.encoder_fingerprint` of that run. If it differs from the fingerprint of
+            the current encoder, none of the vectors is used.
+        contents: the content that each vector was computed from, as in `EmbeddingResult.contents`; None if the vector
+            was imputed.
+        vectors: float32 [contents, D].
     """
 
-    made_by: str
+    encoder_fingerprint: str
     contents: Sequence[str | None]
     vectors: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What an encoder makes of some inputs.
+class EncodedShard:
+    """What an encoder returned for the inputs of a shard.
 
     Attributes:
-        contents: K of them, those that have a vector.
-        vectors: float32 [K, D].
-        refused: content -> why it has none.
+        contents: the contents that have a vector.
+        vectors: float32 [contents, D].
+        failures: content -> reason, for those that could not be encoded.
     """
 
     contents: Sequence[str]
     vectors: NDArray[np.float32]
-    refused: Mapping[str, str]
+    failures: Mapping[str, str]
 
 
-def made_by(encoder: Mapping[str, Any], **settings: Any) -> str:
-    """SHA-256, in hexadecimal, of all that decides a vector but its input.
+def encoder_fingerprint(description: Mapping[str, Any], **settings: Any) -> str:
+    """Returns the SHA-256, in hexadecimal, of everything that determines a vector except its content.
 
     Args:
-        encoder: its description, `Embedded.encoder`.
-        **settings: of the preparation of inputs, plain JSON.
+        description: the encoder's description, as in `EmbeddingResult.encoder`.
+        **settings: settings of the preparation of inputs, as plain JSON values.
     """
-    own = {name: value for name, value in encoder.items() if name != "dim"}
-    return hashlib.sha256(json.dumps([PROCEDURE, own, settings], sort_keys=True).encode()).hexdigest()
+    described = {name: value for name, value in description.items() if name != "dim"}
+    return hashlib.sha256(json.dumps([PREPARATION_VERSION, described, settings], sort_keys=True).encode()).hexdigest()
 
 
-def shard_file(folder: Path, number: int) -> Path:
-    """Where a shard is, whether it is there or not."""
+def shard_path(folder: Path, number: int) -> Path:
+    """Returns the path of a shard, whether or not the file exists."""
     return folder / f"{number:06d}.safetensors"
 
 
-def write_encoded(folder: Path, number: int, encoded: Encoded, *, made_by: str) -> None:
-    """Write a shard as a whole; a disk that refuses costs a warning."""
+def save_shard(folder: Path, number: int, shard: EncodedShard, *, fingerprint: str) -> None:
+    """Write a shard, completely or not at all. If the disk is full or broken, this only logs a warning."""
     save_checkpoint(
-        shard_file(folder, number),
-        identity=made_by,
-        tensors={"vectors": torch.from_numpy(encoded.vectors)},
-        values={"contents": list(encoded.contents), "refused": dict(encoded.refused)},
+        shard_path(folder, number),
+        identity=fingerprint,
+        tensors={"vectors": torch.from_numpy(shard.vectors)},
+        values={"contents": list(shard.contents), "refused": dict(shard.failures)},
     )
 
 
-class VectorsByContent:
-    """What is known and what is added, once for each content.
+class VectorCache:
+    """The vectors of one encoder by content, and the contents that the encoder could not use.
 
     Args:
-        made_by: see `made_by`.
-        before: an earlier run's.
-        shards: a folder to take up shards from that an attempt left there, and to write new ones to; None for none.
-            It is the caller's to remove when all is done.
+        fingerprint: see `encoder_fingerprint`. Vectors of another encoder are ignored.
+        cached: the vectors of an earlier run; None if there are none.
+        shard_folder: a folder with the shards of an interrupted run, to which new ones are added; None to keep no
+            shards. The caller removes the folder when all vectors are stored elsewhere.
 
     Attributes:
-        made_by, shards: as given.
-        next_number: of the next shard.
-        refused: content -> why it has no vector, of those that have been tried.
+        fingerprint, shard_folder: as given.
+        next_shard: number of the next shard to write.
+        failures: content -> reason why it has no vector.
     """
 
-    def __init__(self, made_by: str, *, before: CachedVectors | None, shards: Path | None) -> None:
-        self.made_by, self.shards = made_by, shards
-        self.refused: dict[str, str] = {}
-        self._row: dict[str, int] = {}
+    def __init__(self, fingerprint: str, *, cached: CachedVectors | None, shard_folder: Path | None) -> None:
+        self.fingerprint, self.shard_folder = fingerprint, shard_folder
+        self.failures: dict[str, str] = {}
+        self._row_of: dict[str, int] = {}
         self._blocks: list[NDArray[np.float32]] = []
-        self._num_rows = self.next_number = 0
-        if before is not None and before.made_by == made_by:
-            self._take(before.contents, before.vectors)
-        for path in sorted(shards.glob("*.safetensors")) if shards is not None else ():
-            if self.take_shard(int(path.stem)):
-                self.next_number = int(path.stem) + 1
+        self._num_rows = self.next_shard = 0
+        if cached is not None and cached.encoder_fingerprint == fingerprint:
+            self._add_rows(cached.contents, cached.vectors)
+        for path in sorted(shard_folder.glob("*.safetensors")) if shard_folder is not None else ():
+            if self.load_shard(int(path.stem)):
+                self.next_shard = int(path.stem) + 1
 
     def __contains__(self, content: str) -> bool:
-        return content in self._row or content in self.refused
+        return content in self._row_of or content in self.failures
 
-    def add(self, encoded: Encoded) -> None:
-        """Add what has just been made."""
-        self.refused |= encoded.refused
-        if len(encoded.contents):
-            self._take(encoded.contents, encoded.vectors)
+    def add(self, shard: EncodedShard) -> None:
+        """Add the vectors and failures of a shard."""
+        self.failures |= shard.failures
+        if len(shard.contents):
+            self._add_rows(shard.contents, shard.vectors)
 
-    def take_shard(self, number: int) -> bool:
-        """Add what a shard holds; whether it is there, whole, and by the same maker."""
-        assert self.shards is not None, "there are no shards without a folder"
-        stored = load_checkpoint(shard_file(self.shards, number), identity=self.made_by)
+    def load_shard(self, number: int) -> bool:
+        """Add a shard from the folder.
+
+        Returns:
+            False, with nothing added, if the file is missing or damaged or belongs to another encoder.
+        """
+        assert self.shard_folder is not None, "there are no shards without a folder"
+        stored = load_checkpoint(shard_path(self.shard_folder, number), identity=self.fingerprint)
         if stored is None:
             return False
         tensors, values = stored
-        self.add(Encoded(values["contents"], tensors["vectors"].numpy(), values.get("refused", {})))
+        self.add(EncodedShard(values["contents"], tensors["vectors"].numpy(), values.get("refused", {})))
         return True
 
-    def rows(self, contents: Sequence[str]) -> NDArray[np.float32]:
-        """The vectors of contents that are there, float32 [M, D], M > 0."""
-        vectors: NDArray[np.float32] = np.concatenate(self._blocks)[[self._row[content] for content in contents]]
+    def vectors_of(self, contents: Sequence[str]) -> NDArray[np.float32]:
+        """Returns float32 [contents, D], for at least one content; all of them must have a vector."""
+        rows = [self._row_of[content] for content in contents]
+        vectors: NDArray[np.float32] = np.concatenate(self._blocks)[rows]
         return vectors
 
-    def _take(self, contents: Sequence[str | None], vectors: NDArray[np.float32]) -> None:
+    def _add_rows(self, contents: Sequence[str | None], vectors: NDArray[np.float32]) -> None:
         for row, content in enumerate(contents, start=self._num_rows):
             if content is not None:
-                self._row.setdefault(content, row)
+                self._row_of.setdefault(content, row)
         self._blocks.append(vectors)
         self._num_rows += len(contents)

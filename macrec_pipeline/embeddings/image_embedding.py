@@ -1,31 +1,28 @@
-"""Item pictures -> image embeddings (MACRec section 3.1): paths go in, one vector an item leaves.
+"""Embeds item images (MACRec section 3.1): paths enter, one vector per item leaves.
 
-Every distinct picture is decoded once, ahead of the model; items without a usable one get the mean of the others.
-Symbols: N items, B batch, D embedding.
+Each distinct image is decoded once, ahead of the model, and images with the same bytes share a vector. Items without a
+readable image get the mean vector of the others.
+Shapes (docs/notation.md): B batch rows, D embedding width, N items.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import ImageEncoderConfig, RuntimeConfig
-from macrec_pipeline.embeddings.adaptive_batching import Batching
-from macrec_pipeline.embeddings.cache import CachedVectors, Encoded, VectorsByContent, made_by
-from macrec_pipeline.embeddings.embedding_loop import Inputs, encode_in_shards
-from macrec_pipeline.embeddings.image_decoding import decode_ahead, files_digests, pillow_warnings_ignored
+from macrec_pipeline.embeddings.adaptive_batching import AdaptiveBatching
+from macrec_pipeline.embeddings.cache import CachedVectors, encoder_fingerprint
+from macrec_pipeline.embeddings.embedding_loop import Input, Modality, embed
+from macrec_pipeline.embeddings.image_decoding import decode_ahead, file_digests, pillow_warnings_ignored
 from macrec_pipeline.embeddings.image_encoders import ImageEncoder, load_image_encoder
-from macrec_pipeline.embeddings.result import EmbeddingResult, build_embedding_result
-from macrec_pipeline.errors import EncoderError
+from macrec_pipeline.embeddings.result import EmbeddingResult
 from macrec_pipeline.runtime.progress import Progress
-
-STAGE = "image embeddings"
 
 
 def embed_images(
@@ -34,117 +31,105 @@ def embed_images(
     *,
     device: torch.device,
     progress: Progress,
-    before: CachedVectors | None = None,
-    shards: Path | None = None,
+    cached: CachedVectors | None = None,
+    shard_folder: Path | None = None,
     runtime: RuntimeConfig | None = None,
 ) -> EmbeddingResult:
-    """Embed one picture an item, those alone that have no vector yet.
+    """Embed one image per item, and encode only those images whose vector cannot be reused.
 
     Args:
-        paths: N picture files, None for an item without one; items may share a file.
-        config: the encoder's name, batch size and the largest picture that is decoded.
-        device: where the encoder runs.
-        progress: called as stage "image embeddings" after each batch, counting distinct pictures that have no vector
-            yet.
-        before: vectors of an earlier run.
-        shards: a folder that keeps what is done, should this be cut off; workers need one.
-        runtime: who encodes; None: this process.
+        paths: N image files, None for an item without one. Items may share a file.
+        config: the encoder's name, the batch size and the largest number of pixels that is decoded.
+        device: device of the encoder.
+        progress: called as stage "image embeddings"; see `embed`.
+        cached, shard_folder, runtime: see `embed`.
 
     Returns:
-        The embeddings; `failures` lists each item whose picture could not be read, and why.
+        The embeddings. `failures` lists each item whose image could not be read, with the reason.
 
     Raises:
-        EncoderError: the encoder cannot be loaded, no picture could be read, or a vector is not finite.
-        StorageError, WorkerError: see `encode_in_shards`.
+        EncoderError: no item has an image, the encoder cannot be loaded, no image can be read, or a vector is not
+            finite.
+        StorageError, WorkerError: see `embed`.
     """
-    distinct = list(dict.fromkeys(path for path in paths if path is not None))
-    if not distinct:
-        raise EncoderError(
-            f"None of the {len(paths)} items names a picture, so there are no image embeddings to make. Check the "
-            "picture path template of the data set."
-        )
-    encoding = load_image_encoding(config, device)
-    vectors = VectorsByContent(encoding.made_by, before=before, shards=shards)
-    content_of = dict(zip(distinct, files_digests(distinct), strict=True))
-    new: dict[str, list[str]] = {}
-    for path, content in content_of.items():
-        if content not in vectors:
-            new.setdefault(content, [str(path)])
-    started = time.perf_counter()
-    encode_in_shards(
-        new,
-        vectors,
-        encoding,
-        load=load_image_encoding,
-        config=config,
-        runtime=runtime or RuntimeConfig(),
+    return embed(
+        _IMAGES,
+        [None if path is None else (str(path),) for path in paths],
+        config,
         device=device,
-        progress=partial(progress, STAGE),
-    )
-    seconds, refused = time.perf_counter() - started, vectors.refused
-    if all(content in refused for content in content_of.values()):
-        path, content = next(iter(content_of.items()))
-        raise EncoderError(
-            f"None of the {len(distinct)} pictures could be read, such as {path}: {refused[content]}. Expected "
-            "picture files such as JPEG or PNG. Check the picture path template of the data set."
-        )
-    found = [None if path is None else content_of[path] for path in paths]
-    return build_embedding_result(
-        [None if content in refused else content for content in found],
-        vectors,
-        encoder=encoding.encoder.description,
-        made_by=encoding.made_by,
-        failures=[(row, refused[content]) for row, content in enumerate(found) if content in refused],
-        num_encoded=len(new.keys() - refused.keys()),
-        seconds=seconds,
-        batch_size=encoding.batching.size,
+        progress=progress,
+        cached=cached,
+        shard_folder=shard_folder,
+        runtime=runtime,
     )
 
 
 @dataclass(frozen=True)
-class ImageEncoding:
-    """See `Encoding`."""
+class ImageModalityEncoder:
+    """Decodes and encodes images for the embedding loop; see `ModalityEncoder`."""
 
     encoder: ImageEncoder
     max_pixels: int
     device: torch.device
-    made_by: str
-    batching: Batching
+    fingerprint: str
+    batching: AdaptiveBatching
 
-    def encode(self, inputs: Inputs, done: Callable[[int], None]) -> Encoded:
-        """Encode pictures, given as their paths, in the order in which they come, those that can be read."""
-        refused, batch = dict[str, str](), dict[str, torch.Tensor]()
-        contents, found = list[str](), [np.empty((0, 0), dtype=np.float32)]
+    @property
+    def description(self) -> dict[str, Any]:
+        """See `EmbeddingResult.encoder`."""
+        return self.encoder.description
+
+    @contextmanager
+    def prepare(self, inputs: Sequence[Input]) -> Iterator[Iterator[torch.Tensor | str]]:
+        """Decode images ahead of the model: float32 [3, height, width] or the reason for a failure, per image."""
         stream = decode_ahead(
-            [Path(path) for (path,) in inputs.values()],
+            [Path(path) for (path,) in inputs],
             max_pixels=self.max_pixels,
             transform=self.encoder.transform,
             num_ahead=2 * self.batching.size,
         )
-        with pillow_warnings_ignored(), closing(stream) as decoded:
-            for number, (content, picture) in enumerate(zip(inputs, decoded, strict=True), start=1):
-                if isinstance(picture, str):
-                    refused[content] = picture
-                else:
-                    batch[content] = picture
-                if len(batch) >= self.batching.size or number == len(inputs):
-                    if batch:
-                        contents += batch
-                        found.append(self.batching.run(self._forward, list(batch.values())))  # [B, D]
-                    batch = {}
-                    done(number)
-        return Encoded(contents, np.concatenate(found[1:] or found), refused)
+        with pillow_warnings_ignored(), closing(stream):
+            yield stream
+
+    def encode_batch(self, batch: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Encode B images, each float32 [3, height, width]: float32 [B, D]."""
+        return self.batching.run(self._forward, batch)
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         # [B, 3, height, width]
-        pictures = torch.stack(list(batch)).to(self.device, memory_format=torch.channels_last)
-        return self.encoder.forward(pictures).float().cpu().numpy()  # [B, D]
+        images = torch.stack(list(batch)).to(self.device, memory_format=torch.channels_last)
+        return self.encoder.forward(images).float().cpu().numpy()  # [B, D]
 
 
-def load_image_encoding(config: ImageEncoderConfig, device: torch.device) -> ImageEncoding:
-    """Load the encoder of the settings. Raises `EncoderError`."""
+def load_image_modality_encoder(config: ImageEncoderConfig, device: torch.device) -> ImageModalityEncoder:
+    """Load the image encoder that the settings name.
+
+    Raises:
+        EncoderError: the encoder cannot be loaded.
+    """
     encoder = load_image_encoder(config.name, device=device)
-    identity = made_by(encoder.description, max_pixels=config.max_pixels)
-    batching = Batching(config.batch_size, device=device, bytes_an_input=encoder.bytes_a_picture)
-    return ImageEncoding(encoder, config.max_pixels, device, identity, batching)
+    fingerprint = encoder_fingerprint(encoder.description, max_pixels=config.max_pixels)
+    batching = AdaptiveBatching(config.batch_size, device=device, bytes_per_input=encoder.bytes_per_image)
+    return ImageModalityEncoder(encoder, config.max_pixels, device, fingerprint, batching)
+
+
+def _digest_images(inputs: Sequence[Input]) -> list[str]:
+    """Digest the bytes of each image file; a file that several items share is read once."""
+    distinct = list(dict.fromkeys(inputs))
+    digests = dict(zip(distinct, file_digests([Path(path) for (path,) in distinct]), strict=True))
+    return [digests[each] for each in inputs]
+
+
+def _in_given_order(inputs: Mapping[str, Input]) -> Mapping[str, Input]:
+    return inputs
+
+
+_IMAGES = Modality(
+    stage="image embeddings",
+    load_encoder=load_image_modality_encoder,
+    digest_contents=_digest_images,
+    sort_for_encoding=_in_given_order,
+    plural="images",
+    advice="Check the image path template of the data set.",
+)

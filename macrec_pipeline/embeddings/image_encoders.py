@@ -1,7 +1,7 @@
-"""Image encoders by name: `packaged:`, `timm:` and `open_clip:` names go in, a model with its preprocessing leaves.
+"""Loads image encoders by name: `packaged:`, `timm:` or `open_clip:`, each with its preprocessing.
 
 Weights are read as tensors only (safetensors, or torch files with `weights_only`), so a weights file cannot run code.
-Symbols: B batch, D embedding.
+Shapes (docs/notation.md): B batch rows, D embedding width.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from macrec_pipeline.embeddings.efficientnet_lite0 import PREPROCESSING, load_ef
 from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.weights import files_digest, state_digest
 from macrec_pipeline.errors import EncoderError
-from macrec_pipeline.runtime.fast_layers import with_fast_products
+from macrec_pipeline.runtime.fast_layers import use_fast_linear
 
-# Float32 values a pixel of the input that a network holds at its widest place, roughly.
-_VALUES_A_PIXEL = 64
+# Rough number of float32 values per input pixel that a network holds in memory at its widest layer.
+_VALUES_PER_PIXEL = 64
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ImageEncoder:
     """A loaded image encoder.
 
     Attributes:
-        transform: RGB picture -> float32 [3, height, width] on the CPU, the same size for every picture.
+        transform: RGB image -> float32 [3, height, width] on the CPU, of the same size for every image.
         forward: float32 [B, 3, height, width] on the encoder's device -> [B, D].
-        description: see `Embedded.encoder`.
+        description: see `EmbeddingResult.encoder`.
     """
 
     transform: Callable[[Image.Image], torch.Tensor]
@@ -39,24 +39,25 @@ class ImageEncoder:
     description: dict[str, Any]
 
     @property
-    def bytes_a_picture(self) -> int:
-        """A rough estimate of what a pass holds for one picture."""
+    def bytes_per_image(self) -> int:
+        """Rough estimate of the memory that one image needs on its way through the encoder."""
         preprocessing = self.description["preprocessing"]
         size = preprocessing.get("input_size", preprocessing.get("size", 224))
         height, width = size[-2:] if isinstance(size, list | tuple) else (size, size)
-        return int(4 * height * width * _VALUES_A_PIXEL)
+        return int(4 * height * width * _VALUES_PER_PIXEL)
 
 
 def load_image_encoder(name: str, *, device: torch.device) -> ImageEncoder:
-    """Load the encoder that `image_encoder.name` of the settings names.
+    """Load the image encoder of that name; `image_encoder.name` in the settings.
 
     Args:
         name: `packaged:efficientnet-lite0`, `timm:MODEL` (weights from the hub), `timm:MODEL@WEIGHTS_FILE`, or
-            `open_clip:MODEL/PRETRAINED_TAG_OR_FILE`, split at the first slash so that the file may be absolute.
-        device: where the model goes.
+            `open_clip:MODEL/PRETRAINED_TAG_OR_FILE`, which is split at the first slash, so that the path may be
+            absolute.
+        device: device of the model.
 
     Raises:
-        EncoderError: the name is not of that form, or the model or its weights are not to be had.
+        EncoderError: the name has another form, or the model or its weights are not available.
     """
     scheme, _, rest = name.partition(":")
     loaders = {"packaged": _load_packaged, "timm": _load_timm, "open_clip": _load_open_clip}
@@ -79,7 +80,7 @@ def _load_packaged(name: str, rest: str, device: torch.device) -> ImageEncoder:
         model.reset_classifier(0)
         transform = create_transform(**PREPROCESSING, is_training=False)
     description = _description(name, files=path, state=None, preprocessing=PREPROCESSING)
-    return ImageEncoder(transform, _placed(model, device), description)
+    return ImageEncoder(transform, _on_device(model, device), description)
 
 
 def _load_timm(name: str, rest: str, device: torch.device) -> ImageEncoder:
@@ -94,21 +95,24 @@ def _load_timm(name: str, rest: str, device: torch.device) -> ImageEncoder:
     with loading(name, from_hub=path is None):
         model = timm.create_model(model_name, pretrained=path is None, num_classes=0)
         if path is not None:
-            _fill_timm(model, timm.models.load_state_dict(str(path), device="cpu", weights_only=True))
+            _load_weights_into_timm(model, timm.models.load_state_dict(str(path), device="cpu", weights_only=True))
     preprocessing = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     transform = create_transform(**preprocessing, is_training=False)
     description = _description(name, files=path, state=model, preprocessing=preprocessing)
-    return ImageEncoder(transform, _placed(model, device), description)
+    return ImageEncoder(transform, _on_device(model, device), description)
 
 
-def _fill_timm(model: Any, state: dict[str, torch.Tensor]) -> None:
-    """Load weights into a headless model; tensors of the classifier alone may be left over."""
+def _load_weights_into_timm(model: Any, state: dict[str, torch.Tensor]) -> None:
+    """Load weights into a model without a classifier; only tensors of the classifier may be left over."""
     missing, unexpected = model.load_state_dict(state, strict=False)
     classifiers = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ((classifiers,) if isinstance(classifiers, str) else classifiers))
-    foreign = [key for key in unexpected if not key.startswith(heads)]
-    if missing or foreign:
-        raise ValueError(f"{len(missing)} tensors missing {missing[:3]}, {len(foreign)} foreign {foreign[:3]}")
+    surplus = [key for key in unexpected if not key.startswith(heads)]
+    if missing or surplus:
+        raise ValueError(
+            f"{len(missing)} tensors are missing, such as {missing[:3]}, "
+            f"and {len(surplus)} are unexpected, such as {surplus[:3]}"
+        )
 
 
 def _load_open_clip(name: str, rest: str, device: torch.device) -> ImageEncoder:
@@ -116,7 +120,9 @@ def _load_open_clip(name: str, rest: str, device: torch.device) -> ImageEncoder:
 
     model_name, _, pretrained = rest.partition("/")
     if not pretrained:
-        raise EncoderError(f"{name!r} names no weights. Expected open_clip:MODEL/PRETRAINED_TAG_OR_FILE.")
+        raise EncoderError(
+            f"image_encoder.name {name!r} names no weights. Expected open_clip:MODEL/PRETRAINED_TAG_OR_FILE."
+        )
     if model_name not in open_clip.list_models():
         raise EncoderError(f"open_clip has no model {model_name!r}.{_suggestion(model_name, open_clip.list_models())}")
     tags = open_clip.list_pretrained_tags_by_model(model_name)
@@ -129,14 +135,14 @@ def _load_open_clip(name: str, rest: str, device: torch.device) -> ImageEncoder:
         )
     preprocessing = dict(model.visual.preprocess_cfg)
     description = _description(name, files=path, state=model, preprocessing=preprocessing)
-    _placed(model, device)
+    _on_device(model, device)
     return ImageEncoder(transform, model.encode_image, description)
 
 
 def needs_quick_gelu(model_name: str, tag: str) -> bool:
-    """Whether these open_clip weights were trained with an activation that the model's own settings lack.
+    """Returns whether open_clip weights were trained with QuickGELU, although the model's settings lack it.
 
-    `ViT-L-14/openai` is such a pair: open_clip warns of it and computes other features than CLIP's.
+    `ViT-L-14/openai` is such a pair: open_clip would only warn, and compute other features than CLIP does.
     """
     import open_clip
 
@@ -144,23 +150,25 @@ def needs_quick_gelu(model_name: str, tag: str) -> bool:
     return trained_with and not bool(open_clip.get_model_config(model_name).get("quick_gelu", False))
 
 
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model in evaluation mode on the device, in the memory format that convolutions are fastest in on a CPU."""
-    placed = model.eval().to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last)
-    return with_fast_products(placed)
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to the device, in evaluation mode and in the memory format in which a CPU convolves fastest."""
+    moved = model.eval().to(device=device, dtype=torch.float32).to(memory_format=torch.channels_last)
+    return use_fast_linear(moved)
 
 
 def _existing_file(name: str, file: str, *, tags: list[str] | None = None) -> Path:
     path = Path(file).expanduser()
     if not path.is_file():
-        known = f" It is no pretrained tag either; those are: {', '.join(tags)}." if tags else ""
-        raise EncoderError(f"The weights of {name!r} are not there: no file {file}.{known} Give the path of a file.")
+        hint = f" Nor is it a pretrained tag; the tags of this model are: {', '.join(tags)}." if tags else ""
+        raise EncoderError(
+            f"The weights of {name!r} are missing: there is no file {file}.{hint} Give the path of a file."
+        )
     return path
 
 
-def _suggestion(model_name: str, known: list[str]) -> str:
-    close = get_close_matches(model_name, known, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else f" It has {len(known)} others."
+def _suggestion(model_name: str, available: list[str]) -> str:
+    similar = get_close_matches(model_name, available, n=3)
+    return f" Did you mean {' or '.join(similar)}?" if similar else f" It has {len(available)} other models."
 
 
 def _description(

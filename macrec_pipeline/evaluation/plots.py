@@ -1,7 +1,8 @@
-"""Plots as PNG bytes, for places that show pictures and no markup, such as the metadata of an asset.
+"""Draw plots as PNG bytes, for places that show images but no markup, such as the metadata of an asset.
 
-What enters: logs, code counts, metrics. What leaves: PNG bytes, the same for the same input. The report does not use
-these: it draws its own charts, which follow the reader's colour scheme.
+The input is training logs, code counts or metrics. The output is PNG bytes, identical for identical input. The report
+does not use these plots; it draws its own charts, which follow the reader's colour scheme.
+Shapes (docs/notation.md): K codes per level, L levels.
 """
 
 import io
@@ -21,7 +22,16 @@ _DPI = 120
 
 
 def plot_training_log(log: Sequence[Mapping[str, float]], keys: Sequence[str], *, x_key: str = "epoch") -> bytes:
-    """The values of `keys` over `x_key`, one line each; rows that lack a key are skipped. PNG bytes."""
+    """Plot values of a training log as lines.
+
+    Args:
+        log: one mapping per measurement; rows without a key are skipped for that key.
+        keys: the values to plot, one line each.
+        x_key: the key of the x axis; rows without it are placed at their row number.
+
+    Returns:
+        PNG bytes.
+    """
     figure, axes = _figure(width=6.4, height=3.4)
     for number, key in enumerate(keys):
         rows = [(row.get(x_key, place), row[key]) for place, row in enumerate(log) if key in row]
@@ -37,15 +47,23 @@ def plot_training_log(log: Sequence[Mapping[str, float]], keys: Sequence[str], *
 
 
 def plot_code_usage(usage: NDArray[np.int64]) -> bytes:
-    """How many items use each code, a row a level, most used code first; usage is int64 [L, K]. PNG bytes."""
-    num_levels, num_codes = usage.shape
+    """Plot how many items use each code as a heat map, with one row per level and the most used codes first.
+
+    Args:
+        usage: int64 [L, K], items per code.
+
+    Returns:
+        PNG bytes.
+    """
+    num_levels, codebook_size = usage.shape
     figure, axes = _figure(width=6.4, height=0.7 + 0.45 * num_levels)
     ordered = -np.sort(-usage, axis=1)
     image = axes.imshow(
         ordered, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=max(int(usage.max(initial=0)), 1)
     )
-    used = (usage > 0).sum(axis=1)
-    axes.set_yticks(range(num_levels), [f"level {level + 1}: {used[level]}/{num_codes}" for level in range(num_levels)])
+    num_used = (usage > 0).sum(axis=1)
+    labels = [f"level {level + 1}: {num_used[level]}/{codebook_size}" for level in range(num_levels)]
+    axes.set_yticks(range(num_levels), labels)
     axes.set_xlabel("codes, most used first", fontsize=9, color=_INK)
     axes.grid(visible=False)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -55,18 +73,21 @@ def plot_code_usage(usage: NDArray[np.int64]) -> bytes:
 
 
 def plot_metrics(systems: Mapping[str, Mapping[str, Any]], *, metrics: Sequence[str] = ("hr_10", "ndcg_10")) -> bytes:
-    """A group of bars a metric, a bar a system, with its interval where there is one. PNG bytes.
+    """Plot a group of bars per metric, with one bar per system and its interval where there is one.
 
     Args:
-        systems: as in `Evaluation.systems`.
-        metrics: names in it.
+        systems: system -> its metrics, as in `Evaluation.systems`.
+        metrics: names of the metrics to plot.
+
+    Returns:
+        PNG bytes.
     """
     figure, axes = _figure(width=6.4, height=3.4)
     width = 0.8 / max(len(systems), 1)
     for number, (system, values) in enumerate(systems.items()):
         heights = np.array([float(values[metric]) for metric in metrics])
         intervals = np.array([values.get(f"{metric}_ci", [values[metric]] * 2) for metric in metrics], dtype=float)
-        # An interval need not hold the mean to the last bit; error bars must not be negative.
+        # Rounding can put the mean just outside its interval, and matplotlib rejects negative error bars.
         errors = np.maximum(np.abs(intervals - heights[:, None]).T, 0.0)
         axes.bar(
             np.arange(len(metrics)) + (number - (len(systems) - 1) / 2) * width,
@@ -94,7 +115,7 @@ def _figure(*, width: float, height: float) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)  # drawn without pyplot, whose figures are global
+    FigureCanvasAgg(figure)  # without pyplot, because pyplot keeps its figures in global state
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color=_GRID, linewidth=0.7)

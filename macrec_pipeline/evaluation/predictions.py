@@ -1,7 +1,9 @@
-"""From the `predictions` table to one array a system, with every test user in it exactly once.
+"""Convert the `predictions` table to one array per system and check that it contains every test user exactly once.
 
-What enters: `histories` and `predictions`. What leaves: int64 [U, R] lists a system and setting, or an error that
-names the system and the user: a user who is left out or counted twice moves every metric in silence.
+The input is the `histories` and `predictions` tables. The output is one array of recommendation lists per system and
+setting (seen items allowed or excluded). A user who is missing or counted twice would silently change every metric, so
+either raises an error that names the system and the user.
+Shapes (docs/notation.md): U users, N items in the catalogue; `list_length` is the length of a recommendation list.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -15,42 +17,47 @@ from macrec_pipeline.evaluation.flat_histories import NO_ITEM, FlatHistories, In
 FUSED_SYSTEM = "macrec"
 POPULARITY, ITEM_KNN, SASREC = "popularity", "item_knn", "sasrec"
 BASELINES = (POPULARITY, ITEM_KNN, SASREC)
+# The evaluation itself computes the lists of these baselines; they must not be in the table.
 COMPUTED_HERE = (POPULARITY, ITEM_KNN)
-Lists = dict[tuple[str, bool], IntArray]
+SystemLists = dict[tuple[str, bool], IntArray]
+"""(system, exclude_seen) -> int64 [U, list_length], best item first, padded with `NO_ITEM`."""
 
 
 def predicted_lists(
     histories: pl.DataFrame, predictions: pl.DataFrame, *, flat: FlatHistories, num_items: int
-) -> Lists:
-    """One array a system and setting, rows in the order of `histories`; the fused system first, then by name.
+) -> SystemLists:
+    """Collect the lists of every system, with users in the order of `histories`.
 
     Args:
         histories: schema HISTORIES.
         predictions: schema PREDICTIONS.
         flat: the same histories, flattened.
-        num_items: N.
+        num_items: N, the size of the catalogue.
 
     Returns:
-        (system, exclude_seen) -> int64 [U, R], padded with `NO_ITEM`.
+        The lists of the fused system, then those of the other systems by name.
 
     Raises:
-        DataError: a user is missing, doubled or unknown in a system, a list names an item twice or one outside the
-            catalogue, or names a seen item although those are excluded.
+        DataError: a system lacks a test user, contains one twice or an unknown one; a list repeats an item or contains
+            one outside the catalogue; or a list contains a seen item although seen items are excluded.
     """
     systems = predictions["system"].unique().sort().to_list()
     if FUSED_SYSTEM not in systems:
-        raise DataError(f"predictions holds no rows of system {FUSED_SYSTEM!r}, only {systems}. Materialize it again.")
-    taken = set(systems) & set(COMPUTED_HERE)
-    if taken:
-        raise DataError(f"predictions holds rows of {sorted(taken)}: the evaluation computes those itself.")
-    lists: Lists = {}
+        raise DataError(
+            f"predictions has no rows of the system {FUSED_SYSTEM!r}, only of {systems}. Materialize predictions again."
+        )
+    if unexpected := set(systems) & set(COMPUTED_HERE):
+        raise DataError(
+            f"predictions contains rows of {sorted(unexpected)}, which the evaluation computes itself. Remove them."
+        )
+    lists: SystemLists = {}
     users, items = flat.without_last(1)
-    seen = np.sort(users * num_items + items)
+    seen_keys = np.sort(users * num_items + items)
     for system in (FUSED_SYSTEM, *(name for name in systems if name != FUSED_SYSTEM)):
         for exclude_seen in (False, True):
             rows = predictions.filter((pl.col("system") == system) & (pl.col("exclude_seen") == exclude_seen))
             where = f"predictions of {system!r} with exclude_seen={exclude_seen}"
-            if not rows["user_index"].equals(histories["user_index"]):  # as predictions writes them, they are
+            if not rows["user_index"].equals(histories["user_index"]):  # the asset writes them in this order
                 _check_users(histories["user_index"], rows["user_index"], where=where)
                 rows = histories.select("user_index").join(
                     rows, on="user_index", how="left", maintain_order="left", validate="1:1"
@@ -58,22 +65,25 @@ def predicted_lists(
             lists[system, exclude_seen] = padded_lists(rows["item_indices"], where=where, num_items=num_items)
 
     def check(system: str) -> None:
-        _check_unseen(histories, lists[system, True], seen, system=system, num_items=num_items)
+        _check_excludes_seen(histories, lists[system, True], seen_keys, system=system, num_items=num_items)
 
-    with ThreadPoolExecutor() as pool:  # looking up frees the interpreter
+    with ThreadPoolExecutor() as pool:  # NumPy releases the GIL during the searches
         list(pool.map(check, (system for system, exclude_seen in lists if exclude_seen)))
     return lists
 
 
 def _check_users(expected: pl.Series, found: pl.Series, *, where: str) -> None:
-    doubled = found.filter(found.is_duplicated())
-    if len(doubled):
-        raise DataError(f"{where}: user_index {doubled[0]} is there more than once; every test user counts once.")
+    duplicated = found.filter(found.is_duplicated())
+    if len(duplicated):
+        raise DataError(
+            f"{where}: user_index {duplicated[0]} appears more than once, but each test user must appear once. "
+            "Materialize predictions again."
+        )
     missing = expected.filter(~expected.is_in(found.implode()))
     if len(missing):
         raise DataError(
             f"{where}: {len(missing)} of {len(expected)} test users are missing, the first is user_index {missing[0]}. "
-            "Every test user counts; materialize predictions again."
+            "Materialize predictions again."
         )
     unknown = found.filter(~found.is_in(expected.implode()))
     if len(unknown):
@@ -83,16 +93,26 @@ def _check_users(expected: pl.Series, found: pl.Series, *, where: str) -> None:
         )
 
 
-def _check_unseen(histories: pl.DataFrame, lists: IntArray, seen: IntArray, *, system: str, num_items: int) -> None:
-    """Raise if a list names an item of the user's input; `seen` holds user * N + item of all inputs, ascending."""
-    if not len(seen) or not lists.size:
+def _check_excludes_seen(
+    histories: pl.DataFrame, lists: IntArray, seen_keys: IntArray, *, system: str, num_items: int
+) -> None:
+    """Raise if a list contains an item of the user's input history.
+
+    Args:
+        histories: source of the user_index in the error message.
+        lists: int64 [U, list_length], padded with `NO_ITEM`.
+        seen_keys: user * N + item of every interaction in the input histories, ascending.
+        system: name for the error message.
+        num_items: N, the size of the catalogue.
+    """
+    if not len(seen_keys) or not lists.size:
         return
-    shown = (np.arange(len(lists))[:, None] * num_items + lists).ravel()
-    nearest = np.minimum(np.searchsorted(seen, shown), len(seen) - 1)  # rows ascend: look-ups stay close
-    repeated = (seen[nearest] == shown) & (lists.ravel() != NO_ITEM)
-    if repeated.any():
-        row, place = divmod(int(repeated.argmax()), lists.shape[1])
+    keys = (np.arange(len(lists))[:, None] * num_items + lists).ravel()
+    nearest = np.minimum(np.searchsorted(seen_keys, keys), len(seen_keys) - 1)  # ascending: cache-friendly
+    is_seen = (seen_keys[nearest] == keys) & (lists.ravel() != NO_ITEM)
+    if is_seen.any():
+        row, place = divmod(int(is_seen.argmax()), lists.shape[1])
         raise DataError(
-            f"predictions of {system!r} with exclude_seen=True: user_index {histories['user_index'][row]} is given "
-            f"item {lists[row, place]}, which is in the user's history."
+            f"predictions of {system!r} with exclude_seen=True: the list of user_index {histories['user_index'][row]} "
+            f"contains item {lists[row, place]}, which is in the user's history. Materialize predictions again."
         )

@@ -1,8 +1,10 @@
-"""The evaluation protocol: the full catalogue ranked, every test user counted once in every system.
+"""The evaluation protocol: every system ranks the full catalogue for every test user.
 
-What enters: `histories` and `predictions`. What leaves: `Evaluation`, with the systems of the recommender beside the
-baselines, all on the same users, once with seen items allowed (the paper's protocol and the headline) and once with
-the items of the input history excluded. U users, N items, R items a list.
+The input is the `histories` and `predictions` tables. The output is `Evaluation`: the recommender's systems and the
+baselines, all measured on the same users, once with seen items allowed (the paper's protocol and the headline) and once
+with the items of the input history excluded. A system is one way to make recommendations: the recommender with all
+retrieval routes fused, one of its routes alone, or a baseline.
+Shapes (docs/notation.md): U users, N items in the catalogue; `list_length` is the length of a recommendation list.
 """
 
 from collections.abc import Mapping
@@ -14,11 +16,24 @@ import polars as pl
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.evaluation.contenders import BaselineLists, run_baselines
-from macrec_pipeline.evaluation.flat_histories import IntArray, flat_histories
-from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, coverage, target_ranks, user_metrics
-from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, POPULARITY, SASREC, Lists, predicted_lists
-from macrec_pipeline.evaluation.protocol_description import LEAVE_ONE_OUT, describe_protocol
+from macrec_pipeline.evaluation.baselines import BaselineLists, run_baselines
+from macrec_pipeline.evaluation.flat_histories import FlatHistories, IntArray, flat_histories
+from macrec_pipeline.evaluation.metrics import (
+    COVERAGE_DEPTH,
+    MISSED,
+    FloatArray,
+    coverage,
+    target_ranks,
+    user_metrics,
+)
+from macrec_pipeline.evaluation.predictions import (
+    BASELINES,
+    FUSED_SYSTEM,
+    POPULARITY,
+    SASREC,
+    SystemLists,
+    predicted_lists,
+)
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
@@ -30,17 +45,29 @@ from macrec_pipeline.evaluation.statistics import (
 from macrec_pipeline.runtime.seeds import numpy_generator
 from macrec_pipeline.schemas import HISTORIES, PREDICTIONS
 
-# HR@10 and NDCG@10 are always measured: the headline, the comparisons and the slices are made of them.
+# HR@10 and NDCG@10 are always measured because the headline, the comparisons and the slices use them.
 HEADLINE_CUTOFF = 10
-# Each system has a stream of its own under it, so that another one more or less changes no number.
+LEAVE_ONE_OUT = (
+    "leave-one-out: the last item of each user is the test target, the item before it is the validation target, and "
+    "the rest is used for training"
+)
+# Every system has its own random stream, so that adding or removing a system changes no other system's numbers.
 _STREAM = "evaluation/bootstrap"
-_COMPARED = f"ndcg_{HEADLINE_CUTOFF}"
+_COMPARED_METRIC = f"ndcg_{HEADLINE_CUTOFF}"
 Metrics = dict[str, float | list[float]]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """MACRec against another system on the same users, by `metric`; positive favours MACRec."""
+class SystemComparison:
+    """A paired comparison of MACRec with another system on the same users.
+
+    Attributes:
+        system: MACRec's fused system.
+        against: the other system.
+        metric: the metric that is compared.
+        exclude_seen: whether seen items are excluded from the lists.
+        result: the difference; a positive one favours MACRec.
+    """
 
     system: str
     against: str
@@ -51,23 +78,24 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the test users say.
+    """The results on the test users.
 
     Attributes:
         systems: system -> metric -> mean over the test users, and `<metric>_ci` -> [low, high]; seen items allowed.
-        systems_excluding_seen: the same with the items of the input history taken out of every list.
-        per_user: user_index, system, exclude_seen and the target's 1-based rank, null where it is not in the list.
-        comparisons: paired differences of the fused system to every other one, in both settings.
-        slices: the headline of parts of the test users, for the fused system and popularity, seen items allowed.
+        systems_excluding_seen: the same, with the items of the input history excluded from every list.
+        per_user: columns user_index, system, exclude_seen and rank (1-based rank of the target, null if it is not in
+            the list).
+        comparisons: paired differences between the fused system and every other system, in both settings.
+        slices: headline metrics on parts of the test users, for the fused system and popularity; seen items allowed.
         num_test_users: U.
         num_items: N.
-        protocol: how the numbers were made, as plain values.
+        protocol: how the numbers were obtained, as plain values.
     """
 
     systems: dict[str, Metrics]
     systems_excluding_seen: dict[str, Metrics]
     per_user: pl.DataFrame
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[SystemComparison, ...]
     slices: tuple[SliceResult, ...]
     num_test_users: int
     num_items: int
@@ -84,47 +112,49 @@ def evaluate(
     top_k: int | None = None,
     items_imputed: Mapping[str, np.ndarray] | None = None,
     sasrec_settings: Mapping[str, Any] | None = None,
-    contenders: BaselineLists | None = None,
+    baselines: BaselineLists | None = None,
     split: str = LEAVE_ONE_OUT,
 ) -> Evaluation:
-    """Rank every test target in every system's list, run popularity and item-kNN, and say how sure the numbers are.
+    """Measure every system on every test user, run popularity and item-kNN, and compute confidence intervals.
 
     Args:
-        histories: schema HISTORIES; the input of a test user is `item_indices[:-1]`, the target `[-1]`. Users who are
-            not tested count for the baselines' training alone.
-        predictions: schema PREDICTIONS; system `macrec` and others, as `sasrec`; each with and without `exclude_seen`.
-        num_items: N, the catalogue that is ranked.
-        config: the settings of cutoffs, bootstrap and item-kNN.
+        histories: schema HISTORIES. The input of a test user is `item_indices[:-1]`, the target `item_indices[-1]`.
+            Users who are not tested are only used to fit the baselines.
+        predictions: schema PREDICTIONS. Contains the system `macrec` and possibly others, such as `sasrec`, each with
+            and without `exclude_seen`.
+        num_items: N, the size of the catalogue that is ranked.
+        config: the settings of the cutoffs, the bootstrap and item-kNN.
         seed: root seed of the resamples.
-        top_k: R, length of a list, the depth at which MRR is cut; None: the longest list, at least the largest cutoff.
-        items_imputed: modality ("text", "image") -> bool [N], true where an item has none; each gives a slice.
-        sasrec_settings: what the system `sasrec` was set to and which epoch was used, for the protocol.
-        contenders: what `run_baselines` made of the same histories at this depth; None: it is run here.
-        split: how targets were held out, for the protocol.
+        top_k: length of the lists, which is also the depth at which MRR is cut. None: the length of the longest list,
+            but at least the largest cutoff.
+        items_imputed: modality ("text", "image") -> bool [N], true for items without that modality. Each modality
+            gives two slices: targets that have it and targets that lack it.
+        sasrec_settings: settings of the system `sasrec` and the epoch that was used, for the protocol.
+        baselines: the result of `run_baselines` on the same histories at this list length. None: run them here.
+        split: how the targets were held out, for the protocol.
 
     Raises:
-        DataError: a user is missing, doubled or unknown in a system, or a list holds what it must not.
-        SchemaError: a table breaks its schema.
-        ConfigError: the lists are shorter than the largest cutoff by `top_k`.
+        DataError: a user is missing, duplicated or unknown in a system, or a list contains an item that it must not.
+        SchemaError: a table violates its schema.
+        ConfigError: `top_k` is smaller than the largest cutoff.
     """
     HISTORIES.check(histories)
     PREDICTIONS.check(predictions)
     untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
     flat = flat_histories(histories, num_items=num_items, untested=untested)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
-    depth = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    contenders = contenders or run_baselines(flat, num_items=num_items, top_k=depth, config=config)
-    lists = {key: values[:, :depth] for key, values in _in_order(lists | contenders.lists).items()}
-    settings = contenders.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
+    list_length = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
+    baselines = baselines or run_baselines(flat, num_items=num_items, top_k=list_length, config=config)
+    lists = {key: values[:, :list_length] for key, values in _baselines_last(lists | baselines.lists).items()}
+    baseline_settings = baselines.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}
-    cutoffs = _cutoffs(config)
-    measured = {key: user_metrics(values, cutoffs=cutoffs) for key, values in ranks.items()}
-    means = _with_intervals(measured, ranks, lists, num_items=num_items, config=config, seed=seed)
+    metrics_by_user = {key: user_metrics(values, cutoffs=_cutoffs(config)) for key, values in ranks.items()}
+    means = _with_intervals(metrics_by_user, ranks, lists, num_items=num_items, config=config, seed=seed)
     return Evaluation(
-        systems={system: values for (system, exclude), values in means.items() if not exclude},
-        systems_excluding_seen={system: values for (system, exclude), values in means.items() if exclude},
+        systems={system: values for (system, exclude_seen), values in means.items() if not exclude_seen},
+        systems_excluding_seen={system: values for (system, exclude_seen), values in means.items() if exclude_seen},
         per_user=_per_user_table(histories, ranks),
-        comparisons=_comparisons(ranks, depth=depth, config=config, seed=seed),
+        comparisons=_comparisons(ranks, list_length=list_length, config=config, seed=seed),
         slices=measure_slices(
             flat,
             {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
@@ -135,15 +165,8 @@ def evaluate(
         ),
         num_test_users=flat.num_users,
         num_items=num_items,
-        protocol=describe_protocol(
-            flat,
-            depth=depth,
-            num_items=num_items,
-            config=config,
-            cutoffs=cutoffs,
-            seed=seed,
-            baselines=settings,
-            split=split,
+        protocol=_describe_protocol(
+            flat, list_length=list_length, config=config, seed=seed, baseline_settings=baseline_settings, split=split
         ),
     )
 
@@ -155,13 +178,15 @@ def metrics_document(
     collision_rate: Mapping[str, Any],
     beam_agreement: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """What `metrics.json` holds.
+    """Build the content of `metrics.json`.
 
     Args:
-        evaluation: what `evaluate` returned.
-        dataset: the data set's name.
-        collision_rate: "text" and "image", those that the catalogue has -> {"before": share, "after": share}.
-        beam_agreement: route -> {"same_top_10", "overlap_10"}, beam search against exact scores, where it was measured.
+        evaluation: the result of `evaluate`.
+        dataset: name of the data set.
+        collision_rate: modality -> {"before": share, "after": share}, before and after collision resolution, for the
+            modalities that the catalogue has.
+        beam_agreement: retrieval route -> {"same_top_10", "overlap_10"}, the agreement of beam search with exact
+            scores, where it was measured.
     """
     return {
         "dataset": dataset,
@@ -170,41 +195,42 @@ def metrics_document(
         "systems": evaluation.systems,
         "systems_excluding_seen": evaluation.systems_excluding_seen,
         "collision_rate": {
-            route: {when: float(rates[when]) for when in ("before", "after")} for route, rates in collision_rate.items()
+            modality: {when: float(rates[when]) for when in ("before", "after")}
+            for modality, rates in collision_rate.items()
         },
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }
 
 
-def _in_order(lists: Lists) -> Lists:
-    """The recommender's systems as they come, then the baselines."""
-    place = {system: number for number, system in enumerate(BASELINES)}
-    return dict(sorted(lists.items(), key=lambda entry: place.get(entry[0][0], -1)))
+def _baselines_last(lists: SystemLists) -> SystemLists:
+    """Sort the lists: the recommender's systems in their present order, then the baselines."""
+    position = {system: number for number, system in enumerate(BASELINES)}
+    return dict(sorted(lists.items(), key=lambda entry: position.get(entry[0][0], -1)))
 
 
-def _list_length(lists: Lists, *, top_k: int | None, num_items: int, config: EvaluationConfig) -> int:
-    largest = max(config.cutoffs)
+def _list_length(lists: SystemLists, *, top_k: int | None, num_items: int, config: EvaluationConfig) -> int:
+    largest_cutoff = max(config.cutoffs)
     if top_k is None:
-        return max([largest, *(int(values.shape[1]) for values in lists.values())])
-    if top_k < min(largest, num_items):
+        return max([largest_cutoff, *(int(values.shape[1]) for values in lists.values())])
+    if top_k < min(largest_cutoff, num_items):
         raise ConfigError(
-            f"evaluation.cutoffs asks for k={largest}, but lists hold {top_k} items. Raise decoding.top_k to "
-            f"{largest}, or lower the cutoffs."
+            f"`evaluation.cutoffs` contains k={largest_cutoff}, but the lists have only {top_k} items. Raise "
+            f"`decoding.top_k` to {largest_cutoff}, or lower the cutoffs."
         )
     return top_k
 
 
 def _with_intervals(
-    measured: Mapping[tuple[str, bool], dict[str, FloatArray]],
+    metrics_by_user: Mapping[tuple[str, bool], dict[str, FloatArray]],
     ranks: Mapping[tuple[str, bool], IntArray],
-    lists: Lists,
+    lists: SystemLists,
     *,
     num_items: int,
     config: EvaluationConfig,
     seed: int,
 ) -> dict[tuple[str, bool], Metrics]:
-    """Means of every system and metric, each with its interval."""
+    """Compute the mean and the interval of every metric of every system."""
     coverages = coverage_intervals(
         list(lists.values()),
         num_items=num_items,
@@ -213,37 +239,37 @@ def _with_intervals(
         generator=numpy_generator(seed, f"{_STREAM}/coverage"),
     )
     results: dict[tuple[str, bool], Metrics] = {}
-    for (key, columns), covered in zip(measured.items(), coverages, strict=True):
-        by_rank = user_metrics(np.arange(lists[key].shape[1] + 1), cutoffs=_cutoffs(config))
+    for (key, columns), coverage_interval in zip(metrics_by_user.items(), coverages, strict=True):
+        metrics_by_rank = user_metrics(np.arange(lists[key].shape[1] + 1), cutoffs=_cutoffs(config))
         draws = bootstrap_rank_means(
             ranks[key],
-            np.stack(list(by_rank.values()), axis=1),
+            np.stack(list(metrics_by_rank.values()), axis=1),
             num_samples=config.bootstrap_samples,
             generator=_generator(seed, *key),
         )
         intervals = percentile_intervals(draws, confidence=config.confidence)
         result: Metrics = {name: float(column.mean()) for name, column in columns.items()}
         result["coverage"] = coverage(lists[key], num_items=num_items)
-        result |= {f"{name}_ci": list(interval) for name, interval in zip(by_rank, intervals, strict=True)}
-        results[key] = result | {"coverage_ci": list(covered)}
+        result |= {f"{name}_ci": list(interval) for name, interval in zip(metrics_by_rank, intervals, strict=True)}
+        results[key] = result | {"coverage_ci": list(coverage_interval)}
     return results
 
 
 def _comparisons(
-    ranks: Mapping[tuple[str, bool], IntArray], *, depth: int, config: EvaluationConfig, seed: int
-) -> tuple[Comparison, ...]:
-    """The fused system against every other one, user by user."""
-    gains = user_metrics(np.arange(depth + 1), cutoffs=[HEADLINE_CUTOFF])[_COMPARED]
+    ranks: Mapping[tuple[str, bool], IntArray], *, list_length: int, config: EvaluationConfig, seed: int
+) -> tuple[SystemComparison, ...]:
+    """Compare the fused system with every other system, user by user."""
+    metric_by_rank = user_metrics(np.arange(list_length + 1), cutoffs=[HEADLINE_CUTOFF])[_COMPARED_METRIC]
     return tuple(
-        Comparison(
+        SystemComparison(
             FUSED_SYSTEM,
             system,
-            _COMPARED,
+            _COMPARED_METRIC,
             exclude_seen,
             paired_rank_differences(
                 ranks[FUSED_SYSTEM, exclude_seen],
                 ranks[system, exclude_seen],
-                gains,
+                metric_by_rank,
                 num_samples=config.bootstrap_samples,
                 confidence=config.confidence,
                 generator=_generator(seed, f"{FUSED_SYSTEM}-{system}", exclude_seen),
@@ -273,4 +299,37 @@ def _per_user_table(histories: pl.DataFrame, ranks: Mapping[tuple[str, bool], In
         .select("user_index", "system", "exclude_seen", "rank")
         for (system, exclude_seen), values in sorted(ranks.items())
     ]
-    return pl.concat(parts)  # in the order of system, exclude_seen and, as histories are, user_index
+    return pl.concat(parts)  # sorted by system, exclude_seen and user_index, because histories are sorted by user
+
+
+def _describe_protocol(
+    flat: FlatHistories,
+    *,
+    list_length: int,
+    config: EvaluationConfig,
+    seed: int,
+    baseline_settings: Mapping[str, Mapping[str, Any]],
+    split: str,
+) -> dict[str, Any]:
+    """Describe how the numbers were obtained, as plain values for `metrics.json` and the report.
+
+    `test_targets_seen_before` counts the test targets that are repeats of an item in the user's own input.
+    """
+    users, items = flat.without_last(1)
+    target_seen = np.zeros(flat.num_users, dtype=bool)
+    target_seen[users[items == flat.targets[users]]] = True
+    return {
+        "split": split,
+        "candidates": "the full catalogue",
+        "headline": "seen items allowed",
+        "list_length": list_length,
+        "cutoffs": _cutoffs(config),
+        "mrr_depth": list_length,
+        "coverage_depth": COVERAGE_DEPTH,
+        "interval": "percentile bootstrap over the test users; for coverage, shifted to the measured value",
+        "bootstrap_samples": config.bootstrap_samples,
+        "confidence": config.confidence,
+        "seed": seed,
+        **{system: dict(settings) for system, settings in baseline_settings.items()},
+        "test_targets_seen_before": int(target_seen.sum()),
+    }

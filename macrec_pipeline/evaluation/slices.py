@@ -1,7 +1,8 @@
-"""Where the recommender is good and where it is not: the headline for parts of the test users.
+"""Measure the headline metrics on parts of the test users, to show where the recommender is strong and where weak.
 
-What enters: the ranks of the targets and what is known of users and items before the test. What leaves: for each
-slice the number of users and HR@10 and NDCG@10 with intervals. Slices with no users are left out. U users, N items.
+The input is the ranks of the test targets, plus what was known about users and items before the test. The output is,
+for each slice, the number of users and HR@10 and NDCG@10 with confidence intervals. Slices without users are omitted.
+Shapes (docs/notation.md): U users, N items in the catalogue; `num_groups` groups of users with equal ranks.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,14 @@ from macrec_pipeline.runtime.seeds import numpy_generator
 
 BoolArray = NDArray[np.bool_]
 _CUTOFF = 10
-_MODALITIES = {"image": "picture", "text": "text"}
+# Modality -> the word in the names of the random streams. Another word would change the published intervals.
+_MODALITY_STREAMS = {"image": "picture", "text": "text"}
+_NOUN_PHRASES = {"image": "an image", "text": "text"}
 
 
 @dataclass(frozen=True)
 class SliceMetrics:
-    """Means over the users of a slice, and their intervals."""
+    """The metrics of one system on the users of a slice: means over the users, and their intervals."""
 
     hr_10: float
     hr_10_ci: Interval
@@ -35,19 +38,29 @@ class SliceMetrics:
 
 @dataclass(frozen=True)
 class SliceResult:
-    """One part of the test users.
+    """The results for one part of the test users.
 
     Attributes:
-        group: what the users are parted by, as in "history length".
-        name: which part, with its bounds.
-        num_users: users in it.
-        systems: system -> its metrics there.
+        group: the property that divides the users, such as "history length".
+        name: the part, with its bounds.
+        num_users: number of users in the part.
+        systems: system -> its metrics on these users.
     """
 
     group: str
     name: str
     num_users: int
     systems: dict[str, SliceMetrics]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A part of the test users: labels, the users in it (bool [U]), and the name of its random stream."""
+
+    group: str
+    name: str
+    members: BoolArray
+    stream: str
 
 
 def measure_slices(
@@ -59,71 +72,82 @@ def measure_slices(
     config: EvaluationConfig,
     seed: int,
 ) -> tuple[SliceResult, ...]:
-    """Measure each system of `ranks` (int64 [U], 1-based, 0 missed) in each slice.
+    """Measure each system in each slice of the test users.
 
     Args:
-        histories: the test users, in the order of the ranks.
-        ranks: system -> rank of each user's target.
-        num_items: N.
-        items_imputed: "text" or "image" -> bool [N], true where an item has no such modality.
-        config: bootstrap settings.
-        seed: root seed; each slice has a stream of its own.
+        histories: the histories of the test users.
+        ranks: system -> rank of each user's target, int64 [U], 1-based, 0 for a miss, in the order of `histories`.
+        num_items: N, the size of the catalogue.
+        items_imputed: "text" or "image" -> bool [N], true for items without that modality.
+        config: the bootstrap settings.
+        seed: the root seed; every slice has its own random stream.
     """
-    parts = [*_by_history_length(histories), *_by_target_popularity(histories, num_items=num_items)]
-    parts += _by_missing_modality(histories, items_imputed, num_items=num_items)
+    slices = [*_by_history_length(histories), *_by_target_popularity(histories, num_items=num_items)]
+    slices += _by_missing_modality(histories, items_imputed, num_items=num_items)
     results = []
-    for group, name, members in parts:
-        if not members.any():
+    for one in slices:
+        if not one.members.any():
             continue
-        own = {system: values[members] for system, values in ranks.items()}
-        systems = _measure(own, config=config, seed=seed, stream=f"evaluation/slice/{group}/{name}")
-        results.append(SliceResult(group=group, name=name, num_users=int(members.sum()), systems=systems))
+        slice_ranks = {system: values[one.members] for system, values in ranks.items()}
+        systems = _measure(slice_ranks, config=config, generator=numpy_generator(seed, one.stream))
+        results.append(SliceResult(group=one.group, name=one.name, num_users=int(one.members.sum()), systems=systems))
     return tuple(results)
 
 
 def _measure(
-    ranks: Mapping[str, IntArray], *, config: EvaluationConfig, seed: int, stream: str
+    ranks: Mapping[str, IntArray], *, config: EvaluationConfig, generator: np.random.Generator
 ) -> dict[str, SliceMetrics]:
-    """Each system on the same users and resamples; users whose ranks agree in every system are drawn as a group."""
+    """Measure all systems on the same resamples.
+
+    Users whose ranks agree in every system form a group and are drawn together.
+    """
     places = np.stack(
         [np.where(values <= _CUTOFF, values, MISSED) for values in ranks.values()], axis=1
     )  # [U, systems]
     radix = (_CUTOFF + 1) ** np.arange(places.shape[1])
-    _, first, num_members = np.unique(places @ radix, return_index=True, return_counts=True)
+    _, first, group_sizes = np.unique(places @ radix, return_index=True, return_counts=True)
     groups = places[first]
-    values = np.concatenate([hit_rate(groups, cutoff=_CUTOFF), ndcg(groups, cutoff=_CUTOFF)], axis=1)  # [G, 2 systems]
-    draws = bootstrap_means_of_groups(
-        values, num_members, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, stream)
-    )
-    means = num_members @ values / num_members.sum()
+    values = np.concatenate(
+        [hit_rate(groups, cutoff=_CUTOFF), ndcg(groups, cutoff=_CUTOFF)], axis=1
+    )  # [num_groups, 2 * systems]
+    draws = bootstrap_means_of_groups(values, group_sizes, num_samples=config.bootstrap_samples, generator=generator)
+    means = group_sizes @ values / group_sizes.sum()
     intervals = percentile_intervals(draws, confidence=config.confidence)
-    count = len(ranks)
+    num_systems = len(ranks)
     return {
         system: SliceMetrics(
-            hr_10=float(means[place]),
-            hr_10_ci=intervals[place],
-            ndcg_10=float(means[count + place]),
-            ndcg_10_ci=intervals[count + place],
+            hr_10=float(means[column]),
+            hr_10_ci=intervals[column],
+            ndcg_10=float(means[num_systems + column]),
+            ndcg_10_ci=intervals[num_systems + column],
         )
-        for place, system in enumerate(ranks)
+        for column, system in enumerate(ranks)
     }
 
 
-def _by_history_length(histories: FlatHistories) -> list[tuple[str, str, BoolArray]]:
-    """Thirds of the users by the length of their input; users of one length stay together."""
+def _slice(group: str, name: str, members: BoolArray) -> _Slice:
+    return _Slice(group, name, members, stream=f"evaluation/slice/{group}/{name}")
+
+
+def _by_history_length(histories: FlatHistories) -> list[_Slice]:
+    """Divide the users into thirds by the length of their input; users with equal lengths stay together."""
     lengths = histories.lengths - 1
     ordered = np.sort(lengths)
     short = int(ordered[(len(ordered) - 1) // 3])
     medium = int(ordered[(len(ordered) - 1) * 2 // 3])
     return [
-        ("history length", f"short: up to {short} items", lengths <= short),
-        ("history length", f"medium: {short + 1} to {medium} items", (lengths > short) & (lengths <= medium)),
-        ("history length", f"long: over {medium} items", lengths > medium),
+        _slice("history length", f"short: up to {short} items", lengths <= short),
+        _slice("history length", f"medium: {short + 1} to {medium} items", (lengths > short) & (lengths <= medium)),
+        _slice("history length", f"long: over {medium} items", lengths > medium),
     ]
 
 
-def _by_target_popularity(histories: FlatHistories, *, num_items: int) -> list[tuple[str, str, BoolArray]]:
-    """Head, mid and tail: the most popular items that hold a third of the training interactions, the next, the rest."""
+def _by_target_popularity(histories: FlatHistories, *, num_items: int) -> list[_Slice]:
+    """Divide the users by the popularity of their target: head, mid and tail.
+
+    The head consists of the most popular items that together hold a third of the training interactions, the mid of
+    those that hold the next third, and the tail of the rest.
+    """
     counts = popularity_counts(histories, num_items=num_items)
     order = np.argsort(-counts, kind="stable")
     above = np.cumsum(counts[order]) - counts[order]  # interactions of all items that are more popular
@@ -132,25 +156,33 @@ def _by_target_popularity(histories: FlatHistories, *, num_items: int) -> list[t
     third[counts == 0] = 2
     sizes = np.bincount(third, minlength=3)
     return [
-        ("target popularity", f"{name}: {size} items", third[histories.targets] == part)
+        _slice("target popularity", f"{name}: {size} items", third[histories.targets] == part)
         for part, (name, size) in enumerate(zip(("head", "mid", "tail"), sizes, strict=True))
     ]
 
 
 def _by_missing_modality(
     histories: FlatHistories, items_imputed: Mapping[str, BoolArray], *, num_items: int
-) -> list[tuple[str, str, BoolArray]]:
-    parts = []
-    for modality, label in _MODALITIES.items():
+) -> list[_Slice]:
+    """Divide the users by whether their target has an image or a text, if any target lacks it."""
+    slices = []
+    for modality, stream_word in _MODALITY_STREAMS.items():
         imputed = items_imputed.get(modality)
         if imputed is None:
             continue
         if imputed.shape != (num_items,):
-            raise DataError(f"items_imputed[{modality!r}] has shape {imputed.shape}, expected ({num_items},).")
+            raise DataError(
+                f"items_imputed[{modality!r}] has shape {imputed.shape}, expected ({num_items},): one flag per item."
+            )
         missing = imputed[histories.targets].astype(bool)
         if missing.any():
-            parts += [
-                (f"target's {label}", f"with a {label}", ~missing),
-                (f"target's {label}", f"without a {label}", missing),
+            slices += [
+                _Slice(
+                    f"target's {modality}",
+                    f"{preposition} {_NOUN_PHRASES[modality]}",
+                    members,
+                    stream=f"evaluation/slice/target's {stream_word}/{preposition} a {stream_word}",
+                )
+                for preposition, members in (("with", ~missing), ("without", missing))
             ]
-    return parts
+    return slices

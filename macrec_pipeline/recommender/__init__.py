@@ -1,16 +1,17 @@
-"""Histories and semantic IDs -> the generative recommender: tasks, model, training, decoding, the served bundle.
+"""The generative recommender: semantic IDs and histories in, a trained model and a bundle that serves it out.
 
-SASRec, which knows items by who took them, is trained here as well: as a baseline, and as a retrieval route if asked.
+The folders build on one another in this order: `model` (encoding and network), `sasrec` (a collaborative model, which
+serves as a baseline and, if configured, as a retrieval route), `retrieval`, `training` and `bundle`.
 """
 
 from macrec_pipeline.recommender.bundle.bundle import Recommendation, RecommenderBundle
 from macrec_pipeline.recommender.bundle.predictions import beam_agreement, predict_test_users
-from macrec_pipeline.recommender.bundle.side_by_side import TimedRecommendations, recommend_side_by_side
-from macrec_pipeline.recommender.retrieval.ranking import Ranked
+from macrec_pipeline.recommender.bundle.timed_comparison import TimedRecommendations, recommend_in_turns
+from macrec_pipeline.recommender.retrieval.retriever import Ranked
 from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings
 from macrec_pipeline.recommender.sasrec.training import fit_sasrec
-from macrec_pipeline.recommender.training.fit import fit_recommender
 from macrec_pipeline.recommender.training.fitted_recommender import FittedRecommender
+from macrec_pipeline.recommender.training.train import fit_recommender
 
 __all__ = [
     "FittedRecommender",
@@ -24,5 +25,5 @@ __all__ = [
     "fit_sasrec",
     "load_item_embeddings",
     "predict_test_users",
-    "recommend_side_by_side",
+    "recommend_in_turns",
 ]

@@ -1,1 +1,1 @@
-"""What every stage may use: seeds, devices, progress, the training loop's common part."""
+"""What every stage may use: devices, seeds, progress, checkpoints, the training loop, and sharded work."""

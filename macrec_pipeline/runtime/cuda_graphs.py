@@ -1,8 +1,8 @@
-"""Working a loss out and propagating it: as usual, or on a GPU by a recording that is played again.
+"""Backward passes on a GPU as recorded CUDA graphs.
 
-The models here are small: a step is thousands of kernels of a few microseconds, and to start them one by one takes the
-host many times as long as the GPU needs. A CUDA graph starts them all at once. Its shapes and addresses are fixed, so
-there is one for each shape that is met.
+The models here are small: a training step is thousands of kernels of a few microseconds each, and starting them one by
+one takes the host many times as long as the GPU needs to run them. A CUDA graph starts them all at once. It has fixed
+shapes and addresses, so one graph is recorded per shape.
 """
 
 from __future__ import annotations
@@ -10,47 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
 
 Losses = Callable[..., dict[str, torch.Tensor]]
-"""Of some tensors: scalars by name, of which the first is to be propagated."""
-
-
-class Propagation(Protocol):
-    """Works losses out, and propagates the first of them or leaves that to the caller."""
-
-    keeps_gradients: bool
-    """Whether gradients are accumulated in tensors that must stay where they are."""
-
-    def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The losses of the inputs; the first still has to be propagated if it requires a gradient.
-
-        Args:
-            key: equal for inputs of equal shapes with which `losses` does the same.
-            losses: must not draw on the host, nor ask the device for a value; if recorded, nor other ranks.
-            inputs: on the host or on the device.
-        """
-
-
-def propagation(parameters: Iterable[nn.Parameter], device: torch.device, *, may_record: bool = True) -> Propagation:
-    """The one that suits the device, for a training of these parameters; see `Propagation` for what may be recorded."""
-    return Recorder(parameters, device) if may_record and device.type == "cuda" else AsUsual(device)
-
-
-class AsUsual:
-    """Leaves propagation to the caller; on any device."""
-
-    keeps_gradients = False
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Losses that are still to be propagated."""
-        return losses(*(value.to(self._device) for value in inputs))
+"""Maps some tensors to scalars by name. The first scalar is the one to backpropagate."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +25,14 @@ class _Recording:
     losses: dict[str, torch.Tensor]
 
 
-class Recorder:
-    """Propagates by CUDA graphs: a shape is worked out as usual when first met, and recorded the second time.
+class CudaGraphBackward:
+    """Computes losses and backpropagates the first one, by a CUDA graph from the second time that a shape occurs.
+
+    Implements `runtime.training.BackwardPass`.
 
     Args:
-        parameters: whose gradients are accumulated; they get tensors of zeros that have to stay in their place.
-        device: a GPU.
+        parameters: their gradients accumulate in tensors that must stay at the same addresses; they start at zero.
+        device: A GPU.
     """
 
     keeps_gradients = True
@@ -75,35 +42,36 @@ class Recorder:
             parameter.grad = torch.zeros_like(parameter)
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # one pool for all: what a graph leaves in it is of no use to the next
+        # one memory pool for all graphs, since no graph reads what another one left in it
         self._pool = torch.cuda.graph_pool_handle()
-        self._met: set[Hashable] = set()
+        self._seen: set[Hashable] = set()
         self._recordings: dict[Hashable, _Recording] = {}
 
     def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Losses that have been propagated."""
-        if key not in self._met:
-            self._met.add(key)  # the warm-up that a recording needs
-            with self._beside():
-                return _propagated(losses, [value.to(self._device) for value in inputs])
+        """Returns the losses, detached: the first one has been backpropagated."""
+        if key not in self._seen:
+            self._seen.add(key)  # the ordinary first pass is the warm-up that a recording needs
+            with self._on_recording_stream():
+                return _losses_and_backward(losses, [value.to(self._device) for value in inputs])
         if key not in self._recordings:
             self._recordings[key] = self._record(losses, inputs)
         recording = self._recordings[key]
-        for own, value in zip(recording.inputs, inputs, strict=True):
-            own.copy_(value if value.is_cuda else value.pin_memory(), non_blocking=True)
+        for graph_input, value in zip(recording.inputs, inputs, strict=True):
+            graph_input.copy_(value if value.is_cuda else value.pin_memory(), non_blocking=True)
         recording.graph.replay()
-        return {name: value.clone() for name, value in recording.losses.items()}  # the next replay writes over them
+        # copies, because the next replay overwrites the graph's outputs
+        return {name: value.clone() for name, value in recording.losses.items()}
 
     def _record(self, losses: Losses, inputs: Sequence[torch.Tensor]) -> _Recording:
-        own = tuple(value.to(self._device, copy=True) for value in inputs)
+        graph_inputs = tuple(value.to(self._device, copy=True) for value in inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            found = _propagated(losses, own)
-        return _Recording(graph, own, found)
+            graph_losses = _losses_and_backward(losses, graph_inputs)
+        return _Recording(graph, graph_inputs, graph_losses)
 
     @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Inside, on the stream that recordings are made on, so that all that autograd keeps belongs to it."""
+    def _on_recording_stream(self) -> Iterator[None]:
+        """Work on the stream of the recordings, so that everything that autograd keeps belongs to it."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -111,7 +79,7 @@ class Recorder:
         current.wait_stream(self._stream)
 
 
-def _propagated(losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = losses(*inputs)
-    next(iter(found.values())).backward()  # type: ignore[no-untyped-call]
-    return {name: value.detach() for name, value in found.items()}
+def _losses_and_backward(losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    values = losses(*inputs)
+    next(iter(values.values())).backward()  # type: ignore[no-untyped-call]
+    return {name: value.detach() for name, value in values.items()}

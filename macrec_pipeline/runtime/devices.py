@@ -1,4 +1,4 @@
-"""Where tensors live, and how to make the CPU's numbers repeatable."""
+"""Chooses the device, and makes computation on the CPU repeatable and fast."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ import torch
 
 from macrec_pipeline.errors import ConfigError
 
-# glibc's <malloc.h>.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_GROWTH = 64 * 2**20  # bytes
-
 if TYPE_CHECKING:  # numeric code must run where pydantic is not installed
     from macrec_pipeline.config import RuntimeConfig
 
+# Options of `mallopt`, from glibc's <malloc.h>.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_HEAP_GROWTH = 64 * 2**20  # bytes
+
 
 def prepare_device(config: RuntimeConfig) -> torch.device:
-    """Choose the device and fix what would make the same seed give other bytes.
+    """Choose the device, and fix whatever would make the same seed give different bytes on the CPU.
 
-    The number of threads is set, since it orders the sums, and nondeterministic kernels are refused on the CPU.
+    The number of threads is set because it orders the sums, and on the CPU nondeterministic kernels are rejected.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: `runtime.device` is "cuda" and there is no CUDA device.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device is 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
+        raise ConfigError(
+            "`runtime.device` is 'cuda', but no CUDA device is visible. Set it to 'auto' or 'cpu', or make a GPU "
+            "visible to this process."
+        )
     use_gpu = config.device != "cpu" and torch.cuda.is_available()
     keep_freed_memory()
     torch.set_num_threads(config.num_threads)
     torch.use_deterministic_algorithms(not use_gpu)
-    # the rest of that switch writes NaN into every fresh buffer, which costs time and changes no result
+    # deterministic mode would also fill every new buffer with NaN, which costs time and changes no result
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda" if use_gpu else "cpu")
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep large blocks that it frees, for the next ones; elsewhere than with glibc nothing happens.
+    """Let this process keep large freed blocks of memory for reuse. Has an effect with glibc only.
 
-    As a rule glibc asks the system for every large block and gives it back at once, and the system clears each page
-    again before it is used: as much work as a training step's arithmetic (docs/performance.md). The process does not
-    shrink from its peak until it ends.
+    By default glibc requests every large block from the system and returns it at once, and the system clears each page
+    before it is used again: as much work as the arithmetic of a training step (docs/performance.md). The price is that
+    the process does not shrink from its peak before it ends.
     """
-    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
-    if adjust is not None:
-        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _GROWTH)):
-            adjust(option, value)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _HEAP_GROWTH)):
+            mallopt(option, value)

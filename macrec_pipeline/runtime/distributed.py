@@ -1,10 +1,13 @@
-"""The processes that train one model together, each on its share of every step; a process alone is all of them.
+"""Collective operations of the processes (ranks) that train one model together, each on its share of every step.
 
-In: what one rank has worked out. Out: the same on every rank, summed up or as rank 0 has it. Weights are never sent in
-a step: equal weights and equal sums of gradients stay equal. Alone, nothing is computed and nothing is copied.
+Each function takes what one rank has computed and returns the same on every rank: summed, gathered, or as rank 0 has
+it. Weights are not sent during training, because equal weights stay equal under equal sums of gradients. A process that
+trains alone counts as rank 0 of 1; for it these functions compute and copy nothing.
 
-Every rank has to make the same calls in the same order. When a rank dies the others' calls fail, and `torchrun` starts
-all of them again from the last checkpoint.
+Every rank must make the same calls in the same order. When a rank dies, the calls of the others fail, and `torchrun`
+restarts all of them from the last checkpoint.
+
+Shapes (docs/notation.md): B batch rows.
 """
 
 from __future__ import annotations
@@ -20,37 +23,38 @@ import torch.distributed as dist
 from torch import nn
 
 
-def count() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them, from 0; rank 0 alone reports and writes."""
+    """Returns this process's number, from 0; only rank 0 reports and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 @contextmanager
-def joined(folder: Path) -> Iterator[None]:
-    """Inside, a process that `torchrun` started is a rank, with a GPU of its own if there is one a rank.
+def process_group(folder: Path) -> Iterator[None]:
+    """Make a process that `torchrun` started a rank, with a GPU of its own if the machine has one for each rank.
 
-    Ranks that have to share a GPU talk by way of the host, since NCCL refuses them.
+    Ranks that have to share a GPU communicate through the host, since NCCL rejects them.
 
     Args:
-        folder: where the ranks of a single machine find each other. `torch`'s usual way, a server without a password,
-            listens to every network; only several machines need it.
+        folder: where the ranks of a single machine find each other. torch's default, a server without a password that
+            listens to every network, is used only for several machines.
     """
-    told = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    on_host = told["LOCAL_WORLD_SIZE"] > torch.cuda.device_count()
-    if not on_host:
-        torch.cuda.set_device(told["LOCAL_RANK"])
-    attempt = folder.absolute() / f"ranks-{os.environ['TORCHELASTIC_RESTART_COUNT']}"  # none meets the dead
-    one_machine = told["LOCAL_WORLD_SIZE"] == told["WORLD_SIZE"]
+    env = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    share_gpu = env["LOCAL_WORLD_SIZE"] > torch.cuda.device_count()
+    if not share_gpu:
+        torch.cuda.set_device(env["LOCAL_RANK"])
+    # a file per attempt, so that restarted ranks do not wait for dead ones
+    attempt = folder.absolute() / f"ranks-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    one_machine = env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]
     dist.init_process_group(
-        "gloo" if on_host else "cpu:gloo,cuda:nccl",
+        "gloo" if share_gpu else "cpu:gloo,cuda:nccl",
         init_method=attempt.as_uri() if one_machine else "env://",
-        rank=told["RANK"],
-        world_size=told["WORLD_SIZE"],
+        rank=env["RANK"],
+        world_size=env["WORLD_SIZE"],
     )
     try:
         yield
@@ -58,13 +62,13 @@ def joined(folder: Path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def stream(name: str) -> str:
-    """The name of a stream of random numbers that each rank has its own of; rank 0 has that of a process alone."""
+def stream_name(name: str) -> str:
+    """Returns the name of a random stream that differs per rank; rank 0 keeps the name that a single process uses."""
     return f"{name}/{rank()}" if rank() else name
 
 
-def total(value: float) -> float:
-    """The sum of a number over the ranks, in float64."""
+def sum_over_ranks(value: float) -> float:
+    """Returns the sum of a number over the ranks, in float64."""
     if not dist.is_initialized():
         return value
     summed = torch.tensor(value, dtype=torch.float64)
@@ -74,64 +78,72 @@ def total(value: float) -> float:
 
 @torch.no_grad()
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every rank the sum of all ranks' gradients, in place, by one transfer.
+    """Replace every rank's gradients by their sum over all ranks, in one transfer.
 
-    A gradient that is there on some ranks alone counts as 0 on the others; one that is nowhere stays away, so that the
-    optimizer leaves that parameter as it is.
+    A gradient that only some ranks have counts as zero on the others. A gradient that no rank has stays None, so that
+    the optimizer leaves that parameter unchanged.
     """
     if not dist.is_initialized():
         return
-    own = [parameter.grad is not None for parameter in parameters]
+    has_gradient = [parameter.grad is not None for parameter in parameters]
     flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-    together = torch.cat([*flat, torch.tensor(own, dtype=flat[0].dtype, device=flat[0].device)])
-    dist.all_reduce(together)
-    *sums, known = torch.split(together, [*(len(values) for values in flat), len(own)])
-    for place, (parameter, summed) in enumerate(zip(parameters, sums, strict=True)):
+    message = torch.cat([*flat, torch.tensor(has_gradient, dtype=flat[0].dtype, device=flat[0].device)])
+    dist.all_reduce(message)
+    *sums, num_ranks_with = torch.split(message, [*(len(values) for values in flat), len(has_gradient)])
+    for index, (parameter, summed) in enumerate(zip(parameters, sums, strict=True)):
         if parameter.grad is not None:
             parameter.grad.copy_(summed.view_as(parameter))
-        elif known[place] > 0:
+        elif num_ranks_with[index] > 0:
             parameter.grad = summed.view_as(parameter).clone()
 
 
 @torch.no_grad()
-def as_on_first(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite tensors by what they are on rank 0."""
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite tensors with their values on rank 0."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def bytes_of_first(own: bytes) -> bytes:
-    """What rank 0 hands over, on every rank."""
+def broadcast_bytes(content: bytes) -> bytes:
+    """Returns rank 0's content on every rank."""
     if not dist.is_initialized():
-        return own
-    size = torch.tensor(len(own))
+        return content
+    size = torch.tensor(len(content))
     dist.broadcast(size, 0)
-    sent = torch.frombuffer(bytearray(own), dtype=torch.uint8) if rank() == 0 else torch.empty(int(size)).byte()
+    sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if rank() == 0 else torch.empty(int(size)).byte()
     dist.broadcast(sent, 0)
     return sent.numpy().tobytes()
 
 
-def whole_batch(own: torch.Tensor, *, num_rows: int) -> torch.Tensor:
-    """The rows of all ranks, float [num_rows, ...], of which this one has `[rank()::count()]`.
+def gather_batch(share: torch.Tensor, *, num_rows: int) -> torch.Tensor:
+    """Gather the rows of all ranks into one batch, with gradients.
 
-    Every rank must derive the same from them. The gradient that comes back is that of the sum of the ranks' losses,
-    hence `count()` times that of the own one, and nothing has to be sent for it.
+    Every rank must compute the same from the batch. The gradient that flows back is that of the sum of the ranks'
+    losses, that is `world_size()` times the rank's own gradient, so nothing has to be sent for it.
+
+    Args:
+        share: float [B', ...], this rank's rows, the rows `[rank()::world_size()]` of the batch.
+        num_rows: B.
+
+    Returns:
+        float [B, ...].
     """
     if not dist.is_initialized():
-        return own
-    gathered: torch.Tensor = _WholeBatch.apply(own, num_rows)
+        return share
+    gathered: torch.Tensor = _GatheredBatch.apply(share, num_rows)
     return gathered
 
 
-class _WholeBatch(torch.autograd.Function):
+class _GatheredBatch(torch.autograd.Function):
     @staticmethod
-    def forward(_context: Any, own: torch.Tensor, num_rows: int) -> torch.Tensor:
-        rows = own.new_zeros(num_rows, *own.shape[1:])
-        rows[rank() :: count()] = own
-        dist.all_reduce(rows)  # of one number and zeros each, so exact, and shares need not be of equal size
+    def forward(_context: Any, share: torch.Tensor, num_rows: int) -> torch.Tensor:
+        rows = share.new_zeros(num_rows, *share.shape[1:])
+        rows[rank() :: world_size()] = share
+        # exact, since each element is a sum of one number and zeros; and the shares may differ in size
+        dist.all_reduce(rows)
         return rows
 
     @staticmethod
     def backward(_context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0][rank() :: count()] * count(), None
+        return gradients[0][rank() :: world_size()] * world_size(), None

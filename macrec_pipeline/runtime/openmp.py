@@ -1,17 +1,17 @@
-"""How OpenMP's threads wait for one another."""
+"""How long OpenMP threads spin while they wait for work."""
 
 import os
 
-BRIEFLY = ("GOMP_SPINCOUNT", "5000")
-"""The variable of the environment, and what it is set to."""
+SPIN_COUNT = ("GOMP_SPINCOUNT", "5000")
+"""Name and value of the environment variable that makes OpenMP threads spin only briefly."""
 
 
 def spin_briefly() -> None:
-    """Let OpenMP's threads give up the processor soon after they begin to wait; to be called before torch is loaded.
+    """Let waiting OpenMP threads give up the processor soon. Must be called before torch is loaded.
 
-    As a rule they spin for long, which takes the processor from those that work as soon as anything else runs: of two
-    processes with two threads on two cores each then takes thirty times as long as alone, with this 2.6 times. On a
-    quiet machine it costs a twentieth; spinning even less costs a quarter (docs/performance.md). What the environment
-    says already is left alone, and this process's children inherit it.
+    By default they spin for long, which takes the processor away from other work: two processes that share two cores
+    then take many times as long as one of them alone. Spinning briefly avoids that at a small cost on an idle machine;
+    spinning even less costs considerably more (docs/performance.md). A value that the environment already has is kept,
+    and child processes inherit the setting.
     """
-    os.environ.setdefault(*BRIEFLY)
+    os.environ.setdefault(*SPIN_COUNT)

@@ -1,6 +1,6 @@
-"""How long work reports itself: core code calls a `Progress`, the caller decides where it shows.
+"""How long-running work reports progress: core code calls a `Progress`, and the caller decides where it is shown.
 
-`quiet_progress` shows nothing; `terminal_progress` draws a bar; assets combine a bar with metrics for the tracker.
+`quiet_progress` shows nothing and `TerminalProgress` draws a bar; assets combine a bar with metrics for MLflow.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,17 @@ from tqdm import tqdm
 
 
 class Progress(Protocol):
-    """Receives the state of one stage; called often, so it must be cheap."""
+    """Receives the state of one stage. It is called often, so it must be cheap."""
 
     def __call__(self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """`done` of `total` steps of `stage` are finished; `metrics` are the newest values, each finite."""
+        """Report that `done` of `total` steps of `stage` are finished.
+
+        Args:
+            stage: name of the work.
+            done: finished steps.
+            total: all steps.
+            metrics: the newest values, each finite.
+        """
 
 
 def quiet_progress(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -21,7 +28,7 @@ def quiet_progress(stage: str, done: int, total: int, metrics: Mapping[str, floa
 
 
 class TerminalProgress:
-    """One bar a stage on standard error; without a terminal, a line at each quarter."""
+    """Draws one bar per stage on standard error; without a terminal, writes a line at each quarter."""
 
     def __init__(self, *, interactive: bool) -> None:
         self._interactive = interactive
@@ -46,7 +53,7 @@ class TerminalProgress:
             self.close()
 
     def close(self) -> None:
-        """End the current bar, if there is one."""
+        """Close the current bar, if there is one."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._stage, self._quarter = None, "", -1

@@ -1,4 +1,8 @@
-"""Text from outside where a person looks at it, in a terminal or on a page: it is shown, and not obeyed."""
+"""Makes text from outside safe to show: in a terminal or log, in a Markdown page, or as a one-line error message.
+
+Titles, paths and other libraries' error messages may hold control characters or markup. The functions here return text
+that a terminal or a Markdown renderer displays without acting on it.
+"""
 
 import html
 import re
@@ -7,10 +11,23 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 
 
 def one_line(text: str) -> str:
-    """With a blank for each character that a terminal or a log would obey or hide instead of show."""
+    """Replace each line break, control character and other invisible character with a space."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def one_line_error(error: BaseException, *, max_length: int | None = None) -> str:
+    """Returns the message of an error as one line, with runs of white space collapsed.
+
+    Args:
+        error: any exception, such as one that another library raised.
+        max_length: the number of characters after which the message is cut off. None keeps all of it.
+
+    Returns:
+        The message, or the name of the exception's type if it has no message.
+    """
+    return " ".join(one_line(str(error)).split())[:max_length] or type(error).__name__
+
+
 def as_markdown(text: str) -> str:
-    """One line of Markdown that shows these very characters: no tag, picture, emphasis or new cell takes effect."""
+    """Returns one line of Markdown that renders as exactly this text: no tag, image, emphasis or table cell."""
     return _MARKDOWN.sub(r"\\\1", html.escape(re.sub(" +", " ", one_line(text)), quote=False))

@@ -1,4 +1,4 @@
-"""Embeddings -> cross-modal semantic IDs: pseudo-labels, the quantizer, its training, assignment, diagnostics."""
+"""Learns semantic IDs from embeddings: pseudo-labels, the quantizer and its training, assignment, and diagnostics."""
 
 from macrec_pipeline.semantic_ids.anchors import Anchors
 from macrec_pipeline.semantic_ids.assignment import AssignedIds, assign_semantic_ids, resolve_given_ids
@@ -7,32 +7,32 @@ from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.fitting import fit_quantizer
 from macrec_pipeline.semantic_ids.incremental import (
     AppendedIds,
-    OwnedIds,
+    IdsByItem,
     RetiredIds,
     append_semantic_ids,
     ids_of_new_items,
 )
 from macrec_pipeline.semantic_ids.neighbours import impute_from_neighbours
 from macrec_pipeline.semantic_ids.pseudo_labels import fit_pseudo_labels
-from macrec_pipeline.semantic_ids.quality import Breach, breaches, quality_report
+from macrec_pipeline.semantic_ids.quality import LimitViolation, limit_violations, quality_report
 
 __all__ = [
     "Anchors",
     "AppendedIds",
     "AssignedIds",
-    "Breach",
     "FittedQuantizer",
-    "OwnedIds",
+    "IdsByItem",
+    "LimitViolation",
     "RetiredIds",
     "append_semantic_ids",
     "assign_semantic_ids",
-    "breaches",
     "code_usage",
     "collision_rate",
     "fit_pseudo_labels",
     "fit_quantizer",
     "ids_of_new_items",
     "impute_from_neighbours",
+    "limit_violations",
     "perplexity",
     "quality_report",
     "resolve_given_ids",

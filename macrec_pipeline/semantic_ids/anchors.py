@@ -1,12 +1,13 @@
-"""The collaborative vectors that a quantizer was fitted with, by item id: they anchor its input while it lasts.
+"""The collaborative vectors that a quantizer was fitted with, stored with it by item ID.
 
-A SASRec that is trained again has other axes, so its vectors mean nothing to an older quantizer. The vectors are kept
-in the quantizer's folder, and an item that has none gets the mean of those of the items most like it in content.
+If SASRec is trained again, its vectors get new axes and mean nothing to an older quantizer. The vectors of the fit are
+therefore kept in the quantizer's folder. An item that has none gets the mean over the items with the most similar
+content.
 
-    anchors.safetensors    vectors: float32 [A, C]
-    anchors.json           the item ids, in that order
+    anchors.safetensors    vectors: float32 [Z, F]
+    anchors.json           the item IDs, in the same order
 
-Shapes: N items, A anchors, D embedding, C collaborative vector.
+Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, N items, Z anchors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ VECTORS_FILE, ITEMS_FILE = "anchors.safetensors", "anchors.json"
 
 @dataclass(frozen=True)
 class Anchors:
-    """The items that a quantizer was fitted to, and their collaborative vectors float32 [A, C]."""
+    """The items that a quantizer was fitted to, with their collaborative vectors, float32 [Z, F]."""
 
     item_ids: Sequence[str]
     vectors: np.ndarray
@@ -41,43 +42,48 @@ class Anchors:
 
     @classmethod
     def load(cls, folder: Path) -> Anchors:
-        """Read what `save` wrote. Raises `StorageError` that names the folder."""
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: a file is missing, is not readable, or does not match the other one.
+        """
         try:
             item_ids = json.loads((folder / ITEMS_FILE).read_text(encoding="utf-8"))
             vectors = load_file(folder / VECTORS_FILE)["vectors"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise StorageError(
-                f"{folder} does not say which collaborative vectors its quantizer was fitted with: {error}. Without "
-                "them no new item can be quantized: quantize anew with identity.mode=new."
+                f"The collaborative vectors that the quantizer in {folder} was fitted with cannot be read: {error}. "
+                "Without them no new item can be quantized. Fit a new quantizer with identity.mode=new."
             ) from error
         if len(item_ids) != len(vectors):
             raise StorageError(
-                f"{folder}: {ITEMS_FILE} names {len(item_ids)} items, {VECTORS_FILE} holds {len(vectors)} vectors. "
-                "Quantize anew with identity.mode=new."
+                f"{folder}: {ITEMS_FILE} names {len(item_ids)} items, but {VECTORS_FILE} has {len(vectors)} vectors. "
+                "Fit a new quantizer with identity.mode=new."
             )
         return cls(item_ids, vectors)
 
-    def of(self, item_ids: Sequence[str], vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """An anchor for every item of a catalogue.
+    def for_items(self, item_ids: Sequence[str], embeddings: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns a collaborative vector for each item of a catalogue.
 
-        Neighbours are the items with an anchor of their own whose embeddings have the largest cosines, summed over the
-        modalities. Where no item of the catalogue has one, the mean of all anchors stands in.
+        An item without an anchor gets the mean over its neighbours: the items with an anchor whose embeddings have the
+        largest cosines, summed over the modalities. If no item of the catalogue has an anchor, every item gets the mean
+        of all anchors.
 
         Args:
-            item_ids: N keys of the shop.
-            vectors: {modality: float32 [N, D]}, in that order.
+            item_ids: N item IDs.
+            embeddings: modality -> float32 [N, D], in the same order.
 
         Returns:
-            float32 [N, C]; the items that the quantizer was fitted to have the bytes that it saw.
+            float32 [N, F]. Items that the quantizer was fitted to have exactly the vectors of the fit.
         """
         row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
         rows = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
-        own, bare = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
-        anchors = np.tile(self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32), (len(rows), 1))
-        anchors[own] = self.vectors[rows[own]]
-        if len(own) and len(bare):
-            content = np.concatenate([unit_rows(matrix) for matrix in vectors.values()], axis=1)
-            neighbours = own[nearest_by_cosine(content[bare], content[own], count=NUM_NEIGHBOURS)]
-            for row, near in zip(bare, neighbours, strict=True):
-                anchors[row] = anchors[near].mean(axis=0, dtype=np.float64)
-        return anchors
+        anchored, unanchored = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        vectors = np.tile(self.vectors.mean(axis=0, dtype=np.float64).astype(np.float32), (len(rows), 1))  # [N, F]
+        vectors[anchored] = self.vectors[rows[anchored]]
+        if len(anchored) and len(unanchored):
+            content = np.concatenate([unit_rows(matrix) for matrix in embeddings.values()], axis=1)
+            nearest = nearest_by_cosine(content[unanchored], content[anchored], count=NUM_NEIGHBOURS)
+            for row, neighbours in zip(unanchored, anchored[nearest], strict=True):
+                vectors[row] = vectors[neighbours].mean(axis=0, dtype=np.float64)
+        return vectors

@@ -1,6 +1,6 @@
-"""What the quantizers are fitted to: every item's vectors and pseudo-labels, checked and put side by side.
+"""The data that quantizers are fitted to: every item's vectors and pseudo-labels, checked and aligned.
 
-Shapes: N items, D embedding, C collaborative vector.
+Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, N items.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from macrec_pipeline.semantic_ids.collaborative import anchored, wanted_collaborative_vectors
+from macrec_pipeline.semantic_ids.collaborative import required_collaborative_vectors, with_collaborative_columns
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
+MODALITIES = ("text", "image")
 
-def present(text: np.ndarray | None, image: np.ndarray | None) -> dict[str, np.ndarray]:
-    """What there is of a modality, by its name; None stands for one that the catalogue lacks."""
-    return {name: values for name, values in (("text", text), ("image", image)) if values is not None}
+
+def by_modality(text: np.ndarray | None, image: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Returns {modality: array} without the modalities that the catalogue lacks, whose array is None."""
+    return {name: values for name, values in zip(MODALITIES, (text, image), strict=True) if values is not None}
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All items, row i of every array being the same one.
+    """All items; row i of every array belongs to the same item.
 
     Attributes:
-        vectors: {modality: float32 [N, D]}, or [N, D + C] if collaborative vectors anchor the input.
+        vectors: {modality: float32 [N, D]}, or [N, D + F] if collaborative vectors are part of the input.
         clusters: {modality: int64 [N]}, pseudo-labels.
-        collaborative: float32 [N, C], what the latents are contrasted with; None without that term.
-        collaborative_dim: C of the last columns of `vectors`; 0 if nothing anchors the input.
+        collaborative: float32 [N, F], the vectors that latents are contrasted with; None without that loss.
+        collaborative_dim: F, the number of collaborative columns at the end of `vectors`; 0 if there are none.
     """
 
     vectors: Mapping[str, np.ndarray]
@@ -39,26 +41,35 @@ class Catalogue:
     collaborative_dim: int
 
     @classmethod
-    def of(
+    def from_arrays(
         cls,
         vectors: Mapping[str, np.ndarray],
         clusters: Mapping[str, np.ndarray],
         collaborative: np.ndarray | None,
         config: QuantizerConfig,
     ) -> Catalogue:
-        """Put together raw embeddings float32 [N, D], pseudo-labels, and what is wanted of the collaborative vectors.
+        """Build the catalogue of a fit, with the collaborative vectors wherever the settings use them.
+
+        Args:
+            vectors: {modality: float32 [N, D]}, raw embeddings.
+            clusters: {modality: int64 [N]}, pseudo-labels.
+            collaborative: float32 [N, F], or None.
+            config: the section `quantizer`.
 
         Raises:
-            ConfigError: a collaborative weight is above 0, and there are no vectors.
-            SemanticIdError: the collaborative vectors do not fit the items.
+            ConfigError: the settings use collaborative vectors, and there are none.
+            SemanticIdError: the collaborative vectors do not match the items.
         """
         num_items = len(next(iter(vectors.values())))
-        wanted = wanted_collaborative_vectors(collaborative, config, num_items=num_items)
-        collaborative_dim = wanted.shape[1] if wanted is not None and config.collaborative_input_weight else 0
+        required = required_collaborative_vectors(collaborative, config, num_items=num_items)
+        collaborative_dim = required.shape[1] if required is not None and config.collaborative_input_weight else 0
         return cls(
-            {name: anchored(own, wanted, collaborative_dim=collaborative_dim) for name, own in vectors.items()},
+            {
+                modality: with_collaborative_columns(embeddings, required, collaborative_dim=collaborative_dim)
+                for modality, embeddings in vectors.items()
+            },
             clusters,
-            wanted if config.collaborative_contrast_weight else None,
+            required if config.collaborative_contrast_weight else None,
             collaborative_dim,
         )
 
@@ -66,10 +77,10 @@ class Catalogue:
         return len(next(iter(self.vectors.values())))
 
     def only(self, modalities: Sequence[str]) -> Catalogue:
-        """The same items with some of the modalities."""
+        """Returns the same items with only these modalities."""
         return Catalogue(
-            {name: self.vectors[name] for name in modalities},
-            {name: self.clusters[name] for name in modalities},
+            {modality: self.vectors[modality] for modality in modalities},
+            {modality: self.clusters[modality] for modality in modalities},
             self.collaborative,
             self.collaborative_dim,
         )

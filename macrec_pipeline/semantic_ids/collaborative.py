@@ -1,7 +1,11 @@
-"""The collaborative signal in the quantizer, off by default: item vectors learnt from who took what (CAGRec).
+"""The collaborative signal in the quantizer, off by default: item vectors learned from interactions, as in CAGRec.
 
-In: item vectors of a sequential recommender, float32 [N, C]. Out: the input with them beside the embeddings (so that
-codes and reconstruction have to account for them), or a contrast that draws each quantized latent to them.
+The vectors come from a sequential recommender. They can enter the quantizer in two ways: as further columns of its
+input, which codes and reconstruction then have to account for, and through a contrastive loss that pulls each quantized
+latent towards the vector of its item.
+
+Shapes (docs/notation.md): B batch rows, D embedding width, F width of a collaborative vector, H width of a latent,
+N items.
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class CollaborativeContrast(nn.Module):
-    """InfoNCE between an item's quantized latent and a learnt projection of its collaborative vector.
+    """InfoNCE between the quantized latent of an item and a learned projection of its collaborative vector.
 
     Args:
-        collaborative_dim: C.
+        collaborative_dim: F.
         latent_dim: H.
-        temperature: of the InfoNCE.
+        temperature: temperature of the InfoNCE loss.
         generator: draws the Xavier-normal projection.
     """
 
@@ -41,20 +45,29 @@ class CollaborativeContrast(nn.Module):
     def forward(
         self, latents: torch.Tensor, collaborative: torch.Tensor, *, num_rows: int | None = None
     ) -> torch.Tensor:
-        """Float [B, H] and standardized float [B, C] -> nats, a scalar; the rest of `num_rows` is other ranks'."""
+        """Compute the loss of a batch.
+
+        Args:
+            latents: float [B, H].
+            collaborative: standardized float [B, F].
+            num_rows: rows of the batch over all ranks; None if this rank has all of them.
+
+        Returns:
+            A scalar, in nats.
+        """
         size = num_rows or len(latents)
-        both = (distributed.whole_batch(own, num_rows=size) for own in (latents, self.projection(collaborative)))
-        return symmetric_info_nce(*both, temperature=self.temperature)
+        pair = (distributed.gather_batch(rows, num_rows=size) for rows in (latents, self.projection(collaborative)))
+        return symmetric_info_nce(*pair, temperature=self.temperature)
 
 
-def wanted_collaborative_vectors(
+def required_collaborative_vectors(
     vectors: np.ndarray | None, config: QuantizerConfig, *, num_items: int
 ) -> np.ndarray | None:
-    """The vectors if a weight asks for them, None if both weights are 0.
+    """Returns the collaborative vectors if the settings use them, and None if both of their weights are 0.
 
     Raises:
-        ConfigError: a weight asks for vectors, and there are none.
-        SemanticIdError: they are not float [N, C].
+        ConfigError: the settings use collaborative vectors, and there are none.
+        SemanticIdError: the vectors are not float [N, F].
     """
     weights = {
         name: getattr(config, name)
@@ -64,32 +77,43 @@ def wanted_collaborative_vectors(
     if not weights:
         return None
     if vectors is None:
-        asked = " and ".join(f"quantizer.{name}={weight}" for name, weight in weights.items())
+        settings = " and ".join(f"quantizer.{name}={weight}" for name, weight in weights.items())
         raise ConfigError(
-            f"{asked} needs an item vector from a collaborative model, and none were given. Hand over "
-            f"collaborative_vectors, float32 [{num_items}, C], or set the weight to 0."
+            f"{settings} needs a collaborative vector per item, but there are none. Pass collaborative_vectors, "
+            f"float32 [{num_items}, F], or set the weight to 0."
         )
     if vectors.ndim != 2 or len(vectors) != num_items:
         raise SemanticIdError(
-            f"The collaborative vectors have shape {vectors.shape}; expected ({num_items}, C), one row an item in the "
-            "order of the embeddings. Make them from the same catalogue."
+            f"The collaborative vectors have shape {vectors.shape}; expected ({num_items}, F), one row per item in the "
+            "order of the embeddings. Compute them from the same catalogue."
         )
     return vectors
 
 
-def anchored(vectors: np.ndarray, collaborative: np.ndarray | None, *, collaborative_dim: int) -> np.ndarray:
-    """Raw embeddings float32 [N, D] with their collaborative vectors beside them, [N, D + C]; as they are if C is 0.
+def with_collaborative_columns(
+    vectors: np.ndarray, collaborative: np.ndarray | None, *, collaborative_dim: int
+) -> np.ndarray:
+    """Append the collaborative vectors to the embeddings, if the quantizer takes them.
+
+    Args:
+        vectors: float32 [N, D].
+        collaborative: float32 [N, F]; None if there are none.
+        collaborative_dim: F of the quantizer, or 0 if it takes the embeddings alone.
+
+    Returns:
+        float32 [N, D + F], or `vectors` itself if F is 0.
 
     Raises:
-        SemanticIdError: the quantizer was fitted with collaborative vectors, and these are missing or of another shape.
+        SemanticIdError: the quantizer takes collaborative vectors, and they are missing or have another shape.
     """
     if not collaborative_dim:
         return vectors
     expected = (len(vectors), collaborative_dim)
     if collaborative is None or collaborative.shape != expected:
+        found = "none" if collaborative is None else f"shape {collaborative.shape}"
         raise SemanticIdError(
             "The quantizer was fitted with collaborative vectors beside the embeddings. Expected collaborative_vectors "
-            f"of shape {expected}, got {None if collaborative is None else collaborative.shape}. Hand over the item "
-            "vectors of the model it was fitted with, or fit it with quantizer.collaborative_input_weight=0."
+            f"of shape {expected}, found {found}. Pass the item vectors of the model that it was fitted with, or fit "
+            "it with quantizer.collaborative_input_weight=0."
         )
     return np.concatenate([vectors, collaborative], axis=1, dtype=np.float32)

@@ -1,9 +1,10 @@
-"""The model that is trained: an RQ-VAE a modality, and the terms between them (MACRec section 3.2).
+"""The model that is trained: an RQ-VAE per modality, and the loss terms between them (MACRec section 3.2).
 
-Of several ranks (`runtime/distributed.py`) each encodes and reconstructs its share of a batch. A contrast is against
-the whole batch, so every rank works it out, of the latents of all, which are small.
+In distributed training (`runtime/distributed.py`) each rank encodes and reconstructs its share of a batch. A contrast
+runs over the whole batch, so every rank computes it from the latents of all ranks, which are small.
 
-Shapes: N items, B batch, D input, C collaborative, H latent, L levels.
+Shapes (docs/notation.md): B batch rows, D input width, F width of a collaborative vector, H latent width, L levels,
+N items.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from macrec_pipeline.runtime import distributed
 from macrec_pipeline.runtime.info_nce import symmetric_info_nce
 from macrec_pipeline.semantic_ids.collaborative import CollaborativeContrast
 from macrec_pipeline.semantic_ids.losses import draw_positives, layer_contrast
+from macrec_pipeline.semantic_ids.modality_quantizer import QuantizerSpec
 from macrec_pipeline.semantic_ids.residual_quantizer import Quantized
 from macrec_pipeline.semantic_ids.rq_vae import RqVae
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
-_OTHER = {"text": "image", "image": "text"}
+_OTHER_MODALITY = {"text": "image", "image": "text"}
 
 
 @dataclass(frozen=True)
 class Items:
-    """What is known of some items, row i of every tensor being the same item.
+    """The training data of some items; row i of every tensor belongs to the same item.
 
     Attributes:
         vectors: {modality: float [N, D]}, raw.
         clusters: {modality: int64 [N]}, pseudo-labels.
-        collaborative: float [N, C], standardized; None if there is no contrast with them.
+        collaborative: float [N, F], standardized; None if latents are not contrasted with collaborative vectors.
     """
 
     vectors: Mapping[str, torch.Tensor]
@@ -43,30 +45,35 @@ class Items:
     collaborative: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> Items:
-        """The items at int64 [B]."""
+        """Returns the items at int64 [B]."""
         return Items(
-            {name: values[index] for name, values in self.vectors.items()},
-            {name: values[index] for name, values in self.clusters.items()},
+            {modality: values[index] for modality, values in self.vectors.items()},
+            {modality: values[index] for modality, values in self.clusters.items()},
             None if self.collaborative is None else self.collaborative[index],
         )
 
 
 @dataclass(frozen=True)
 class QuantizerLosses:
-    """The weighted sum, and its parts unweighted, of the terms by level too (`text_level_loss_1`); scalars."""
+    """The losses of a batch; all tensors are scalars.
+
+    Attributes:
+        total: the weighted sum.
+        parts: the unweighted terms by name, and those with levels also per level, as in `text_level_loss_1`.
+    """
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
 
 
 class CrossModalQuantizer(nn.Module):
-    """The modalities that are trained together; one alone is a plain RQ-VAE without cross-modal terms.
+    """The modalities that are trained together. A single one is a plain RQ-VAE without cross-modal terms.
 
     Args:
-        input_dims: {modality: D}, of text, image or both.
-        config: sizes and weights.
+        input_dims: {modality: D}, for text, image or both.
+        config: the section `quantizer`.
         generator: draws the initial weights.
-        collaborative_dim: C, for the contrast with collaborative vectors; 0 without it.
+        collaborative_dim: F, for the contrast with collaborative vectors; 0 without it.
     """
 
     def __init__(
@@ -78,80 +85,83 @@ class CrossModalQuantizer(nn.Module):
         collaborative_dim: int = 0,
     ) -> None:
         super().__init__()
-        self.config = config
-        self.modalities = nn.ModuleDict({name: RqVae(dim, config, generator) for name, dim in input_dims.items()})
-        self.terms = CrossModalTerms.of(config)
+        spec = QuantizerSpec.from_settings(vars(config))
+        self.temperature = config.temperature
+        self.modalities = nn.ModuleDict({name: RqVae(dim, spec, generator) for name, dim in input_dims.items()})
+        self.terms = CrossModalTerms.from_config(config)
         self.weights = self.terms.weights(list(input_dims), config)
         self.collaborative = nn.ModuleDict()
         if collaborative_dim:
-            for name in input_dims:
-                self.collaborative[name] = CollaborativeContrast(
+            for modality in input_dims:
+                self.collaborative[modality] = CollaborativeContrast(
                     collaborative_dim, config.latent_dim, temperature=config.temperature, generator=generator
                 )
 
     def rq_vaes(self) -> Iterator[tuple[str, RqVae]]:
-        """Each modality with its module."""
-        for name, module in self.modalities.items():
+        """Yields each modality with its RQ-VAE."""
+        for modality, module in self.modalities.items():
             assert isinstance(module, RqVae)
-            yield name, module
+            yield modality, module
 
     @property
-    def contrasted(self) -> list[str]:
+    def contrasted_modalities(self) -> list[str]:
         """The modalities with a layer contrast."""
-        return [name for name in self.modalities if f"{name}_contrast" in self.weights]
+        return [modality for modality in self.modalities if f"{modality}_contrast" in self.weights]
 
     def draw_positives(
         self, clusters: Mapping[str, torch.Tensor], *, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
-        """The positives of a batch's layer contrast: int64 [B] for each of `contrasted`.
+        """Draw the positives of a batch's layer contrast: int64 [B] for each of `contrasted_modalities`.
 
         Args:
             clusters: {modality: int64 [B]}, pseudo-labels of the batch.
             generator: on the CPU.
         """
-        # a modality's levels are told who is alike by the other modality's clusters
-        others = {name: clusters[_OTHER[name]] for name in self.contrasted}
+        # the clusters of the other modality decide which items of this one are alike
+        others = {modality: clusters[_OTHER_MODALITY[modality]] for modality in self.contrasted_modalities}
         if self.terms.anchors_are_positives:
-            return {name: torch.arange(len(own), device=own.device) for name, own in others.items()}
-        return {name: draw_positives(own, generator=generator) for name, own in others.items()}
+            return {modality: torch.arange(len(other), device=other.device) for modality, other in others.items()}
+        return {modality: draw_positives(other, generator=generator) for modality, other in others.items()}
 
     def losses(
         self, items: Items, positives: Mapping[str, torch.Tensor], *, batch_size: int | None = None
     ) -> QuantizerLosses:
-        """Every term of non-zero weight on one batch; of several ranks, shares that add up to it.
+        """Compute every loss term of non-zero weight on one batch.
+
+        In distributed training, the losses of the ranks add up to that of the batch.
 
         Args:
-            items: of the batch, those at `[rank()::count()]`.
-            positives: what `draw_positives` gave for the whole batch.
-            batch_size: B; None if it is all of `items`.
+            items: this rank's items of the batch, those at `[rank()::world_size()]`.
+            positives: from `draw_positives`, for the whole batch.
+            batch_size: B; None if `items` is the whole batch.
         """
-        own = len(next(iter(items.vectors.values())))
-        size = batch_size or own
-        share, each = own / size, 1 / distributed.count()
+        num_items = len(next(iter(items.vectors.values())))
+        size = batch_size or num_items
+        share_of_items, share_of_ranks = num_items / size, 1 / distributed.world_size()
         parts: dict[str, torch.Tensor] = {}
         quantized: dict[str, Quantized] = {}
-        for name, module in self.rq_vaes():
-            quantized[name], reconstruction = module(items.vectors[name])
-            parts[f"{name}_reconstruction"] = share * reconstruction
-            parts |= _by_level(f"{name}_level_loss", share * quantized[name].level_losses)
-            if name in positives:
-                residuals = distributed.whole_batch(quantized[name].residuals, num_rows=size)
-                parts |= self._contrast(name, residuals, positives[name], share=each)
-            if f"{name}_collaborative" in self.weights:
-                contrast = self.collaborative[name](quantized[name].latent, items.collaborative, num_rows=size)
-                parts[f"{name}_collaborative"] = each * contrast
+        for modality, module in self.rq_vaes():
+            quantized[modality], reconstruction = module(items.vectors[modality])
+            parts[f"{modality}_reconstruction"] = share_of_items * reconstruction
+            parts |= _with_levels(f"{modality}_level_loss", share_of_items * quantized[modality].level_losses)
+            if modality in positives:
+                residuals = distributed.gather_batch(quantized[modality].residuals, num_rows=size)
+                parts |= self._contrast(modality, residuals, positives[modality], share=share_of_ranks)
+            if f"{modality}_collaborative" in self.weights:
+                contrast = self.collaborative[modality](quantized[modality].latent, items.collaborative, num_rows=size)
+                parts[f"{modality}_collaborative"] = share_of_ranks * contrast
         if "alignment" in self.weights:
-            latents = (distributed.whole_batch(one.latent, num_rows=size) for one in quantized.values())
-            parts["alignment"] = each * symmetric_info_nce(*latents, temperature=self.config.temperature)
+            latents = (distributed.gather_batch(each.latent, num_rows=size) for each in quantized.values())
+            parts["alignment"] = share_of_ranks * symmetric_info_nce(*latents, temperature=self.temperature)
         total = torch.stack([weight * parts[name] for name, weight in self.weights.items()]).sum()
         return QuantizerLosses(total, parts)
 
     def _contrast(
-        self, name: str, residuals: torch.Tensor, positives: torch.Tensor, *, share: float
+        self, modality: str, residuals: torch.Tensor, positives: torch.Tensor, *, share: float
     ) -> dict[str, torch.Tensor]:
-        first = self.terms.from_level
-        losses = layer_contrast(residuals, positives, from_level=first, temperature=self.config.temperature)
-        return _by_level(f"{name}_contrast", share * losses, first_level=first)
+        from_level = self.terms.from_level
+        losses = layer_contrast(residuals, positives, from_level=from_level, temperature=self.temperature)
+        return _with_levels(f"{modality}_contrast", share * losses, first_level=from_level)
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ class CrossModalTerms:
     Attributes:
         contrast_weight, alignment_weight: 0 leaves the term out.
         from_level: first contrasted level, counted from 1.
-        anchors_are_positives: every item is its own positive, which leaves a pure uniformity term.
+        anchors_are_positives: whether every item is its own positive, which leaves a pure uniformity term.
     """
 
     contrast_weight: float
@@ -170,14 +180,14 @@ class CrossModalTerms:
     anchors_are_positives: bool = False
 
     @classmethod
-    def of(cls, config: QuantizerConfig) -> CrossModalTerms:
-        """The configured ones; `as_released` those of the authors' code, whose settings never reach its model."""
+    def from_config(cls, config: QuantizerConfig) -> CrossModalTerms:
+        """Returns the configured terms, or those of the authors' code, whose settings never reach its model."""
         if config.variant == "as_released":
             return cls(1.0, 0.001, from_level=1, anchors_are_positives=True)
         return cls(config.contrast_weight, config.alignment_weight, from_level=config.contrast_from_level)
 
     def weights(self, modalities: list[str], config: QuantizerConfig) -> dict[str, float]:
-        """The weight of every term that is computed; one of weight 0 is left out."""
+        """Returns the weight of every term that is computed; terms of weight 0 are left out."""
         weights = {f"{name}_{term}": 1.0 for name in modalities for term in ("reconstruction", "level_loss")}
         if len(modalities) > 1:
             if self.from_level <= config.num_levels:
@@ -187,6 +197,6 @@ class CrossModalTerms:
         return {name: weight for name, weight in weights.items() if weight}
 
 
-def _by_level(name: str, losses: torch.Tensor, *, first_level: int = 1) -> dict[str, torch.Tensor]:
-    """The mean of float [L'] under `name`, and each level's own under `name_level`."""
-    return {name: losses.mean()} | {f"{name}_{first_level + place}": value for place, value in enumerate(losses)}
+def _with_levels(name: str, losses: torch.Tensor, *, first_level: int = 1) -> dict[str, torch.Tensor]:
+    """Returns the mean of float [levels] under `name`, and each level's loss under `name_level`."""
+    return {name: losses.mean()} | {f"{name}_{first_level + index}": value for index, value in enumerate(losses)}

@@ -1,6 +1,6 @@
-"""What a person wants to know of a semantic ID table: collisions and how evenly the codes are used.
+"""Diagnostics of semantic IDs: collisions, how evenly the codes are used, and errors in an ID table.
 
-Shapes: N items, L levels, K codes a level.
+Shapes (docs/notation.md): K codes per level, L levels, N items.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """1 - distinct IDs / items, for codes int64 [N, L]; 0 when every item has an ID of its own."""
+    """Returns 1 - distinct IDs / items for codes int64 [N, L]; 0 if every ID is unique."""
     return 1.0 - len(np.unique(row_keys(codes))) / len(codes)
 
 
 def row_keys(rows: np.ndarray) -> np.ndarray:
-    """One integer a row, equal and in order where rows are: non-negative int64 [N, C] -> int64 [N].
+    """Map each row to one integer, so that integers compare as the rows do; sorting integers is many times faster.
 
-    Sorting integers is many times faster than sorting rows.
+    Args:
+        rows: int64 [N, L], not negative.
+
+    Returns:
+        int64 [N]. Two keys are equal where the rows are, and the order of the keys is that of the rows.
     """
     keys, largest = np.zeros(len(rows), dtype=np.int64), 0
     for column in rows.T:
@@ -35,21 +39,21 @@ def row_keys(rows: np.ndarray) -> np.ndarray:
 
 
 def code_usage(codes: np.ndarray, *, codebook_size: int) -> np.ndarray:
-    """How many items have each code: int64 [N, L] -> int64 [L, K]."""
+    """Count the items per code: int64 [N, L] -> int64 [L, K]."""
     num_levels = codes.shape[1]
     flat = codes + np.arange(num_levels) * codebook_size
     return np.bincount(flat.ravel(), minlength=num_levels * codebook_size).reshape(num_levels, codebook_size)
 
 
 def perplexity(usage: np.ndarray) -> np.ndarray:
-    """exp(entropy) of the codes of each level: int64 [L, K] -> float64 [L], from 1 (collapsed) to K (even)."""
+    """Returns exp(entropy) of the codes of each level: int64 [L, K] -> float64 [L], from 1 (collapsed) to K (even)."""
     share = usage / usage.sum(axis=1, keepdims=True)
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     return np.asarray(np.exp(-(share * logs).sum(axis=1)))
 
 
 def gini(usage: np.ndarray) -> np.ndarray:
-    """The Gini coefficient of the codes of each level: int64 [L, K] -> float64 [L], from 0 (even) to 1 - 1/K."""
+    """Returns the Gini coefficient of each level's codes: int64 [L, K] -> float64 [L], from 0 (even) to 1 - 1/K."""
     ordered = np.sort(usage, axis=1)
     size = usage.shape[1]
     weights = 2 * np.arange(1, size + 1) - size - 1
@@ -57,9 +61,12 @@ def gini(usage: np.ndarray) -> np.ndarray:
 
 
 def semantic_id_problems(table: pl.DataFrame) -> list[str]:
-    """What would poison the recommender: IDs that are missing, not unique or not of one length, for each modality.
+    """Returns a sentence for each problem that would make the recommender fail: missing, shared or uneven IDs.
 
-    A modality without any ID is one that the catalogue lacks.
+    A modality in which no item has an ID is one that the catalogue lacks, and not a problem.
+
+    Args:
+        table: an ID table (`schemas.SEMANTIC_IDS`).
     """
     problems = []
     columns = {modality: table[f"{modality}_codes"] for modality in ("text", "image")}
@@ -73,8 +80,8 @@ def semantic_id_problems(table: pl.DataFrame) -> list[str]:
             column = column.drop_nulls()
         lengths = column.list.len().unique().to_list()
         if len(lengths) != 1:
-            problems.append(f"{modality} IDs have {sorted(lengths)} codes; all must have the same number.")
-        shared = int(column.is_duplicated().sum())
-        if shared:
-            problems.append(f"{shared} of {len(column)} items share their {modality} ID with another item.")
+            problems.append(f"The {modality} IDs have {sorted(lengths)} codes; all must have the same number of codes.")
+        num_shared = int(column.is_duplicated().sum())
+        if num_shared:
+            problems.append(f"{num_shared} of {len(column)} items share their {modality} ID with another item.")
     return problems

@@ -1,7 +1,9 @@
-"""Fitting the quantizers of both modalities by any method, and keeping the best epoch (MACRec section 3.2).
+"""Fits the quantizers of all modalities by any method, and keeps the best epoch (MACRec section 3.2).
 
-In: raw embeddings, pseudo-labels and, if wanted, collaborative vectors of the same items. Out: the weights of the epoch
-with the lowest collision rate, of each modality or of both together, and a log.
+Raw embeddings and pseudo-labels of the same items enter, and collaborative vectors if the settings use them. The
+weights of the epoch with the lowest collision rate leave, chosen per modality or jointly, with a log.
+
+Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, N items.
 """
 
 from __future__ import annotations
@@ -13,13 +15,12 @@ import numpy as np
 import torch
 
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
-from macrec_pipeline.runtime.training import warn_of_slow_products
-from macrec_pipeline.semantic_ids.catalogue import Catalogue, present
-from macrec_pipeline.semantic_ids.dead_codes import dead_codes
+from macrec_pipeline.runtime.training import Trainable, Trainer, warn_if_bfloat16_is_emulated
+from macrec_pipeline.semantic_ids.catalogue import Catalogue, by_modality
+from macrec_pipeline.semantic_ids.dead_codes import count_dead_codes
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
-from macrec_pipeline.semantic_ids.epoch_choice import EpochChoice
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
-from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer, quantize
+from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer, QuantizerSpec, quantize
 from macrec_pipeline.semantic_ids.residual_k_means import ResidualKMeans
 from macrec_pipeline.semantic_ids.residual_quantizer import codebook_seed
 from macrec_pipeline.semantic_ids.rq_vae_training import RqVaeTraining
@@ -27,7 +28,7 @@ from macrec_pipeline.semantic_ids.rq_vae_training import RqVaeTraining
 if TYPE_CHECKING:
     from macrec_pipeline.config import QuantizerConfig
 
-# a module a modality, its best epoch, and the log
+# Quantizer and best epoch per modality, and the log.
 _Fitted = tuple[Mapping[str, ModalityQuantizer], dict[str, int], list[dict[str, float]]]
 
 
@@ -43,96 +44,146 @@ def fit_quantizer(
     progress: Progress = quiet_progress,
     collaborative_vectors: np.ndarray | None = None,
 ) -> FittedQuantizer:
-    """Fit both modalities: trained together, trained apart, or by residual k-means (`config.method`).
+    """Fit a quantizer per modality, by the method in `config.method`.
 
-    One modality alone has no other to be contrasted with, and is trained as one that is trained apart.
+    A catalogue with a single modality has no other one to contrast it with; its quantizer is trained as by the method
+    `single_modality`.
 
     Args:
-        text_vectors, image_vectors: float32 [N, D], one row an item, the same items in the same order; None for a
-            modality that the catalogue lacks, as its clusters are.
-        text_clusters, image_clusters: int64 [N], pseudo-labels; only the cross-modal method looks at them.
+        text_vectors, image_vectors: float32 [N, D], one row per item, in the same order; None for a modality that the
+            catalogue lacks.
+        text_clusters, image_clusters: int64 [N], pseudo-labels, which only the cross-modal method uses; None as above.
+        config: the section `quantizer`.
         seed: root seed.
+        device: where to train.
         progress: called after every epoch with stage "quantizer".
-        collaborative_vectors: float32 [N, C], of the same items; only looked at if a collaborative weight is above 0.
+        collaborative_vectors: float32 [N, F], of the same items; used only if a collaborative weight is above 0.
 
     Raises:
-        ConfigError: a collaborative weight is above 0, and there are no vectors.
-        SemanticIdError: the collaborative vectors do not fit the items.
+        ConfigError: a collaborative weight is above 0, and there are no collaborative vectors.
+        SemanticIdError: the collaborative vectors do not match the items.
         TrainingError: the loss or its gradient is not finite.
     """
-    catalogue = Catalogue.of(
-        present(text_vectors, image_vectors),
-        present(text_clusters, image_clusters),
+    catalogue = Catalogue.from_arrays(
+        by_modality(text_vectors, image_vectors),
+        by_modality(text_clusters, image_clusters),
         collaborative_vectors,
         config,
     )
-    fit = _fit_k_means if config.method == "residual_k_means" else _train
+    fit = _fit_k_means if config.method == "residual_k_means" else _train_rq_vaes
     modules, epochs, log = fit(catalogue, config, seed=seed, device=device, progress=progress)
-    modules = {name: module.eval() for name, module in modules.items()}
-    return FittedQuantizer(modules.get("text"), modules.get("image"), config, epochs, log, catalogue.collaborative_dim)
+    modules = {modality: module.eval() for modality, module in modules.items()}
+    return FittedQuantizer(
+        modules.get("text"), modules.get("image"), dict(vars(config)), epochs, log, catalogue.collaborative_dim
+    )
 
 
-def _train(
+class QuantizerTraining(Trainable):
+    """The RQ-VAEs of all modalities, for `Trainer`: one training for all of them, or one for each.
+
+    Args:
+        catalogue: all items with all modalities.
+        config: the section `quantizer`.
+        seed: root seed.
+        device: where to train.
+        progress: called after every epoch.
+    """
+
+    modules: Mapping[str, ModalityQuantizer]
+
+    def __init__(
+        self, catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
+    ) -> None:
+        modalities = list(catalogue.vectors)
+        separately = config.method == "single_modality" or len(modalities) == 1
+        groups = {f"quantizer/{name}": [name] for name in modalities} if separately else {"quantizer": modalities}
+        self._trainings = [
+            RqVaeTraining(catalogue.only(group), config, seed=seed, name=name, device=device)
+            for name, group in groups.items()
+        ]
+        self.modules = {name: module for training in self._trainings for name, module in training.model.rq_vaes()}
+        self._catalogue, self._config, self._device, self._progress = catalogue, config, device, progress
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Pass once over the catalogue; returns the loss summed over the trainings, and the mean of each part."""
+        row = {"loss": 0.0}
+        for training in self._trainings:
+            losses = training.train_epoch(epoch)
+            row |= losses | {"loss": row["loss"] + losses["loss"]}
+        self._progress("quantizer", epoch, self._config.num_epochs, {"loss": row["loss"]})
+        return row
+
+    def validate(self) -> dict[str, float]:
+        """Returns collision rate and dead codes of each modality, before any collision is resolved."""
+        return _collisions_and_dead_codes(self.modules, self._catalogue, self._config, device=self._device)
+
+    def scores(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Returns the collision rate of each modality, or their mean for all of them."""
+        rates = {modality: row[f"{modality}_collision_rate"] for modality in self.modules}
+        return epoch_scores(rates, criterion=self._config.best_epoch)
+
+    def finish_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Revive dead codes, if this is configured for the epoch."""
+        if self._config.revive_dead_codes and epoch % self._config.revive_every == 0:
+            for training in self._trainings:
+                training.revive_dead_codes()
+
+
+def epoch_scores(rates: Mapping[str, float], *, criterion: str) -> dict[str, float]:
+    """Returns the score by which each modality chooses its best epoch, lower being better.
+
+    Args:
+        rates: {modality: collision rate}.
+        criterion: "per_modality" lets each modality choose by its own rate; "joint" lets all choose by the mean rate.
+    """
+    if criterion != "joint":
+        return dict(rates)
+    # rounded, so that equal means are equal whatever numbers they are the sums of
+    return dict.fromkeys(rates, round(sum(rates.values()) / len(rates), 12))
+
+
+def _train_rq_vaes(
     catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
 ) -> _Fitted:
-    warn_of_slow_products(config.precision, device)
-    names = list(catalogue.vectors)
-    apart = config.method == "single_modality" or len(names) == 1
-    groups = {f"quantizer/{name}": [name] for name in names} if apart else {"quantizer": names}
-    trainings = [
-        RqVaeTraining(catalogue.only(group), config, seed=seed, name=name, device=device)
-        for name, group in groups.items()
-    ]
-    modules = {name: module for training in trainings for name, module in training.model.rq_vaes()}
-    choice, best = EpochChoice(config.best_epoch), {}
-    log: list[dict[str, float]] = []
-    for epoch in range(1, config.num_epochs + 1):
-        row: dict[str, float] = {"epoch": float(epoch), "loss": 0.0}
-        for training in trainings:
-            losses = training.one_epoch(epoch)
-            row |= losses | {"loss": row["loss"] + losses["loss"]}
-        progress("quantizer", epoch, config.num_epochs, {"loss": row["loss"]})
-        if epoch % config.evaluate_every == 0 or epoch == config.num_epochs:
-            log.append(row | _measured(modules, catalogue, config, device=device))
-            for name in choice.offer(epoch, {name: log[-1][f"{name}_collision_rate"] for name in modules}):
-                best[name] = {key: value.detach().clone() for key, value in modules[name].state_dict().items()}
-        if config.revive_dead_codes and epoch % config.revive_every == 0:
-            for training in trainings:
-                training.revive_dead_codes()
-    for name, module in modules.items():
-        module.load_state_dict(best[name])
-    return modules, choice.epochs, log
+    warn_if_bfloat16_is_emulated(config.precision, device)
+    training = QuantizerTraining(catalogue, config, seed=seed, device=device, progress=progress)
+    # of epochs with equal collision rates, the later one reconstructs better
+    trainer = Trainer(training, num_epochs=config.num_epochs, validate_every=config.evaluate_every, prefer_later=True)
+    trainer.run()
+    return training.modules, trainer.best_epochs, trainer.log
 
 
 def _fit_k_means(
     catalogue: Catalogue, config: QuantizerConfig, *, seed: int, device: torch.device, progress: Progress
 ) -> _Fitted:
+    spec = QuantizerSpec.from_settings(vars(config))
     modules: dict[str, ResidualKMeans] = {}
     row: dict[str, float] = {"epoch": 0.0, "loss": 0.0}
-    for done, (name, vectors) in enumerate(catalogue.vectors.items(), start=1):
-        modules[name] = ResidualKMeans(vectors.shape[1], config).to(device)
+    for done, (modality, vectors) in enumerate(catalogue.vectors.items(), start=1):
+        module = modules[modality] = ResidualKMeans(vectors.shape[1], spec).to(device)
         items = torch.tensor(vectors, device=device)
-        modules[name].standardize(items, collaborative_dim=catalogue.collaborative_dim)
-        errors = modules[name].fit(items, seed=codebook_seed(seed, name))
-        row |= {f"{name}_level_loss_{level}": error for level, error in enumerate(errors, start=1)}
-        row |= {f"{name}_reconstruction": errors[-1], "loss": row["loss"] + errors[-1]}
+        module.fit_standardization(items, collaborative_dim=catalogue.collaborative_dim)
+        errors = module.fit(items, seed=codebook_seed(seed, modality))
+        row |= {f"{modality}_level_loss_{level}": error for level, error in enumerate(errors, start=1)}
+        row |= {f"{modality}_reconstruction": errors[-1], "loss": row["loss"] + errors[-1]}
         progress("quantizer", done, len(catalogue.vectors), {"loss": row["loss"]})
-    return modules, dict.fromkeys(modules, 0), [row | _measured(modules, catalogue, config, device=device)]
+    figures = _collisions_and_dead_codes(modules, catalogue, config, device=device)
+    return modules, dict.fromkeys(modules, 0), [row | figures]
 
 
-def _measured(
+def _collisions_and_dead_codes(
     modules: Mapping[str, ModalityQuantizer],
     catalogue: Catalogue,
     config: QuantizerConfig,
     *,
     device: torch.device,
 ) -> dict[str, float]:
-    """Collision rate and dead codes, all and by level, of each modality, before any collision is resolved."""
+    """Returns collision rate and dead codes (in total and per level) of each modality, before resolution."""
     figures: dict[str, float] = {}
-    for name, module in modules.items():
-        codes, _ = quantize(module, catalogue.vectors[name], device=device)
-        dead = dead_codes(codes, codebook_size=config.codebook_size)
-        figures[f"{name}_collision_rate"] = collision_rate(codes)
-        figures[f"{name}_dead_codes"] = float(sum(dead))
-        figures |= {f"{name}_dead_codes_{level}": float(count) for level, count in enumerate(dead, start=1)}
+    for modality, module in modules.items():
+        codes, _ = quantize(module, catalogue.vectors[modality], device=device)
+        dead = count_dead_codes(codes, codebook_size=config.codebook_size)
+        figures[f"{modality}_collision_rate"] = collision_rate(codes)
+        figures[f"{modality}_dead_codes"] = float(sum(dead))
+        figures |= {f"{modality}_dead_codes_{level}": float(count) for level, count in enumerate(dead, start=1)}
     return figures

@@ -1,12 +1,11 @@
-"""Semantic IDs that last: the quantizer is frozen, who has an ID keeps it, and new items get what is free.
+"""Append mode: keeps the IDs of a catalogue stable while items come and go.
 
-In: a fitted quantizer, the IDs of the table before and those of items that have gone, both by item id, and the
-embeddings of the catalogue as it is now. Out: an ID for every item of it, and which IDs are retired from now on.
+The quantizer stays as it is. An item that has an ID keeps it, and a new item gets the nearest free one. The ID of an
+item that leaves the catalogue is retired: for some days no other item gets it, and an item that returns within that
+time gets it back.
 
-An ID is never given to another item while its owner is in the catalogue, nor for some days after. An owner who comes
-back in that time gets it back.
-
-Shapes: N items now, M with an ID before, R retired, L levels, D embedding, C collaborative vector.
+Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, L levels, N items in the catalogue now.
+Axes named in words count the items of another table.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from macrec_pipeline.semantic_ids.assignment import AssignedIds, Quantize, inputs_of, resolve
+from macrec_pipeline.runtime.time_units import DAY_MS
+from macrec_pipeline.semantic_ids.assignment import AssignedIds, QuantizeModality, quantizer_inputs
+from macrec_pipeline.semantic_ids.collision_resolution import resolve_collisions
 from macrec_pipeline.semantic_ids.diagnostics import collision_rate
 from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
 from macrec_pipeline.semantic_ids.modality_quantizer import quantize
@@ -28,35 +29,35 @@ if TYPE_CHECKING:
 
     from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 
-DAY_MS = 86_400_000
-
 
 @dataclass(frozen=True)
-class OwnedIds:
-    """IDs and whose they are; row i of everything is one item.
+class IdsByItem:
+    """Semantic IDs with the items that have them; row i of every array belongs to item i.
+
+    A modality that the catalogue lacks is in none of the mappings.
 
     Attributes:
-        item_ids: M distinct keys of the shop.
-        codes: {"text" | "image": int64 [M, L]}, rows distinct; without a modality that the catalogue lacks.
-        moved: {"text" | "image": bool [M]}, True where resolution changed the ID when it was given.
+        item_ids: distinct item IDs.
+        codes: modality -> int64 [items, L], distinct rows.
+        moved: modality -> bool [items], True where the resolution of collisions changed the ID when it was assigned.
     """
 
     item_ids: Sequence[str]
     codes: Mapping[str, np.ndarray]
     moved: Mapping[str, np.ndarray]
 
-    def rows(self, chosen: np.ndarray) -> OwnedIds:
-        """The owners at int64 or bool [..]."""
-        index = np.arange(len(self.item_ids))[chosen]
-        return OwnedIds(
+    def select(self, rows: np.ndarray) -> IdsByItem:
+        """Returns the items at some rows, given as indices or as a boolean mask."""
+        index = np.arange(len(self.item_ids))[rows]
+        return IdsByItem(
             [self.item_ids[row] for row in index],
             {modality: codes[index] for modality, codes in self.codes.items()},
             {modality: moved[index] for modality, moved in self.moved.items()},
         )
 
-    def and_those_of(self, other: OwnedIds) -> OwnedIds:
-        """Both, one after the other."""
-        return OwnedIds(
+    def followed_by(self, other: IdsByItem) -> IdsByItem:
+        """Returns these items and then those of another table."""
+        return IdsByItem(
             [*self.item_ids, *other.item_ids],
             {modality: np.concatenate([codes, other.codes[modality]]) for modality, codes in self.codes.items()},
             {modality: np.concatenate([moved, other.moved[modality]]) for modality, moved in self.moved.items()},
@@ -65,23 +66,28 @@ class OwnedIds:
 
 @dataclass(frozen=True)
 class RetiredIds:
-    """IDs whose items have left the catalogue, and when that was seen: int64 [R], ms since the epoch."""
+    """The IDs of items that have left the catalogue.
 
-    owned: OwnedIds
+    Attributes:
+        ids: the IDs with the items that had them.
+        retired_at: int64 [items], when a run first missed the item, in milliseconds since the epoch.
+    """
+
+    ids: IdsByItem
     retired_at: np.ndarray
 
 
 @dataclass(frozen=True)
 class AppendedIds:
-    """What append mode made of a catalogue.
+    """The result of append mode.
 
     Attributes:
-        assigned: the ID table, N rows; its collision rate before resolution is that of the nearest codes of all items.
-        retired: what the next run has to be told.
+        assigned: the IDs of all N items. Its collision rate before resolution is that of the nearest codes.
+        retired: the IDs that are retired now, for the next run.
         is_new: bool [N], True for items that had no ID.
-        num_returned: items whose retired ID was given back to them.
-        drift: {"text" | "image": share of the old items whose ID was their nearest codes, and is no more}; such an
-            item keeps its ID although its embedding has changed. 0 where there is no such item.
+        num_returned: number of items that got their retired ID back.
+        drift: modality -> share of the old items whose ID was their nearest codes and no longer is, because their
+            embedding has changed. They keep the ID. 0 if no old item had its nearest codes.
     """
 
     assigned: AssignedIds
@@ -97,57 +103,62 @@ def append_semantic_ids(
     image_vectors: np.ndarray | None,
     *,
     item_ids: Sequence[str],
-    previous: OwnedIds,
+    previous: IdsByItem,
     retired: RetiredIds,
     now: int,
     retire_for_days: int,
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
-    quantize_by: Quantize | None = None,
+    quantize_modality: QuantizeModality | None = None,
 ) -> AppendedIds:
-    """Give IDs to those items only that have none.
+    """Assign IDs to the items that have none, and leave all other IDs unchanged.
 
     Args:
-        quantizer: the one that `previous` and `retired` were made with; it is not changed.
-        text_vectors, image_vectors: float32 [N, D]; None for a modality that the catalogue and so the quantizer lacks.
-        item_ids: N keys of the shop, in the order of the vectors.
-        previous: the ID table before.
-        retired: IDs of items that had gone by then; none of them in `previous`.
-        now: ms since the epoch.
-        retire_for_days: how long an ID is kept for an item that is gone.
-        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
-        quantize_by: who finds the nearest codes, such as worker processes; None: this process.
+        quantizer: the quantizer that `previous` and `retired` were assigned with.
+        text_vectors, image_vectors: float32 [N, D]; None for a modality that the catalogue and the quantizer lack.
+        item_ids: N item IDs, in the order of the vectors.
+        previous: the IDs of the previous table.
+        retired: the IDs that were retired by then; their items are not in `previous`.
+        now: the current time, in milliseconds since the epoch.
+        retire_for_days: how long the ID of an item that has left is kept for it.
+        device: device of the quantizer.
+        collaborative_vectors: float32 [N, F]; required if the quantizer's `collaborative_dim` F is above 0.
+        quantize_modality: finds the nearest codes, for example in worker processes; None to do it in this process.
 
     Raises:
-        SemanticIdError: a new item finds no free ID near it, or the vectors do not fit the quantizer.
+        SemanticIdError: a new item finds no free ID near it, or the vectors do not match the quantizer.
     """
-    held = now - retired.retired_at < retire_for_days * DAY_MS
-    owned = previous.and_those_of(retired.owned.rows(held))
-    left_at = np.concatenate([np.full(len(previous.item_ids), now), retired.retired_at[held]])
-    row_of = {item_id: row for row, item_id in enumerate(owned.item_ids)}
-    owner = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
-    gone = np.ones(len(owned.item_ids), dtype=bool)
-    gone[owner[owner >= 0]] = False
-    sides = {}
-    for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
+    is_reserved = now - retired.retired_at < retire_for_days * DAY_MS
+    existing = previous.followed_by(retired.ids.select(is_reserved))
+    left_at = np.concatenate([np.full(len(previous.item_ids), now), retired.retired_at[is_reserved]])
+    row_of = {item_id: row for row, item_id in enumerate(existing.item_ids)}
+    existing_row = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+    is_gone = np.ones(len(existing.item_ids), dtype=bool)
+    is_gone[existing_row[existing_row >= 0]] = False
+    results = {}
+    for modality, inputs in quantizer_inputs(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
         module = quantizer.modules[modality]
-        nearest = quantize(module, inputs, device=device) if quantize_by is None else quantize_by(modality, inputs)
-        sides[modality] = _append(module, *nearest, owner, owned, modality=modality)
+        nearest, residuals = (
+            quantize(module, inputs, device=device)
+            if quantize_modality is None
+            else quantize_modality(modality, inputs)
+        )
+        results[modality] = _append(module, nearest, residuals, existing_row, existing, modality=modality)
     assigned = AssignedIds(
-        {modality: side.codes for modality, side in sides.items()},
-        {modality: side.moved for modality, side in sides.items()},
+        {modality: result.codes for modality, result in results.items()},
+        {modality: result.moved for modality, result in results.items()},
         {
-            modality: {"before": collision_rate(side.nearest), "after": collision_rate(side.codes)}
-            for modality, side in sides.items()
+            modality: {"before": collision_rate(result.nearest), "after": collision_rate(result.codes)}
+            for modality, result in results.items()
         },
-        quantizer.config.codebook_size,
+        quantizer.codebook_size,
     )
     return AppendedIds(
         assigned,
-        RetiredIds(owned.rows(gone), left_at[gone]),
-        owner < 0,
-        int((owner >= len(previous.item_ids)).sum()),
-        {modality: side.drift for modality, side in sides.items()},
+        RetiredIds(existing.select(is_gone), left_at[is_gone]),
+        existing_row < 0,
+        int((existing_row >= len(previous.item_ids)).sum()),
+        {modality: result.drift for modality, result in results.items()},
     )
 
 
@@ -160,22 +171,23 @@ def ids_of_new_items(
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """IDs for items that are in no table yet, as the next run gives them if they are all that is new.
+    """Returns the IDs that the next run would assign to items that are in no table yet, if nothing else is new.
 
     Args:
-        quantizer: the one that the IDs of `taken` were made with.
-        text_vectors, image_vectors: float32 [N, D] of the new items, by the encoders of the others.
-        taken: {"text" | "image": int64 [M, L]}, IDs of other items, retired ones among them.
-        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
+        quantizer: the quantizer that the IDs of `taken` were assigned with.
+        text_vectors, image_vectors: float32 [N, D] of the new items, from the same encoders as those of the others.
+        taken: modality -> int64 [taken, L], the IDs of other items, including retired ones.
+        device: device of the quantizer.
+        collaborative_vectors: float32 [N, F]; required if the quantizer's `collaborative_dim` F is above 0.
 
     Returns:
-        {"text" | "image": int64 [N, L]}, rows distinct and none of them taken.
+        modality -> int64 [N, L], distinct rows, none of them taken.
 
     Raises:
-        SemanticIdError: an item finds no free ID near it, or the vectors do not fit the quantizer.
+        SemanticIdError: an item finds no free ID near it, or the vectors do not match the quantizer.
     """
     ids = {}
-    for modality, inputs in inputs_of(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
+    for modality, inputs in quantizer_inputs(quantizer, text_vectors, image_vectors, collaborative_vectors).items():
         module = quantizer.modules[modality]
         nearest, residuals = quantize(module, inputs, device=device)
         ids[modality] = _free_ids(module, nearest, residuals, modality=modality, occupied=taken[modality])
@@ -183,8 +195,8 @@ def ids_of_new_items(
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One modality: IDs and nearest codes int64 [N, L], flags bool [N], and the drift."""
+class _ModalityResult:
+    """One modality: IDs and nearest codes, int64 [N, L], the flag whether they differ, bool [N], and the drift."""
 
     codes: np.ndarray
     nearest: np.ndarray
@@ -196,30 +208,38 @@ def _append(
     module: ModalityQuantizer,
     nearest: np.ndarray,
     residuals: torch.Tensor,
-    owner: np.ndarray,
-    owned: OwnedIds,
+    existing_row: np.ndarray,
+    existing: IdsByItem,
     *,
     modality: str,
-) -> _Side:
-    """IDs of one modality, from what `quantize` gives; `owner` int64 [N] is a row in `owned`, -1 for a new item."""
-    is_new = owner < 0
+) -> _ModalityResult:
+    """Assign the IDs of one modality.
+
+    Args:
+        module: the quantizer of the modality.
+        nearest, residuals: what `quantize` returns for all items.
+        existing_row: int64 [N], the row of each item in `existing`, or -1 for a new item.
+        existing: the IDs that items have or that are reserved for them.
+        modality: "text" or "image".
+    """
+    is_new = existing_row < 0
     codes = nearest.copy()
-    codes[~is_new] = owned.codes[modality][owner[~is_new]]
+    codes[~is_new] = existing.codes[modality][existing_row[~is_new]]
     if is_new.any():
         codes[is_new] = _free_ids(
-            module, nearest[is_new], residuals[is_new], modality=modality, occupied=owned.codes[modality]
+            module, nearest[is_new], residuals[is_new], modality=modality, occupied=existing.codes[modality]
         )
     differs = (codes != nearest).any(axis=1)
     moved = differs.copy()
-    moved[~is_new] = owned.moved[modality][owner[~is_new]]
-    return _Side(codes, nearest, moved, _share(differs, among=~is_new & ~moved))
+    moved[~is_new] = existing.moved[modality][existing_row[~is_new]]
+    return _ModalityResult(codes, nearest, moved, _share(differs, among=~is_new & ~moved))
 
 
 def _free_ids(
     module: ModalityQuantizer, nearest: np.ndarray, residuals: torch.Tensor, *, modality: str, occupied: np.ndarray
 ) -> np.ndarray:
     codebooks = module.quantizer.codebooks.detach().cpu()
-    return resolve(nearest, residuals, codebooks, modality=modality, occupied=occupied)
+    return resolve_collisions(nearest, residuals, codebooks, modality=modality, occupied=occupied)
 
 
 def _share(flags: np.ndarray, *, among: np.ndarray) -> float:

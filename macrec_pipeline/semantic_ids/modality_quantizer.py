@@ -1,16 +1,18 @@
-"""What the quantizer of one modality is to the rest: standardization, latents, codebooks, and quantizing a catalogue.
+"""The quantizer of one modality as the rest of the stage uses it: standardization, latents, codebooks, codes.
 
-In: raw embeddings, with collaborative vectors beside them if those anchor the input. Out: codes, before any collision
-is resolved. `rq_vae.py` and `residual_k_means.py` say what a latent is.
+Raw embeddings enter, with collaborative vectors as further columns if the quantizer takes them. Codes leave, before any
+collision is resolved. `rq_vae.py` and `residual_k_means.py` define what a latent is.
 
-Shapes: N items, B batch, D input (embedding and collaborative vector), H latent, L levels.
+Shapes (docs/notation.md): B batch rows, D input width (embedding and collaborative columns), H latent width, L levels,
+N items.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,76 +21,99 @@ from torch import nn
 from macrec_pipeline.errors import TrainingError
 from macrec_pipeline.semantic_ids.residual_quantizer import ResidualQuantizer, nearest_codes
 
-if TYPE_CHECKING:
-    from macrec_pipeline.config import QuantizerConfig
-
 _INFERENCE_BATCH = 8192
 
 
-class ModalityQuantizer(nn.Module):
-    """One modality: standardization and a residual quantizer of the latents that a subclass makes.
+@dataclass(frozen=True)
+class QuantizerSpec:
+    """What determines a modality's quantizer: the settings of the same names in the section `quantizer`."""
 
-    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003), so
-    embeddings are centred and divided by one number first, so that the reconstruction weighs the same against the
-    contrasts whatever the encoder. Both are buffers, and part of the checkpoint.
+    num_levels: int
+    codebook_size: int
+    latent_dim: int
+    projection_dim: int
+    hidden_dims: tuple[int, ...]
+    commitment_weight: float
+    collaborative_input_weight: float
+    variant: Literal["as_intended", "as_released"]
+    precision: str
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> QuantizerSpec:
+        """Picks the fields out of the section `quantizer`, as plain values. Raises `KeyError` if one is missing."""
+        values = {field.name: settings[field.name] for field in fields(cls)}
+        return cls(**values | {"hidden_dims": tuple(values["hidden_dims"])})
+
+
+class ModalityQuantizer(nn.Module):
+    """One modality: standardization, and a residual quantizer of the latents that a subclass computes.
+
+    Encoders differ in scale by orders of magnitude (a unit vector of 384 numbers has a mean square of 0.003). So that
+    the reconstruction loss has the same weight against the contrastive ones whatever the encoder, embeddings are first
+    centred and divided by one number. Both are buffers, and thus part of the checkpoint.
 
     Args:
         input_dim: D of this modality.
-        config: the sizes.
-        latent_dim: H, size of what is quantized.
+        spec: the sizes.
+        latent_dim: H, the width of what is quantized.
     """
 
-    def __init__(self, input_dim: int, config: QuantizerConfig, *, latent_dim: int) -> None:
+    def __init__(self, input_dim: int, spec: QuantizerSpec, *, latent_dim: int) -> None:
         super().__init__()
         self.centre: torch.Tensor
         self.scale: torch.Tensor
         self.register_buffer("centre", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(input_dim))
-        self.collaborative_input_weight = config.collaborative_input_weight
+        self.collaborative_input_weight = spec.collaborative_input_weight
         self.quantizer = ResidualQuantizer(
-            num_levels=config.num_levels,
-            codebook_size=config.codebook_size,
+            num_levels=spec.num_levels,
+            codebook_size=spec.codebook_size,
             latent_dim=latent_dim,
-            commitment_weight=config.commitment_weight,
-            straight_through_residuals=config.variant == "as_released",
+            commitment_weight=spec.commitment_weight,
+            straight_through_residuals=spec.variant == "as_released",
         )
 
     @property
     def input_dim(self) -> int:
-        """D, with the collaborative part."""
+        """D, including the collaborative columns."""
         return len(self.centre)
 
     @torch.no_grad()
-    def standardize(self, vectors: torch.Tensor, *, collaborative_dim: int = 0) -> None:
-        """Set centre and scale from all items, float [N, D]: mean square one around the mean.
+    def fit_standardization(self, vectors: torch.Tensor, *, collaborative_dim: int = 0) -> None:
+        """Set centre and scale from all items, so that their mean square around the mean is one.
 
-        The last `collaborative_dim` columns are a block with a scale of its own. A weight of 1 gives it the sum of
-        squares that all the others have together, whatever the sizes, so that both count the same in a distance.
+        Args:
+            vectors: float [N, D].
+            collaborative_dim: number of collaborative columns at the end, which get a scale of their own. With a
+                `collaborative_input_weight` of 1 they get the same sum of squares as all the other columns together,
+                whatever the widths, so that both parts count the same in a distance.
 
         Raises:
             TrainingError: the spread overflows float32, so that everything would be divided down to zero.
         """
-        own = self.input_dim - collaborative_dim
-        self.centre[:own], self.scale[:own] = centre_and_scale(vectors[:, :own])
+        embedding_dim = self.input_dim - collaborative_dim
+        self.centre[:embedding_dim], self.scale[:embedding_dim] = centre_and_scale(vectors[:, :embedding_dim])
         if collaborative_dim:
-            self.centre[own:], scale = centre_and_scale(vectors[:, own:])
-            self.scale[own:] = scale / (self.collaborative_input_weight * math.sqrt(own / collaborative_dim))
+            self.centre[embedding_dim:], scale = centre_and_scale(vectors[:, embedding_dim:])
+            self.scale[embedding_dim:] = scale / (
+                self.collaborative_input_weight * math.sqrt(embedding_dim / collaborative_dim)
+            )
 
     def standardized(self, vectors: torch.Tensor) -> torch.Tensor:
         """Raw float [B, D] -> standardized float [B, D]."""
         return (vectors - self.centre) / self.scale
 
-    def latents(self, vectors: torch.Tensor) -> torch.Tensor:
+    def encode(self, vectors: torch.Tensor) -> torch.Tensor:
         """Raw float [B, D] -> latents float [B, H]."""
         raise NotImplementedError
 
-    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        """What quantized latents float [B, H] say of the input: float [B, D], standardized."""
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Quantized latents float [B, H] -> reconstructed input float [B, D], standardized."""
         raise NotImplementedError
 
 
 def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean, float [D], and the one number that brings float [N, D] to mean square one around it.
+    """Returns the mean, float [D], of float [N, D] and the number that gives them mean square one around it.
 
     Raises:
         TrainingError: the spread overflows float32, or a value is not finite.
@@ -97,8 +122,8 @@ def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     scale = (vectors - centre).square().mean().sqrt().clamp(min=1e-12)
     if not torch.isfinite(scale):
         raise TrainingError(
-            f"The embeddings cannot be standardized: their largest magnitude is {vectors.abs().max().item():.4g}, and "
-            "the mean square is not finite. Look for extreme values in the embeddings."
+            "The vectors cannot be standardized, because their mean square is not finite. Their largest magnitude is "
+            f"{vectors.abs().max().item():.4g}. Look for extreme values in the embeddings."
         )
     return centre, scale
 
@@ -107,9 +132,9 @@ def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def latents_in_batches(
     module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """The latents of a whole catalogue float32 [N, D], some thousand items at once: float [B, H] on the device."""
+    """Yields the latents of a whole catalogue float32 [N, D] batch by batch: float [B, H] on the device."""
     for begin in range(0, len(vectors), _INFERENCE_BATCH):
-        yield module.latents(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))
+        yield module.encode(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))
 
 
 @torch.no_grad()
@@ -119,17 +144,17 @@ def quantize(
     """Quantize raw vectors float32 [N, D], before any collision is resolved.
 
     Returns:
-        The nearest codes, int64 [N, L], and what entered the last two levels, float [N, 2, H] on the CPU (twice the
-        same if there is one level).
+        The nearest codes, int64 [N, L], and the inputs of the last two levels, float [N, 2, H] on the CPU (the same
+        input twice if there is one level).
     """
     codes, residuals = [], []
-    for left in latents_in_batches(module, vectors, device=device):
+    for residual in latents_in_batches(module, vectors, device=device):
         chosen: list[torch.Tensor] = []
-        entering = left
+        level_input = residual
         for codebook in module.quantizer.codebooks:
-            before, entering = entering, left
-            chosen.append(nearest_codes(entering, codebook))
-            left = entering - codebook[chosen[-1]]
+            previous_input, level_input = level_input, residual
+            chosen.append(nearest_codes(level_input, codebook))
+            residual = level_input - codebook[chosen[-1]]
         codes.append(torch.stack(chosen, dim=1).cpu())
-        residuals.append(torch.stack([before, entering], dim=1).cpu())
+        residuals.append(torch.stack([previous_input, level_input], dim=1).cpu())
     return torch.cat(codes).numpy(), torch.cat(residuals)

@@ -1,10 +1,9 @@
-"""Items that lack a modality get its vector from the items most like them in the modality that they have.
+"""Imputes the embedding of a modality that an item lacks, from the items that are most similar in the other modality.
 
-In: the embeddings of both modalities, with a mean wherever there was nothing to encode. Out: the same, with a guess of
-its own for every such item that has the other modality. A mean would give all of them one vector, and so one semantic
-ID that has to be resolved item by item.
+Before this step, all items without an image, say, share the mean image embedding. They would therefore share one
+semantic ID, and every such collision would have to be resolved. With this step each of them gets its own estimate.
 
-Shapes: N items, D embedding.
+Shapes (docs/notation.md): D embedding width, N items, Q query vectors.
 """
 
 from __future__ import annotations
@@ -13,44 +12,51 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# The mean of ten is steadier than the nearest alone, and still of one kind of item.
+# The mean of ten neighbours is more stable than the nearest one alone, and ten are still items of the same kind.
 NUM_NEIGHBOURS = 10
-_OTHER = {"text": "image", "image": "text"}
+_OTHER_MODALITY = {"text": "image", "image": "text"}
 
 
 def impute_from_neighbours(
     vectors: Mapping[str, np.ndarray], missing: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Replace the rows of items that lack a modality by the mean over their neighbours in the other one.
+    """Replace the vectors of a missing modality by the mean over the item's neighbours in the other modality.
 
-    Neighbours are the `NUM_NEIGHBOURS` items of the largest cosine, found exactly, among those that have both. An item
-    that lacks both, or a catalogue in which nothing has both, keeps what it has.
+    The neighbours of an item are the `NUM_NEIGHBOURS` items with the largest cosine, found by exact search, among
+    those that have both modalities. If an item lacks both, or no item has both, the vectors stay as they are.
 
     Args:
-        vectors: {"text", "image": float32 [N, D]}, the same items in the same order; one alone is handed back.
-        missing: {"text", "image": bool [N]}, True where a row stands for nothing.
+        vectors: modality -> float32 [N, D], the items in the same order. A single modality is returned unchanged.
+        missing: modality -> bool [N], True where the item lacks the modality.
 
     Returns:
-        The matrices that were handed in, or a copy of each in which rows have changed.
+        The same matrices, or a copy of a matrix in which rows were replaced.
     """
     if len(vectors) == 1:
         return dict(vectors)
     complete = np.flatnonzero(~missing["text"] & ~missing["image"])
     filled = dict(vectors)
-    for name, other in _OTHER.items():
-        rows = np.flatnonzero(missing[name] & ~missing[other])
+    for modality, other in _OTHER_MODALITY.items():
+        rows = np.flatnonzero(missing[modality] & ~missing[other])
         if len(rows) and len(complete):
-            neighbours = complete[  # [rows, neighbours]
-                nearest_by_cosine(vectors[other][rows], vectors[other][complete], count=NUM_NEIGHBOURS)
-            ]
-            filled[name] = vectors[name].copy()
-            for row, own in zip(rows, neighbours, strict=True):
-                filled[name][row] = vectors[name][own].mean(axis=0, dtype=np.float64)
+            nearest = nearest_by_cosine(vectors[other][rows], vectors[other][complete], count=NUM_NEIGHBOURS)
+            filled[modality] = vectors[modality].copy()
+            for row, neighbours in zip(rows, complete[nearest], strict=True):
+                filled[modality][row] = vectors[modality][neighbours].mean(axis=0, dtype=np.float64)
     return filled
 
 
 def nearest_by_cosine(queries: np.ndarray, candidates: np.ndarray, *, count: int) -> np.ndarray:
-    """The rows of float [N, D] with the largest cosine to each of float [Q, D], best first: int64 [Q, count or N]."""
+    """Find the candidates with the largest cosine to each query.
+
+    Args:
+        queries: float [Q, D].
+        candidates: float [N, D].
+        count: number of candidates to find per query; all of them if there are fewer.
+
+    Returns:
+        Rows of `candidates`, int64 [Q, min(count, N)], the nearest first.
+    """
     import faiss
 
     index = faiss.IndexFlatIP(candidates.shape[1])
@@ -59,6 +65,6 @@ def nearest_by_cosine(queries: np.ndarray, candidates: np.ndarray, *, count: int
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Float [N, D] with every row at length one, float32; a row of zeros stays."""
+    """Scale each row of float [N, D] to length 1, as float32; a row of zeros stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)

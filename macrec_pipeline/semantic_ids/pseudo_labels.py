@@ -1,6 +1,7 @@
 """Pseudo-labels: the k-means cluster of each item in one modality (MACRec section 3.1).
 
-In: raw embeddings float32 [N, D]. Out: cluster numbers int64 [N]. They tell the quantizer which items count as alike.
+They tell the contrastive terms of the quantizer which items count as similar.
+Shapes (docs/notation.md): D embedding width, N items.
 """
 
 from __future__ import annotations
@@ -15,33 +16,40 @@ from macrec_pipeline.runtime.seeds import derived_seed
 if TYPE_CHECKING:
     from macrec_pipeline.config import PseudoLabelConfig
 
-# The paper's 512 clusters hold about a dozen items each; a small catalogue gets fewer, so that items have company.
+# The paper's 512 clusters contain about a dozen items each. A small catalogue gets fewer clusters, so that most items
+# still share theirs with others.
 MIN_ITEMS_PER_CLUSTER = 4
 
 
 def fit_pseudo_labels(vectors: np.ndarray, config: PseudoLabelConfig, *, seed: int) -> np.ndarray:
-    """Cluster the rows of float32 [N, D] by k-means; int64 [N], each in [0, number of clusters).
+    """Cluster the rows of float32 [N, D] by k-means.
 
-    At most `config.num_clusters` clusters, and no more than one for every four items.
+    There are at most `config.num_clusters` clusters, and at most one per `MIN_ITEMS_PER_CLUSTER` items.
+
+    Returns:
+        The cluster of each item: int64 [N], each in [0, number of clusters).
     """
     num_clusters = max(1, min(config.num_clusters, len(vectors) // MIN_ITEMS_PER_CLUSTER))
     centroids = k_means(vectors, num_clusters=num_clusters, num_iterations=config.num_iterations, seed=seed)
-    return nearest(vectors, centroids)
+    return nearest_centroids(vectors, centroids)
 
 
 def k_means(vectors: np.ndarray, *, num_clusters: int, num_iterations: int, seed: int) -> np.ndarray:
-    """Centroids float32 [num_clusters, D] of float32 [N, D], by faiss; every point counts, none is sampled away.
+    """Cluster float32 [N, D] with faiss, on all rows rather than a sample.
+
+    Returns:
+        The centroids, float32 [num_clusters, D].
 
     Raises:
-        SemanticIdError: a value is not finite, which faiss itself answers with a crash.
+        SemanticIdError: a value is not finite; faiss itself would crash.
     """
-    import faiss  # takes half a second to load, and only fitting needs it
+    import faiss  # takes half a second to import, and only fitting needs it
 
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
+    bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad_rows):
         raise SemanticIdError(
-            f"k-means got {len(bad)} of {len(vectors)} rows that are not finite, the first is row {bad[0]}. "
-            "Look for extreme values in the embeddings."
+            f"k-means found values that are not finite in {len(bad_rows)} of {len(vectors)} rows; the first is row "
+            f"{bad_rows[0]}. Look for extreme values in the embeddings."
         )
     clustering = faiss.Kmeans(
         vectors.shape[1],
@@ -55,8 +63,8 @@ def k_means(vectors: np.ndarray, *, num_clusters: int, num_iterations: int, seed
     return np.asarray(clustering.centroids)
 
 
-def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each row by Euclidean distance, int64 [N]."""
+def nearest_centroids(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns the nearest centroid of each row by Euclidean distance: int64 [N]."""
     import faiss
 
     index = faiss.IndexFlatL2(centroids.shape[1])

@@ -1,9 +1,10 @@
-"""The quality report: how well IDs separate and describe the catalogue, what changed, and which limits that breaks.
+"""The quality report of semantic IDs: how well they separate and describe the items, what changed, and broken limits.
 
-In: the ID table, the quantizer and the embeddings behind it where there are any, and the table before. Out: plain
-numbers, a modality and in all, and the limits of `identity.limits` that they cross.
+The report is a mapping of plain numbers, per modality and overall. `limit_violations` compares its worst figures with
+the limits in `identity.limits`.
 
-Shapes: N items, M items before, L levels, K codes a level, D embedding.
+Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, K codes per level, L levels, N items,
+Q query vectors.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from macrec_pipeline.semantic_ids.collaborative import anchored
+from macrec_pipeline.semantic_ids.catalogue import MODALITIES
+from macrec_pipeline.semantic_ids.collaborative import with_collaborative_columns
 from macrec_pipeline.semantic_ids.diagnostics import code_usage, gini, perplexity
-from macrec_pipeline.semantic_ids.fitted_quantizer import MODALITIES, FittedQuantizer
 from macrec_pipeline.semantic_ids.neighbours import nearest_by_cosine
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import LimitsConfig
     from macrec_pipeline.semantic_ids.assignment import AssignedIds
-    from macrec_pipeline.semantic_ids.incremental import OwnedIds
+    from macrec_pipeline.semantic_ids.fitted_quantizer import FittedQuantizer
+    from macrec_pipeline.semantic_ids.incremental import IdsByItem
     from macrec_pipeline.semantic_ids.modality_quantizer import ModalityQuantizer
 
-# Nearest neighbours of so many items, among so many, are looked up: it bounds time and memory in a large catalogue.
-QUERIES, CANDIDATES, NEIGHBOURS = 2_000, 200_000, 10
-_ITEMS_AT_ONCE = 8192
+# For at most MAX_QUERIES items, the nearest neighbours are searched among at most MAX_CANDIDATES items. This bounds the
+# time and memory for a large catalogue.
+MAX_QUERIES, MAX_CANDIDATES, NUM_NEIGHBOURS = 2_000, 200_000, 10
+_ITEMS_PER_CHUNK = 8192
 
 
 def quality_report(
@@ -36,34 +39,39 @@ def quality_report(
     *,
     item_ids: Sequence[str],
     is_cold: np.ndarray,
-    previous: OwnedIds | None = None,
+    previous: IdsByItem | None = None,
     quantizer: FittedQuantizer | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
     collaborative_vectors: np.ndarray | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """All that is known of an ID table, as plain JSON.
+    """Compute all figures about an ID table, as plain JSON values.
 
     Args:
-        item_ids: N keys of the shop.
+        assigned: the IDs of the catalogue.
+        item_ids: N item IDs.
         is_cold: bool [N], True for items without an interaction in the training parts.
-        previous: the table before; None if there is none.
-        quantizer, vectors: what the IDs were made with, {modality: float32 [N, D]}; None if they were given.
-        collaborative_vectors: float32 [N, C], needed if the quantizer's `collaborative_dim` C is above 0.
-        drift: {modality: share}, of append mode.
+        previous: the previous ID table; None if there is none.
+        quantizer: the quantizer that assigned the IDs; None if the data set brings its IDs along.
+        vectors: the embeddings behind the IDs, modality -> float32 [N, D]; None if the data set brings its IDs along.
+        collaborative_vectors: float32 [N, F]; required if the quantizer's `collaborative_dim` F is above 0.
+        drift: modality -> share of items, from append mode.
 
     Returns:
-        What `id_quality` and `moved_share` say; in each modality also `reconstruction_error`, `neighbour_agreement`
-        and `drift_share` where they are known; and `worst`, the figures that `breaches` judges.
+        The figures of `id_quality` and `changes_since`; per modality also `reconstruction_error`,
+        `neighbour_agreement` and `drift_share` where they can be computed; and `worst`, the figures that
+        `limit_violations` compares with the limits.
     """
     report = id_quality(assigned, is_cold=is_cold)
     if previous is not None:
-        report |= moved_share(assigned, item_ids, previous)
+        report |= changes_since(previous, assigned, item_ids)
     for modality, matrix in (vectors or {}).items():
         codes = assigned.codes[modality]
         report[modality]["neighbour_agreement"] = neighbour_agreement(matrix, codes)
         if quantizer is not None:
-            inputs = anchored(matrix, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim)
+            inputs = with_collaborative_columns(
+                matrix, collaborative_vectors, collaborative_dim=quantizer.collaborative_dim
+            )
             report[modality]["reconstruction_error"] = reconstruction_error(quantizer.modules[modality], inputs, codes)
     for modality, share in (drift or {}).items():
         report[modality]["drift_share"] = share
@@ -71,15 +79,16 @@ def quality_report(
 
 
 def id_quality(assigned: AssignedIds, *, is_cold: np.ndarray) -> dict[str, Any]:
-    """What the ID table alone tells.
+    """Compute the figures that need only the ID table.
 
     Args:
+        assigned: the IDs of the catalogue.
         is_cold: bool [N], True for items without an interaction in the training parts.
 
     Returns:
-        {"num_items", "cold_items", "cold_share", "text": {..}, "image": {..}}; of each modality that has IDs the
-        collision rate before and after resolution, and a level the codes in use, their perplexity (1 to K) and Gini
-        coefficient (0 even).
+        {"num_items", "cold_items", "cold_share", "text": {...}, "image": {...}}. A modality has the collision rate
+        before and after resolution and, per level, the number of codes in use, their perplexity (1 to K) and their
+        Gini coefficient (0 if all codes are used equally). A modality without IDs is left out.
     """
     report: dict[str, Any] = {
         "num_items": len(is_cold),
@@ -99,25 +108,28 @@ def id_quality(assigned: AssignedIds, *, is_cold: np.ndarray) -> dict[str, Any]:
     return report
 
 
-def moved_share(assigned: AssignedIds, item_ids: Sequence[str], previous: OwnedIds) -> dict[str, Any]:
-    """How many items of the table before are still there, and the share of them whose ID is another one.
+def changes_since(previous: IdsByItem, assigned: AssignedIds, item_ids: Sequence[str]) -> dict[str, Any]:
+    """Count the items that were in the previous table, and compute the share of them whose ID has changed.
 
     Returns:
-        {"known_items", "moved_share": in any modality, "text_moved_share", "image_moved_share"}, of the modalities that
-        have IDs now; only the first if there is no such item.
+        {"known_items", "moved_share", "text_moved_share", "image_moved_share"}, the last two for the modalities that
+        have IDs now. `moved_share` counts an item whose ID changed in any modality. Only `known_items` is present if
+        it is 0.
     """
     row_of = {item_id: row for row, item_id in enumerate(previous.item_ids)}
-    rows = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
-    known = rows >= 0
-    if not known.any():
+    previous_rows = np.array([row_of.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+    is_known = previous_rows >= 0
+    if not is_known.any():
         return {"known_items": 0}
     moved = {}
     for modality, codes in assigned.codes.items():
-        now, before = codes[known], previous.codes.get(modality, codes[:, :0])
-        same_shape = now.shape[1] == before.shape[1]
-        moved[modality] = (now != before[rows[known]]).any(axis=1) if same_shape else np.ones(len(now), dtype=bool)
+        now, before = codes[is_known], previous.codes.get(modality, codes[:, :0])
+        same_length = now.shape[1] == before.shape[1]
+        moved[modality] = (
+            (now != before[previous_rows[is_known]]).any(axis=1) if same_length else np.ones(len(now), dtype=bool)
+        )
     return {
-        "known_items": int(known.sum()),
+        "known_items": int(is_known.sum()),
         "moved_share": float(np.any(list(moved.values()), axis=0).mean()),
         **{f"{modality}_moved_share": float(flags.mean()) for modality, flags in moved.items()},
     }
@@ -125,89 +137,108 @@ def moved_share(assigned: AssignedIds, item_ids: Sequence[str], previous: OwnedI
 
 @torch.no_grad()
 def reconstruction_error(module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray) -> float:
-    """Mean squared error of what IDs say of the input, which has mean square one over the items of the fit.
+    """Returns the mean squared error of the standardized inputs as decoded from the IDs.
+
+    Over the items of the fit, standardized inputs have mean square one, so an error of 1 means that the IDs carry no
+    information.
 
     Args:
-        vectors: float32 [N, D], raw, with the collaborative vectors beside them if those anchor the input.
+        module: the quantizer of the modality.
+        vectors: float32 [N, D + F], the input of the quantizer, not standardized.
         codes: int64 [N, L].
     """
     total, device = 0.0, module.centre.device
-    for begin in range(0, len(vectors), _ITEMS_AT_ONCE):
-        part = slice(begin, begin + _ITEMS_AT_ONCE)
-        chosen = torch.from_numpy(codes[part]).to(device)
-        latents = sum(book[chosen[:, level]] for level, book in enumerate(module.quantizer.codebooks))
+    for begin in range(0, len(vectors), _ITEMS_PER_CHUNK):
+        part = slice(begin, begin + _ITEMS_PER_CHUNK)
+        part_codes = torch.from_numpy(codes[part]).to(device)
+        latents = sum(codebook[part_codes[:, level]] for level, codebook in enumerate(module.quantizer.codebooks))
         assert isinstance(latents, torch.Tensor), "there is at least one level"
         target = module.standardized(torch.tensor(vectors[part], device=device))
-        total += float((module.decoded(latents) - target).square().sum(dtype=torch.float64))
+        total += float((module.decode(latents) - target).square().sum(dtype=torch.float64))
     return total / vectors.size
 
 
 def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray) -> list[float]:
-    """How often an item's ten nearest neighbours (cosine) share the first codes of its ID with it.
+    """Compute how often the ten nearest neighbours of an item (by cosine) share the first codes of its ID.
+
+    In a large catalogue, evenly spaced items are examined.
 
     Args:
-        vectors: float32 [N, D], raw embeddings.
+        vectors: float32 [N, D], the embeddings.
         codes: int64 [N, L].
 
     Returns:
-        A share for each number of first codes from 1 to L - 1 (1 if L is 1); falling. Of a large catalogue evenly
-        spaced items are looked at. Empty if there is only one item.
+        The share for the first 1, 2, ... and L - 1 codes (for one code if L is 1), which can only fall. Empty if there
+        is only one item.
     """
     if len(codes) < 2:
         return []
-    among = _evenly_spaced(len(codes), CANDIDATES)
-    asked = _evenly_spaced(len(among), QUERIES)
-    found = nearest_by_cosine(vectors[among[asked]], vectors[among], count=NEIGHBOURS + 1)  # [Q, neighbours + 1]
-    other = found != asked[:, None]
-    other[other.all(axis=1), -1] = False  # an item with so many copies that it was not found itself
-    neighbours = found[other].reshape(len(asked), -1)
-    same = codes[among[neighbours]] == codes[among[asked]][:, None]  # [Q, neighbours, L]
+    candidates = _evenly_spaced(len(codes), MAX_CANDIDATES)
+    queries = _evenly_spaced(len(candidates), MAX_QUERIES)
+    found = nearest_by_cosine(  # [Q, neighbours + 1], the item itself included
+        vectors[candidates[queries]], vectors[candidates], count=NUM_NEIGHBOURS + 1
+    )
+    is_other = found != queries[:, None]
+    # of an item with so many copies that the search did not find the item itself, the last neighbour is dropped
+    is_other[is_other.all(axis=1), -1] = False
+    neighbours = found[is_other].reshape(len(queries), -1)
+    same = codes[candidates[neighbours]] == codes[candidates[queries]][:, None]  # [Q, neighbours, L]
     shared = np.logical_and.accumulate(same, axis=2).mean(axis=(0, 1))
     return [float(share) for share in shared[: max(1, codes.shape[1] - 1)]]
 
 
 def worst_figures(report: Mapping[str, Any], *, codebook_size: int) -> dict[str, float]:
-    """The figure of each limit, of the worse modality and its worst level; what was not measured is not in it."""
-    sides = [report[modality] for modality in MODALITIES if modality in report]
-    figures: dict[str, list[float]] = {
-        "collision_rate": [side["collision_rate_before"] for side in sides],
-        "gini": [max(side["gini"]) for side in sides],
-        "reconstruction_error": [side["reconstruction_error"] for side in sides if "reconstruction_error" in side],
-        "drift_share": [side["drift_share"] for side in sides if "drift_share" in side],
+    """Returns the figure for each limit, from the worse modality and its worst level, if it was computed."""
+    modalities = [report[modality] for modality in MODALITIES if modality in report]
+    highest: dict[str, list[float]] = {
+        "collision_rate": [figures["collision_rate_before"] for figures in modalities],
+        "gini": [max(figures["gini"]) for figures in modalities],
+        "reconstruction_error": [
+            figures["reconstruction_error"] for figures in modalities if "reconstruction_error" in figures
+        ],
+        "drift_share": [figures["drift_share"] for figures in modalities if "drift_share" in figures],
         "moved_share": [report["moved_share"]] if "moved_share" in report else [],
         "cold_share": [report["cold_share"]],
     }
     lowest = {
-        "perplexity_share": [min(side["perplexity"]) / codebook_size for side in sides],
-        "neighbour_agreement": [side["neighbour_agreement"][0] for side in sides if side.get("neighbour_agreement")],
+        "perplexity_share": [min(figures["perplexity"]) / codebook_size for figures in modalities],
+        "neighbour_agreement": [
+            figures["neighbour_agreement"][0] for figures in modalities if figures.get("neighbour_agreement")
+        ],
     }
-    return {name: max(values) for name, values in figures.items() if values} | {
+    return {name: max(values) for name, values in highest.items() if values} | {
         name: min(values) for name, values in lowest.items() if values
     }
 
 
 @dataclass(frozen=True)
-class Breach:
-    """A limit that is crossed: what is said of it, and whether it blocks what follows."""
+class LimitViolation:
+    """A figure beyond its limit.
+
+    Attributes:
+        message: names the figure, its value and the limit.
+        blocks: True if the violation stops the run, False if it is only reported.
+    """
 
     message: str
     blocks: bool
 
 
-def breaches(figures: Mapping[str, float], limits: LimitsConfig) -> list[Breach]:
-    """The limits that `worst_figures` cross, in the order of the settings."""
-    found = []
+def limit_violations(figures: Mapping[str, float], limits: LimitsConfig) -> list[LimitViolation]:
+    """Returns the limits that the `worst_figures` of a report violate, in the order of the settings."""
+    violations = []
     for name, limit in vars(limits).items():
         bound, _, figure = name.partition("_")
         if limit is None or figure not in figures:
             continue
-        got, wanted = figures[figure], limit.value
-        if (got > wanted) if bound == "max" else (got < wanted):
+        value = figures[figure]
+        if (value > limit.value) if bound == "max" else (value < limit.value):
             side = "above" if bound == "max" else "below"
-            found.append(Breach(f"{figure} is {got:.4g}, {side} identity.limits.{name} = {wanted:.4g}.", limit.blocks))
-    return found
+            message = f"{figure} is {value:.4g}, {side} the limit identity.limits.{name} = {limit.value:.4g}."
+            violations.append(LimitViolation(message, limit.blocks))
+    return violations
 
 
 def _evenly_spaced(size: int, count: int) -> np.ndarray:
-    """Up to `count` of `size` rows, ascending: int64."""
+    """Returns up to `count` of `size` rows, int64, ascending."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))

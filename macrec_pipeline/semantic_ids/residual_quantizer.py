@@ -1,6 +1,6 @@
-"""The residual quantizer: a latent as a sum of one code vector a level (MACRec section 3.2; RQ-VAE).
+"""The residual quantizer: a latent as a sum of one code vector per level (MACRec section 3.2; RQ-VAE).
 
-Shapes: B batch, L levels, K codes a level, H latent.
+Shapes (docs/notation.md): B batch rows, H latent width, K codes per level, L levels.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from macrec_pipeline.runtime.seeds import derived_seed
-from macrec_pipeline.semantic_ids.pseudo_labels import k_means, nearest
+from macrec_pipeline.semantic_ids.pseudo_labels import k_means, nearest_centroids
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What quantization makes of a batch.
+    """The quantization of a batch.
 
     Attributes:
         codes: int64 [B, L], each in [0, K).
         latent: float [B, H], the sum of the chosen code vectors, with the straight-through gradient of its input.
-        residuals: float [B, L, H], what enters each level.
+        residuals: float [B, L, H], the input of each level.
         level_losses: float [L], codebook and commitment loss of each level.
     """
 
@@ -40,9 +40,10 @@ class ResidualQuantizer(nn.Module):
         num_levels: L.
         codebook_size: K.
         latent_dim: H.
-        commitment_weight: weight of the term that draws the residual to its code.
-        straight_through_residuals: take each residual against the straight-through code, as the authors' code does:
-            its gradient cancels the input's, so that levels after the first have none. By default the code is detached.
+        commitment_weight: weight of the term that pulls the residual towards its code vector.
+        straight_through_residuals: whether each residual is taken against the straight-through code vector, as in the
+            authors' code. Its gradient then cancels that of the level's input, so levels after the first have no
+            gradient. By default the code vector is detached.
     """
 
     def __init__(
@@ -62,30 +63,30 @@ class ResidualQuantizer(nn.Module):
         self.straight_through_residuals = straight_through_residuals
 
     @torch.no_grad()
-    def initialise(self, latents: torch.Tensor, *, seed: int) -> list[float]:
+    def initialize_codebooks(self, latents: torch.Tensor, *, seed: int) -> list[float]:
         """Set every codebook to the k-means centroids of the residuals that reach it, level by level.
 
         Args:
-            latents: float [B, H]. With fewer distinct rows than K, the codes left over stay zero vectors.
-            seed: of the k-means.
+            latents: float [B, H]. If fewer than K rows are distinct, the remaining code vectors stay zero.
+            seed: seed of the k-means.
 
         Returns:
-            The mean square of what each level leaves unexplained.
+            The mean square of the residuals that remain after each level.
         """
         residual = latents.detach().cpu().float().numpy()
         num_levels, codebook_size, _ = self.codebooks.shape
-        left = []
+        errors = []
         for level in range(num_levels):
-            count = min(codebook_size, len(np.unique(residual, axis=0)))
-            centroids = k_means(residual, num_clusters=count, num_iterations=25, seed=seed + level)
-            self.codebooks[level, :count] = torch.from_numpy(centroids).to(self.codebooks)
-            residual = residual - centroids[nearest(residual, centroids)]
-            left.append(float(np.square(residual).mean()))
+            num_centroids = min(codebook_size, len(np.unique(residual, axis=0)))
+            centroids = k_means(residual, num_clusters=num_centroids, num_iterations=25, seed=seed + level)
+            self.codebooks[level, :num_centroids] = torch.from_numpy(centroids).to(self.codebooks)
+            residual = residual - centroids[nearest_centroids(residual, centroids)]
+            errors.append(float(np.square(residual).mean()))
         self.initialised.fill_(True)
-        return left
+        return errors
 
     def forward(self, latents: torch.Tensor) -> Quantized:
-        """Quantize float [B, H]; the codebook loss is mse(code, sg(r)) + beta * mse(sg(code), r) a level."""
+        """Quantize float [B, H]. A level's loss is mse(code, sg(r)) + beta * mse(sg(code), r) for its input r."""
         codes, residuals, losses = [], [], []
         residual, total = latents, torch.zeros_like(latents)
         for codebook in self.codebooks:
@@ -108,15 +109,15 @@ class ResidualQuantizer(nn.Module):
 
 
 def codebook_seed(seed: int, modality: str) -> int:
-    """The seed of the k-means that starts the codebooks of a modality, under the root `seed`."""
+    """Returns the seed of the k-means that initializes the codebooks of a modality, under the root `seed`."""
     return derived_seed(seed, f"quantizer/{modality} codebooks") % 2**31
 
 
 def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """The nearest code by Euclidean distance, ties to the lower: float [B, H], float [K, H] -> int64 [B]."""
+    """Returns the nearest code by Euclidean distance, the lower one on ties: float [B, H], [K, H] -> int64 [B]."""
     return squared_distances(residual, codebook).argmin(dim=-1)
 
 
 def squared_distances(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Squared Euclidean distances: float [B, H], float [K, H] -> float [B, K]."""
+    """Returns squared Euclidean distances: float [B, H], [K, H] -> float [B, K]."""
     return residual.square().sum(-1, keepdim=True) - 2 * residual @ codebook.T + codebook.square().sum(-1)

@@ -1,6 +1,6 @@
-"""Embeddings as a table, and back as a matrix.
+"""Convert a matrix of embeddings to the `EMBEDDINGS` table and back.
 
-Shapes: N items, D embedding.
+Shapes (docs/notation.md): N items, D width of an embedding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,29 @@ def embedding_table(
     contents: Sequence[str | None] | None = None,
     problems: Mapping[int, str] | None = None,
 ) -> pl.DataFrame:
-    """Lay a matrix of embeddings beside the items that it belongs to.
+    """Combine a matrix of embeddings with the items that they belong to.
 
     Args:
         items: the `items` table, N rows.
-        vectors: float32 [N, D], a row an item in the order of `items`.
-        imputed: bool [N], true where the item has no such modality.
-        contents: N digests of what the vectors were made from; None where that is not known.
-        problems: row -> why what the item has could not be encoded.
+        vectors: float32 [N, D], one row per item in the order of `items`.
+        imputed: bool [N], true where the item lacks the modality.
+        contents: N digests of what was encoded; None where it is not known.
+        problems: row -> why the item's text or image could not be encoded.
 
     Returns:
         A table of the schema `EMBEDDINGS`.
 
     Raises:
-        SchemaError: the shapes or dtypes do not fit.
+        SchemaError: a shape or dtype is wrong.
     """
     if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] == 0:
-        raise SchemaError(f"embeddings must be float32 [N, D], got {vectors.dtype} {list(vectors.shape)}.")
+        raise SchemaError(f"embeddings must be float32 [N, D], but they are {vectors.dtype} {list(vectors.shape)}.")
     if imputed.dtype != np.bool_ or imputed.ndim != 1:
-        raise SchemaError(f"imputed must be bool [N], got {imputed.dtype} {list(imputed.shape)}.")
+        raise SchemaError(f"imputed must be bool [N], but it is {imputed.dtype} {list(imputed.shape)}.")
     if not items.height == len(vectors) == len(imputed):
         raise SchemaError(
-            f"there must be one row an item: {items.height} items, {len(vectors)} embeddings, {len(imputed)} flags."
+            f"There must be one embedding and one flag per item, but there are {items.height} items, {len(vectors)} "
+            f"embeddings and {len(imputed)} flags."
         )
     matrix = np.ascontiguousarray(vectors)
     table = items.select("item_index", "item_id").with_columns(
@@ -56,13 +57,13 @@ def embedding_table(
 
 
 def vectors_of(table: pl.DataFrame) -> npt.NDArray[np.float32]:
-    """The embeddings of a table as a matrix.
+    """Return the embeddings of a table as a matrix.
 
     Args:
         table: rows of the schema `EMBEDDINGS`.
 
     Returns:
-        float32 [N, D]; read-only where it shares the table's memory, so copy it before changing it.
+        float32 [N, D]. The matrix is read-only if it shares the table's memory, so copy it before you change it.
     """
     column = table["embedding"]
     assert isinstance(column.dtype, pl.Array), "a table of the schema EMBEDDINGS has fixed-width vectors"

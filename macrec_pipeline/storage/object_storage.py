@@ -1,8 +1,8 @@
-"""Files at a URL: S3 through the client that pyarrow brings along, other places through what pyarrow knows of them.
+"""Files below a URL: on S3 through pyarrow's own client, elsewhere through the file systems that pyarrow knows.
 
-In: `s3://bucket/prefix` and the usual variables, `AWS_ACCESS_KEY_ID` and the like, `AWS_ENDPOINT_URL` for another
-server than Amazon's. Out: an `ObjectFolder` with what publishing needs. A file is there as a whole or not at all, and
-is replaced as a whole: that is all that is asked of the place.
+The input is a URL such as `s3://bucket/prefix`. S3 reads the usual variables: `AWS_ACCESS_KEY_ID` and the like, and
+`AWS_ENDPOINT_URL` for a server other than Amazon's. The output is an `ObjectFolder` with the operations that publishing
+needs. All it asks of the storage is that a file is written and replaced as a whole.
 """
 
 import os
@@ -19,12 +19,15 @@ from pyarrow import fs
 
 from macrec_pipeline.errors import MacrecError, StorageError
 
-_PIECE = 8 * 2**20  # bytes
-_AT_ONCE = 8  # files
-_CONNECT_SECONDS, _SILENT_SECONDS = 5.0, 30.0  # of each of three attempts
+_PIECE_BYTES = 8 * 2**20
+_PARALLEL_FILES = 8
+# For each of three attempts.
+_CONNECT_TIMEOUT_SECONDS, _REQUEST_TIMEOUT_SECONDS = 5.0, 30.0
 _AWS_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
-_AWAY = re.compile(r"NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|TIMEOUT|status 5\d\d")
-_NOT_ALLOWED = re.compile(r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS|UNRECOGNIZED_CLIENT|status 40[13]")
+_UNAVAILABLE = re.compile(
+    r"NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|TIMEOUT|status 5\d\d"
+)
+_FORBIDDEN = re.compile(r"ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS|UNRECOGNIZED_CLIENT|status 40[13]")
 
 
 class ObjectFolder:
@@ -32,98 +35,113 @@ class ObjectFolder:
 
     Args:
         url: the folder, `scheme://bucket/prefix`.
-        go_on: the sentence that says what to run once an error is put right.
+        resume_hint: how to continue once an error is fixed, as the last sentence of error messages.
     """
 
-    def __init__(self, url: str, *, go_on: str) -> None:
+    def __init__(self, url: str, *, resume_hint: str) -> None:
         self.url = url
-        self._go_on = go_on
+        self._resume_hint = resume_hint
         scheme, self._path = url.split("://")
         if scheme == "s3":
-            # The C++ client reads its keys from the environment by itself, but not the server's address.
+            # The C++ client reads its keys from the environment, but not the server's address.
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            self._bucket, self._system = self._path.split("/")[0], _s3(endpoint or None)
+            self._bucket, self._file_system = self._path.split("/")[0], _s3_file_system(endpoint or None)
         else:
-            self._bucket, (self._system, self._path) = "", _other(url)
+            self._bucket, (self._file_system, self._path) = "", _other_file_system(url)
 
     def read(self, name: str) -> bytes:
-        """The content of a small file.
+        """Return the content of a small file.
 
         Raises:
-            FileNotFoundError: there is none.
-            StorageError: it cannot be read.
+            FileNotFoundError: there is no such file.
+            StorageError: the file cannot be read.
         """
-        return b"".join(self._pieces(name))
+        return b"".join(self._read_pieces(name))
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a small file in place, or in the place of the one before, in one request. Raises `StorageError`."""
-        with self._errors_are_told("written", name), self._system.open_output_stream(f"{self._path}/{name}") as stream:
+        """Write or replace a small file with a single request.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        path = f"{self._path}/{name}"
+        with self._errors_as_storage_errors("written", name), self._file_system.open_output_stream(path) as stream:
             stream.write(content)
 
     def upload(self, folder: Path, names: Iterable[str], *, to: str) -> None:
-        """Copy files of a folder of this machine to below `to`. Raises `StorageError`."""
+        """Copy files from a folder of this machine into the subfolder `to`.
+
+        Raises:
+            FileNotFoundError: a file does not exist on this machine.
+            StorageError: a file cannot be written.
+        """
 
         def copy(name: str) -> None:
             with (
                 (folder / name).open("rb") as source,
-                self._errors_are_told("written", f"{to}/{name}"),
-                self._system.open_output_stream(f"{self._path}/{to}/{name}") as stream,
+                self._errors_as_storage_errors("written", f"{to}/{name}"),
+                self._file_system.open_output_stream(f"{self._path}/{to}/{name}") as stream,
             ):
-                while piece := source.read(_PIECE):
+                while piece := source.read(_PIECE_BYTES):
                     stream.write(piece)
 
-        _each(copy, names)
+        _copy_in_parallel(copy, names)
 
-    def download(self, names: Iterable[str], folder: Path, *, of: str) -> None:
-        """Copy files from below `of` into a folder of this machine.
+    def download(self, names: Iterable[str], folder: Path, *, source: str) -> None:
+        """Copy files from the subfolder `source` into a folder of this machine.
 
         Raises:
-            FileNotFoundError: one is not there.
-            StorageError: one cannot be read, or its name leads out of the folder.
+            FileNotFoundError: a file does not exist.
+            StorageError: a file cannot be read, or its name leads out of the folder.
         """
 
         def copy(name: str) -> None:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
-                raise StorageError(f"{self.url}/{of} lists a file {name!r}, which leads out of its folder.")
+                raise StorageError(f"{self.url}/{source} lists a file {name!r}, which leads out of its folder.")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                for piece in self._pieces(f"{of}/{name}"):
+                for piece in self._read_pieces(f"{source}/{name}"):
                     file.write(piece)
 
-        _each(copy, names)
+        _copy_in_parallel(copy, names)
 
-    def written_at(self) -> dict[str, datetime]:
-        """Every file -> when it was written, by the server's clock; now, where the place does not say."""
-        with self._errors_are_told("listed"):
-            below = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
-            found = [info for info in self._system.get_file_info(below) if info.is_file]
-        return {info.path.removeprefix(f"{self._path}/"): info.mtime or datetime.now(UTC) for info in found}
+    def modification_times(self) -> dict[str, datetime]:
+        """Return file name -> when it was last written, by the server's clock; now, if the storage does not say."""
+        with self._errors_as_storage_errors("listed"):
+            selector = fs.FileSelector(self._path, recursive=True, allow_not_found=True)
+            files = [info for info in self._file_system.get_file_info(selector) if info.is_file]
+        return {info.path.removeprefix(f"{self._path}/"): info.mtime or datetime.now(UTC) for info in files}
 
     def remove(self, name: str) -> None:
-        """Remove the folder `name` with its files, if it is there. Raises `StorageError`."""
-        with suppress(FileNotFoundError), self._errors_are_told("removed", name):
-            self._system.delete_dir(f"{self._path}/{name}")
+        """Remove the subfolder `name` with its files, if it exists.
 
-    def _pieces(self, name: str) -> Iterator[bytes]:
+        Raises:
+            StorageError: the subfolder cannot be removed.
+        """
+        with suppress(FileNotFoundError), self._errors_as_storage_errors("removed", name):
+            self._file_system.delete_dir(f"{self._path}/{name}")
+
+    def _read_pieces(self, name: str) -> Iterator[bytes]:
+        path = f"{self._path}/{name}"
         try:
-            with self._errors_are_told("read", name), self._system.open_input_stream(f"{self._path}/{name}") as stream:
-                while piece := stream.read(_PIECE):
+            with self._errors_as_storage_errors("read", name), self._file_system.open_input_stream(path) as stream:
+                while piece := stream.read(_PIECE_BYTES):
                     yield piece
         except FileNotFoundError:
             self._require_bucket()
             raise
 
     def _require_bucket(self) -> None:
-        """S3 answers alike for a file and for a bucket that is not there."""
+        """Raise if the bucket does not exist: S3 gives the same answer for a missing file and a missing bucket."""
         if self._bucket:
-            with self._errors_are_told("read"):
-                if self._system.get_file_info(self._bucket).type is fs.FileType.NotFound:
+            with self._errors_as_storage_errors("read"):
+                if self._file_system.get_file_info(self._bucket).type is fs.FileType.NotFound:
                     raise OSError("AWS Error NO_SUCH_BUCKET")
 
     @contextmanager
-    def _errors_are_told(self, done: str, name: str = "") -> Iterator[None]:
+    def _errors_as_storage_errors(self, action: str, name: str = "") -> Iterator[None]:
         try:
             yield
         except MacrecError:
@@ -131,48 +149,55 @@ class ObjectFolder:
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, FileNotFoundError) and not _AWS_ERROR.search(str(error)):
                 raise
-            place = f"{self.url}/{name}".rstrip("/")
-            why, what_to_do, cause = self._explained(error)
-            raise StorageError(f"{place} cannot be {done}: {why}. {what_to_do} {self._go_on}") from cause
+            address = f"{self.url}/{name}".rstrip("/")
+            problem, remedy, cause = self._explain(error)
+            raise StorageError(f"{address} cannot be {action}: {problem}. {remedy} {self._resume_hint}") from cause
 
-    def _explained(self, error: Exception) -> tuple[str, str, Exception]:
-        """Why, what to do, and the cause: one that may pass by itself is a `ConnectionError` (defs/retries)."""
+    def _explain(self, error: Exception) -> tuple[str, str, Exception]:
+        """Return the problem, what to do about it, and the cause.
+
+        The cause of an error that may be temporary is a `ConnectionError`, by which `defs.retries` recognizes it. The
+        server's own message is left out, since it may repeat a key.
+        """
         found = _AWS_ERROR.search(str(error))
         code = found[0].removeprefix("AWS Error ") if found else type(error).__name__
         if "NO_SUCH_BUCKET" in code:
-            return f"there is no bucket {self._bucket}", "Make it, or correct MACREC_HOME.", error
-        if _AWAY.search(code):
-            return f"the server does not answer ({code})", "See whether it runs, and AWS_ENDPOINT_URL.", _away(error)
-        if _NOT_ALLOWED.search(code):
-            who = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to those of one who may."
-            return f"the server does not allow it ({code})", who, error
-        return code if found else str(error), "See whether MACREC_HOME and AWS_ENDPOINT_URL are right.", error
+            return f"there is no bucket {self._bucket}", "Create it, or correct MACREC_HOME.", error
+        if _UNAVAILABLE.search(code):
+            remedy = "Check that the server is running and that AWS_ENDPOINT_URL is correct."
+            return f"the server does not answer ({code})", remedy, _as_connection_error(error)
+        if _FORBIDDEN.search(code):
+            remedy = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to an account with access."
+            return f"the server denies access ({code})", remedy, error
+        return code if found else str(error), "Check that MACREC_HOME and AWS_ENDPOINT_URL are correct.", error
 
 
-def _each(copy: Callable[[str], None], names: Iterable[str]) -> None:
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+def _copy_in_parallel(copy: Callable[[str], None], names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(max_workers=_PARALLEL_FILES) as pool:
         list(pool.map(copy, names))
 
 
-def _away(error: Exception) -> ConnectionError:
-    away = ConnectionError(str(error))
-    away.__cause__ = error
-    return away
+def _as_connection_error(error: Exception) -> ConnectionError:
+    connection_error = ConnectionError(str(error))
+    connection_error.__cause__ = error
+    return connection_error
 
 
 @lru_cache
-def _s3(endpoint: str | None) -> fs.FileSystem:
+def _s3_file_system(endpoint: str | None) -> fs.FileSystem:
     return fs.S3FileSystem(
         endpoint_override=endpoint,
-        allow_delayed_open=True,  # a small file is then one request
-        connect_timeout=_CONNECT_SECONDS,
-        request_timeout=_SILENT_SECONDS,
+        allow_delayed_open=True,  # so that a small file takes a single request
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        request_timeout=_REQUEST_TIMEOUT_SECONDS,
     )
 
 
-def _other(url: str) -> tuple[fs.FileSystem, str]:
+def _other_file_system(url: str) -> tuple[fs.FileSystem, str]:
     try:
-        system, path = fs.FileSystem.from_uri(url)
+        file_system, path = fs.FileSystem.from_uri(url)
     except (pa.ArrowException, ValueError, ImportError, OSError) as error:
-        raise StorageError(f"{url} cannot be used: {error}. Set MACREC_HOME to one like s3://bucket/prefix.") from None
-    return system, path
+        raise StorageError(
+            f"{url} cannot be used: {error}. Set MACREC_HOME to a URL such as s3://bucket/prefix."
+        ) from None
+    return file_system, path

@@ -1,7 +1,8 @@
-"""The store of one data set's assets: tables as parquet, everything else as folders.
+"""The store of one data set's assets: tables as Parquet files, everything else as folders.
 
-In: polars tables that keep their schema, or folders of files. Out: the same, verified against the manifest that was
-written with them. See `versions` for the layout and for what makes a write atomic.
+Writers pass polars tables that keep their schema, or fill folders with files. Readers get the same back, verified
+against the manifest that was written with it. `versions` describes the layout on disk and what makes a write atomic,
+`remote_versions` the same for assets at a URL.
 """
 
 import re
@@ -17,7 +18,7 @@ import polars as pl
 from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import SIDE_TABLES, TABLES, TableSchema
 from macrec_pipeline.storage.manifest import Manifest, seal, verify
-from macrec_pipeline.storage.published_versions import PublishedVersions
+from macrec_pipeline.storage.remote_versions import RemoteVersions
 from macrec_pipeline.storage.table_files import (
     read_table_file,
     scan_table_file,
@@ -37,7 +38,7 @@ FOLDER_ASSETS = (
     "registered_model",
     "recommendations",
 )
-"""The assets that are folders; those of `schemas.TABLES` are tables."""
+"""The assets that are folders; those in `schemas.TABLES` are tables."""
 
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -46,31 +47,34 @@ class AssetStore:
     """The assets of one data set below a home folder.
 
     Args:
-        home: the folder of all state (`MACREC_HOME`); made at the first write.
+        home: the folder of all state (`MACREC_HOME`), created by the first write.
         dataset: the data set's name.
-        url: where the assets are published; the folder then holds copies. None: the folder is where they are.
+        url: where assets are published; the home then holds local copies. None if the home itself holds the assets.
 
     Raises:
-        StorageError: the name is not one that a data set may have.
+        StorageError: the name is not a valid one for a data set.
     """
 
     def __init__(self, home: Path, dataset: str, *, url: str | None = None) -> None:
         if not _DATASET_NAME.fullmatch(dataset):
-            raise StorageError(f"{dataset!r} cannot be a data set: its name holds only a-z, 0-9 and '-'.")
+            raise StorageError(
+                f"{dataset!r} is not a valid name for a data set. A name consists of a-z, 0-9 and '-', and begins with "
+                "a letter or digit."
+            )
         self._dataset = dataset
         self._folder = Path(home).absolute() / dataset
         self._url = url
 
     def location(self, asset: str) -> Path:
-        """The stable path under which the current version is found, whether it is there or not."""
+        """Return the stable local path of the asset's current version, whether it exists or not."""
         return self._versions(asset).link
 
     def address(self, asset: str) -> str:
-        """The same to be told: the URL, where assets are published at one."""
+        """Return where a person finds the asset: its URL if assets are published at one, else its local path."""
         return self._versions(asset).address
 
     def has(self, asset: str) -> bool:
-        """Whether a version of the asset is there; says nothing about its state."""
+        """Return whether the asset has a version; its files are not checked."""
         return self._versions(asset).exist()
 
     def write_table(
@@ -84,17 +88,18 @@ class AssetStore:
         """Store a table as the asset's new version; the same table gives the same bytes.
 
         Args:
-            asset: a name of `schemas.TABLES`.
-            table: rows that keep that schema.
-            details: plain JSON kept in the manifest, no part of the digest.
-            beside: tables of `schemas.SIDE_TABLES`, by name, that are swapped in together with it.
+            asset: a name in `schemas.TABLES`.
+            table: a table that keeps the asset's schema.
+            details: plain JSON for the manifest; it is not part of the digest.
+            beside: side tables by their name in `schemas.SIDE_TABLES`, stored in the same version.
 
         Raises:
-            SchemaError: the table breaks its schema; nothing is written.
-            StorageError: unknown asset, or the disk refused.
+            SchemaError: a table breaks its schema. Nothing is written.
+            StorageError: the asset is unknown, or the version cannot be written.
         """
-        schemas = {asset: TABLES[self._known(asset, TABLES)]} | {name: SIDE_TABLES[name] for name in beside or {}}
-        tables = {asset: table} | {name: side for name, side in (beside or {}).items() if side.height}
+        schemas = {asset: TABLES[self._require_known(asset, TABLES)]}
+        schemas |= {name: SIDE_TABLES[name] for name in beside or {}}
+        tables = {asset: table} | {name: side_table for name, side_table in (beside or {}).items() if side_table.height}
         for name, each in tables.items():
             schemas[name].check(each, where=f"to be written for {self._dataset}")
 
@@ -107,18 +112,18 @@ class AssetStore:
     def write_slices(
         self, asset: str, slices: Iterable[pl.DataFrame], *, details: Mapping[str, Any] | None = None
     ) -> Manifest:
-        """Store a table that comes in parts, in the order of its rows, and need not fit into memory.
+        """Store a table slice by slice, so that it never has to fit into memory.
 
         Args:
-            asset: a name of `schemas.TABLES` whose schema asks for no unique rows.
-            slices: parts that keep that schema, also at their borders.
-            details: plain JSON kept in the manifest, no part of the digest.
+            asset: a name in `schemas.TABLES` whose schema does not demand unique rows.
+            slices: the table's rows, in order. Each slice keeps the schema, and so does the order across slices.
+            details: plain JSON for the manifest; it is not part of the digest.
 
         Raises:
-            SchemaError: a part breaks the schema; nothing is written.
-            StorageError: unknown asset, or the disk refused.
+            SchemaError: a slice breaks the schema. No version is stored.
+            StorageError: the asset is unknown, or the version cannot be written.
         """
-        schema = TABLES[self._known(asset, TABLES)]
+        schema = TABLES[self._require_known(asset, TABLES)]
         where = f"to be written for {self._dataset}"
         return self._write(asset, lambda folder: write_slices_file(folder, schema, asset, slices, where=where), details)
 
@@ -126,62 +131,65 @@ class AssetStore:
         """Read a table.
 
         Raises:
-            StorageError: it is not there yet, incomplete or damaged; says what to run.
-            SchemaError: an older version of this package wrote it to another schema; says what to run.
+            StorageError: the table does not exist yet, or is incomplete or damaged. The message says what to run.
+            SchemaError: an older version of this package wrote it to another schema. The message says what to run.
         """
-        schema = TABLES[self._known(asset, TABLES)]
+        schema = TABLES[self._require_known(asset, TABLES)]
         if schema.has_vectors:
             path, table = self._decode_while_verifying(asset, schema)
         else:
-            path = self._table_path(asset)
+            path = self._verified_table_path(asset)
             table = read_table_file(path, schema)
-        return self._checked(asset, table, path)
+        return self._check_schema(asset, table, path)
 
     def scan_table(self, asset: str) -> pl.LazyFrame:
-        """A table to be read in parts. Its file is verified, its schema held against names and dtypes.
+        """Return a scan of a table, to be read in batches.
 
-        The file stays until two newer versions are written.
+        The file is verified; of the schema, only column names and dtypes are checked. The file stays available until
+        two newer versions have been written.
 
         Raises:
-            StorageError, SchemaError: as `read_table`.
+            StorageError, SchemaError: as for `read_table`.
         """
-        path = self._table_path(asset)
+        path = self._verified_table_path(asset)
         scan = scan_table_file(path)
-        self._checked(asset, scan.head(0).collect(), path)
+        self._check_schema(asset, scan.head(0).collect(), path)
         return scan
 
     def read_beside(self, asset: str, name: str) -> pl.DataFrame:
-        """Read a table of `schemas.SIDE_TABLES` of an asset's version, without rows if there is none.
+        """Read a side table of `schemas.SIDE_TABLES` from an asset's version; it has no rows if none was stored.
 
         Raises:
-            StorageError, SchemaError: as `read_table`.
+            StorageError, SchemaError: as for `read_table`.
         """
-        schema, path = SIDE_TABLES[name], table_file(self.folder(self._known(asset, TABLES)), name)
+        schema, path = SIDE_TABLES[name], table_file(self.folder(self._require_known(asset, TABLES)), name)
         return schema.check(read_table_file(path, schema), where=str(path)) if path.is_file() else schema.empty()
 
-    def _table_path(self, asset: str) -> Path:
-        path = table_file(self.folder(self._known(asset, TABLES)), asset)
+    def _verified_table_path(self, asset: str) -> Path:
+        path = table_file(self.folder(self._require_known(asset, TABLES)), asset)
         if not path.is_file():
-            raise StorageError(f"{path} is no part of the version. {self._versions(asset).remedy}")
+            raise StorageError(f"{path} is not part of the version. {self._versions(asset).rebuild_hint}")
         return path
 
     def _decode_while_verifying(self, asset: str, schema: TableSchema) -> tuple[Path, pl.DataFrame]:
-        """A large table's file and what it holds; nothing is returned of a file that is not what was written."""
+        """Read a large table while its file is being hashed; nothing is returned from a file that was changed."""
         path = table_file(self._current(asset)[0], asset)
-        with ThreadPoolExecutor(max_workers=1) as pool:  # hashing waits for the disk, and leaves the interpreter alone
-            verified = pool.submit(self._table_path, asset)
+        with ThreadPoolExecutor(max_workers=1) as pool:  # hashing waits for the disk and releases the interpreter lock
+            verification = pool.submit(self._verified_table_path, asset)
             try:
                 table = read_table_file(path, schema)
             finally:
-                verified.result()  # what is wrong with the file comes before what reading it led to
+                verification.result()  # what is wrong with the file takes precedence over what reading it led to
         return path, table
 
-    def _checked(self, asset: str, table: pl.DataFrame, path: Path) -> pl.DataFrame:
+    def _check_schema(self, asset: str, table: pl.DataFrame, path: Path) -> pl.DataFrame:
         versions = self._versions(asset)
         try:
             return TABLES[asset].check(table, where=str(versions.link / path.name))
         except SchemaError as error:
-            raise SchemaError(f"{error} It was written by another version of this package. {versions.remedy}") from None
+            raise SchemaError(
+                f"{error} It was written by another version of this package. {versions.rebuild_hint}"
+            ) from None
 
     def _write(self, asset: str, write: Callable[[Path], Any], details: Mapping[str, Any] | None) -> Manifest:
         versions = self._versions(asset)
@@ -193,16 +201,16 @@ class AssetStore:
 
     @contextmanager
     def new_folder(self, asset: str, *, details: Mapping[str, Any] | None = None) -> Iterator[Path]:
-        """A new folder to fill with files; it becomes the asset's version when the block ends without an error.
+        """Provide a folder to fill with files; it becomes the asset's version when the block ends without an error.
 
         Args:
-            asset: a name of `FOLDER_ASSETS`.
-            details: plain JSON kept in the manifest, read when the block ends, so it may be filled inside it.
+            asset: a name in `FOLDER_ASSETS`.
+            details: plain JSON for the manifest. It is read when the block ends, so the block may fill it.
 
         Raises:
-            StorageError: unknown asset, nothing written, a link among the files, or the disk refused.
+            StorageError: the asset is unknown, no file or a link was written, or the version cannot be stored.
         """
-        self._known(asset, FOLDER_ASSETS)
+        self._require_known(asset, FOLDER_ASSETS)
         versions = self._versions(asset)
         with versions.writing() as folder:
             yield folder
@@ -210,58 +218,62 @@ class AssetStore:
 
     @contextmanager
     def scratch(self, asset: str) -> Iterator[Path]:
-        """A folder for what a stage keeps while it works, such as a checkpoint; no part of the asset.
+        """Provide the path of a folder for what a stage keeps while it works, such as checkpoints.
 
-        It outlives an error or a kill, so that the next attempt finds it, and goes when the block ends without one. Of
-        assets that are published at a URL it is sent there too, for another machine's attempt.
+        The folder is not part of the asset. It survives an error or a kill, so that the next attempt finds it, and is
+        removed when the block ends without an error. If assets are published at a URL, the folder is mirrored there,
+        for an attempt on another machine.
         """
-        folder = self._folder / ".scratch" / self._known(asset, (*TABLES, *FOLDER_ASSETS))
-        with self._versions(asset).work_kept(folder):
+        folder = self._folder / ".scratch" / self._require_known(asset, (*TABLES, *FOLDER_ASSETS))
+        with self._versions(asset).mirror_scratch(folder):
             yield folder
         shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, asset: str) -> Path:
-        """The folder of the current version, every file verified; it stays there until two newer ones are written.
+        """Return the folder of the current version with every file verified.
+
+        The folder stays available until two newer versions have been written.
 
         Raises:
-            StorageError: it is not there yet, incomplete or damaged; names the file and says what to run.
+            StorageError: the asset does not exist yet, or is incomplete or damaged. The message names the file and says
+                what to run.
         """
         folder, manifest = self._current(asset)
-        verify(folder, manifest, remedy=self._versions(asset).damage_remedy)
+        verify(folder, manifest, remedy=self._versions(asset).damage_hint)
         return folder
 
     def manifest(self, asset: str) -> Manifest:
-        """The manifest of the current version; the files themselves are not read.
+        """Return the manifest of the current version without reading its files.
 
         Raises:
-            StorageError: it is not there yet, or the manifest is damaged; says what to run.
+            StorageError: the asset does not exist yet, or its manifest is damaged. The message says what to run.
         """
         manifest = self._versions(asset).manifest()
         if manifest is None:
-            raise self._not_there_yet(asset)
+            raise self._missing_error(asset)
         return manifest
 
     def _current(self, asset: str) -> tuple[Path, Manifest]:
         versions = self._versions(asset)
-        folder = versions.current()
+        folder = versions.current_folder()
         if folder is None:
-            raise self._not_there_yet(asset)
-        return folder, versions.read(folder)
+            raise self._missing_error(asset)
+        return folder, versions.manifest_of(folder)
 
-    def _not_there_yet(self, asset: str) -> StorageError:
+    def _missing_error(self, asset: str) -> StorageError:
         return StorageError(
-            f"{asset} of {self._dataset} is not there yet: run `macrec run {self._dataset}`, or the job "
+            f"{asset} of {self._dataset} does not exist yet: run `macrec run {self._dataset}`, or the job "
             "full_pipeline in the UI."
         )
 
     def _versions(self, asset: str) -> AssetVersions:
-        known = self._known(asset, (*TABLES, *FOLDER_ASSETS))
+        known_asset = self._require_known(asset, (*TABLES, *FOLDER_ASSETS))
         if self._url is None:
-            return AssetVersions(self._folder, known)
-        return PublishedVersions(self._folder, known, url=self._url)
+            return AssetVersions(self._folder, known_asset)
+        return RemoteVersions(self._folder, known_asset, url=self._url)
 
-    def _known(self, asset: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    def _require_known(self, asset: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
         if asset not in known:
-            what = "a table" if known is TABLES else "a folder" if known is FOLDER_ASSETS else "an asset"
-            raise StorageError(f"{asset!r} is not {what} of the store. Use one of: {', '.join(known)}.")
+            kind = "a table" if known is TABLES else "a folder" if known is FOLDER_ASSETS else "an asset"
+            raise StorageError(f"{asset!r} is not {kind} of the store. Use one of: {', '.join(known)}.")
         return asset

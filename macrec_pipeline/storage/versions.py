@@ -1,16 +1,17 @@
-"""The versions of one asset on disk, and how one takes the place of another.
+"""The versions of one asset on disk, and how a new one replaces the current one.
 
-    <home>/<dataset>/<asset>                             link to the version that is served
+    <home>/<dataset>/<asset>                             link to the current version
     <home>/<dataset>/.versions/<asset>/<digest16>/       a version: its files and manifest.json
-    <home>/<dataset>/.versions/<asset>/previous          link to the version that was served before
+    <home>/<dataset>/.versions/<asset>/previous          link to the version before it
     <home>/<dataset>/.versions/<asset>/writing-<id>/     a version that is being written, beside writing-<id>.lock
 
-A writer fills a `writing-` folder, flushes it, renames it to its digest and swaps the link with one rename: at every
-moment, also after a power cut or a kill, the link names a complete version. A writer holds the lock of its folder
-while it lives, so that the next one can tell an abandoned folder from one that is still being filled: the kernel
-frees the lock of a dead process, while a process id may be another process's by then.
+A writer fills a `writing-` folder, flushes it, renames it to its digest, and swaps the link with a single rename. So
+the link names a complete version at every moment, even after a power failure or a kill. While a writer lives, it holds
+the lock of its folder, which tells the next writer whether a folder is abandoned or still being filled. A lock is more
+reliable than a process ID for this: the kernel releases the lock of a dead process, whereas its ID may be reused.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -21,12 +22,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from macrec_pipeline.errors import StorageError
-from macrec_pipeline.storage.disk import refusals_are_told
+from macrec_pipeline.errors import MacrecError, StorageError
 from macrec_pipeline.storage.manifest import MANIFEST_FILE, Manifest, flush, read_manifest, verify
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
-_LOCK_SECONDS = 120.0
+_LOCK_TIMEOUT_SECONDS = 120.0
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+# Libraries in Rust and C++ give the error number in the message only.
+_ERRNO_IN_MESSAGE = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 class AssetVersions:
@@ -34,60 +37,67 @@ class AssetVersions:
 
     Args:
         dataset_folder: the folder of the data set below the home.
-        asset: the asset's name, already checked.
+        asset: the asset's name; the caller has checked that it is a known one.
     """
 
     def __init__(self, dataset_folder: Path, asset: str) -> None:
         self.link = dataset_folder / asset
         self._asset = asset
         self._folder = dataset_folder / ".versions" / asset
-        self._remedy = f"Make {asset} again: run `macrec run {dataset_folder.name}`."
-        self._go_on = f"Put that right, then go on: run `macrec run {dataset_folder.name} --resume`."
+        self._rebuild_hint = f"To rebuild {asset}, run `macrec run {dataset_folder.name}`."
+        self._resume_hint = f"To continue, fix this and run `macrec run {dataset_folder.name} --resume`."
 
     @property
-    def remedy(self) -> str:
-        """What a person does when this asset is not what it should be."""
-        return self._remedy
+    def rebuild_hint(self) -> str:
+        """What to do if the asset is missing or not what it should be, for error messages."""
+        return self._rebuild_hint
 
     @property
-    def damage_remedy(self) -> str:
-        """What a person does when a file of the folder that is served is damaged."""
-        return self._remedy
+    def damage_hint(self) -> str:
+        """What to do if a file in the current version's folder is damaged, for error messages."""
+        return self._rebuild_hint
 
     @property
     def address(self) -> str:
-        """Where the current version is found, by whoever looks for it."""
+        """Where a person finds the current version."""
         return str(self.link)
 
     def exist(self) -> bool:
-        """Whether a version is there; says nothing about its state. Raises `StorageError` as `current`."""
-        return self.current() is not None
+        """Return whether there is a version; its files are not checked. For errors, see `current_folder`."""
+        return self.current_folder() is not None
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the version that is served, whose files are not read; None if there is none yet.
+        """Return the manifest of the current version without reading its files; None if there is no version.
 
         Raises:
-            StorageError: as `current`, or the manifest is damaged.
+            StorageError: as for `current_folder`, or the manifest is damaged.
         """
-        folder = self.current()
-        return None if folder is None else self.read(folder)
+        folder = self.current_folder()
+        return None if folder is None else self.manifest_of(folder)
 
-    def work_kept(self, folder: Path) -> AbstractContextManager[None]:
-        """Around work that keeps files in a folder of this machine for another attempt: they are safe there."""
+    def mirror_scratch(self, folder: Path) -> AbstractContextManager[None]:
+        """Return a context for work in a scratch folder. Here it does nothing: every attempt uses the same folder."""
         return nullcontext()
 
-    def read(self, folder: Path) -> Manifest:
-        """The manifest of a folder of `current`. Raises `StorageError`: it is damaged."""
-        manifest = read_manifest(folder, self._asset, remedy=self.damage_remedy)
-        if not manifest.digest.startswith(folder.name):
-            raise StorageError(f"{folder} does not hold what its name says. {self.damage_remedy}")
-        return manifest
-
-    def current(self) -> Path | None:
-        """The folder of the version that is served; None if there is none yet.
+    def manifest_of(self, folder: Path) -> Manifest:
+        """Read the manifest in a folder that `current_folder` returned.
 
         Raises:
-            StorageError: the link is not one that this store made, or names a version that is gone.
+            StorageError: the manifest is damaged, or does not belong to the folder.
+        """
+        manifest = read_manifest(folder, self._asset, remedy=self.damage_hint)
+        if not manifest.digest.startswith(folder.name):
+            raise StorageError(
+                f"{folder} holds the version {manifest.digest[:16]}, which is not the one that its name says. "
+                f"{self.damage_hint}"
+            )
+        return manifest
+
+    def current_folder(self) -> Path | None:
+        """Return the folder of the current version; None if there is no version yet.
+
+        Raises:
+            StorageError: the link was not made by this store, or names a version that no longer exists.
         """
         if not os.path.lexists(self.link):
             return None
@@ -95,75 +105,81 @@ class AssetVersions:
         if version is None:
             raise StorageError(
                 f"{self.link} is not a link to a version of {self._asset}, so it was not made by this store. "
-                f"Move it away. {self._remedy}"
+                f"Move it away. {self._rebuild_hint}"
             )
         folder = self._folder / version
         if not folder.is_dir():
-            raise StorageError(f"{folder}, which {self.link} names, is gone. {self._remedy}")
+            raise StorageError(f"{folder}, to which {self.link} links, no longer exists. {self._rebuild_hint}")
         return folder
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """A new, empty folder to fill; it is removed at the end unless `publish` took it.
+        """Provide a new, empty folder to fill, which is removed at the end unless `publish` took it.
 
-        Left-overs of writers that died are removed first.
+        Folders that dead writers left behind are removed first.
 
         Raises:
-            StorageError: the disk refused, also what the block writes.
+            StorageError: the disk failed, here or in the block.
         """
-        with self._os_errors_are_told():
+        with self._os_errors_as_storage_errors():
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                self._remove_left_overs()
+                self._remove_leftovers()
                 folder = self._folder / f"writing-{uuid.uuid4().hex}"
-                alive = FileLock(f"{folder}.lock")
-                alive.acquire(timeout=0)
+                writer_lock = FileLock(f"{folder}.lock")
+                writer_lock.acquire(timeout=0)
                 folder.mkdir()
         try:
-            with refusals_are_told(self._asset, folder, remedy=self._go_on):
+            with disk_errors_as_storage_errors(self._asset, folder, remedy=self._resume_hint):
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            Path(alive.lock_file).unlink(missing_ok=True)
-            alive.release()
+            Path(writer_lock.lock_file).unlink(missing_ok=True)
+            writer_lock.release()
 
     def publish(self, folder: Path, manifest: Manifest) -> None:
-        """Serve a sealed folder from now on; keep the version before it, and remove the others.
+        """Make a sealed folder the current version, keep the version before it, and remove older ones.
 
         Raises:
-            StorageError: the disk refused, or something else stands where the link belongs.
+            StorageError: the disk failed, or something that is not the store's link is in the link's place.
         """
         version = manifest.digest[:16]
-        with self._os_errors_are_told(), self._lock():
+        with self._os_errors_as_storage_errors(), self._lock():
             if os.path.lexists(self.link) and not self.link.is_symlink():
-                raise StorageError(f"{self.link} is in the way: it was not made by this store. Move it away.")
+                raise StorageError(
+                    f"{self.link} was not made by this store, but it is in the place of {self._asset}. Move it away."
+                )
             self._install(folder, version)
-            self._serve(version)
+            self._make_current(version)
 
-    def serve(self, version: str) -> Path | None:
-        """Serve a version of before again and return its folder; None if it is gone. Raises `StorageError`."""
+    def switch_to(self, version: str) -> Path | None:
+        """Make a stored version the current one and return its folder; None if it is not stored.
+
+        Raises:
+            StorageError: the disk failed.
+        """
         folder = self._folder / version
-        with self._os_errors_are_told():
+        with self._os_errors_as_storage_errors():
             if self._version_of(self.link) != version and folder.is_dir():
                 with self._lock():
                     if folder.is_dir():
-                        self._serve(version)
+                        self._make_current(version)
             return folder if folder.is_dir() else None
 
-    def _serve(self, version: str) -> None:
+    def _make_current(self, version: str) -> None:
         before = self._version_of(self.link)
         self._point(self.link, f".versions/{self._asset}/{version}")
         if before not in (None, version):
             self._point(self._folder / "previous", str(before))
-        kept = {version, self._version_of(self._folder / "previous")}
+        retained = {version, self._version_of(self._folder / "previous")}
         for path in self._folder.iterdir():
-            if _VERSION.fullmatch(path.name) and path.name not in kept:
+            if _VERSION.fullmatch(path.name) and path.name not in retained:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _install(self, folder: Path, version: str) -> None:
         target = self._folder / version
         if target.exists() and self._is_intact(target):
-            # The same bytes are there already: only what is said about them may differ.
+            # The same files are already there, so only the manifest's details can differ.
             (folder / MANIFEST_FILE).replace(target / MANIFEST_FILE)
             flush(target)
             return
@@ -180,12 +196,14 @@ class AssetVersions:
         return True
 
     def _point(self, link: Path, target: str) -> None:
-        fresh = self._folder / f"link-{uuid.uuid4().hex}"
-        fresh.symlink_to(target)
-        fresh.replace(link)
+        """Replace a link in one step."""
+        new_link = self._folder / f"link-{uuid.uuid4().hex}"
+        new_link.symlink_to(target)
+        new_link.replace(link)
         flush(link.parent)
 
     def _version_of(self, link: Path) -> str | None:
+        """Return the version that a link names; None if it is not a link of this store."""
         if not link.is_symlink():
             return None
         target = link.readlink()
@@ -193,35 +211,70 @@ class AssetVersions:
         is_version = target.parent == expected_parent and _VERSION.fullmatch(target.name)
         return target.name if is_version else None
 
-    def _remove_left_overs(self) -> None:
+    def _remove_leftovers(self) -> None:
         for path in self._folder.glob("writing-*.lock"):
-            abandoned = FileLock(path)
+            writer_lock = FileLock(path)
             try:
-                abandoned.acquire(timeout=0)
-            except Timeout:
+                writer_lock.acquire(timeout=0)
+            except Timeout:  # its writer is alive
                 continue
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
             path.unlink(missing_ok=True)
-            abandoned.release()
+            writer_lock.release()
         for path in self._folder.glob("link-*"):
             path.unlink()
         for path in self._folder.glob("damaged-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _lock(self) -> FileLock:
-        return FileLock(self._folder / "store.lock", timeout=_LOCK_SECONDS)
+        return FileLock(self._folder / "store.lock", timeout=_LOCK_TIMEOUT_SECONDS)
 
     @contextmanager
-    def _os_errors_are_told(self) -> Iterator[None]:
+    def _os_errors_as_storage_errors(self) -> Iterator[None]:
+        """Turn any `OSError` of the store's own file operations into a `StorageError`."""
         try:
             yield
         except Timeout as error:
             raise StorageError(
-                f"{error.lock_file} has been held by another process for {_LOCK_SECONDS:.0f} seconds. "
-                "Wait for the other run to end, or end it."
+                f"Another process has held {error.lock_file} for {_LOCK_TIMEOUT_SECONDS:.0f} seconds. Wait for the "
+                "other run to finish, or stop it."
             ) from None
         except OSError as error:
-            place = error.filename or self._folder
+            path = error.filename or self._folder
             raise StorageError(
-                f"{self._asset} cannot be stored: {place}: {error.strerror or error}. {self._go_on}"
+                f"{self._asset} cannot be stored: {path}: {error.strerror or error}. {self._resume_hint}"
             ) from error
+
+
+@contextmanager
+def disk_errors_as_storage_errors(asset: str, path: Path, *, remedy: str) -> Iterator[None]:
+    """Turn errors of a full, read-only or broken disk into a `StorageError`, whichever library was writing.
+
+    Other errors pass through unchanged, because they are the fault of the code that writes.
+
+    Args:
+        asset: what is being written.
+        path: the file or folder to name if the error itself names none.
+        remedy: what to do about an error, as the last sentence of its message.
+
+    Raises:
+        StorageError: the disk failed.
+    """
+    try:
+        yield
+    except MacrecError:
+        raise
+    except Exception as error:
+        error_number = _errno_of(error)
+        if error_number not in _DISK_ERRORS:
+            raise
+        file = getattr(error, "filename", None) or path
+        raise StorageError(f"{asset} cannot be stored: {file}: {os.strerror(error_number)}. {remedy}") from error
+
+
+def _errno_of(error: Exception) -> int:
+    """Return the error number of the operating system; 0 if there is none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _ERRNO_IN_MESSAGE.search(str(error))
+    return int(found[1]) if found else 0

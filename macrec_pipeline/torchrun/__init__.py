@@ -1,4 +1,5 @@
-"""Training as several processes: a job written as files, `torchrun`, and what each of its ranks runs.
+"""Training with several processes: a training job as files, its launch by `torchrun`, and what each rank runs.
 
-It knows the two stages that are trained so, and of Dagster no more than `dagster_pipes`, which speaks to it.
+Covers the two stages that can be trained this way, the quantizer and the recommender. Of Dagster it knows only
+`dagster_pipes`, through which rank 0 reports progress.
 """

@@ -1,8 +1,8 @@
 """What every rank runs: `torchrun ... -m macrec_pipeline.torchrun JOB_FOLDER`.
 
-In: the folder of a job. Out: `fitted` and `result.json` in it, written by rank 0, which alone reports progress, to
-Dagster if that started it. An error that would come again ends all ranks as if they had succeeded, so that `torchrun`
-does not try; `result.json` tells it.
+The folder of a `TrainingJob` enters. Rank 0 writes the fitted model and `result.json` into it, and is the only one to
+report progress, to Dagster if Dagster started it. An error that would occur again on a retry is written to
+`result.json`, and all ranks exit with status 0, so that `torchrun` does not restart them.
 """
 
 import logging
@@ -18,31 +18,31 @@ from macrec_pipeline.errors import MacrecError
 from macrec_pipeline.runtime import distributed
 from macrec_pipeline.runtime.devices import prepare_device
 from macrec_pipeline.runtime.progress import Progress, TerminalProgress, quiet_progress
-from macrec_pipeline.torchrun.jobs import FITTED, Job, Result
+from macrec_pipeline.torchrun.jobs import FITTED_FOLDER, TrainingJob, TrainingResult
 from macrec_pipeline.torchrun.parent_death import end_with_parent
 
-_SECONDS = 0.5  # between two reports
+_REPORT_SECONDS = 0.5  # minimum time between two progress messages
 
 
 def main(folder: Path) -> None:
-    """Take part in a training."""
+    """Take part in the training job of a folder."""
     end_with_parent()
-    with distributed.joined(folder):
+    with distributed.process_group(folder):
         if distributed.rank():
-            logging.disable(logging.WARNING)  # rank 0 says the same
-        # closed by success alone: a rank that dies is started again, and goes on reporting
+            logging.disable(logging.WARNING)  # rank 0 logs the same
+        # closed only on success: a rank that dies is restarted, and continues to report
         pipes = open_dagster_pipes() if distributed.rank() == 0 and _started_by_dagster() else None
         try:
-            job = Job.read(folder)
-            fitted = job.fit(prepare_device(job.devices()), _progress(pipes))
+            job = TrainingJob.read(folder)
+            fitted = job.fit(prepare_device(job.runtime_config()), _progress(pipes))
         except MacrecError as error:
-            result = Result(error=(type(error).__name__, str(error)))
+            result = TrainingResult(error=(type(error).__name__, str(error)))
         else:
-            result = Result(warm_start=getattr(fitted, "warm_start", "none"))
+            result = TrainingResult(warm_start=getattr(fitted, "warm_start", "none"))
             if distributed.rank() == 0:
-                shutil.rmtree(folder / FITTED, ignore_errors=True)  # what an attempt before may have left
-                (folder / FITTED).mkdir()
-                fitted.save(folder / FITTED)
+                shutil.rmtree(folder / FITTED_FOLDER, ignore_errors=True)  # a previous attempt may have left it
+                (folder / FITTED_FOLDER).mkdir()
+                fitted.save(folder / FITTED_FOLDER)
         if distributed.rank() == 0:
             result.write(folder)
             if pipes is not None:
@@ -60,13 +60,13 @@ def _progress(pipes: PipesContext | None) -> Progress:
         return quiet_progress
     if pipes is None:
         return TerminalProgress(interactive=sys.stderr.isatty())
-    due = 0.0
+    next_report = 0.0
 
     def report(stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        nonlocal due
-        if done == total or time.monotonic() >= due:
+        nonlocal next_report
+        if done == total or time.monotonic() >= next_report:
             pipes.report_custom_message({"progress": [stage, done, total, dict(metrics or {})]})
-            due = time.monotonic() + _SECONDS
+            next_report = time.monotonic() + _REPORT_SECONDS
 
     return report
 

@@ -1,7 +1,7 @@
-"""A training as a folder of files, so that any process which can read it can take part.
+"""A training job as a folder of files, so that any process that can read the folder can take part.
 
-In: what `fit_recommender` or `fit_quantizer` is called with. Out: `job.json` and `arrays.safetensors`, and from those
-the same call again.
+The arguments of `fit_recommender` or `fit_quantizer` are written to `job.json` and `arrays.safetensors`; reading these
+files gives the same call again.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from macrec_pipeline.recommender import FittedRecommender, fit_recommender
 from macrec_pipeline.runtime.progress import Progress
 from macrec_pipeline.semantic_ids import FittedQuantizer, fit_quantizer
 
-FITTED = "fitted"
-"""In a job's folder: what `save` of the fitted model wrote."""
-_JOB, _ARRAYS, _RESULT = "job.json", "arrays.safetensors", "result.json"
+FITTED_FOLDER = "fitted"
+"""Subfolder of a job's folder that the fitted model is saved to."""
+_JOB_FILE, _ARRAYS_FILE, _RESULT_FILE = "job.json", "arrays.safetensors", "result.json"
 _MODALITIES = ("text", "image")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training.
+class TrainingJob:
+    """The call of a training.
 
     Attributes:
         stage: "recommender" or "quantizer".
-        config, runtime: the stage's section and the one on devices, as plain JSON.
+        config, runtime: the sections of the stage and of the devices, as plain JSON.
         seed: root seed.
-        arguments: what else the training is told, as plain JSON.
-        arrays: what it is trained on.
+        arguments: further arguments of the call, as plain JSON.
+        arrays: the training data.
     """
 
     stage: str
@@ -51,34 +51,35 @@ class Job:
 
     def write(self, folder: Path) -> None:
         """Write both files."""
-        save_file({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, folder / _ARRAYS)
-        (folder / _JOB).write_text(json.dumps(asdict(self) | {"arrays": sorted(self.arrays)}, indent=1) + "\n")
+        save_file({name: np.ascontiguousarray(array) for name, array in self.arrays.items()}, folder / _ARRAYS_FILE)
+        (folder / _JOB_FILE).write_text(json.dumps(asdict(self) | {"arrays": sorted(self.arrays)}, indent=1) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> Job:
-        """What `write` wrote. Raises `StorageError` that names the folder."""
+    def read(cls, folder: Path) -> TrainingJob:
+        """Read what `write` wrote. Raises `StorageError` if a file is missing or damaged."""
         try:
-            described = json.loads((folder / _JOB).read_text())
-            # by way of torch, whose arrays may be written to
-            arrays = {name: tensor.numpy() for name, tensor in load_file(folder / _ARRAYS).items()}
-            return cls(**described | {"arrays": arrays})
+            description = json.loads((folder / _JOB_FILE).read_text())
+            # read through torch, because safetensors' numpy arrays are read-only
+            arrays = {name: tensor.numpy() for name, tensor in load_file(folder / _ARRAYS_FILE).items()}
+            return cls(**description | {"arrays": arrays})
         except (OSError, ValueError, TypeError, SafetensorError) as error:
             raise StorageError(
-                f"{folder} holds no training to take part in: {error}. It has to lie where every rank can read it."
+                f"The training job in {folder} cannot be read: {error}. The folder must be on storage that every rank "
+                "can read."
             ) from error
 
-    def devices(self) -> RuntimeConfig:
-        """Where and with how many threads a rank computes."""
+    def runtime_config(self) -> RuntimeConfig:
+        """Returns the section `runtime`: device and number of threads of a rank."""
         return RuntimeConfig.model_validate(self.runtime)
 
     def fit(self, device: torch.device, progress: Progress) -> FittedRecommender | FittedQuantizer:
-        """Train, alone or as a rank; errors as those of the two `fit_` functions."""
-        given = {modality: self.arrays.get(modality) for modality in _MODALITIES}
+        """Run the training, alone or as a rank. Raises what `fit_recommender` or `fit_quantizer` raises."""
+        arrays = {modality: self.arrays.get(modality) for modality in _MODALITIES}
         if self.stage == "recommender":
             return fit_recommender(
                 np.split(self.arrays["items"], np.cumsum(self.arrays["lengths"])[:-1]),
-                given["text"],
-                given["image"],
+                arrays["text"],
+                arrays["image"],
                 codebook_size=self.arguments["codebook_size"],
                 config=RecommenderConfig.model_validate(self.config),
                 seed=self.seed,
@@ -88,8 +89,8 @@ class Job:
                 start=Path(self.arguments["start"]) if self.arguments["start"] else None,
             )
         return fit_quantizer(
-            given["text"],
-            given["image"],
+            arrays["text"],
+            arrays["image"],
             self.arrays.get("text_clusters"),
             self.arrays.get("image_clusters"),
             QuantizerConfig.model_validate(self.config),
@@ -101,28 +102,28 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a training ended; a file, since a message can be lost with the process that was to hear it.
+class TrainingResult:
+    """How a training ended. It is a file, since a message can be lost with the process that should receive it.
 
     Attributes:
-        error: the class's name and the message of what would come again; None if there is a model.
-        warm_start: of the recommender, see `FittedRecommender`.
+        error: class name and message of an error that would occur again on a retry; None if there is a model.
+        warm_start: `FittedRecommender.warm_start`, for the recommender.
     """
 
     error: tuple[str, str] | None = None
     warm_start: str = "none"
 
     def write(self, folder: Path) -> None:
-        """Write `result.json`, whole or not at all."""
-        half = folder / f".{_RESULT}"
-        half.write_text(json.dumps(asdict(self)) + "\n")
-        half.replace(folder / _RESULT)
+        """Write `result.json`, completely or not at all."""
+        partial = folder / f".{_RESULT_FILE}"
+        partial.write_text(json.dumps(asdict(self)) + "\n")
+        partial.replace(folder / _RESULT_FILE)
 
     @classmethod
-    def read(cls, folder: Path) -> Result | None:
-        """What `write` wrote, if anything."""
+    def read(cls, folder: Path) -> TrainingResult | None:
+        """Read what `write` wrote; None if there is no such file."""
         try:
-            return cls(**json.loads((folder / _RESULT).read_text()))
+            return cls(**json.loads((folder / _RESULT_FILE).read_text()))
         except FileNotFoundError:
             return None
 
@@ -135,8 +136,17 @@ def recommender_job(
     config: PipelineConfig,
     checkpoint: Path,
     start: Path | None,
-) -> Job:
-    """The arguments are those of `fit_recommender`, with the codes of each modality by its name."""
+) -> TrainingJob:
+    """Returns a call of `fit_recommender` as a job.
+
+    Args:
+        histories: as there.
+        codes: {modality: int64 [items, levels]}.
+        codebook_size: as there.
+        config: all settings.
+        checkpoint: as there.
+        start: as there.
+    """
     arrays = {"items": np.concatenate(histories), "lengths": np.array([len(history) for history in histories])}
     arguments = {
         "codebook_size": codebook_size,
@@ -152,14 +162,23 @@ def quantizer_job(
     *,
     config: PipelineConfig,
     collaborative_vectors: np.ndarray | None,
-) -> Job:
-    """The arguments are those of `fit_quantizer`, with what belongs to a modality by its name."""
+) -> TrainingJob:
+    """Returns a call of `fit_quantizer` as a job.
+
+    Args:
+        vectors: {modality: float32 [items, width]}.
+        clusters: {modality: int64 [items]}.
+        config: all settings.
+        collaborative_vectors: as there.
+    """
     arrays = {**vectors, **{f"{modality}_clusters": labels for modality, labels in clusters.items()}}
     if collaborative_vectors is not None:
         arrays["collaborative"] = collaborative_vectors
     return _job("quantizer", config, {}, arrays)
 
 
-def _job(stage: str, config: PipelineConfig, arguments: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> Job:
+def _job(
+    stage: str, config: PipelineConfig, arguments: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> TrainingJob:
     settings = config.model_dump(mode="json")
-    return Job(stage, settings[stage], settings["runtime"], config.seed, arguments, arrays)
+    return TrainingJob(stage, settings[stage], settings["runtime"], config.seed, arguments, arrays)

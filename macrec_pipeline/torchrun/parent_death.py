@@ -1,6 +1,7 @@
-"""`torchrun` that does not outlive whoever started it: `python -m macrec_pipeline.torchrun.parent_death ARGUMENTS`.
+"""A `torchrun` that ends with its parent process: `python -m macrec_pipeline.torchrun.parent_death ARGUMENTS`.
 
-A training that nobody waits for any more would go on for hours, and write its checkpoints beside those of the next one.
+Without it, a training whose run was killed would continue for hours, and write its checkpoints beside those of the next
+run.
 """
 
 import ctypes
@@ -8,17 +9,17 @@ import os
 import signal
 import sys
 
-_SIGNAL_AT_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of Linux's <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""For the environment of any `torchrun`. Else (torch 2.14) ranks that are started again share a store with the dead,
-find their addresses there, and sometimes cannot connect."""
+"""Environment variables that every `torchrun` needs. Without them (torch 2.14), restarted ranks share a store with the
+dead ones, find their addresses there, and sometimes cannot connect."""
 
 
 def end_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone, however that ended; Linux alone can."""
+    """Have the kernel end this process when its parent ends, for whatever reason. Has an effect on Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SIGNAL_AT_PARENTS_DEATH, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Runs and registered models in MLflow. The only folder that imports mlflow, and only when something is tracked."""
+"""Track runs and registered models in MLflow.
+
+This is the only package that imports mlflow, and it does so only when something is tracked.
+"""
 
 from macrec_pipeline.tracking.asset_run import AssetRun, metric_progress
 from macrec_pipeline.tracking.loading import RegisteredBundle, load_model, model_uri, registered_bundle
-from macrec_pipeline.tracking.promotion import Contender, Decision
-from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, Proposal
+from macrec_pipeline.tracking.promotion import ChampionChange, VersionSummary
+from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, PromotionProposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.server import server_command
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
@@ -12,13 +15,13 @@ from macrec_pipeline.tracking.tracker import Tracker, open_tracking
 __all__ = [
     "DEFAULT_UI_PORT",
     "AssetRun",
-    "Contender",
-    "Decision",
+    "ChampionChange",
     "PromotionOutcome",
-    "Proposal",
+    "PromotionProposal",
     "RegisteredBundle",
     "RegisteredVersion",
     "Tracker",
+    "VersionSummary",
     "load_model",
     "metric_progress",
     "model_uri",

@@ -1,4 +1,4 @@
-"""Which version of this package's source is running."""
+"""Determine which commit of this package's source code is running."""
 
 import shutil
 import subprocess
@@ -10,17 +10,17 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 @cache
 def git_commit(package: Path = _PACKAGE) -> str | None:
-    """The commit of the checkout that a package folder lies in, with `-dirty` where files were changed since.
+    """Return the commit of the checkout that contains a package folder, with the suffix `-dirty` if files were changed.
 
-    None where the package does not lie directly in a checkout: an installed package must not report the commit of
-    whatever repository its environment happens to be in.
+    Returns None unless the package is directly below the root of a checkout: an installed package must not report the
+    commit of an unrelated repository that contains its environment.
     """
     checkout, git = package.parent, shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None
     command = [git, "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,8 +1,8 @@
-"""Loading a registered model.
+"""Load a registered model, or a verified copy of the bundle inside it.
 
-In: a model's URI and a home, or a data set and a version. Out: MLflow's pyfunc model, or the bundle in it as a folder,
-checked; or a `TrackingError` in one line that lists what there is.
-A service that has never heard of this package does the same with `mlflow.pyfunc.load_model` alone.
+The input is the URI of a model and a home, or a data set and a version. The output is MLflow's pyfunc model or a folder
+with the bundle. Errors are `TrackingError`s of one line; if a model does not exist, they list the registered ones. A
+service without this package can load the same model with `mlflow.pyfunc.load_model`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.tracking.registry import CHAMPION, DIGEST_TAG, bundle_digest, model_name
-from macrec_pipeline.tracking.store import TrackingStore, connect, one_line_errors, own_warnings_ignored
+from macrec_pipeline.tracking.store import TrackingStore, connect, mlflow_warnings_ignored, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -32,16 +32,16 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
 
     Args:
         uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-        home: the home whose registry is asked, unless `MLFLOW_TRACKING_URI` names another.
+        home: the home whose registry is used, unless `MLFLOW_TRACKING_URI` is set.
 
     Returns:
-        A model with `predict(DataFrame, params=...)`; the bundle itself is `unwrap_python_model().bundle`.
+        A model with `predict(DataFrame, params=...)`. The bundle is `unwrap_python_model().bundle`.
 
     Raises:
-        TrackingError: the URI is not one, there is no such model, version or alias, or its files are gone.
+        TrackingError: the URI is invalid; the model, version or alias does not exist; or its files are missing.
     """
     store, found = _require(uri, home)
-    with own_warnings_ignored():
+    with mlflow_warnings_ignored():
         import mlflow.artifacts
         import mlflow.pyfunc
     before = list(sys.path)
@@ -52,15 +52,15 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
             model: PyFuncModel = mlflow.pyfunc.load_model(folder)
             return model
     except OSError as error:
-        raise TrackingError(f"{uri}: its files cannot be read: {error}.") from error
+        raise TrackingError(f"The files of {uri} cannot be read: {error}.") from error
     finally:
-        # MLflow puts the model's copy of this package first on the path and leaves it there; here it is the
-        # running one that answers.
+        # MLflow puts the model's own copy of this package first on the path and leaves it there. In this process, the
+        # running package serves the model.
         sys.path[:] = before
 
 
 def champion_version(store: TrackingStore, dataset: str) -> int | None:
-    """Who is champion; see `Tracker.champion`."""
+    """Return the champion's version; see `Tracker.champion`."""
     found = _find(store, model_name(dataset), alias=CHAMPION, version=None)
     return None if found is None else int(found.version)
 
@@ -70,9 +70,9 @@ class RegisteredBundle:
     """The bundle of a registered version.
 
     Attributes:
-        uri: `models:/NAME/VERSION`, whichever way it was asked for.
+        uri: `models:/NAME/VERSION`, even if the version was requested by alias.
         folder: a copy of the bundle, for `RecommenderBundle.load`.
-        digest: SHA-256 of its files, in hexadecimal.
+        digest: SHA-256 of its files, hexadecimal.
     """
 
     uri: str
@@ -81,7 +81,12 @@ class RegisteredBundle:
 
 
 def model_uri(dataset: str, model: str) -> str:
-    """The URI of a data set's registered model by an alias or a version number; a whole URI stays as it is."""
+    """Build the URI of a data set's registered model.
+
+    Args:
+        dataset: name of the data set.
+        model: an alias, a version number, or a full URI, which is returned unchanged.
+    """
     if model.startswith("models:/"):
         return model
     return f"models:/{model_name(dataset)}{'/' if model.isdigit() else '@'}{model}"
@@ -89,33 +94,35 @@ def model_uri(dataset: str, model: str) -> str:
 
 @contextmanager
 def registered_bundle(uri: str, home: Path, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
-    """The bundle of a registered version, for as long as the block lasts; arguments and errors as in `load_model`.
+    """Provide the bundle of a registered version for the duration of the block.
 
     Args:
-        within: the folder in which the copy is made; None: the system's for temporary files.
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        home: the home whose registry is used, unless `MLFLOW_TRACKING_URI` is set.
+        within: the folder for the copy; None: the system's folder for temporary files.
 
     Raises:
-        TrackingError: also if the bundle is not the one that was registered.
+        TrackingError: as for `load_model`, or the bundle differs from the one that was registered.
     """
     store, found = _require(uri, home)
-    with _fetched(store, found, within=within) as bundle:
+    with _downloaded(store, found, within=within) as bundle:
         yield bundle
 
 
 @contextmanager
 def version_bundle(store: TrackingStore, dataset: str, version: int) -> Iterator[Path]:
-    """A copy of the bundle of a version; see `Tracker.bundle`."""
+    """Provide a copy of the bundle of a version; see `Tracker.bundle`."""
     name = model_name(dataset)
     found = _find(store, name, alias=None, version=str(version))
     if found is None:
-        raise TrackingError(f"{name} has no version {version} in {store.shown_uri}.")
-    with _fetched(store, found) as bundle:
+        raise TrackingError(f"{name} has no version {version} in {store.printable_uri}.")
+    with _downloaded(store, found) as bundle:
         yield bundle.folder
 
 
 @contextmanager
-def _fetched(store: TrackingStore, found: ModelVersion, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
-    with own_warnings_ignored():
+def _downloaded(store: TrackingStore, found: ModelVersion, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
+    with mlflow_warnings_ignored():
         import mlflow.artifacts
     what = f"bundle of {found.name} version {found.version}"
     with tempfile.TemporaryDirectory(dir=within) as scratch:
@@ -130,8 +137,9 @@ def _fetched(store: TrackingStore, found: ModelVersion, *, within: Path | None =
         digest = bundle_digest(Path(copy))
         if digest != found.tags.get(DIGEST_TAG):
             raise TrackingError(
-                f"The {what} in {source} is not the one that was registered: its digest is not that of the tag "
-                f"{DIGEST_TAG}. Go back to another: `macrec rollback {found.name.removeprefix('macrec-')}`."
+                f"The {what} in {source} is not the one that was registered: its digest differs from the tag "
+                f"{DIGEST_TAG}. Restore the files, or return to the previous champion: "
+                f"`macrec rollback {found.name.removeprefix('macrec-')}`."
             )
         yield RegisteredBundle(f"models:/{found.name}/{found.version}", Path(copy), digest)
 
@@ -139,11 +147,13 @@ def _fetched(store: TrackingStore, found: ModelVersion, *, within: Path | None =
 def _require(uri: str, home: Path) -> tuple[TrackingStore, ModelVersion]:
     match = _MODEL_URI.fullmatch(uri)
     if match is None:
-        raise TrackingError(f"{uri!r} is not a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
+        raise TrackingError(f"{uri!r} is not the URI of a model. Use models:/NAME@ALIAS or models:/NAME/VERSION.")
     store = connect(home, create=False)
     found = _find(store, match["name"], alias=match["alias"], version=match["version"])
     if found is None:
-        raise TrackingError(f"There is no {uri} in {store.shown_uri}. Registered: {_registered(store)}.")
+        raise TrackingError(
+            f"{uri} does not exist in {store.printable_uri}. Registered models: {_registered_models(store)}."
+        )
     return store, found
 
 
@@ -156,13 +166,13 @@ def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | 
                 return store.client.get_model_version_by_alias(name, alias)
             return store.client.get_model_version(name, str(version))
         except MlflowException as error:
-            # An alias that does not exist is an invalid parameter to MLflow.
+            # MLflow reports an alias that does not exist as an invalid parameter.
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
 
 
-def _registered(store: TrackingStore) -> str:
+def _registered_models(store: TrackingStore) -> str:
     with one_line_errors("model registry"):
         models = store.client.search_registered_models(max_results=100, order_by=["name ASC"])
     lines = []
@@ -170,4 +180,4 @@ def _registered(store: TrackingStore) -> str:
         aliases = "".join(f", @{alias} is {number}" for alias, number in sorted(model.aliases.items()))
         newest = max((int(version.version) for version in model.latest_versions), default=0)
         lines.append(f"{model.name} (newest version {newest}{aliases})")
-    return "; ".join(lines) or "nothing yet, run `macrec run DATASET`"
+    return "; ".join(lines) or "none yet, run `macrec run DATASET`"

@@ -1,12 +1,13 @@
-"""What a run has to say while the MLflow store is away: written down beside the home's store, and sent later.
+"""Store on disk what a run could not send because the MLflow store was unavailable, and send it later.
 
-In: metrics, parameters, tags, artifacts and the end of a run. Out: the same in the store, once it is back.
+The input is metrics, parameters, tags, artifacts and the end of a run. They reach the MLflow store once it is available
+again. Until then they are kept in the home folder:
 
-    <home>/mlflow/unsent/<run id>/messages.jsonl    one message a line, in the order in which they were to be sent
+    <home>/mlflow/unsent/<run id>/messages.jsonl    one message per line, in the order in which they must be sent
     <home>/mlflow/unsent/<run id>/files/<n>/        copies of the artifacts
-    <home>/mlflow/unsent/refused-<run id>/          a run whose messages the store will never take, for a person to see
+    <home>/mlflow/unsent/refused-<run id>/          messages that the store rejects permanently, for a person to inspect
 
-To send a message twice does no harm, so a file is removed only when all of it has arrived.
+Sending a message twice does no harm, so the files of a run are removed only after all of them have been sent.
 """
 
 from __future__ import annotations
@@ -20,65 +21,72 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from macrec_pipeline.errors import StoreAwayError, TrackingError
+from macrec_pipeline.errors import StoreUnavailableError, TrackingError
 from macrec_pipeline.tracking.store import TrackingStore, mlflow_folder, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Message = Mapping[str, Any]
-"""One of: metrics [[name, value, time in ms, step]]; params {}; tags {}; artifact (a path), folder; status, time."""
+"""Has one of these sets of keys: "metrics", a list of [name, value, time in ms, step]; "params", a mapping; "tags", a
+mapping; "artifact" and "folder", a path and its destination; "status" and "time" in ms, the end of the run."""
 
-_REFUSED = "refused-"
+_REJECTED = "refused-"
 _MESSAGES = "messages.jsonl"
-_BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow takes no more at once
-_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_BATCH_SIZES = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits per request
+_SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 _logger = logging.getLogger(__name__)
 
 
-def deliver(client: MlflowClient, run_id: str, message: Message, *, what: str) -> None:
-    """Tell the store.
+def send_message(client: MlflowClient, run_id: str, message: Message, *, what: str) -> None:
+    """Send a message to the MLflow store.
+
+    Args:
+        client: the client of the store.
+        run_id: the run that the message is about.
+        message: the content; see `Message`.
+        what: the start of error messages.
 
     Raises:
-        StoreAwayError: it does not answer, or has no room; the message can be sent later.
-        TrackingError: it will never take this.
+        StoreUnavailableError: the store does not respond or is out of space; the message can be sent later.
+        TrackingError: the store rejects the message permanently.
     """
     from mlflow.entities import Metric, Param, RunTag
 
     with one_line_errors(what):
-        for point in _parts(message, "metrics"):
-            client.log_batch(run_id, metrics=[Metric(*each) for each in point])
-        for params in _parts(message, "params"):
-            client.log_batch(run_id, params=[Param(*each) for each in params])
-        for tags in _parts(message, "tags"):
-            client.log_batch(run_id, tags=[RunTag(*each) for each in tags])
+        for points in _batches(message, "metrics"):
+            client.log_batch(run_id, metrics=[Metric(*point) for point in points])
+        for params in _batches(message, "params"):
+            client.log_batch(run_id, params=[Param(*param) for param in params])
+        for tags in _batches(message, "tags"):
+            client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags])
         if "artifact" in message:
-            _deliver_artifact(client, run_id, Path(message["artifact"]), message["folder"], what=what)
+            _send_artifact(client, run_id, Path(message["artifact"]), message["folder"], what=what)
         if "status" in message:
             client.set_terminated(run_id, message["status"], message["time"])
 
 
-def _parts(message: Message, kind: str) -> Iterator[list[Any]]:
+def _batches(message: Message, kind: str) -> Iterator[list[Any]]:
     entries = message.get(kind, [])
     entries = sorted(entries.items()) if isinstance(entries, Mapping) else entries
-    for start in range(0, len(entries), _BATCH[kind]):
-        yield entries[start : start + _BATCH[kind]]
+    for start in range(0, len(entries), _BATCH_SIZES[kind]):
+        yield entries[start : start + _BATCH_SIZES[kind]]
 
 
-def _deliver_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | None, *, what: str) -> None:
-    send = client.log_artifacts if path.is_dir() else client.log_artifact
+def _send_artifact(client: MlflowClient, run_id: str, path: Path, folder: str | None, *, what: str) -> None:
+    log = client.log_artifacts if path.is_dir() else client.log_artifact
     try:
-        send(run_id, str(path), artifact_path=folder)
-    except OSError as error:  # a full disk, or a connection: those of `requests` are OSErrors too
-        raise StoreAwayError(f"{what}: {error}") from error
+        log(run_id, str(path), artifact_path=folder)
+    except OSError as error:  # a full disk or a broken connection: the exceptions of `requests` are OSErrors too
+        raise StoreUnavailableError(f"{what}: {error}") from error
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Inside, a server that does not answer costs five seconds: training waits meanwhile."""
-    before = {name: os.environ.get(name) for name in _IMPATIENT}
-    os.environ.update(_IMPATIENT)
+def short_timeouts() -> Iterator[None]:
+    """Wait only a few seconds for a server inside the block, because training waits meanwhile."""
+    before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
+    os.environ.update(_SHORT_TIMEOUTS)
     try:
         yield
     finally:
@@ -87,10 +95,10 @@ def impatient() -> Iterator[None]:
 
 
 class Outbox:
-    """The messages of one run that could not be sent."""
+    """The messages of one run that could not be sent yet. It is true if there are any."""
 
     def __init__(self, store: TrackingStore, run_id: str) -> None:
-        self.folder = _unsent(store.home) / run_id
+        self.folder = _unsent_folder(store.home) / run_id
         self._client, self._run_id = store.client, run_id
 
     def __str__(self) -> str:
@@ -100,7 +108,11 @@ class Outbox:
         return (self.folder / _MESSAGES).exists()
 
     def add(self, message: Message) -> None:
-        """Write a message down, with a copy of its file if it has one. Raises `TrackingError`: no room here either."""
+        """Store a message, with a copy of its artifact if it has one.
+
+        Raises:
+            TrackingError: the home folder cannot be written either.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if "artifact" in message:
@@ -111,59 +123,65 @@ class Outbox:
                 os.fsync(file.fileno())
         except OSError as error:
             raise TrackingError(
-                f"The MLflow store is away, and {error.filename or self.folder} cannot be written: {error.strerror}."
+                f"The MLflow store is unavailable, and {error.filename or self.folder} cannot be written: "
+                f"{error.strerror}. Free disk space, or restore the connection to the store."
             ) from error
 
     def send(self, *, what: str) -> None:
-        """Send everything, in order, and forget it; what the store will never take is set aside, with a warning.
+        """Send all messages in order and remove them.
+
+        Messages that the store rejects permanently are moved aside with a warning.
+
+        Args:
+            what: the start of error messages.
 
         Raises:
-            StoreAwayError: the store is still away.
+            StoreUnavailableError: the store is still unavailable.
         """
         if not self:
             return
         try:
             for line in (self.folder / _MESSAGES).read_text(encoding="utf-8").splitlines():
                 with suppress(json.JSONDecodeError):  # the process was killed while it wrote the last line
-                    deliver(self._client, self._run_id, json.loads(line), what=what)
-        except StoreAwayError:
+                    send_message(self._client, self._run_id, json.loads(line), what=what)
+        except StoreUnavailableError:
             raise
         except TrackingError as error:
-            aside = self.folder.with_name(f"{_REFUSED}{self.folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            _logger.warning("%s. What it had to say is kept in %s.", error, self.folder.rename(aside))
+            rejected = self.folder.with_name(f"{_REJECTED}{self.folder.name}")
+            shutil.rmtree(rejected, ignore_errors=True)
+            _logger.warning("%s. The rejected data is kept in %s.", error, self.folder.rename(rejected))
         else:
             shutil.rmtree(self.folder)
 
     def _copy(self, path: Path) -> Path:
         files = self.folder / "files"
         files.mkdir(exist_ok=True)
-        place = files / str(len(list(files.iterdir())))
-        place.mkdir()
+        destination = files / str(len(list(files.iterdir())))
+        destination.mkdir()
         if path.is_dir():
-            return Path(shutil.copytree(path, place / path.name))
-        return Path(shutil.copyfile(path, place / path.name))
+            return Path(shutil.copytree(path, destination / path.name))
+        return Path(shutil.copyfile(path, destination / path.name))
 
 
-def send_unsent(store: TrackingStore, *, is_alive: Callable[[str], bool]) -> None:
-    """Send what runs of processes that ended could not. A store that is away again costs a warning.
+def send_pending(store: TrackingStore, *, is_alive: Callable[[str], bool]) -> None:
+    """Send what runs of ended processes could not send. If the store is unavailable again, log a warning.
 
     Args:
-        store: of the home whose outboxes are emptied.
-        is_alive: tells the ids of the runs that still see to it themselves.
+        store: the store of the home whose outboxes are emptied.
+        is_alive: tells by run id whether the process of a run still works, and so sends its own messages.
     """
-    if not _unsent(store.home).is_dir():
+    if not _unsent_folder(store.home).is_dir():
         return
     with store.lock("unsent"):
-        for folder in sorted(_unsent(store.home).iterdir()):
-            if folder.name.startswith(_REFUSED) or is_alive(folder.name):
+        for folder in sorted(_unsent_folder(store.home).iterdir()):
+            if folder.name.startswith(_REJECTED) or is_alive(folder.name):
                 continue
             try:
                 Outbox(store, folder.name).send(what=f"MLflow run {folder.name}")
-            except StoreAwayError as error:
+            except StoreUnavailableError as error:
                 _logger.warning("%s. The next run tries again.", error)
                 return
 
 
-def _unsent(home: Path) -> Path:
+def _unsent_folder(home: Path) -> Path:
     return mlflow_folder(home) / "unsent"

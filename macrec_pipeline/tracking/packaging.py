@@ -1,7 +1,7 @@
-"""From a bundle's folder to MLflow's model folder, which holds all that a consumer needs.
+"""Convert the folder of a bundle to MLflow's model folder, which contains everything that a consumer needs.
 
-In: the bundle. Out: a folder with the bundle, the script that answers for it (`pyfunc_model`), the few modules of this
-package that the script needs, a signature, an example and pinned requirements. Nothing in it is pickled.
+The input is the bundle. The output is a folder with the bundle, the script that serves it (`pyfunc_model`), the modules
+of this package that the script needs, a signature, an input example and pinned requirements. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macrec_pipeline.errors import TrackingError
-from macrec_pipeline.tracking.store import own_warnings_ignored
+from macrec_pipeline.tracking.store import mlflow_warnings_ignored
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
-# What a consumer's copy of the package holds, and the packages that this needs.
+# The parts of this package that a consumer's copy contains, and the packages that these parts need.
 _CODE = ("__init__.py", "errors.py", "recommender", "runtime")
 _REQUIREMENTS = ("torch", "transformers", "numpy", "safetensors")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -26,29 +26,30 @@ _EXAMPLE_ITEMS = 3
 
 
 def save_bundle_model(bundle_folder: Path, destination: Path, *, identity: Model) -> None:
-    """Write MLflow's model folder of a bundle.
+    """Write MLflow's model folder for a bundle.
 
     Args:
-        bundle_folder: what `RecommenderBundle.write` made.
+        bundle_folder: the result of `RecommenderBundle.write`.
         destination: a folder that does not exist yet.
-        identity: the model's id and run, as MLflow's own description of a model.
+        identity: MLflow's description of the model, with its id and run.
 
     Raises:
-        StorageError: the bundle's parts do not belong together.
-        TrackingError: the bundle does not answer.
+        StorageError: the parts of the bundle do not belong together.
+        TrackingError: the bundle cannot recommend.
     """
-    with own_warnings_ignored():
+    with mlflow_warnings_ignored():
         import mlflow.pyfunc
     example = checked_example(bundle_folder)
-    with tempfile.TemporaryDirectory() as scratch, own_warnings_ignored():
-        script = Path(scratch, "pyfunc_model.py")  # a copy, since MLflow writes down where the script lay
+    with tempfile.TemporaryDirectory() as scratch, mlflow_warnings_ignored():
+        script = Path(scratch, "pyfunc_model.py")  # a copy, because MLflow records the path of the script
         shutil.copyfile(Path(__file__).with_name(script.name), script)
-        named = Path(scratch, "bundle")  # the name that the folder gets inside the model; MLflow follows no link
-        shutil.copytree(bundle_folder, named)
+        # MLflow uses the folder's name inside the model and does not follow links, so the folder is copied.
+        bundle_copy = Path(scratch, "bundle")
+        shutil.copytree(bundle_folder, bundle_copy)
         mlflow.pyfunc.save_model(
             destination,
             python_model=str(script),
-            artifacts={"bundle": str(named)},
+            artifacts={"bundle": str(bundle_copy)},
             code_paths=[str(copy_code(Path(scratch, "code")))],
             signature=model_signature(),
             input_example=example,
@@ -58,7 +59,7 @@ def save_bundle_model(bundle_folder: Path, destination: Path, *, identity: Model
 
 
 def copy_code(destination: Path) -> Path:
-    """Copy what a consumer needs of this package below `destination`; returns the copy's folder."""
+    """Copy the parts of this package that a consumer needs to a folder below `destination`, and return that folder."""
     copy = destination / _PACKAGE.name
     copy.mkdir(parents=True)
     for name in _CODE:
@@ -71,18 +72,20 @@ def copy_code(destination: Path) -> Path:
 
 
 def model_signature() -> ModelSignature:
-    """The columns and params that the model takes, and the columns that it gives."""
+    """Describe the input columns, the parameters and the output columns of the model."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
     from macrec_pipeline.tracking.pyfunc_model import DEFAULTS, RULES, UNSEEN
 
-    # Optional means here that a cell may be null: a user without a history. The model itself asks for the column.
-    # Of any type, since MLflow turns a list with a null into one of other strings; the model refuses what is no list.
-    anything = AnyType()  # type: ignore[no-untyped-call]
-    cells = [ColSpec(anything, name, required=False) for name in ("history", *RULES, UNSEEN)]
-    # One param of all rules: MLflow's param of a list is never null, and nothing allowed is not no rule.
-    rules = Object([Property(name, anything, required=False) for name in RULES])
+    # Optional columns may have null cells, as for a user without a history. The model itself requires `history`.
+    # The columns accept any type because MLflow would convert the other values of a list that contains a null to
+    # strings; the model itself rejects cells that are not lists.
+    any_type = AnyType()  # type: ignore[no-untyped-call]
+    columns = [ColSpec(any_type, name, required=False) for name in ("history", *RULES, UNSEEN)]
+    # All rules are one parameter: a parameter of MLflow with a list type cannot be null, and an empty list of allowed
+    # items differs from no rule.
+    rules = Object([Property(name, any_type, required=False) for name in RULES])
     types: dict[str, str | Object] = {
         "k": "long",
         "route": "string",
@@ -91,7 +94,7 @@ def model_signature() -> ModelSignature:
         "rules": rules,
     }
     return ModelSignature(
-        inputs=Schema([*cells, ColSpec(DataType.string, "user_id", required=False)]),
+        inputs=Schema([*columns, ColSpec(DataType.string, "user_id", required=False)]),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),
@@ -104,14 +107,14 @@ def model_signature() -> ModelSignature:
 
 
 def checked_example(bundle_folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A request that the bundle has just answered: nothing is registered that does not answer.
+    """Build an example request and check that the bundle can serve it, so that no broken bundle is registered.
 
     Returns:
-        Rows with one history of the bundle's own items, and params.
+        A table with one history of the bundle's own items, and the parameters.
 
     Raises:
-        StorageError: the bundle's parts do not belong together.
-        TrackingError: it does not answer.
+        StorageError: the parts of the bundle do not belong together.
+        TrackingError: the bundle cannot serve the request, or recommends nothing.
     """
     import pandas as pd
     from mlflow.exceptions import MlflowException
@@ -124,13 +127,13 @@ def checked_example(bundle_folder: Path) -> tuple[Any, dict[str, Any]]:
     model.load_context(context)
     rows = pd.DataFrame({"history": [[str(item_id) for item_id in model.bundle.item_ids[:_EXAMPLE_ITEMS]]]})
     params = DEFAULTS | {"k": min(DEFAULTS["k"], model.bundle.num_items)}
-    del params["rules"]  # MLflow can infer no type of an empty mapping
+    del params["rules"]  # MLflow cannot infer the type of an empty mapping
     try:
         answer = model.predict(context, rows, params)
     except MlflowException as error:
         raise TrackingError(
-            f"The bundle in {bundle_folder} does not answer its own example: {error.message}"
+            f"The bundle in {bundle_folder} cannot recommend for its example: {error.message}"
         ) from error
     if not len(answer["item_ids"][0]):
-        raise TrackingError(f"The bundle in {bundle_folder} recommends nothing to its own example.")
+        raise TrackingError(f"The bundle in {bundle_folder} recommends no items for its example.")
     return rows, params

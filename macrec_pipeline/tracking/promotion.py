@@ -1,7 +1,8 @@
-"""Who is champion: moved by a person's decision, which is kept with its reason and can be taken back.
+"""Change which version of a registered model is the champion, and record the reason so that the change can be reverted.
 
-In: a data set and, for a promotion, a version. Out: the alias `champion` on another version. A consumer that loads by
-alias meets the one or the other, never neither: moving an alias is one statement in MLflow's store.
+The champion is the version that services load by the alias `champion`; the challenger is the newest version. The input
+is a data set and, for a promotion, a version. The output is the alias on another version. A consumer that loads by
+alias always finds either the old or the new champion, because MLflow moves an alias in a single statement.
 """
 
 from __future__ import annotations
@@ -13,130 +14,131 @@ from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.runtime.text_sanitizing import as_markdown
-from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, model_name
+from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, METRIC_TAG, model_name
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-# On the registered model: every champion so far as a JSON list of versions, the present one last.
+# Tag of the registered model: all champions so far as a JSON list of versions, the present one last.
 CHAMPIONS_TAG = "macrec.champions"
-# On a version: what was decided about it last, when and why.
+# Tag of a version: the latest decision about it, with time and reason.
 DECISION_TAG = "macrec.decision"
-# In a version's description, before one line a decision about it.
-_DECISIONS = "Decisions, the newest last:"
-# MLflow's table has room for so many characters of a description; of one decision so many are shown in it.
-_MAX_DESCRIPTION, _MAX_SHOWN = 5000, 500
-_METRIC = "metric."
+# Heading in a version's description, followed by one line per decision.
+_DECISIONS_HEADING = "Decisions, the newest last:"
+# MLflow's table limits the length of a description. A single decision is shortened to leave room for others.
+_MAX_DESCRIPTION, _MAX_DECISION = 5000, 500
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A version in a decision: its number, and the test metrics that it was registered with."""
+class VersionSummary:
+    """A version of a registered model: its number, and the test metrics that it was registered with."""
 
     version: int
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What was done.
+class ChampionChange:
+    """The result of a promotion or a rollback.
 
     Attributes:
         name: the registered model.
-        champion: who has the alias now.
-        before: who had it until then; None if nobody had.
+        champion: the version that has the alias now.
+        previous: the version that had it before; None if there was none.
     """
 
     name: str
-    champion: Contender
-    before: Contender | None
+    champion: VersionSummary
+    previous: VersionSummary | None
 
     @property
     def changed(self) -> bool:
         """Whether the alias moved."""
-        return self.before is None or self.before.version != self.champion.version
+        return self.previous is None or self.previous.version != self.champion.version
 
 
 def promote(
     store: TrackingStore, dataset: str, *, version: int | None, reason: str, over: int | None = None
-) -> Decision:
-    """Make a version champion; see `Tracker.promote`."""
+) -> ChampionChange:
+    """Make a version the champion; see `Tracker.promote`."""
     name = model_name(dataset)
     with one_line_errors(f"registered model {name}"), store.lock("aliases"):
-        model = _model(store, name)
-        chosen = _alias(model, CHALLENGER) if version is None else version
+        model = _registered_model(store, name)
+        chosen = _version_with_alias(model, CHALLENGER) if version is None else version
         if chosen is None:
-            raise TrackingError(f"{name} has no challenger. Name a version: --version N.")
+            raise TrackingError(f"{name} has no challenger. Name a version with --version N.")
         _require_version(store, name, chosen)
-        current = _alias(model, CHAMPION)
+        current = _version_with_alias(model, CHAMPION)
         if over is not None and current != over:
-            raise ChampionMovedError(f"{_named(current)} is champion of {name} by now, and not version {over}.")
-        decision = f"promoted over {_named(current)}"
-        return _crown(store, model, [*_champions(model), chosen], decision=decision, reason=reason)
+            raise ChampionMovedError(f"The champion of {name} is now {_version_text(current)}, not version {over}.")
+        decision = f"promoted over {_version_text(current)}"
+        return _set_champion(store, model, [*_champions(model), chosen], decision=decision, reason=reason)
 
 
-def rollback(store: TrackingStore, dataset: str, *, reason: str) -> Decision:
-    """Give the alias back to the champion before; see `Tracker.rollback`."""
+def rollback(store: TrackingStore, dataset: str, *, reason: str) -> ChampionChange:
+    """Restore the previous champion; see `Tracker.rollback`."""
     name = model_name(dataset)
     with one_line_errors(f"registered model {name}"), store.lock("aliases"):
-        model = _model(store, name)
-        current = _alias(model, CHAMPION)
+        model = _registered_model(store, name)
+        current = _version_with_alias(model, CHAMPION)
         if current is None:
-            raise TrackingError(f"{name} has no champion. Make one: `macrec promote {dataset} --version N`.")
-        there = {int(found.version) for found in _versions(store, name)}
+            raise TrackingError(f"{name} has no champion. Choose one: `macrec promote {dataset} --version N`.")
+        existing = {int(found.version) for found in _versions(store, name)}
         champions = _champions(model)
-        while champions and (champions[-1] == current or champions[-1] not in there):
+        while champions and (champions[-1] == current or champions[-1] not in existing):
             champions.pop()
         if not champions:
             raise TrackingError(
-                f"No champion of {name} came before version {current}, or none that is still there. "
-                f"Name a version: `macrec promote {dataset} --version N`."
+                f"{name} has no champion before version {current} that still exists. Choose a version: "
+                f"`macrec promote {dataset} --version N`."
             )
-        # The history goes back too, so that the next rollback goes further and not to and fro. It goes first: whoever
-        # is champion with a later version still in it counts as having come after that one.
+        # The history is shortened too, so that the next rollback goes further back instead of undoing this one. It is
+        # written before the alias moves: a champion with later versions in the history would count as their successor.
         _write_champions(store, model, champions)
-        decision = f"champion again, rolled back from {_named(current)}"
-        return _crown(store, model, champions, decision=decision, reason=reason)
+        decision = f"champion again, rolled back from {_version_text(current)}"
+        return _set_champion(store, model, champions, decision=decision, reason=reason)
 
 
-def _crown(
+def _set_champion(
     store: TrackingStore, model: RegisteredModel, champions: list[int], *, decision: str, reason: str
-) -> Decision:
-    """Move the alias to the last of `champions`, then write down why.
+) -> ChampionChange:
+    """Move the alias to the last of `champions`, then record the decision.
 
-    A promotion that dies between the two leaves a champion whom the history lacks, which `_champions` makes good.
+    If the process dies between the two steps, the champion is missing in the recorded history; `_champions` adds it.
     """
-    chosen, current = champions[-1], _alias(model, CHAMPION)
-    made = Decision(
+    chosen, current = champions[-1], _version_with_alias(model, CHAMPION)
+    change = ChampionChange(
         model.name,
-        _contender(store, model.name, chosen),
-        None if current is None else _contender(store, model.name, current),
+        _summary(store, model.name, chosen),
+        None if current is None else _summary(store, model.name, current),
     )
-    if made.changed:
+    if change.changed:
         store.client.set_registered_model_alias(model.name, CHAMPION, str(chosen))
         _write_champions(store, model, champions)
         write_decision(store, model.name, chosen, decision=decision, reason=reason)
-    return made
+    return change
 
 
 def write_decision(store: TrackingStore, name: str, version: int, *, decision: str, reason: str) -> None:
-    """Keep on a version what was decided about it, when and why: the last in a tag, all that fit in the description.
+    """Record a decision about a version, with time and reason.
 
-    The caller holds the lock of the aliases.
+    The tag holds the latest decision. The description holds as many decisions as fit. The caller must hold the lock
+    `aliases`.
     """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{when}: {decision}{f'. {reason}' if reason else ''}"
     store.client.set_model_version_tag(name, str(version), DECISION_TAG, text)
-    shown = as_markdown(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}...")
-    before = store.client.get_model_version(name, str(version)).description or ""
-    store.client.update_model_version(name, str(version), description=_with_line(before, f"- {shown}"))
+    line = as_markdown(text if len(text) <= _MAX_DECISION else f"{text[: _MAX_DECISION - 3]}...")
+    description = store.client.get_model_version(name, str(version)).description or ""
+    store.client.update_model_version(name, str(version), description=_with_decision(description, f"- {line}"))
 
 
-def _with_line(description: str, line: str) -> str:
-    """A description with one decision more; the oldest ones make room for it."""
-    card, _, before = description.partition(_DECISIONS)
-    head, lines = f"{card.rstrip()}\n\n{_DECISIONS}\n".lstrip(), [*filter(None, before.splitlines()), line]
+def _with_decision(description: str, line: str) -> str:
+    """Append a decision to a description, and drop the oldest decisions if it becomes too long."""
+    card, _, decisions = description.partition(_DECISIONS_HEADING)
+    head = f"{card.rstrip()}\n\n{_DECISIONS_HEADING}\n".lstrip()
+    lines = [*filter(None, decisions.splitlines()), line]
     while len(lines) > 1 and len(head) + sum(len(one) + 1 for one in lines) > _MAX_DESCRIPTION:
         del lines[0]
     return "\n".join([head, *lines])[:_MAX_DESCRIPTION]
@@ -146,7 +148,7 @@ def _write_champions(store: TrackingStore, model: RegisteredModel, champions: li
     store.client.set_registered_model_tag(model.name, CHAMPIONS_TAG, json.dumps(champions))
 
 
-def _model(store: TrackingStore, name: str) -> RegisteredModel:
+def _registered_model(store: TrackingStore, name: str) -> RegisteredModel:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -154,8 +156,10 @@ def _model(store: TrackingStore, name: str) -> RegisteredModel:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = sorted(model.name for model in store.client.search_registered_models())
-        raise TrackingError(f"There is no registered model {name}. Those are: {', '.join(known) or 'none'}.") from None
+        names = sorted(model.name for model in store.client.search_registered_models())
+        raise TrackingError(
+            f"There is no registered model {name}. The registered models are: {', '.join(names) or 'none'}."
+        ) from None
 
 
 def _versions(store: TrackingStore, name: str) -> list[ModelVersion]:
@@ -163,28 +167,31 @@ def _versions(store: TrackingStore, name: str) -> list[ModelVersion]:
 
 
 def _require_version(store: TrackingStore, name: str, number: int) -> None:
-    there = sorted(int(found.version) for found in _versions(store, name))
-    if number not in there:
-        raise TrackingError(f"{name} has no version {number}. Those are: {', '.join(map(str, there)) or 'none'}.")
+    existing = sorted(int(found.version) for found in _versions(store, name))
+    if number not in existing:
+        raise TrackingError(
+            f"{name} has no version {number}. The versions are: {', '.join(map(str, existing)) or 'none'}."
+        )
 
 
-def _contender(store: TrackingStore, name: str, number: int) -> Contender:
+def _summary(store: TrackingStore, name: str, number: int) -> VersionSummary:
     tags = store.client.get_model_version(name, str(number)).tags
-    return Contender(
-        number, {key.removeprefix(_METRIC): float(value) for key, value in tags.items() if key.startswith(_METRIC)}
+    return VersionSummary(
+        number,
+        {key.removeprefix(METRIC_TAG): float(value) for key, value in tags.items() if key.startswith(METRIC_TAG)},
     )
 
 
-def _alias(model: RegisteredModel, alias: str) -> int | None:
+def _version_with_alias(model: RegisteredModel, alias: str) -> int | None:
     return int(model.aliases[alias]) if alias in model.aliases else None
 
 
 def _champions(model: RegisteredModel) -> list[int]:
-    """Every champion so far, the present one last, whoever moved the alias to it."""
+    """List all champions so far, the present one last, even if it got the alias in MLflow's UI."""
     champions = [int(number) for number in json.loads(model.tags.get(CHAMPIONS_TAG, "[]"))]
-    current = _alias(model, CHAMPION)
+    current = _version_with_alias(model, CHAMPION)
     return champions if current is None or champions[-1:] == [current] else [*champions, current]
 
 
-def _named(version: int | None) -> str:
-    return "nobody" if version is None else f"version {version}"
+def _version_text(version: int | None) -> str:
+    return "no version" if version is None else f"version {version}"

@@ -1,7 +1,8 @@
-"""What becomes of a version that was just registered: champion, challenger that waits, or challenger that lost.
+"""Decide whether a version that was just registered becomes the champion, and record the outcome on the version.
 
-In: the version and what a comparison proposes. Out: the alias `champion`, if it is to move, by `promotion.promote`
-alone, and on the version the decision, its reason and its figures, as tags and as the description that MLflow shows.
+The input is the version and the result of its comparison with the champion. If the version is promoted, the alias
+`champion` moves, by `promotion.promote` alone. The decision, its reason and its figures are recorded on the version, as
+tags and in the description that MLflow shows.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
     from macrec_pipeline.tracking.store import TrackingStore
 
 Status = Literal["first version", "promoted", "advised", "refused", "not compared", "champion moved"]
-# On a version: how its comparison ended, and with whom it was.
+# Tags of a version: the status of its promotion, the version that it was compared with, and a prefix of its figures.
 STATUS_TAG, COMPARED_TAG, FIGURE_TAG = "macrec.promotion", "macrec.compared_with", "compare."
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """What a comparison says of a new version.
+class PromotionProposal:
+    """The result of comparing a new version with the champion.
 
     Attributes:
-        over: the champion that it was compared with; None: with nobody.
-        passed: whether every rule of promotion is kept.
-        automatic: whether it may then be promoted without a person.
-        reason: the rules' sentences, or why there was no comparison.
-        figures: name -> number, kept as tags `compare.<name>`.
-        card: Markdown with the figures, the description of the version; what is decided is added to it.
+        over: the champion that the version was compared with; None if there was no comparison.
+        passed: whether the version passed every rule of promotion.
+        automatic: whether a version that passed is promoted without asking a person.
+        reason: the sentences of the rules, or why there was no comparison.
+        figures: name -> number, stored as the tags `compare.<name>`.
+        card: Markdown with the figures. It becomes the description of the version, and the decision is appended to it.
     """
 
     over: int | None
@@ -47,12 +48,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class PromotionOutcome:
-    """What was decided.
+    """The decision about a version.
 
     Attributes:
-        status: how it ended, in a word or two; the tag `macrec.promotion`.
-        decision: the same as a sentence with its reason.
-        aliases: those that name the version now.
+        status: the outcome in one to two words, stored as the tag `macrec.promotion`. "advised": the version passed,
+            but a person has to promote it. "refused": it failed a rule. "champion moved": another version became
+            champion after the comparison.
+        decision: the outcome as a sentence, with its reason.
+        aliases: the aliases that the version has now.
     """
 
     status: Status
@@ -60,42 +63,46 @@ class PromotionOutcome:
     aliases: tuple[str, ...]
 
 
-def settle(store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: Proposal) -> PromotionOutcome:
-    """Promote or not, and write down which; see `Tracker.settle`."""
+def decide_promotion(
+    store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: PromotionProposal
+) -> PromotionOutcome:
+    """Promote a new version or not, and record the decision; see `Tracker.decide_promotion`."""
     number = str(version.version)
     tags = {f"{FIGURE_TAG}{name}": repr(value) for name, value in proposal.figures.items()}
     if proposal.over is not None:
         tags[COMPARED_TAG] = str(proposal.over)
     with one_line_errors(f"registered model {version.name}"):
-        # Before the alias moves, so that no champion is without the figures that made it one.
+        # The figures are recorded before the alias moves, so that no champion lacks the figures that led to it.
         store.client.update_model_version(version.name, number, description=proposal.card)
         for name, value in tags.items():
             store.client.set_model_version_tag(version.name, number, name, value)
-        status, said = _decide(store, version, dataset, proposal)
-        if status != "promoted":  # `promote` has written its own
+        status, decision = _decide(store, version, dataset, proposal)
+        if status != "promoted":  # otherwise `promote` has recorded the decision
             with store.lock("aliases"):
-                write_decision(store, version.name, version.version, decision=said, reason=proposal.reason)
+                write_decision(store, version.name, version.version, decision=decision, reason=proposal.reason)
         store.client.set_model_version_tag(version.name, number, STATUS_TAG, status)
-    crowned = (CHAMPION,) if status == "promoted" else ()
-    return PromotionOutcome(status, f"{said}. {proposal.reason}".strip(), version.aliases + crowned)
+    new_aliases = (CHAMPION,) if status == "promoted" else ()
+    return PromotionOutcome(status, f"{decision}. {proposal.reason}".strip(), version.aliases + new_aliases)
 
 
-def _decide(store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: Proposal) -> tuple[Status, str]:
-    """Move the alias if it is to move; the status, and what was decided without its reason."""
+def _decide(
+    store: TrackingStore, version: RegisteredVersion, dataset: str, proposal: PromotionProposal
+) -> tuple[Status, str]:
+    """Move the alias if the version is to be promoted; return the status and the decision without its reason."""
     if CHAMPION in version.aliases:
-        return "first version", "Champion, since there was none"
+        return "first version", "Champion, because there was none"
     if proposal.over is None:
-        return "not compared", "Not promoted: it was compared with nobody"
+        return "not compared", "Not promoted, because it was not compared with the champion"
     if not proposal.passed:
         return "refused", f"Not promoted over version {proposal.over}"
     if not proposal.automatic:
-        by_hand = f"macrec promote {dataset} --version {version.version}"
-        return "advised", f"Not promoted yet: it may replace version {proposal.over}, which a person decides: {by_hand}"
+        command = f"macrec promote {dataset} --version {version.version}"
+        return "advised", f"May replace version {proposal.over}, but a person must promote it with `{command}`"
     try:
         promote(store, dataset, version=version.version, reason=proposal.reason, over=proposal.over)
     except ChampionMovedError as error:
         return (
             "champion moved",
-            f"Not promoted: it was compared with version {proposal.over}, but {str(error).rstrip('.')}",
+            f"Not promoted: it was compared with version {proposal.over}. {str(error).rstrip('.')}",
         )
     return "promoted", f"Promoted over version {proposal.over}"

@@ -1,7 +1,7 @@
-"""Registering a recommender bundle: from a folder to a version of `macrec-<dataset>` that anyone can load.
+"""Register a recommender bundle as a version of the model `macrec-<dataset>`, which services can load.
 
-In: the bundle's folder and its metrics. Out: a model version (see `packaging` for what it holds) with tags and the
-aliases `challenger` and, where there is none yet, `champion`.
+The input is the folder of the bundle and its metrics. The output is a model version (`packaging` describes its content)
+with tags and the alias `challenger`; it also gets the alias `champion` if the model has no champion yet.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.tracking.git_commit import git_commit
 from macrec_pipeline.tracking.packaging import save_bundle_model
-from macrec_pipeline.tracking.store import TrackingStore, is_server, one_line_errors, own_warnings_ignored
+from macrec_pipeline.tracking.store import TrackingStore, is_server, mlflow_warnings_ignored, one_line_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST_TAG = "macrec.bundle_digest"
-"""On a version: the digest of its bundle's files when it was registered."""
+"""Tag of a version: the digest of its bundle's files at registration."""
+METRIC_TAG = "metric."
+"""Prefix of the tags of a version that hold its test metrics."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,11 @@ class RegisteredVersion:
 
     Attributes:
         name: the registered model, `macrec-<dataset>`.
-        version: counts from 1.
+        version: number of the version, starting at 1.
         uri: `models:/<name>/<version>`.
-        aliases: those that name this version now.
-        bundle_digest: SHA-256 of the bundle's files, in hexadecimal.
-        url: where the UI shows the version.
+        aliases: the aliases that the version has now.
+        bundle_digest: SHA-256 of the bundle's files, hexadecimal.
+        url: the address of the version in MLflow's UI.
     """
 
     name: str
@@ -63,11 +65,11 @@ def register(
 ) -> RegisteredVersion:
     """Register a bundle; see `Tracker.register`."""
     if not bundle_folder.is_dir():
-        raise TrackingError(f"{bundle_folder} cannot be registered, since there is no such folder.")
+        raise TrackingError(f"The bundle {bundle_folder} cannot be registered because this folder does not exist.")
     name, digest = model_name(dataset), bundle_digest(bundle_folder)
     finite = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
     all_tags = {
-        **{f"metric.{key}": repr(value) for key, value in finite.items()},
+        **{f"{METRIC_TAG}{key}": repr(value) for key, value in finite.items()},
         "dagster.run_id": dagster_run_id,
         "macrec.dataset": dataset,
         DIGEST_TAG: digest,
@@ -84,12 +86,12 @@ def register(
 
 
 def model_name(dataset: str) -> str:
-    """The registered model of a data set."""
+    """Return the name of a data set's registered model."""
     return f"macrec-{dataset}"
 
 
 def bundle_digest(folder: Path) -> str:
-    """SHA-256 in hexadecimal over the sorted (name, SHA-256) of a folder's files: the same bytes, the same digest."""
+    """Compute the SHA-256 over the sorted pairs (relative path, SHA-256) of a folder's files, as hexadecimal text."""
     hashes = []
     for path in folder.rglob("*"):
         if path.is_file():
@@ -99,8 +101,8 @@ def bundle_digest(folder: Path) -> str:
 
 
 def _log_model(store: TrackingStore, bundle_folder: Path, *, experiment_id: str, name: str, run_id: str) -> LoggedModel:
-    """Save the model and upload it, by the client alone: MLflow's `log_model` works on process-wide settings."""
-    with own_warnings_ignored():
+    """Save the model and upload it through the client, because MLflow's `log_model` uses process-wide settings."""
+    with mlflow_warnings_ignored():
         from mlflow.entities import LoggedModelOutput
         from mlflow.exceptions import MlflowException
         from mlflow.models import Model
@@ -116,7 +118,7 @@ def _log_model(store: TrackingStore, bundle_folder: Path, *, experiment_id: str,
             save_bundle_model(bundle_folder, folder, identity=identity)
             store.client.log_model_artifacts(model.model_id, str(folder))
         except BaseException:
-            with suppress(MlflowException):  # the error that is on its way is the one to be seen
+            with suppress(MlflowException):  # the caller must see the original error
                 store.client.finalize_logged_model(model.model_id, "FAILED")
             raise
         store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
@@ -128,7 +130,7 @@ def _log_model_metrics(store: TrackingStore, model: LoggedModel, metrics: Mappin
 
     now = time.time_ns() // 1_000_000
     points = [Metric(name, value, now, 0, model_id=model.model_id, run_id=run_id) for name, value in metrics.items()]
-    for start in range(0, len(points), 1000):  # MLflow takes no more at once
+    for start in range(0, len(points), 1000):  # MLflow's limit per request
         store.client.log_batch(run_id, metrics=points[start : start + 1000])
 
 
@@ -140,13 +142,14 @@ def _new_version(store: TrackingStore, model: LoggedModel, *, name: str, run_id:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # A database resolves `models:/` against the process-wide tracking URI, a server accepts nothing else.
+    # With a database, MLflow would resolve `models:/` against the process-wide tracking URI. A server accepts only
+    # `models:/`.
     source = f"models:/{model.model_id}" if is_server(store.uri) else model.artifact_location
-    made = store.client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model.model_id)
-    # MLflow's own log_model leaves this mark too: the UI shows from it which versions a logged model has become.
-    versions = json.dumps([{"name": name, "version": made.version}])
+    created = store.client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model.model_id)
+    # MLflow's log_model sets this tag too. The UI uses it to show which versions belong to a logged model.
+    versions = json.dumps([{"name": name, "version": created.version}])
     store.client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": versions})
-    return int(made.version)
+    return int(created.version)
 
 
 def _set_aliases(store: TrackingStore, name: str, number: int) -> tuple[str, ...]:

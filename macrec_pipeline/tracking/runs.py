@@ -1,9 +1,9 @@
-"""Runs: one parent a pipeline run, one child an attempt at an asset.
+"""MLflow runs: one parent run per pipeline run, and one child run per attempt to materialize an asset.
 
-In: what an asset measures and makes while it is materialized. Out: MLflow runs in the experiment `macrec/<dataset>`.
-A parent is found again by the tag `dagster.run_id`, under a lock, since the assets of one pipeline run are made by
-several processes. A living child holds a lock of its own, so that a later process can tell a child that was killed
-from one that is still at work.
+The input is what an asset measures and writes while it is materialized. The output is MLflow runs in the experiment
+`macrec/<dataset>`. Several processes materialize the assets of a pipeline run, so each of them looks up the parent run
+by the tag `dagster.run_id`, under a lock. The process of a child run holds a lock file, so that later processes can
+distinguish a child run whose process was killed from one that is still working.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.runtime.process_locks import ProcessState, hold_lock, process_state
 from macrec_pipeline.tracking.asset_run import AssetRun
 from macrec_pipeline.tracking.git_commit import git_commit
-from macrec_pipeline.tracking.outbox import send_unsent
+from macrec_pipeline.tracking.outbox import send_pending
 from macrec_pipeline.tracking.store import TrackingStore, mlflow_folder, one_line_errors
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 MAX_PARAM_LENGTH = 500
-"""Characters of a parameter's value; `config.json` holds it whole."""
+"""Longest value of a parameter, in characters; `config.json` has the full value."""
 
 _logger = logging.getLogger(__name__)
 _RUN_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -50,8 +49,8 @@ def asset_run(
     input_digests: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> Iterator[AssetRun]:
-    """A child run around a block; see `Tracker.asset_run`."""
-    send_unsent(store, is_alive=lambda run_id: _holds_its_lock(store, run_id))
+    """Open a child run for the duration of a block; see `Tracker.asset_run`."""
+    send_pending(store, is_alive=lambda run_id: _holds_its_lock(store, run_id))
     experiment_id = store.experiment_id(dataset)
     parent_id = _open_parent(store, experiment_id, dataset=dataset, dagster_run_id=dagster_run_id)
     params = {
@@ -67,7 +66,7 @@ def asset_run(
     }
     with one_line_errors(f"{asset}: MLflow run"):
         run = AssetRun(store, store.client.create_run(experiment_id, tags=all_tags, run_name=asset), asset)
-    with _held_while_alive(store, run.run_id):
+    with hold_lock(_lock_file(store, run.run_id)):
         status: Status = "KILLED"
         try:
             run.log_params(params)
@@ -88,44 +87,47 @@ def _close(run: AssetRun, status: Status) -> None:
     except TrackingError as error:
         if status == "FINISHED":
             raise
-        _logger.warning("%s", error)  # the error that ended the block is the one to be seen
+        _logger.warning("%s", error)  # the caller must see the error that ended the block, not this one
 
 
 def _describe_failure(run: AssetRun, error: Exception) -> None:
     try:
         run.set_tags({"macrec.error": f"{type(error).__name__}: {error}"[:_MAX_ERROR_LENGTH]})
-    except TrackingError as second:
-        _logger.warning("%s", second)
+    except TrackingError as tracking_error:
+        _logger.warning("%s", tracking_error)
 
 
 def finish_parent(store: TrackingStore, *, dataset: str, dagster_run_id: str, status: Status) -> None:
     """Close the parent run of a pipeline run; see `Tracker.finish_pipeline`."""
     experiment_id = store.experiment_id(dataset)
-    with store.lock("parents"), one_line_errors("end of the pipeline's MLflow run"):
+    with store.lock("parents"), one_line_errors("ending the pipeline's MLflow run"):
         for run in _search(store, experiment_id, kind="pipeline", dagster_run_id=dagster_run_id):
             store.client.set_terminated(run.info.run_id, status)
 
 
 def close_interrupted(store: TrackingStore, *, dataset: str, dagster_run_id: str | None) -> int:
-    """Close the children whose processes died; see `Tracker.close_interrupted_runs`."""
+    """Close the child runs whose processes died; see `Tracker.close_interrupted_runs`."""
     experiment_id = store.experiment_id(dataset)
-    with store.lock("parents"), one_line_errors("interrupted MLflow runs"):
+    with store.lock("parents"), one_line_errors("closing interrupted MLflow runs"):
         running = _search(store, experiment_id, kind="asset", dagster_run_id=dagster_run_id, status="RUNNING")
         dead = [run for run in running if not _is_alive(store, run.info.run_id)]
         for run in dead:
             store.client.set_terminated(run.info.run_id, "KILLED")
         if dagster_run_id is None:
-            # Nobody is left to close a parent whose process died. One that is only between two assets is opened
-            # again by its next, and gets its last status when its pipeline run ends.
-            alive = {run.data.tags["mlflow.parentRunId"] for run in running if run not in dead}
+            # No other process will close the parent of a pipeline run that died. If a parent is closed here because its
+            # pipeline run is between two assets, the next asset reopens it.
+            alive_parents = {run.data.tags["mlflow.parentRunId"] for run in running if run not in dead}
             for parent in _search(store, experiment_id, kind="pipeline", dagster_run_id=None, status="RUNNING"):
-                if parent.info.run_id not in alive:
+                if parent.info.run_id not in alive_parents:
                     store.client.set_terminated(parent.info.run_id, "KILLED")
     return len(dead)
 
 
 def flat_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"quantizer": {"num_levels": 4}}` -> `{"quantizer.num_levels": "4"}`; long values are cut off with '...'."""
+    """Flatten nested settings to parameters, and shorten long values with '...'.
+
+    Example: `{"quantizer": {"num_levels": 4}}` becomes `{"quantizer.num_levels": "4"}`.
+    """
     flat: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -137,10 +139,10 @@ def flat_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _open_parent(store: TrackingStore, experiment_id: str, *, dataset: str, dagster_run_id: str) -> str:
-    with store.lock("parents"), one_line_errors("the pipeline's MLflow run"):
+    with store.lock("parents"), one_line_errors("opening the pipeline's MLflow run"):
         found = _search(store, experiment_id, kind="pipeline", dagster_run_id=dagster_run_id)
         if found:
-            if found[0].info.status != "RUNNING":  # the pipeline run goes on after a failure
+            if found[0].info.status != "RUNNING":  # the pipeline run was resumed after a failure
                 store.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
         tags = {**_common_tags(dataset, dagster_run_id), "macrec.kind": "pipeline"}
@@ -162,7 +164,9 @@ def _search(
     parts = [f"tags.`macrec.kind` = '{kind}'"]
     if dagster_run_id is not None:
         if not _RUN_ID.fullmatch(dagster_run_id):
-            raise TrackingError(f"{dagster_run_id!r} cannot be a run id: use letters, digits, '-', '_' and '.'.")
+            raise TrackingError(
+                f"{dagster_run_id!r} is not a valid run id. It must have 1 to 100 letters, digits, '-', '_' and '.'."
+            )
         parts.append(f"tags.`dagster.run_id` = '{dagster_run_id}'")
     if status is not None:
         parts.append(f"attributes.status = '{status}'")
@@ -173,41 +177,18 @@ def _search(
     )
 
 
-def _alive_lock(store: TrackingStore, run_id: str) -> FileLock:
-    folder = mlflow_folder(store.home) / "running"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{run_id}.lock", thread_local=False)
-
-
-@contextmanager
-def _held_while_alive(store: TrackingStore, run_id: str) -> Iterator[None]:
-    lock = _alive_lock(store, run_id)
-    lock.acquire(timeout=0)
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink()
-        lock.release()
-
-
 def _is_alive(store: TrackingStore, run_id: str) -> bool:
-    lock = _alive_lock(store, run_id)
-    if not Path(lock.lock_file).exists():
-        # Another machine's run, or one that has just ended and is about to be closed by its own process.
+    """Tell whether a RUNNING child run may still be working. One without a lock file belongs to another machine."""
+    lock_file = _lock_file(store, run_id)
+    if process_state(lock_file) is not ProcessState.DEAD:
         return True
-    if _holds_its_lock(store, run_id):
-        return True
-    Path(lock.lock_file).unlink()
+    lock_file.unlink(missing_ok=True)
     return False
 
 
 def _holds_its_lock(store: TrackingStore, run_id: str) -> bool:
-    lock = _alive_lock(store, run_id)
-    if not Path(lock.lock_file).exists():
-        return False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return process_state(_lock_file(store, run_id)) is ProcessState.ALIVE
+
+
+def _lock_file(store: TrackingStore, run_id: str) -> Path:
+    return mlflow_folder(store.home) / "running" / f"{run_id}.lock"

@@ -1,4 +1,4 @@
-"""The command that shows a home's runs and models in MLflow's UI."""
+"""The command line of MLflow's server, which shows the runs and models of a home in MLflow's UI."""
 
 import os
 import sys
@@ -9,14 +9,15 @@ from macrec_pipeline.tracking.store import DEFAULT_UI_PORT, artifact_folder, con
 
 
 def server_command(home: Path, port: int = DEFAULT_UI_PORT) -> tuple[list[str], dict[str, str]]:
-    """The arguments and the environment of an MLflow server on loopback; it makes the store if there is none yet.
+    """Return the arguments and the environment of an MLflow server on loopback, and create the store if needed.
 
     Raises:
-        TrackingError: `MLFLOW_TRACKING_URI` names a server, which has a UI of its own, or the store cannot be opened.
+        TrackingError: `MLFLOW_TRACKING_URI` is the address of a server, which has its own UI; or the store cannot be
+            opened.
     """
     uri = connect(home).uri
     if is_server(uri):
-        raise TrackingError(f"MLFLOW_TRACKING_URI names a server, so there is no other to start: open {uri}.")
+        raise TrackingError(f"MLFLOW_TRACKING_URI is the address of a running server. Open its UI at {uri} instead.")
     prepare_environment()
     artifacts = artifact_folder(home).as_uri()
     arguments = [sys.executable, "-m", "mlflow", "server"]

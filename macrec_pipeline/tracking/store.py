@@ -1,9 +1,9 @@
-"""The MLflow store of a home: where it is, how it is made, and how it is kept quiet.
+"""Locate, create and open the MLflow store of a home folder, and keep MLflow quiet.
 
-In: the home folder (`MACREC_HOME`) and MLflow's own environment variables. Out: a `TrackingStore`, which holds the
-one MLflow client that the rest of this folder uses. Importing this module does not import MLflow, which takes seconds;
-nothing here touches MLflow's process-wide settings (active run, tracking URI), so that two homes, or two threads, do
-not disturb each other.
+The input is the home folder (`MACREC_HOME`) and MLflow's environment variables. The output is a `TrackingStore`, which
+holds the only MLflow client that this package uses. Importing this module does not import MLflow, which takes seconds.
+This module does not change MLflow's process-wide settings (active run, tracking URI), so that several homes or threads
+do not interfere with each other.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from macrec_pipeline.errors import StoreAwayError, TrackingError
+from macrec_pipeline.errors import StoreUnavailableError, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_UI_PORT = 5000
-"""Where the MLflow UI of a home is expected on loopback, for links; `MACREC_MLFLOW_UI_URL` overrides it."""
+"""Port of the MLflow UI on loopback that links point to, unless `MACREC_MLFLOW_UI_URL` overrides the address."""
 
-# A dead server would otherwise block each call for minutes; nobody is told about runs; nothing is printed.
+# Without these, an unreachable server would block each call for minutes, and MLflow would send telemetry and print.
 _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -37,7 +37,8 @@ _ENVIRONMENT_DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_REFUSALS = (400, 404, 409)  # of HTTP; anything else may pass: a server that restarts, a token that has run out
+# HTTP status codes of permanent errors. All others can be transient: a restarting server, an expired token.
+_PERMANENT_ERRORS = (400, 404, 409)
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _SQLITE = "sqlite:///"
@@ -50,8 +51,8 @@ class TrackingStore:
 
     Attributes:
         home: the absolute home folder.
-        uri: the tracking URI, also of the model registry.
-        client: a client of both.
+        uri: the URI of the tracking store and of the model registry.
+        client: an MLflow client for both.
     """
 
     home: Path
@@ -59,13 +60,13 @@ class TrackingStore:
     client: MlflowClient
 
     @property
-    def shown_uri(self) -> str:
-        """The tracking URI as it may be told: without a user and a password."""
+    def printable_uri(self) -> str:
+        """The tracking URI without a user name or password."""
         return without_password(self.uri)
 
     @property
     def ui_url(self) -> str:
-        """The address under which the UI shows this store, without a slash at the end."""
+        """The address of the UI for this store, without a trailing slash."""
         configured = os.environ.get("MACREC_MLFLOW_UI_URL")
         if configured:
             return configured.rstrip("/")
@@ -73,23 +74,26 @@ class TrackingStore:
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Hold the lock `name` of this home, against other processes too.
+        """Hold the lock `name` of this home, which excludes other threads and processes.
 
         Raises:
-            TrackingError: another process held it for minutes.
+            TrackingError: another process held the lock for minutes.
         """
         with _locked(mlflow_folder(self.home) / f"{name}.lock"):
             yield
 
     def experiment_id(self, dataset: str) -> str:
-        """The id of the experiment `macrec/<dataset>`, made at the first use."""
+        """Return the id of the experiment `macrec/<dataset>`; create the experiment on first use."""
         if not _DATASET_NAME.fullmatch(dataset):
-            raise TrackingError(f"{dataset!r} cannot be a data set: its name holds only a-z, 0-9 and '-'.")
+            raise TrackingError(
+                f"{dataset!r} is not a valid name of a data set. Use a-z, 0-9 and '-'; the first character must not be "
+                "'-'."
+            )
         name = f"macrec/{dataset}"
         with one_line_errors(f"experiment {name}"), self.lock("experiments"):
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
-                # A server knows best where its artifacts go.
+                # A server decides itself where its artifacts are stored.
                 location = None if is_server(self.uri) else (artifact_folder(self.home) / dataset).as_uri()
                 return self.client.create_experiment(name, artifact_location=location)
             if experiment.lifecycle_stage == "deleted":
@@ -101,23 +105,29 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
     """Open the MLflow store of a home.
 
     Args:
-        home: the folder of all state.
-        create: make the database if it is not there yet.
+        home: the folder with all state.
+        create: whether to create the database if it does not exist.
 
     Raises:
-        TrackingError: the store cannot be reached, is of another MLflow version, or is not there and not to be made.
+        TrackingError: the store cannot be reached, belongs to another MLflow version, or does not exist and `create` is
+            false.
     """
     home = Path(home).absolute()
     uri = tracking_uri(home)
     database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
     if database is not None and not create and not database.exists():
-        raise TrackingError(f"There is no MLflow store in {home} yet: run `macrec run DATASET`, or set MACREC_HOME.")
+        raise TrackingError(
+            f"There is no MLflow store in {home}. Run `macrec run DATASET` to create it, or set MACREC_HOME to another "
+            "folder."
+        )
     prepare_environment()
     try:
         mlflow_folder(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrackingError(f"{error.filename} cannot be made for the MLflow store: {error.strerror}.") from error
-    with one_line_errors(f"MLflow store {uri}"), _locked(mlflow_folder(home) / "store.lock"), own_warnings_ignored():
+        raise TrackingError(
+            f"The folder {error.filename} for the MLflow store cannot be created: {error.strerror}."
+        ) from error
+    with one_line_errors(f"MLflow store {uri}"), _locked(mlflow_folder(home) / "store.lock"), mlflow_warnings_ignored():
         from mlflow import MlflowClient
 
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
@@ -125,79 +135,79 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         if database is not None:
             _prepare_database(database, artifact_folder(home))
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        # The first calls open the tracking store and the registry, and check their schema.
+        # These calls open the tracking store and the registry, and check their schema.
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
     return TrackingStore(home, uri, client)
 
 
 def tracking_uri(home: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, else the sqlite database of the home.
+    """Return `MLFLOW_TRACKING_URI` or, if it is not set, the URI of the home's SQLite database.
 
     Raises:
-        TrackingError: it is a server's with a password in it, which links, logs and MLflow's own errors would show.
+        TrackingError: the URI of a server contains a password, which links, logs and MLflow's own errors would reveal.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{mlflow_folder(home) / 'mlflow.db'}"
     if is_server(uri) and uri != without_password(uri):
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI holds a user or a password for {without_password(uri)}. Take them out: they belong "
-            "into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            f"MLFLOW_TRACKING_URI contains a user name or password for {without_password(uri)}. Remove them from the "
+            "URI and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return uri
 
 
 def without_password(text: str) -> str:
-    """A URI, or a text with some, that may stand in a log, in metadata or in a link."""
+    """Remove user names and passwords from all URIs in a text, so that it can be shown in logs, metadata and links."""
     return _USER_AND_PASSWORD.sub("", text)
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI names a server rather than a database."""
+    """Tell whether a tracking URI refers to a server rather than a database."""
     return uri.startswith(("http://", "https://"))
 
 
 def mlflow_folder(home: Path) -> Path:
-    """Where MLflow's state of a home lives."""
+    """Return the folder of a home's MLflow state."""
     return Path(home).absolute() / "mlflow"
 
 
 def artifact_folder(home: Path) -> Path:
-    """Where the artifacts of a home's runs live."""
+    """Return the folder with the artifacts of a home's runs."""
     return mlflow_folder(home) / "artifacts"
 
 
 def prepare_environment() -> None:
-    """Give MLflow's environment variables this package's defaults, where they are not set."""
+    """Set MLflow's environment variables to this package's defaults unless they are already set."""
     for name, value in _ENVIRONMENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turn MLflow's own errors into `TrackingError`, one line that begins with `what`.
+    """Convert MLflow's exceptions inside the block to a `TrackingError` of one line that starts with `what`.
 
     Raises:
-        StoreAwayError: the store does not answer, or has no room.
-        TrackingError: the store will not have it.
+        StoreUnavailableError: the store does not respond or is out of space; the same call may succeed later.
+        TrackingError: the store rejected the call permanently.
     """
-    # What comes out of the block was raised by MLflow, so importing its exceptions costs nothing.
     try:
         yield
     except Exception as error:
+        # Imported here because MLflow is slow to load; an exception of MLflow means that it is loaded already.
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         if not isinstance(error, MlflowException | SQLAlchemyError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        refused = isinstance(error, MlflowException) and ERROR_CODE_TO_HTTP_STATUS.get(error.error_code) in _REFUSALS
-        kind = TrackingError if refused else StoreAwayError
+        status = ERROR_CODE_TO_HTTP_STATUS.get(error.error_code) if isinstance(error, MlflowException) else None
+        kind = TrackingError if status in _PERMANENT_ERRORS else StoreUnavailableError
         raise kind(without_password(f"{what}: {lines[0] if lines else type(error).__name__}")) from error
 
 
 @contextmanager
-def own_warnings_ignored() -> Iterator[None]:
-    """For parts of MLflow that warn about their own code, at import or at work: no news to a user."""
+def mlflow_warnings_ignored() -> Iterator[None]:
+    """Suppress warnings inside the block: parts of MLflow warn about their own code, which users cannot change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -209,9 +219,12 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise TrackingError(f"{path} has been held by another process for {_LOCK_SECONDS:.0f} seconds.") from None
+        raise TrackingError(
+            f"Another process has held the lock {path} for {_LOCK_SECONDS:.0f} seconds. Wait for that process or stop "
+            "it, then try again."
+        ) from None
     except OSError as error:
-        raise TrackingError(f"{path} cannot be locked: {error.strerror or error}.") from error
+        raise TrackingError(f"The lock {path} cannot be acquired: {error.strerror or error}.") from error
     try:
         yield
     finally:
@@ -222,7 +235,7 @@ def _prepare_database(database: Path, artifacts: Path) -> None:
     if not database.exists():
         _create_database(database, artifacts)
         return
-    try:  # MLflow would retry for minutes to open a file that is no database
+    try:  # MLflow itself would try for minutes to open a file that is not a database
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.DatabaseError as error:
@@ -230,28 +243,28 @@ def _prepare_database(database: Path, artifacts: Path) -> None:
 
 
 def _create_database(database: Path, artifacts: Path) -> None:
-    """Make MLflow's tables in a file beside the database and put it in place whole.
+    """Create MLflow's tables in a temporary file next to the database, then rename it to the database.
 
-    A process that dies in the middle of MLflow's migrations would leave a database that no later one can open, and
-    two processes that run them at once break each other: the caller holds the lock.
+    If a process died during MLflow's migrations, no later process could open the database. Two processes that run the
+    migrations at the same time break each other, so the caller must hold the lock.
     """
     import sqlalchemy
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    def without_flushing(connection: Any, _record: Any) -> None:
-        # Some sixty migrations, each flushed, take eight seconds; the file is flushed once before it is used.
+    def disable_flushing(connection: Any, _record: Any) -> None:
+        # Flushing the file after each migration takes seconds. It is flushed once, before it is renamed.
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA journal_mode=MEMORY")
 
     database.parent.mkdir(parents=True, exist_ok=True)
     unfinished = database.with_name(f".{database.name}.unfinished")
     unfinished.unlink(missing_ok=True)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", without_flushing)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", disable_flushing)
     try:
         store = SqlAlchemyStore(f"{_SQLITE}{unfinished}", artifacts.as_uri())  # type: ignore[no-untyped-call]
         store.engine.dispose()
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", without_flushing)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", disable_flushing)
         with suppress(KeyError):
             del SqlAlchemyStore._engine_map[f"{_SQLITE}{unfinished}"]
     with unfinished.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The one object that an asset holds to speak to MLflow."""
+"""The object through which assets and commands use MLflow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from macrec_pipeline.tracking import loading, promotion, promotion_outcome, registry, runs
 from macrec_pipeline.tracking.asset_run import AssetRun
-from macrec_pipeline.tracking.promotion import Decision
-from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, Proposal
+from macrec_pipeline.tracking.promotion import ChampionChange
+from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, PromotionProposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.store import TrackingStore, connect
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 def open_tracking(home: Path, *, create: bool = True) -> Tracker:
-    """Open the MLflow store of a home folder.
+    """Open the MLflow store of a home folder. Several processes may do so at the same time.
 
-    The store is `MLFLOW_TRACKING_URI`, else a sqlite database below the home. Safe to call from several processes.
+    The store is `MLFLOW_TRACKING_URI` or, if that is not set, a SQLite database below the home.
 
     Args:
-        home: the folder of all state.
-        create: make the database if it is not there yet.
+        home: the folder with all state.
+        create: whether to create the database if it does not exist.
 
     Raises:
-        TrackingError: the store cannot be reached or is of another MLflow version; one line that says which.
+        TrackingError: the store cannot be reached, or belongs to another MLflow version; the message is one line.
     """
     return Tracker(connect(home, create=create))
 
 
 class Tracker:
-    """Runs and registered models of one MLflow store; made by `open_tracking`."""
+    """The runs and registered models of an MLflow store; created by `open_tracking`."""
 
     def __init__(self, store: TrackingStore) -> None:
         self._store = store
 
     @property
     def uri(self) -> str:
-        """The tracking URI, which is also the registry's."""
+        """The URI of the tracking store and of the model registry."""
         return self._store.uri
 
     def asset_run(
@@ -54,21 +54,21 @@ class Tracker:
         input_digests: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> AbstractContextManager[AssetRun]:
-        """A child run around a block; its parent, one a pipeline run, is found or made.
+        """Open a child run for the duration of a block. Its parent, one per pipeline run, is found or created.
 
-        The run ends as FINISHED; as FAILED, with the tag `macrec.error`, if the block raises; as KILLED if it is
-        interrupted.
+        The run ends as FINISHED; as FAILED, with the tag `macrec.error`, if the block raises an exception; or as KILLED
+        if the block is interrupted.
 
         Args:
-            dataset: the data set's name; the experiment is `macrec/<dataset>`.
-            asset: the asset's name, kept as the tag `macrec.asset`.
-            dagster_run_id: the pipeline run's id, kept as the tag `dagster.run_id`.
-            config: the resolved settings, kept as parameters `section.field` and, whole, as `config.json`.
-            input_digests: asset -> digest of what is read, kept as parameters `input.<asset>`.
-            tags: further tags.
+            dataset: name of the data set; the experiment is `macrec/<dataset>`.
+            asset: name of the asset, stored as the tag `macrec.asset`.
+            dagster_run_id: id of the pipeline run, stored as the tag `dagster.run_id`.
+            config: the resolved settings, stored as parameters `section.field` and in full as `config.json`.
+            input_digests: asset -> digest of the version that is read, stored as parameters `input.<asset>`.
+            tags: additional tags.
 
         Raises:
-            TrackingError: the store refuses.
+            TrackingError: the store rejects a request.
         """
         return runs.asset_run(
             self._store,
@@ -81,22 +81,22 @@ class Tracker:
         )
 
     def finish_pipeline(self, dataset: str, dagster_run_id: str, status: runs.Status) -> None:
-        """Close the parent run of a pipeline run; nothing happens if it never got one. Raises `TrackingError`."""
+        """Close the parent run of a pipeline run, if it has one. Raises `TrackingError`."""
         runs.finish_parent(self._store, dataset=dataset, dagster_run_id=dagster_run_id, status=status)
 
     def close_interrupted_runs(self, dataset: str, dagster_run_id: str | None = None) -> int:
-        """Close, as KILLED, the child runs that are still RUNNING though their process is dead.
+        """Close, as KILLED, the child runs that are RUNNING although their process is dead.
 
         Args:
-            dataset: the data set's name.
-            dagster_run_id: only this pipeline run's; its parent stays open, since the run may go on. None: those of
-                every pipeline run, and the parents without a living child too.
+            dataset: name of the data set.
+            dagster_run_id: close only child runs of this pipeline run; its parent stays open because the pipeline run
+                may be resumed. None: close child runs of all pipeline runs, and the parents without a living child.
 
         Returns:
-            How many child runs were closed.
+            The number of child runs that were closed.
 
         Raises:
-            TrackingError: the store refuses.
+            TrackingError: the store rejects a request.
         """
         return runs.close_interrupted(self._store, dataset=dataset, dagster_run_id=dagster_run_id)
 
@@ -112,19 +112,19 @@ class Tracker:
     ) -> RegisteredVersion:
         """Register a recommender bundle as the next version of the model `macrec-<dataset>`.
 
-        The version becomes `@challenger`, and `@champion` if there is none.
+        The version becomes `@challenger`, and also `@champion` if the model has no champion.
 
         Args:
-            bundle_folder: what `RecommenderBundle.write` made; it is loaded and asked once before it is registered.
-            dataset: the data set's name.
-            metrics: kept as tags `metric.<name>` of the version, and as metrics of the logged model.
-            dagster_run_id: kept as the tag `dagster.run_id` of the version.
-            run_id: the child run that registers.
-            tags: further tags of the version.
+            bundle_folder: the result of `RecommenderBundle.write`. It must serve an example request first.
+            dataset: name of the data set.
+            metrics: stored as tags `metric.<name>` of the version, and as metrics of the logged model.
+            dagster_run_id: stored as the tag `dagster.run_id` of the version.
+            run_id: the child run that registers the bundle.
+            tags: additional tags of the version.
 
         Raises:
-            StorageError: the bundle's parts do not belong together.
-            TrackingError: the bundle does not answer, or the store refuses.
+            StorageError: the parts of the bundle do not belong together.
+            TrackingError: the bundle cannot recommend, or the store rejects a request.
         """
         return registry.register(
             self._store,
@@ -137,57 +137,59 @@ class Tracker:
         )
 
     def champion(self, dataset: str) -> int | None:
-        """The version of a data set's model that is `@champion`; None if there is none. Raises `TrackingError`."""
+        """Return the version of a data set's model that is `@champion`, or None. Raises `TrackingError`."""
         return loading.champion_version(self._store, dataset)
 
     def bundle(self, dataset: str, version: int) -> AbstractContextManager[Path]:
-        """A copy of the bundle that a version was registered with, for as long as the block lasts.
+        """Provide a copy of the bundle of a version for the duration of the block.
 
         Raises:
-            TrackingError: there is no such version, or its bundle is gone or not the one that was registered.
+            TrackingError: the version does not exist, or its bundle is missing or differs from the registered one.
         """
         return loading.version_bundle(self._store, dataset, version)
 
-    def settle(self, version: RegisteredVersion, dataset: str, proposal: Proposal) -> PromotionOutcome:
-        """Promote a version that was just registered if its comparison says so, and write down what was decided.
+    def decide_promotion(
+        self, version: RegisteredVersion, dataset: str, proposal: PromotionProposal
+    ) -> PromotionOutcome:
+        """Promote a version that was just registered if its comparison allows it, and record the decision.
 
         The decision, its reason and its figures become tags and the description of the version.
 
         Args:
-            version: what `register` returned.
-            dataset: the data set's name.
-            proposal: what a comparison with the champion says.
+            version: the result of `register`.
+            dataset: name of the data set.
+            proposal: the result of the comparison with the champion.
 
         Raises:
-            TrackingError: the store refuses.
+            TrackingError: the store rejects a request.
         """
-        return promotion_outcome.settle(self._store, version, dataset, proposal)
+        return promotion_outcome.decide_promotion(self._store, version, dataset, proposal)
 
     def promote(
         self, dataset: str, *, version: int | None = None, reason: str = "", over: int | None = None
-    ) -> Decision:
-        """Make a version of a data set's model `@champion`; nothing happens if it is.
+    ) -> ChampionChange:
+        """Make a version of a data set's model `@champion`. If it is the champion already, nothing changes.
 
         Args:
-            dataset: the data set's name.
-            version: its number; None for the challenger.
-            reason: kept on the version, in the tag `macrec.decision`.
-            over: only if this version is champion now; None: whoever is.
+            dataset: name of the data set.
+            version: number of the version; None: the challenger.
+            reason: recorded on the version, in the tag `macrec.decision`.
+            over: promote only if this version is the champion now; None: whichever version is.
 
         Raises:
-            ChampionMovedError: another version than `over` is champion.
-            TrackingError: there is no such model or version, or the store refuses.
+            ChampionMovedError: another version than `over` is the champion.
+            TrackingError: the model or version does not exist, or the store rejects a request.
         """
         return promotion.promote(self._store, dataset, version=version, reason=reason, over=over)
 
-    def rollback(self, dataset: str, *, reason: str = "") -> Decision:
-        """Make the champion before the present one `@champion` again; once more goes to the one before that.
+    def rollback(self, dataset: str, *, reason: str = "") -> ChampionChange:
+        """Restore the previous `@champion`. Repeated rollbacks go further back.
 
         Args:
-            dataset: the data set's name.
-            reason: kept on the version that returns, in the tag `macrec.decision`.
+            dataset: name of the data set.
+            reason: recorded on the restored version, in the tag `macrec.decision`.
 
         Raises:
-            TrackingError: there is no such model or no champion before, or the store refuses.
+            TrackingError: there is no such model or no previous champion, or the store rejects a request.
         """
         return promotion.rollback(self._store, dataset, reason=reason)

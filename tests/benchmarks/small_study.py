@@ -1,4 +1,4 @@
-"""A data set of a few dozen items that no encoder has seen, and settings that train on it in a second."""
+"""A data set of a few dozen items with random vectors, and settings that train on it in a second."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ SYSTEMS = ("full", "no_implicit", "sasrec", "item_knn", "popularity")
 
 
 def small_data(*, poisoned: bool = False) -> Prepared:
-    """People who go round the catalogue; poisoned, the last item of each is another one."""
+    """Create users who walk through the catalogue in cycles; `poisoned` replaces the last item of each history."""
     generator = np.random.default_rng(5)
     histories = []
     for user in range(NUM_USERS):
@@ -32,12 +32,12 @@ def small_data(*, poisoned: bool = False) -> Prepared:
 
 
 def small_study(**changes: Any) -> Study:
-    """One seed of a few systems, one thread."""
+    """Create a study with one seed, a few systems and one thread."""
     return Study(**({"dataset": "demo", "systems": SYSTEMS, "overrides": TINY, "threads": 1} | changes))
 
 
 def run_small(work: Path, *, poisoned: bool = False, **changes: Any) -> dict[str, Any]:
-    """The results document without what the clock says."""
+    """Run the small study, and return the results document without measured times."""
     document = run_study(small_study(**changes), small_data(poisoned=poisoned), work=work)
     for run in document["runs"]:
         del run["seconds"]

@@ -1,4 +1,4 @@
-"""The Instruments command on a small log in the files' own format, and the curves that are drawn of its results."""
+"""The Instruments command on a small log in the public format, and the training curves of its results."""
 
 import gzip
 import json
@@ -26,7 +26,7 @@ TINY = (
 
 
 def small_log(folder: Path, *, poisoned: bool = False) -> Path:
-    """People who go round the catalogue; poisoned, the last item of each is another one."""
+    """Write users who walk through the catalogue in cycles; `poisoned` replaces the last item of each history."""
     instruments = folder / "amazon-instruments"
     instruments.mkdir(parents=True)
     histories = {}
@@ -45,10 +45,10 @@ def small_log(folder: Path, *, poisoned: bool = False) -> Path:
 
 
 def run(folder: Path, data: Path, *words: str) -> dict[str, Any]:
-    """The results document of the command."""
+    """Run the command, and return its results document."""
     settings = [word for setting in TINY for word in ("--set", setting)]
-    places = ["--data", str(data), "--out", str(folder), "--work", str(folder / "work")]
-    command = [sys.executable, str(HERE / "instruments.py"), "shallow", *places, *settings, "--threads", "1", *words]
+    folders = ["--data", str(data), "--out", str(folder), "--work", str(folder / "work")]
+    command = [sys.executable, str(HERE / "instruments.py"), "shallow", *folders, *settings, "--threads", "1", *words]
     subprocess.run(command, check=True, capture_output=True, cwd=HERE.parents[1])
     (path,) = folder.glob("instruments-*.json")
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -56,46 +56,46 @@ def run(folder: Path, data: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("instruments")
     return run(folder, small_log(folder / "data"), "--beam-widths", "20")
 
 
-def test_every_system_is_measured(measured: dict[str, Any]) -> None:
-    """Both routes, both ways to fuse them, SASRec, with and without seen items; all three; the published count."""
-    (result,) = measured["runs"]
-    each = {"fused", "text", "image", "sasrec"}
-    systems = each | {f"{name}_unseen" for name in each} | {"two_routes", "three_routes", "text_by_code_string"}
+def test_every_system_is_evaluated(results: dict[str, Any]) -> None:
+    """The systems are each route and SASRec with and without seen items, all fusions, and the published metric."""
+    (result,) = results["runs"]
+    single = {"fused", "text", "image", "sasrec"}
+    systems = single | {f"{name}_unseen" for name in single} | {"two_routes", "three_routes", "text_by_code_string"}
     assert set(result["test_beam_20"]) == set(result["validation"]) == systems
     assert set(result["fusions"]["three_routes"]["weights"]) == {"text", "image", "collaborative"}
-    # the grid of three routes holds that of two
+    # the grid of three routes contains that of two
     assert result["fusions"]["three_routes"]["validation_ndcg"] >= result["fusions"]["two_routes"]["validation_ndcg"]
 
 
-def test_curves_count_samples_of_all_tasks(measured: dict[str, Any]) -> None:
-    """Four history tasks of 84,890 targets and two ID -> ID tasks of 6,250 items an epoch; a time for each."""
-    ((name, samples, minutes, figures),) = curves(measured)
+def test_curves_count_samples_of_all_tasks(results: dict[str, Any]) -> None:
+    """An epoch has four history tasks with 84,890 targets and two alignment tasks with 6,250 items."""
+    ((name, samples, minutes, metrics),) = curves(results)
     assert name == "shallow, seed 1"
     assert samples == pytest.approx([0.35206, 0.70412])
-    assert len(minutes) == len(figures["validation_loss"]) == len(figures["validation_ndcg"]) == 2
+    assert len(minutes) == len(metrics["validation_loss"]) == len(metrics["validation_ndcg"]) == 2
     assert minutes == sorted(minutes)
 
 
-def test_with_validation_only_no_test_item_is_read(measured: dict[str, Any], tmp_path: Path) -> None:
-    """Other test items, the same figures; and no test figure."""
+def test_with_validation_only_no_test_item_is_read(results: dict[str, Any], tmp_path: Path) -> None:
+    """Other test items give the same validation results, and there are no test results."""
     document = run(tmp_path, small_log(tmp_path / "data", poisoned=True), "--validation-only")
-    (poisoned,), (plain,) = document["runs"], measured["runs"]
+    (poisoned,), (unchanged,) = document["runs"], results["runs"]
     assert not [name for name in poisoned if name.startswith("test_")]
-    assert poisoned["validation"] == plain["validation"]
-    assert poisoned["fusions"] == plain["fusions"]
+    assert poisoned["validation"] == unchanged["validation"]
+    assert poisoned["fusions"] == unchanged["fusions"]
 
 
-def test_with_training_only_there_are_curves_and_no_rankings(measured: dict[str, Any], tmp_path: Path) -> None:
-    """The same log, and a file that the tables pass over."""
+def test_with_training_only_there_are_curves_and_no_rankings(results: dict[str, Any], tmp_path: Path) -> None:
+    """The training log is the same, and the tables ignore the file."""
     document = run(tmp_path, small_log(tmp_path / "data"), "--training-only")
-    (trained,), (whole,) = document["runs"], measured["runs"]
-    assert trained["log"] == whole["log"]
-    assert "validation" not in trained
+    (training_only,), (complete,) = document["runs"], results["runs"]
+    assert training_only["log"] == complete["log"]
+    assert "validation" not in training_only
     assert (tmp_path / "instruments-shallow-training.json").is_file()
     ((_, samples, minutes, _),) = curves(document)
     assert len(samples) == len(minutes) == 2

@@ -1,4 +1,4 @@
-"""Recipes of the quantizer are compared by what they hand over."""
+"""Recipes of the quantizer are compared by the quality of the weights that they keep."""
 
 import json
 import sys
@@ -20,29 +20,32 @@ SMALL = {
 }
 
 
-def test_handed_over_is_the_epoch_with_the_lowest_collision_rate_of_each_modality() -> None:
+def test_the_kept_epoch_has_the_lowest_collision_rate() -> None:
+    """It is chosen for each modality separately."""
+
     def row(text: tuple[float, float], image: tuple[float, float]) -> dict[str, float]:
         names = ("text_collision_rate", "text_reconstruction", "image_collision_rate", "image_reconstruction")
         return dict(zip(names, (*text, *image), strict=True))
 
     log = [row((0.5, 0.9), (0.2, 0.8)), row((0.1, 0.7), (0.3, 0.6)), row((0.1, 0.2), (0.4, 0.5))]
-    assert quantizer_quality.handed_over(log) == row((0.1, 0.7), (0.2, 0.8))
+    assert quantizer_quality.kept_quality(log) == row((0.1, 0.7), (0.2, 0.8))
 
 
-def test_all_figures_have_to_be_reached_at_once() -> None:
+def test_all_metrics_must_be_reached_at_once() -> None:
+    """Metrics that are reached in different epochs do not count."""
     log = [{"seconds": 1.0, "a": 0.1, "b": 0.9}, {"seconds": 2.0, "a": 0.9, "b": 0.1}]
-    assert quantizer_quality.reached(log, {"a": 0.2, "b": 0.2}) is None
+    assert quantizer_quality.seconds_to_reach(log, {"a": 0.2, "b": 0.2}) is None
     log += [{"seconds": number, "a": 0.2, "b": 0.1} for number in (3.0, 4.0)]
-    assert quantizer_quality.reached(log, {"a": 0.2, "b": 0.2}) == 3.0
+    assert quantizer_quality.seconds_to_reach(log, {"a": 0.2, "b": 0.2}) == 3.0
 
 
 def test_every_recipe_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a store as `macrec run --until pseudo_labels` leaves it, to the file of results."""
-    store, draw = AssetStore(tmp_path, "tiny"), np.random.default_rng(1)
+    """Recipes start from a store after `macrec run --until pseudo_labels`; finished ones are not trained again."""
+    store, generator = AssetStore(tmp_path, "tiny"), np.random.default_rng(1)
     items = pl.DataFrame({"item_index": np.arange(60), "item_id": [f"i{number:02}" for number in range(60)]})
-    clusters = draw.integers(0, 6, 60)
+    clusters = generator.integers(0, 6, 60)
     for name, dim in {"text": 12, "image": 8}.items():
-        vectors = (draw.normal(size=(6, dim))[clusters] + draw.normal(size=(60, dim)) / 3).astype(np.float32)
+        vectors = (generator.normal(size=(6, dim))[clusters] + generator.normal(size=(60, dim)) / 3).astype(np.float32)
         table = embedding_table(items, vectors=vectors, imputed=np.zeros(60, dtype=np.bool_))
         store.write_table(f"{name}_embeddings", table)
     labels = items.with_columns(text_cluster=pl.Series(clusters), image_cluster=pl.Series(clusters))
@@ -60,5 +63,5 @@ def test_every_recipe_is_trained_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (first["epoch"], last["epoch"]) == (5, 20)
     assert last["text_reconstruction"] < first["text_reconstruction"]
     assert last["seconds"] > first["seconds"]
-    quantizer_quality.main()  # nothing is trained again
+    quantizer_quality.main()
     assert json.loads(out.read_text()) == found

@@ -1,7 +1,8 @@
-"""The Amazon files in their published forms, written here with the oddities that they have."""
+"""Readers `amazon2018` and `amazon2023`, on small files with the irregularities of the published ones."""
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,19 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.data.cleaning.clean import clean
-from macrec_pipeline.data.readers.amazon import amazon_problems, read_amazon_interactions, read_amazon_items
-from macrec_pipeline.data.readers.registry import (
-    json_lines,
-    rating_logs,
-    read_raw_interactions,
-    read_raw_items,
-    validate_source,
-)
+from macrec_pipeline.data.readers import json_lines, rating_logs
+from macrec_pipeline.data.readers.amazon import AmazonReader, plain_text
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source, DatasetSpec
 from macrec_pipeline.errors import DataError, MissingFileError
+from macrec_pipeline.schemas import RAW_INTERACTIONS
 
-_OF_2018 = Amazon2018Source(reader="amazon2018", folder="az", prefix="Musical_Instruments")
-_OF_2023 = Amazon2023Source(reader="amazon2023", folder="az", prefix="Musical_Instruments")
+_SOURCE_2018 = Amazon2018Source(reader="amazon2018", folder="az", prefix="Musical_Instruments")
+_SOURCE_2023 = Amazon2023Source(reader="amazon2023", folder="az", prefix="Musical_Instruments")
 _CELLS = ["user_id", "item_id", "rating", "timestamp", "source_row", "problem"]
 
 _META_2018: list[Any] = [
-    {  # as most are
+    {  # a typical item
         "category": ["Musical Instruments", "Guitars &amp; Basses"],
         "tech1": "",
         "description": ["<p>A <b>solid</b> body.</p>", "", "Maple&nbsp;neck"],
@@ -70,32 +67,37 @@ _META_2023: list[Any] = [
 ]
 
 
+def _interactions(source: Amazon2018Source | Amazon2023Source, data_dir: Path) -> pl.DataFrame:
+    parts = AmazonReader(source, data_dir).interaction_parts()
+    return RAW_INTERACTIONS.check(pl.concat([RAW_INTERACTIONS.empty(), *parts]))
+
+
 def _write(path: Path, lines: list[str | bytes], *, packed: bool = True) -> None:
     path.parent.mkdir(exist_ok=True)
     content = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n"
     path.write_bytes(gzip.compress(content) if packed else content)
 
 
-def _objects(rows: list[Any]) -> list[str | bytes]:
+def _json_lines(rows: list[Any]) -> list[str | bytes]:
     return [json.dumps(row) for row in rows]
 
 
 def test_ratings_of_2018(tmp_path: Path) -> None:
-    """item,user,rating,timestamp in seconds, without header; each oddity keeps its line."""
+    """The columns are item, user, rating and time in seconds, without header; irregular lines keep their number."""
     lines: list[str | bytes] = [
         "0739079891,A1,5.0,1393545600",
-        "B0002E1G5C,A2,4,1393545601\r",  # a line break of another system
-        "user,item,rating,timestamp",  # a header that does not belong here
+        "B0002E1G5C,A2,4,1393545601\r",  # a Windows line break
+        "user,item,rating,timestamp",  # a header in the middle of the file
         "B1,A3,5.0,1393545602,extra",
         "B1,A3,5.0",
         "",
         "B1,,5.0,1393545602",
         "B1,A3,nan,1393545602",
-        b"B1,caf\xe9,1.0,1393545602.0",  # no UTF-8
-        'B1,"A3",1.0,soon',  # quotes are characters here
+        b"B1,caf\xe9,1.0,1393545602.0",  # not UTF-8
+        'B1,"A3",1.0,soon',  # quotes are ordinary characters
     ]
     _write(tmp_path / "az" / "Musical_Instruments.csv.gz", lines)
-    table = read_amazon_interactions(_OF_2018, tmp_path)
+    table = _interactions(_SOURCE_2018, tmp_path)
     assert table["source_file"].unique().to_list() == ["az/Musical_Instruments.csv.gz"]
     rows = table.with_columns(pl.col("rating").fill_nan(-1)).select(_CELLS).rows()
     assert rows == [
@@ -113,11 +115,11 @@ def test_ratings_of_2018(tmp_path: Path) -> None:
 
 
 def test_metadata_of_2018(tmp_path: Path) -> None:
-    """Entities and tags go, empty lists may be empty texts, the large picture is preferred, what is wrong is said."""
-    _write(tmp_path / "az" / "meta_Musical_Instruments.json.gz", _objects(_META_2018))
+    """HTML is removed, empty lists may be empty texts, large images are preferred, and wrong types are reported."""
+    _write(tmp_path / "az" / "meta_Musical_Instruments.json.gz", _json_lines(_META_2018))
     (tmp_path / "az" / "images").mkdir()
     (tmp_path / "az" / "images" / "B1.jpg").touch()
-    table = read_amazon_items(_OF_2018, tmp_path)
+    table = AmazonReader(_SOURCE_2018, tmp_path).items()
     assert table.select("item_id", "title", "text", "image_path", "image_url", "source_row", "problem").rows() == [
         (
             "B0002E1G5C",
@@ -139,7 +141,7 @@ def test_metadata_of_2018(tmp_path: Path) -> None:
 
 
 def test_reviews_of_2023(tmp_path: Path) -> None:
-    """Times in ms, the item is parent_asin; every way of being no review has its reason and line."""
+    """Times are milliseconds and the item is parent_asin; every malformed review keeps its line and has a reason."""
     good = {"user_id": "U1", "parent_asin": "P1", "asin": "B9", "rating": 5.0, "timestamp": 1588687728923}
     lines: list[str | bytes] = [
         json.dumps(good),
@@ -152,14 +154,14 @@ def test_reviews_of_2023(tmp_path: Path) -> None:
         json.dumps({**good, "timestamp": 10**30, "rating": 10**400}),
         json.dumps({**good, "user_id": ["U1"], "rating": None}),
         json.dumps({"rating": 1, "timestamp": 1588687728923.0}),
-        json.dumps({**good, "user_id": "\ud800"}),  # half a surrogate pair
+        json.dumps({**good, "user_id": "\ud800"}),  # a lone surrogate
         b'{"user_id": "caf\xe9"}',
         "[" * 100_000,
         '{"user_id": ' + "9" * 5000 + "}",
         json.dumps({**good, "user_id": " a/b\u2028\U0001f3b8'\" "}),
     ]
     _write(tmp_path / "az" / "Musical_Instruments.jsonl.gz", lines)
-    table = read_amazon_interactions(_OF_2023, tmp_path).select(_CELLS)
+    table = _interactions(_SOURCE_2023, tmp_path).select(_CELLS)
     assert [row[:4] for row in table.rows()] == [
         ("U1", "P1", 5.0, 1588687728923),
         (None, None, None, None),
@@ -196,9 +198,9 @@ def test_reviews_of_2023(tmp_path: Path) -> None:
 
 
 def test_metadata_of_2023(tmp_path: Path) -> None:
-    """The main picture's `large`, else whatever there is; features before the description; other forms are said."""
-    _write(tmp_path / "az" / "meta_Musical_Instruments.jsonl", _objects(_META_2023), packed=False)
-    table = read_amazon_items(_OF_2023, tmp_path)
+    """The main image is preferred, texts keep the configured order, and unexpected types are reported."""
+    _write(tmp_path / "az" / "meta_Musical_Instruments.jsonl", _json_lines(_META_2023), packed=False)
+    table = AmazonReader(_SOURCE_2023, tmp_path).items()
     assert table["source_file"][0] == "az/meta_Musical_Instruments.jsonl"
     assert table.select("item_id", "title", "text", "image_url").rows() == [
         ("P1", "Bass strings", "Bass strings. Nickel Long life. For four strings.", "https://example.com/main.jpg"),
@@ -208,19 +210,19 @@ def test_metadata_of_2023(tmp_path: Path) -> None:
     ]
     assert table["problem"][3] == 'wrong_type: images is {"large": ["https://x/y.jpg"]}, expected a list of objects'
     assert table["categories"].to_list() == [["Musical Instruments", "Strings & Picks"], None, None, None]
-    named = _OF_2023.model_copy(update={"texts": ("store", "categories")})
-    assert read_amazon_items(named, tmp_path)["text"][0] == (
+    labelled = _SOURCE_2023.model_copy(update={"texts": ("store", "categories")})
+    assert AmazonReader(labelled, tmp_path).items()["text"][0] == (
         "Bass strings. Store: D'Addario. Categories: Musical Instruments, Strings & Picks."
     )
 
 
 def test_bad_rows_reach_quarantine_with_file_and_line(tmp_path: Path) -> None:
-    """From the files to the quarantine: reason, source file, line and what is known of the row."""
-    log = [f"B{item},A{user},5.0,{1393545600 + item}" for user in range(5) for item in range(5)]
-    _write(tmp_path / "az" / "Musical_Instruments.csv", [*log, "B1,A1,bad,1393545600"], packed=False)
-    meta = [json.dumps({"asin": f"B{item}", "title": f"Item {item}"}) for item in range(5)]
-    _write(tmp_path / "az" / "meta_Musical_Instruments.json.gz", ["{'asin': 'B9'}", *meta])
-    spec = DatasetSpec(name="az", title="t", source=_OF_2018)
+    """Quarantine has the reason, the source file, the line and the ids that could be read."""
+    ratings = [f"B{item},A{user},5.0,{1393545600 + item}" for user in range(5) for item in range(5)]
+    _write(tmp_path / "az" / "Musical_Instruments.csv", [*ratings, "B1,A1,bad,1393545600"], packed=False)
+    items = [json.dumps({"asin": f"B{item}", "title": f"Item {item}"}) for item in range(5)]
+    _write(tmp_path / "az" / "meta_Musical_Instruments.json.gz", ["{'asin': 'B9'}", *items])
+    spec = DatasetSpec(name="az", title="t", source=_SOURCE_2018)
     assert validate_source(spec, tmp_path) == []
     config = spec.config({"cleaning": {"max_quarantined_share": 0.2}}).cleaning
     tables = clean(read_raw_interactions(spec, tmp_path), read_raw_items(spec, tmp_path), config)
@@ -237,43 +239,72 @@ def test_bad_rows_reach_quarantine_with_file_and_line(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("source", [_OF_2018, _OF_2023])
-def test_a_truncated_download_is_one_error(tmp_path: Path, source: Amazon2018Source | Amazon2023Source) -> None:
-    """Half a log is not used in silence: the error names the file and what to do."""
-    name = "Musical_Instruments.csv.gz" if source is _OF_2018 else "Musical_Instruments.jsonl.gz"
+@pytest.mark.parametrize("source", [_SOURCE_2018, _SOURCE_2023])
+def test_a_truncated_download_is_one_clear_error(tmp_path: Path, source: Amazon2018Source | Amazon2023Source) -> None:
+    """A partial log is never used; the error names the file and says what to do."""
+    name = "Musical_Instruments.csv.gz" if source is _SOURCE_2018 else "Musical_Instruments.jsonl.gz"
     _write(tmp_path / "az" / name, [f"{row},{row * 7919 % 1009}" for row in range(5000)])
     path = tmp_path / "az" / name
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=rf"{name} cannot be read: .*Copy it again"):
-        read_amazon_interactions(source, tmp_path)
+        _interactions(source, tmp_path)
 
 
 def test_missing_files_are_named_with_both_endings(tmp_path: Path) -> None:
-    """Validation lists both files; the pictures' folder may be missing, for pictures are fetched."""
-    problems = amazon_problems(_OF_2023, tmp_path)
-    assert [problem.split(" is not there")[0] for problem in problems] == [
+    """Validation lists both files. A missing image folder is not a problem, because images can be fetched."""
+    problems = AmazonReader(_SOURCE_2023, tmp_path).problems()
+    assert [problem.split(" does not exist")[0] for problem in problems] == [
         str(tmp_path / "az" / "Musical_Instruments.jsonl"),
         str(tmp_path / "az" / "meta_Musical_Instruments.jsonl"),
     ]
-    with pytest.raises(MissingFileError, match=r"Musical_Instruments\.csv\.gz would do as well"):
-        read_amazon_interactions(_OF_2018, tmp_path)
+    with pytest.raises(MissingFileError, match=r"Musical_Instruments\.csv\.gz is also accepted"):
+        _interactions(_SOURCE_2018, tmp_path)
 
 
-def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file read in many small blocks is the same table, lines and all; an empty one has no rows."""
+def test_the_block_size_does_not_change_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small blocks give the same rows and line numbers as one block; an empty file has no rows."""
     reviews = [
         {"user_id": f"U{row}", "parent_asin": "P", "rating": 1, "timestamp": 1588687728923 + row} for row in range(99)
     ]
-    _write(tmp_path / "az" / "Musical_Instruments.jsonl.gz", _objects(reviews))
+    _write(tmp_path / "az" / "Musical_Instruments.jsonl.gz", _json_lines(reviews))
     _write(tmp_path / "az" / "Musical_Instruments.csv", [f"B,U{row},5,1393545600" for row in range(99)], packed=False)
-    whole = [read_amazon_interactions(source, tmp_path) for source in (_OF_2018, _OF_2023)]
+    whole = [_interactions(source, tmp_path) for source in (_SOURCE_2018, _SOURCE_2023)]
     for module in (rating_logs, json_lines):
         original = module.line_blocks
         monkeypatch.setattr(
             module, "line_blocks", lambda path, file, *, block_bytes, read=original: read(path, file, block_bytes=100)
         )
-    for source, table in zip((_OF_2018, _OF_2023), whole, strict=True):
+    for source, table in zip((_SOURCE_2018, _SOURCE_2023), whole, strict=True):
         assert table["source_row"].to_list() == list(range(1, 100))
-        assert read_amazon_interactions(source, tmp_path).equals(table)
+        assert _interactions(source, tmp_path).equals(table)
     (tmp_path / "az" / "Musical_Instruments.csv").write_bytes(b"")
-    assert read_amazon_interactions(_OF_2018, tmp_path).is_empty()
+    assert _interactions(_SOURCE_2018, tmp_path).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("<p>one</p><br/>two<BR>three", "one two three"),
+        ("Fender &amp; Sons &quot;12&#34; &#x2019;", 'Fender & Sons "12" \u2019'),
+        ("twice &amp;amp; escaped &amp;lt;b&amp;gt;bold", "twice & escaped bold"),
+        ('<a href="x>y">link</a>', 'y">link'),  # a bracket inside an attribute ends the tag
+        ("3 < 4 and 5 > 2, <3, a <- b", "3 < 4 and 5 > 2, <3, a <- b"),
+        ("<script>if (a < b) { x('<p>') }</script>seen<style>p {}</style >", "seen"),
+        ("before<!-- not <b>seen</b> -->after -->", "before after -->"),
+        ("<script>never closed", ""),
+        ("an unclosed <b tag", "an unclosed <b tag"),
+        ("<scripted>not a script", "not a script"),
+    ],
+)
+def test_plain_text(text: str, expected: str) -> None:
+    """Tags, comments, scripts and styles go; words, comparisons and entities stay readable."""
+    assert " ".join(plain_text(text).split()) == expected
+
+
+@pytest.mark.parametrize("piece", ["<!--", "<script>", "<", "<a", "&amp;", "--><b>"])
+def test_plain_text_takes_linear_time(piece: str) -> None:
+    """A million characters of unclosed tags, comments or entities finish quickly."""
+    start = time.perf_counter()
+    plain_text(piece * (1_000_000 // len(piece)))
+    assert time.perf_counter() - start < 10

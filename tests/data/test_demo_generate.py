@@ -1,4 +1,4 @@
-"""The demo shop as files: deterministic, written whole or not at all, and as dirty as it says."""
+"""The demo shop as files: deterministic, written completely or not at all, and with the documented flaws."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from macrec_pipeline.data.cleaning.clean import clean
-from macrec_pipeline.data.demo.generate import ensure_demo, generate
+from macrec_pipeline.data.demo import generate
+from macrec_pipeline.data.demo.generate import ensure_demo
 from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.datasets import DatasetSpec, DemoSource
 from macrec_pipeline.errors import DataError
@@ -30,16 +31,16 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def test_the_same_parameters_give_the_same_bytes(tmp_path: Path) -> None:
-    """Every file is identical in two folders, and another seed changes the log, the texts' order and the pictures."""
-    one = _digests(ensure_demo(_SMALL, tmp_path / "one"))
-    assert one == _digests(ensure_demo(_SMALL, tmp_path / "two"))
+    """Every file is identical in two folders, and another seed changes the log, the order of texts and the images."""
+    first = _digests(ensure_demo(_SMALL, tmp_path / "one"))
+    assert first == _digests(ensure_demo(_SMALL, tmp_path / "two"))
     other = _digests(ensure_demo(_SMALL.model_copy(update={"seed": 4}), tmp_path / "three"))
-    assert all(one[name] != other[name] for name in ("items.csv", "interactions.csv"))
-    assert sum(one.get(name) != digest for name, digest in other.items() if name.startswith("pictures/")) > 50
+    assert all(first[name] != other[name] for name in ("items.csv", "interactions.csv"))
+    assert sum(first.get(name) != digest for name, digest in other.items() if name.startswith("pictures/")) > 50
 
 
-def test_it_is_written_once_and_again_when_parameters_change(tmp_path: Path) -> None:
-    """A shop that is there stays untouched; other parameters replace the whole folder."""
+def test_the_shop_is_written_again_only_if_parameters_change(tmp_path: Path) -> None:
+    """With the same parameters, an existing shop stays untouched; with others, the whole folder is replaced."""
     folder = ensure_demo(_SMALL, tmp_path)
     (folder / "mark").touch()
     assert ensure_demo(_SMALL, tmp_path) == folder
@@ -50,21 +51,21 @@ def test_it_is_written_once_and_again_when_parameters_change(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".shop.lock", "shop"]
 
 
-def test_leftovers_of_a_killed_process_are_no_shop(tmp_path: Path) -> None:
-    """A half-written folder is neither read nor in the way."""
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    """A half-written folder is neither taken for a shop nor left behind."""
     (tmp_path / ".shop.new" / "pictures").mkdir(parents=True)
     (tmp_path / ".shop.old").mkdir()
     ensure_demo(_SMALL, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".shop.lock", "shop"]
 
 
-def test_a_failure_leaves_the_old_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If writing breaks off, what was there before is still there, whole."""
+def test_a_failure_keeps_the_old_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If writing the new shop fails, the old one is still there and complete."""
     folder = ensure_demo(_SMALL, tmp_path)
     before = _digests(folder)
 
-    def disk_full(source: DemoSource, fresh: Path) -> None:
-        (fresh / "items.csv").write_text("item_id\n")
+    def disk_full(source: DemoSource, folder: Path) -> None:
+        (folder / "items.csv").write_text("item_id\n")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(generate, "write_shop", disk_full)
@@ -73,17 +74,17 @@ def test_a_failure_leaves_the_old_shop(tmp_path: Path, monkeypatch: pytest.Monke
     assert _digests(folder) == before
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
-    """A folder without the generator's mark is never replaced."""
+def test_a_folder_that_is_no_demo_shop_is_left_alone(tmp_path: Path) -> None:
+    """A folder without the generator's parameters file is never replaced."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="is no generated demo shop"):
+    with pytest.raises(DataError, match="is not a generated demo shop"):
         ensure_demo(_SMALL, tmp_path)
     assert (tmp_path / "shop" / "thesis.txt").read_text() == "mine"
 
 
-def test_two_processes_at_once_make_one_whole_shop(tmp_path: Path) -> None:
-    """Both end well, and the files are those of one process alone."""
+def test_two_concurrent_processes_write_one_complete_shop(tmp_path: Path) -> None:
+    """Both processes succeed, and the files are those of a single process."""
     program = (
         "import sys; from pathlib import Path; from macrec_pipeline.data.demo.generate import ensure_demo;"
         "from macrec_pipeline.datasets import DemoSource;"
@@ -95,15 +96,15 @@ def test_two_processes_at_once_make_one_whole_shop(tmp_path: Path) -> None:
     assert _digests(tmp_path / "race" / "shop") == _digests(ensure_demo(_SMALL, tmp_path / "alone"))
 
 
-def test_who_waited_for_the_lock_does_not_write_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two that come at once finds the shop that the first has written."""
+def test_after_waiting_for_the_lock_nothing_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two concurrent calls finds the shop that the first has written."""
     written: list[Path] = []
 
-    def slowly(source: DemoSource, fresh: Path) -> None:
+    def write_slowly(source: DemoSource, folder: Path) -> None:
         time.sleep(0.2)
-        written.append(fresh)
+        written.append(folder)
 
-    monkeypatch.setattr(generate, "write_shop", slowly)
+    monkeypatch.setattr(generate, "write_shop", write_slowly)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: ensure_demo(_SMALL, tmp_path), range(2)))
     assert folders == [tmp_path / "shop"] * 2
@@ -111,8 +112,8 @@ def test_who_waited_for_the_lock_does_not_write_again(tmp_path: Path, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetSpec, Path]:
-    """The shop of `datasets/demo.yaml`, written."""
+def full_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetSpec, Path]:
+    """The shop of `datasets/demo.yaml`, written to disk."""
     spec = DatasetSpec(name="demo", title="Demo", preset="demo", k_core=5, source=DemoSource(reader="demo"))
     data_dir = tmp_path_factory.mktemp("data")
     assert validate_source(spec, data_dir) == []
@@ -120,9 +121,9 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[DatasetSpec, Path]:
     return spec, data_dir
 
 
-def test_the_files_are_a_little_dirty(full: tuple[DatasetSpec, Path]) -> None:
-    """Each kind of dirt ends in quarantine, and hardly anything else does."""
-    spec, data_dir = full
+def test_the_files_have_a_few_flaws(full_shop: tuple[DatasetSpec, Path]) -> None:
+    """Each kind of flaw ends in quarantine, and little else does."""
+    spec, data_dir = full_shop
     result = clean(read_raw_interactions(spec, data_dir), read_raw_items(spec, data_dir), spec.config().cleaning)
     reasons = dict(result.quarantine.group_by("reason").len().iter_rows())
     assert {"duplicate", "unknown_item", "missing_timestamp", "timestamp_out_of_range", "duplicate_item"} <= set(
@@ -134,21 +135,21 @@ def test_the_files_are_a_little_dirty(full: tuple[DatasetSpec, Path]) -> None:
     assert 19_000 < result.interactions.height < 23_000
 
 
-def test_some_items_lack_a_picture_or_a_text_but_none_both(full: tuple[DatasetSpec, Path]) -> None:
-    """2 to 3 % without a picture, 2 % without a text, and every picture named can be opened."""
-    spec, data_dir = full
+def test_some_items_lack_an_image_or_a_text_but_none_lacks_both(full_shop: tuple[DatasetSpec, Path]) -> None:
+    """2.5% of the items have no image and 2% no text, and the images of the others can be opened."""
+    spec, data_dir = full_shop
     items = read_raw_items(spec, data_dir).unique("item_id")
     assert items["image_path"].null_count() == 15
     assert items["text"].null_count() == 12
     assert items.filter(pl.col("image_path").is_null() & pl.col("text").is_null()).is_empty()
     for path in items["image_path"].drop_nulls().head(20):
-        with Image.open(data_dir / path) as picture:
-            assert picture.format == "JPEG"
-            assert picture.size == (96, 96)
+        with Image.open(data_dir / path) as image:
+            assert image.format == "JPEG"
+            assert image.size == (96, 96)
     assert items["text"].drop_nulls().n_unique() == 588
 
 
-def test_a_data_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_data_folder_that_is_not_writable_is_an_error(tmp_path: Path) -> None:
     """The message names MACREC_DATA."""
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="MACREC_DATA"):

@@ -1,16 +1,16 @@
-"""Histories: each user's interactions in the order of time."""
+"""Histories: each user's interactions in chronological order."""
 
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.cleaning.clean import encoded_log
+from macrec_pipeline.data.cleaning import encoded_log
 from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.schemas import INTERACTIONS
 
 
 def _interactions(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
-    full = [(user, item, None, stamp) for user, item, stamp in rows]
+    full = [(user, item, None, time) for user, item, time in rows]
     return pl.DataFrame(full, schema=INTERACTIONS.columns, orient="row")
 
 
@@ -18,13 +18,13 @@ _ITEMS = pl.DataFrame({"item_id": ["1", "10", "2"], "item_index": [0, 1, 2]})
 
 
 def test_histories_worked_out_by_hand() -> None:
-    """Oldest first, equal times as the table has them, users in the order of user_id, repeats kept."""
+    """Items are oldest first and keep the table's order at equal times; users are sorted; repeats are kept."""
     rows = [("u", "2", 7), ("u", "10", 7), ("u", "1", 9), ("v", "1", 3), ("v", "2", 4), ("v", "2", 5)]
     histories = build_histories(_interactions(rows), _ITEMS)
     assert histories.rows() == [(0, "u", [2, 1, 0], [7, 7, 9], True), (1, "v", [0, 2, 2], [3, 4, 5], True)]
 
 
-@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize("batch_rows", [1, 100])
 @pytest.mark.parametrize(
     "rows",
     [
@@ -32,13 +32,13 @@ def test_histories_worked_out_by_hand() -> None:
         [("u", "2", 7), ("v", "2", 8), ("v", "1", 9), ("u", "1", 9)],
         [("v", "2", 7), ("u", "2", 8)],
     ],
-    ids=["back in time", "a user again", "users"],
+    ids=["time goes back", "user in two places", "users not sorted"],
 )
-def test_interactions_out_of_order_are_refused(
-    rows: list[tuple[str, str, int]], size: int, monkeypatch: pytest.MonkeyPatch
+def test_interactions_out_of_order_are_rejected(
+    rows: list[tuple[str, str, int]], batch_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of the table is that of the history, so one that goes back is none of cleaning's; nor is a scan."""
-    monkeypatch.setattr(encoded_log, "_BATCH", size)
+    """Histories take the order of the table, so a table or scan that is not sorted is an error, in any batch size."""
+    monkeypatch.setattr(encoded_log, "_BATCH_ROWS", batch_rows)
     table = _interactions(rows)
     for source in (table, table.lazy()):
         with pytest.raises(
@@ -47,7 +47,7 @@ def test_interactions_out_of_order_are_refused(
             build_histories(source, _ITEMS)
 
 
-def test_an_item_outside_the_catalogue_is_refused() -> None:
-    """The message names the item and the user."""
+def test_an_item_outside_the_catalogue_is_rejected() -> None:
+    """The error names the item and the user."""
     with pytest.raises(SchemaError, match="item 'x' of user 'u' is not in items"):
         build_histories(_interactions([("u", "x", 1)]), _ITEMS)

@@ -1,4 +1,4 @@
-"""From files to histories: the same rows give the same split in whatever order the lines stand."""
+"""From files to histories: the same rows give the same split, whatever the order of lines."""
 
 import gzip
 import json
@@ -23,14 +23,14 @@ _SOURCES = {
 }
 _Rating = tuple[str, str, int, int]
 
-# Few users, items and times, so that copies, repeats and equal times are common.
+# Few users, items and times, so that duplicates, repeats and equal times are common.
 _ratings = st.lists(
     st.tuples(st.sampled_from("uvw"), st.sampled_from("abcdef"), st.integers(1, 2), st.integers(0, 3)), max_size=40
 )
 
 
 def _write(reader: str, folder: Path, ratings: list[_Rating], items: list[str]) -> None:
-    """The same rows in the form that the reader expects."""
+    """Write the rows in the file format that the reader expects."""
     folder.mkdir(exist_ok=True)
     start = 1_400_000_000
     if reader == "amazon2023":
@@ -60,20 +60,20 @@ def _histories(reader: str, data_dir: Path, config: CleaningConfig) -> tuple[pl.
 @settings(max_examples=25, deadline=None)
 @given(ratings=_ratings, seed=st.integers(0, 99), policy=st.sampled_from(["first", "last", "keep"]))
 def test_shuffled_lines_give_the_same_split(tmp_path_factory, reader, ratings, seed, policy) -> None:
-    """Histories, interactions and catalogue are equal to the byte, with copies and equal times among the rows."""
+    """Histories, interactions and catalogue are equal, also with duplicates and equal times among the rows."""
     ratings = ratings + [(user, item, 1, time) for user in "uvw" for time, item in enumerate("abc")]
     config = CleaningConfig(k_core=2, duplicates=policy)
     data_dir = tmp_path_factory.mktemp("data")
     _write(reader, data_dir / "shop", ratings, list("abcdef"))
-    before = _histories(reader, data_dir, config)
-    mixed = random.Random(seed)
-    _write(reader, data_dir / "shop", mixed.sample(ratings, len(ratings)), mixed.sample(list("abcdef"), len("abcdef")))
-    for table, again in zip(before, _histories(reader, data_dir, config), strict=True):
-        assert table.equals(again)
+    in_order = _histories(reader, data_dir, config)
+    shuffle = random.Random(seed)
+    _write(reader, data_dir / "shop", shuffle.sample(ratings, len(ratings)), shuffle.sample(list("abcdef"), 6))
+    for table, shuffled in zip(in_order, _histories(reader, data_dir, config), strict=True):
+        assert table.equals(shuffled)
 
 
-def test_with_position_the_order_of_the_lines_is_the_split(tmp_path: Path) -> None:
-    """A file that is in order but says only the day keeps its order with ties=position."""
+def test_with_ties_by_position_the_order_of_lines_counts(tmp_path: Path) -> None:
+    """A file in chronological order that gives only the day keeps its order with `ties: position`."""
     ratings = [("u", item, 1, 0) for item in "dacb"]
     _write("movielens", tmp_path / "shop", ratings, list("abcd"))
     by_id, *_ = _histories("movielens", tmp_path, CleaningConfig(k_core=1))
@@ -83,24 +83,24 @@ def test_with_position_the_order_of_the_lines_is_the_split(tmp_path: Path) -> No
 
 
 def test_the_core_is_that_of_plain_loops(tmp_path: Path) -> None:
-    """5-core to the fixpoint and leave-one-out against loops over dictionaries, from a file in the true format."""
-    source = random.Random(7)
-    pairs = {(f"u{source.randrange(60)}", f"i{int(source.random() ** 2 * 40)}") for _ in range(500)}
-    ratings = [(user, item, 5, source.randrange(50)) for user, item in sorted(pairs)]
+    """The 5-core and the histories, read from a file in the real format, equal those of loops over dictionaries."""
+    draw = random.Random(7)
+    pairs = {(f"u{draw.randrange(60)}", f"i{int(draw.random() ** 2 * 40)}") for _ in range(500)}
+    ratings = [(user, item, 5, draw.randrange(50)) for user, item in sorted(pairs)]
     _write("amazon2018", tmp_path / "shop", ratings, [f"i{item}" for item in range(40)])
     histories, _, items = _histories("amazon2018", tmp_path, CleaningConfig(k_core=5))
-    left = list(ratings)
+    remaining = list(ratings)
     while True:
-        users = {user: sum(row[0] == user for row in left) for user, *_ in left}
-        counts = {item: sum(row[1] == item for row in left) for _, item, *_ in left}
-        kept = [row for row in left if users[row[0]] >= 5 and counts[row[1]] >= 5]
-        if len(kept) == len(left):
+        users = {user: sum(row[0] == user for row in remaining) for user, *_ in remaining}
+        counts = {item: sum(row[1] == item for row in remaining) for _, item, *_ in remaining}
+        kept = [row for row in remaining if users[row[0]] >= 5 and counts[row[1]] >= 5]
+        if len(kept) == len(remaining):
             break
-        left = kept
-    assert 0 < len(left) < len(ratings)
+        remaining = kept
+    assert 0 < len(remaining) < len(ratings)
     expected = {
-        user: [item for _, item in sorted((time, item) for other, item, _, time in left if other == user)]
-        for user in {row[0] for row in left}
+        user: [item for _, item in sorted((time, item) for other, item, _, time in remaining if other == user)]
+        for user in {row[0] for row in remaining}
     }
     ids = items["item_id"].to_list()
     assert {user: [ids[item] for item in row] for user, row in histories.select("user_id", "item_indices").rows()} == (

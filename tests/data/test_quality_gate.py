@@ -1,4 +1,4 @@
-"""Too many broken rows stop the run with their reasons and examples; what settings leave out does not count."""
+"""The quality gate: too many unusable rows stop the run, while rows that settings drop do not count."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _NOW = 1_700_000_000_000
 
 
 def _log(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
-    """Rows of (user, item, timestamp, problem); the first stands in line 2."""
+    """Build a raw log from rows of (user, item, timestamp, problem); the first is line 2."""
     full = [
         (user, item, None, stamp, "log.csv", line, problem)
         for line, (user, item, stamp, problem) in enumerate(rows, start=2)
@@ -23,20 +23,22 @@ def _log(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
 
 
 def _items(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
-    """Rows of (item, problem)."""
+    """Build a raw catalogue from rows of (item, problem); the first is line 2."""
     full = [(item, "T", *[None] * 4, "items.csv", line, problem) for line, (item, problem) in enumerate(rows, 2)]
     return pl.DataFrame(full, schema=RAW_ITEMS.columns, orient="row")
 
 
-_GOOD = [(user, item, _NOW + place, None) for user in ("u", "v") for place, item in enumerate("abc")]  # lines 2 to 7
-_BROKEN = [
+_VALID = [
+    (user, item, _NOW + position, None) for user in ("u", "v") for position, item in enumerate("abc")
+]  # lines 2 to 7
+_UNUSABLE = [
     ("u", "a", None, None),  # line 8
     ("u", "z", _NOW, None),
     ("w", "b", None, None),
     ("x", "c", None, "wrong_type: timestamp is 'noon', expected a number"),
     (None, "c", _NOW, None),
     ("u", "b", None, None),
-    ("v", "b", None, None),  # line 14, the fourth of its reason
+    ("v", "b", None, None),  # line 14, the fourth with this reason
 ]
 _CATALOGUE = _items([(item, None) for item in "abc"])
 
@@ -46,53 +48,55 @@ def _config(share: float) -> CleaningConfig:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_too_many_broken_rows_are_told_with_three_examples_of_each_reason(lazy: bool) -> None:
-    """7 of 13 rows: counts by reason, the most frequent first, and the first three of each with file and line."""
-    raw = _log([*_GOOD, *_BROKEN])
-    with pytest.raises(DataError) as caught:
+def test_the_error_lists_the_reasons_with_three_examples_each(lazy: bool) -> None:
+    """For 7 of 13 rows: the count per reason, most frequent first, and the first three rows with file and line."""
+    raw = _log([*_VALID, *_UNUSABLE])
+    with pytest.raises(DataError) as error:
         clean(raw.lazy() if lazy else raw, _CATALOGUE, _config(0.5), latest=_NOW + 9)
-    said = str(caught.value)
-    assert said.startswith("raw_interactions: 7 of 13 rows (53.8%) cannot be used, more than the 50.0% of ")
-    assert "cleaning.max_quarantined_share" in said
-    assert (
-        "missing_timestamp 4: row 8 of log.csv (user 'u', item 'a': empty, or not readable in the data set's unit); "
-        "row 10 of log.csv" in said
+    message = str(error.value)
+    assert message.startswith(
+        "raw_interactions: 7 of 13 rows (53.8%) are unusable, which is more than "
+        "`cleaning.max_quarantined_share` allows (50.0%). "
     )
-    assert "row 13 of log.csv" in said
-    assert "row 14" not in said
-    assert "wrong_type 1: row 11 of log.csv (user 'x', item 'c': timestamp is 'noon', expected a number)." in said
-    assert "unknown_item 1: row 9 of log.csv" in said
-    assert "missing_user_id 1: row 12 of log.csv (item 'c')." in said
-    order = [said.index(f"{reason} ") for reason in ("missing_timestamp", "missing_user_id", "unknown_item")]
+    assert (
+        "missing_timestamp (4): row 8 of log.csv (user 'u', item 'a': empty, or not readable in the data set's unit); "
+        "row 10 of log.csv" in message
+    )
+    assert "row 13 of log.csv" in message
+    assert "row 14" not in message
+    assert "wrong_type (1): row 11 of log.csv (user 'x', item 'c': timestamp is 'noon', expected a number)." in message
+    assert "unknown_item (1): row 9 of log.csv" in message
+    assert "missing_user_id (1): row 12 of log.csv (item 'c')." in message
+    order = [message.index(f"{reason} ") for reason in ("missing_timestamp", "missing_user_id", "unknown_item")]
     assert order == sorted(order)
-    assert "Check timestamp and timestamp_unit" in said
+    assert "Check `timestamp` and `timestamp_unit`" in message
 
 
-def test_the_share_itself_is_allowed() -> None:
-    """7 of 13 are not more than 7/13; the rows then lie in quarantine as ever."""
-    raw = _log([*_GOOD, *_BROKEN])
+def test_a_share_equal_to_the_limit_is_accepted() -> None:
+    """7 of 13 rows are not more than 7/13, and go to quarantine as usual."""
+    raw = _log([*_VALID, *_UNUSABLE])
     assert clean(raw, _CATALOGUE, _config(7 / 13), latest=_NOW + 9).quarantine.height == 7
     with pytest.raises(DataError, match="7 of 13"):
         clean(raw, _CATALOGUE, _config(6.9 / 13), latest=_NOW + 9)
 
 
-def test_what_settings_leave_out_is_not_broken() -> None:
-    """Copies, the k-core, low ratings and items that nobody touched may be most of the file."""
-    copies = _log([*_GOOD, *_GOOD, *_GOOD, ("lonely", "a", _NOW, None)])
+def test_rows_that_settings_drop_do_not_count() -> None:
+    """Duplicates, the k-core, low ratings and items without interactions may be most of the file."""
+    duplicates = _log([*_VALID, *_VALID, *_VALID, ("lonely", "a", _NOW, None)])
     catalogue = _items([(item, None) for item in "abcdefghabc"])
-    assert clean(copies, catalogue, _config(0), latest=_NOW + 9).interactions.height == 6
-    rated = _log(_GOOD * 2).with_columns(rating=pl.Series([5.0] * 6 + [1.0] * 6))
+    assert clean(duplicates, catalogue, _config(0), latest=_NOW + 9).interactions.height == 6
+    rated = _log(_VALID * 2).with_columns(rating=pl.Series([5.0] * 6 + [1.0] * 6))
     strict = CleaningConfig(k_core=1, min_rating=2, max_quarantined_share=0)
     assert clean(rated, _CATALOGUE, strict, latest=_NOW + 9).interactions.height == 6
 
 
-def test_a_broken_catalogue_stops_as_well() -> None:
-    """2 of 5 rows of the catalogue, with the reader's reason and the missing id."""
+def test_an_unusable_catalogue_stops_the_run_too() -> None:
+    """For 2 of 5 rows of the catalogue: the reader's reason and the missing ID."""
     catalogue = _items([*((item, None) for item in "abc"), ("d", "wrong_type: title is {}"), (None, None)])
-    with pytest.raises(DataError) as caught:
-        clean(_log(_GOOD), catalogue, _config(0.3), latest=_NOW + 9)
-    said = str(caught.value)
-    assert said.startswith("raw_items: 2 of 5 rows (40.0%)")
-    assert "missing_item_id 1: row 6 of items.csv (no id)." in said
-    assert "wrong_type 1: row 5 of items.csv (item 'd': title is {})." in said
-    assert clean(_log(_GOOD), catalogue, _config(0.4), latest=_NOW + 9).items.height == 3
+    with pytest.raises(DataError) as error:
+        clean(_log(_VALID), catalogue, _config(0.3), latest=_NOW + 9)
+    message = str(error.value)
+    assert message.startswith("raw_items: 2 of 5 rows (40.0%)")
+    assert "missing_item_id (1): row 6 of items.csv (no ID)." in message
+    assert "wrong_type (1): row 5 of items.csv (item 'd': title is {})." in message
+    assert clean(_log(_VALID), catalogue, _config(0.4), latest=_NOW + 9).items.height == 3

@@ -1,4 +1,4 @@
-"""The data sets of `datasets/` on their real files, as they were found."""
+"""The data sets of `datasets/` on their real files."""
 
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import pytest
 from macrec_pipeline.data.cleaning.clean import CleanTables, clean
 from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.data.readers.indexed import read_index_map, read_json_object
-from macrec_pipeline.data.readers.movielens import read_movielens_interactions
 from macrec_pipeline.data.readers.precomputed import precomputed_semantic_ids
 from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.data.table_checks import histories_problems, interactions_problems, items_problems
@@ -21,8 +20,8 @@ _DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 def _spec(name: str, data_dir: Path) -> DatasetSpec:
     spec = load_dataset(name, _DATASETS)
     problems = validate_source(spec, data_dir)
-    if any("is not there" in problem for problem in problems):
-        pytest.skip(f"real data is not there: {problems[0]}")
+    if any("does not exist" in problem for problem in problems):
+        pytest.skip(f"the real data is missing: {problems[0]}")
     assert problems == []
     return spec
 
@@ -34,7 +33,7 @@ def _clean(spec: DatasetSpec, data_dir: Path) -> tuple[CleanTables, pl.DataFrame
 
 
 def test_movielens_counts(shared_data: Path) -> None:
-    """1,746 item rows of 1,682 movies and 100,000 ratings leave 943 users and 1,349 movies in the 5-core."""
+    """The 5-core of 100,000 ratings has 943 users and 1,349 movies; 1,746 item rows describe 1,682 movies."""
     tables, raw_items = _clean(_spec("movielens-100k", shared_data), shared_data)
     assert raw_items.height == 1746
     assert raw_items["item_id"].n_unique() == 1682
@@ -47,7 +46,7 @@ def test_movielens_counts(shared_data: Path) -> None:
 
 
 def test_movielens_texts_and_checks(shared_data: Path) -> None:
-    """The text has title, overview and genres, also where the overview is missing; the tables pass their checks."""
+    """The text has title, overview (if there is one) and genres; the tables pass their checks."""
     tables, raw_items = _clean(_spec("movielens-100k", shared_data), shared_data)
     text = dict(zip(raw_items["item_id"], raw_items["text"], strict=True))
     assert text["1"].startswith("Toy Story (1995). Led by Woody, Andy's toys live happily")
@@ -62,15 +61,16 @@ def test_movielens_texts_and_checks(shared_data: Path) -> None:
     assert toy_story["num_interactions"] == 452
 
 
-def test_movielens_own_log_is_that_of_the_mapping(shared_data: Path) -> None:
-    """The reader of GroupLens' layout gives the same rows as the mapping of u.data's columns."""
+def test_the_readers_movielens_and_tables_agree(shared_data: Path) -> None:
+    """The reader `movielens` gives the same interactions as the mapping of the columns of u.data."""
     mapped = read_raw_interactions(_spec("movielens-100k", shared_data), shared_data)
-    own = MovielensSource(reader="movielens", folder="movielens-100k", layout="100k")
-    assert read_movielens_interactions(own, shared_data).equals(mapped)
+    source = MovielensSource(reader="movielens", folder="movielens-100k", layout="100k")
+    spec = DatasetSpec(name="movielens", title="MovieLens", source=source)
+    assert read_raw_interactions(spec, shared_data).equals(mapped)
 
 
 def test_instruments_counts_and_order(shared_data: Path) -> None:
-    """The paper's 17,112 users, 6,250 items and 136,226 interactions, each user's sequence as published."""
+    """The counts are those of the paper, and each user has the published sequence."""
     spec = _spec("amazon-instruments", shared_data)
     tables, _ = _clean(spec, shared_data)
     histories = build_histories(tables.interactions, tables.items)
@@ -82,12 +82,14 @@ def test_instruments_counts_and_order(shared_data: Path) -> None:
     users = read_index_map(spec.source, "user2id", shared_data)[1]
     items = read_index_map(spec.source, "item2id", shared_data)[1]
     item_ids = tables.items["item_id"].to_list()
-    ours = {user: [item_ids[item] for item in row] for user, row in histories.select("user_id", "item_indices").rows()}
-    assert ours == {users[int(user)]: [items[item] for item in row] for user, row in published.items()}
+    sequences = {
+        user: [item_ids[item] for item in row] for user, row in histories.select("user_id", "item_indices").rows()
+    }
+    assert sequences == {users[int(user)]: [items[item] for item in row] for user, row in published.items()}
 
 
 def test_instruments_semantic_ids(shared_data: Path) -> None:
-    """4 levels of 256 codes for every item; 5,988 distinct text IDs, all image IDs distinct; rows follow items."""
+    """Every item has 4 levels of 256 codes; 5,988 text IDs and all image IDs are distinct; rows follow the items."""
     spec = _spec("amazon-instruments", shared_data)
     tables, _ = _clean(spec, shared_data)
     ids = precomputed_semantic_ids(spec, shared_data, tables.items)

@@ -1,4 +1,4 @@
-"""A data set of a few lines, as real files, and the settings that point to it."""
+"""A data set of a few rows as real files, the settings that point to it, and an empty Dagster instance."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +24,13 @@ source:
 
 @pytest.fixture(scope="session")
 def partition() -> str:
-    """A data set name that the definitions know; its file in the test's own folder says something else."""
+    """The name of a data set that the definitions know. The test's own folder has another file of that name."""
     return dataset_names()[0]
 
 
 @pytest.fixture
 def settings(tmp_path: Path, partition: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings of a home, a data folder and a datasets folder of the test's own."""
+    """Settings with a home, a data folder and a folder of data set files that only this test uses."""
     for name in ("MLFLOW_TRACKING_URI", "MACREC_HOME", "MACREC_DATA", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     data, datasets = tmp_path / "data", tmp_path / "datasets"
@@ -52,5 +52,17 @@ def settings(tmp_path: Path, partition: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     """A Dagster instance in memory."""
-    with dg.DagsterInstance.ephemeral() as made:
-        yield made
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+def add_run(
+    instance: dg.DagsterInstance,
+    *,
+    run_id: str | None = None,
+    job: str = "full_pipeline",
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+    tags: dict[str, str] | None = None,
+) -> dg.DagsterRun:
+    """Record a run without executing anything."""
+    return instance.add_run(dg.DagsterRun(job, run_id=run_id, status=status, tags=tags))

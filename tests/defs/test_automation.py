@@ -1,4 +1,4 @@
-"""What is launched by itself, and what is not."""
+"""What schedules, sensors and automation conditions launch, and what they leave alone."""
 
 import logging
 from datetime import datetime
@@ -8,15 +8,15 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
-from dagster._utils.schedules import is_valid_cron_string
 
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.datasets import DatasetSpec, Schedule, load_dataset
 from macrec_pipeline.definitions import defs
-from macrec_pipeline.defs.asset_context import SETTINGS_TAG, stage
-from macrec_pipeline.defs.automation import automated, schedule_of, sensor_of
-from macrec_pipeline.defs.jobs import REFRESH, SETTINGS
+from macrec_pipeline.defs.asset_context import open_asset
+from macrec_pipeline.defs.automation import automated_datasets, build_new_data_sensor, build_schedule
+from macrec_pipeline.defs.jobs import JOB_OVERRIDES, REFRESH
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.run_tags import SETTINGS_TAG
 from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 from macrec_pipeline.errors import ConfigError
 
@@ -26,14 +26,14 @@ MONDAY = datetime(2026, 3, 30, 3, tzinfo=ZoneInfo("Europe/Berlin"))
 
 @pytest.fixture
 def spec(settings: Settings, partition: str) -> DatasetSpec:
-    """A data set that wants both."""
+    """A data set with a schedule and a sensor for new data."""
     automatic = {"schedule": {"timezone": "Europe/Berlin"}, "on_new_data": "refresh"}
     return DatasetSpec.model_validate(load_dataset(partition).model_dump() | automatic)
 
 
-def test_a_schedule_launches_its_data_set_once_a_tick(spec: DatasetSpec) -> None:
-    """Mondays at three in the owner's time zone, for this partition alone; the same tick is the same run."""
-    schedule, repository = schedule_of(spec), defs.get_repository_def()
+def test_a_schedule_launches_its_data_set_once_per_tick(spec: DatasetSpec) -> None:
+    """It runs on Mondays at three in the owner's time zone, for this partition only; one tick is one run."""
+    schedule, repository = build_schedule(spec), defs.get_repository_def()
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * 1", "Europe/Berlin")
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     assert schedule.job.name == REFRESH
@@ -51,8 +51,8 @@ def test_a_schedule_launches_its_data_set_once_a_tick(spec: DatasetSpec) -> None
 def test_nothing_is_launched_unless_the_file_says_so(
     settings: Settings, partition: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither for the data sets of the checkout nor for one whose file is wrong, which is told."""
-    assert automated([partition]) == []
+    """No data set of the checkout is automated. One with an invalid file is left out, with a warning."""
+    assert automated_datasets([partition]) == []
     assert defs.schedules == []
     folder = Path(settings.data or "").parent / "datasets"
     (folder / "wrong.yaml").write_text("name: wrong\ntitle: t\nschedule: {cron: never}\n", encoding="utf-8")
@@ -63,14 +63,14 @@ def test_nothing_is_launched_unless_the_file_says_so(
         "name: right\ntitle: t\nsource: {reader: demo}\nschedule: {job: batch_recommendations}\n", encoding="utf-8"
     )
     with caplog.at_level(logging.WARNING):
-        assert [spec.name for spec in automated([partition, "right", "wrong", "never"])] == ["right"]
-    assert "Nothing is launched by itself for wrong" in caplog.text
+        assert [spec.name for spec in automated_datasets([partition, "right", "wrong", "never"])] == ["right"]
+    assert "Automation is off for wrong" in caplog.text
     assert "five fields" in caplog.text
-    assert "'0 3 31 2 *' names a time that never comes" in caplog.text
+    assert "schedule.cron is '0 3 31 2 *', a time that never comes" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("cron", "right"),
+    ("cron", "is_valid"),
     [
         ("0 3 * * 1", True),
         ("*/15 0-6,22 1,15 * *", True),
@@ -86,72 +86,76 @@ def test_nothing_is_launched_unless_the_file_says_so(
         ("@weekly", False),
     ],
 )
-def test_a_cron_line_is_checked_before_dagster_sees_it(cron: str, right: bool) -> None:
-    """One wrong file must not keep all definitions from loading; what passes here passes there."""
-    if right:
-        assert is_valid_cron_string(Schedule(cron=cron).cron)
+def test_a_cron_line_is_validated_before_dagster_sees_it(cron: str, is_valid: bool) -> None:
+    """One invalid file must not keep all definitions from loading. Dagster accepts whatever is valid here."""
+    if is_valid:
+        dg.ScheduleDefinition(name="test", job_name="test", cron_schedule=Schedule(cron=cron).cron)
     else:
         with pytest.raises(ValueError, match="cron"):
             Schedule(cron=cron)
 
 
-def test_a_time_zone_is_one_that_there_is() -> None:
-    """A misspelt one is refused with an example."""
-    with pytest.raises(ValueError, match="as Europe/Berlin is"):
+def test_a_time_zone_must_exist() -> None:
+    """A misspelt time zone is refused with an example of a valid one."""
+    with pytest.raises(ValueError, match="such as Europe/Berlin"):
         Schedule(timezone="Berlin/Europe")
 
 
 def test_new_raw_data_launches_a_refresh(
     spec: DatasetSpec, settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once it is whole, once; the run's key holds the digest of the content."""
+    """New files launch one run once they stop changing; its key contains the digest of the content."""
     monkeypatch.setenv("MACREC_DATA", settings.data or "")
-    sensor, log = sensor_of(spec), Path(settings.data or "") / "log.csv"
+    sensor, log = build_new_data_sensor(spec), Path(settings.data or "") / "log.csv"
     assert sensor.job.name == REFRESH
     cursor, requests = None, []
 
     def tick() -> Any:
         nonlocal cursor
         context = dg.build_sensor_context(instance, cursor, repository_def=defs.get_repository_def())
-        told = sensor.evaluate_tick(context)
-        cursor = told.cursor
-        requests.extend(told.run_requests or [])
-        return told.skip_message
+        result = sensor.evaluate_tick(context)
+        cursor = result.cursor
+        requests.extend(result.run_requests or [])
+        return result.skip_message
 
-    assert "if it stays so" in tick()
+    assert "once they stop changing" in tick()
     assert tick() is None
-    assert "nothing new" in tick()
+    assert "No new data" in tick()
     log.write_text(log.read_text() + "u0,i03,1700000000\n")
-    assert "if it stays so" in tick()
+    assert "once they stop changing" in tick()
     assert tick() is None
     assert [request.partition_key for request in requests] == [spec.name] * 2
     assert [request.tags["macrec/raw_data"] == request.run_key.split(":")[2] for request in requests] == [True, True]
     assert requests[0].run_key != requests[1].run_key
     log.unlink()
-    assert "log.csv is not there" in tick()
+    assert "log.csv does not exist" in tick()
     assert len(requests) == 2
 
 
-def test_a_jobs_settings_reach_its_runs(settings: Settings, partition: str) -> None:
-    """They lie over the data set's own and below those of the person who launched it."""
-    seen = []
+def test_the_overrides_of_a_job_reach_its_runs(settings: Settings, partition: str) -> None:
+    """They apply on top of the data set's settings and below those of the person who launched the run."""
+    observed = []
 
     @dg.asset(name="raw_items", partitions_def=dg.StaticPartitionsDefinition([partition]))
     def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> None:
-        with stage(context, settings, "raw_items") as work:
-            seen.append((work.config.seed, work.config.quantizer.num_epochs))
+        with open_asset(context, settings, "raw_items") as asset:
+            observed.append((asset.config.seed, asset.config.quantizer.num_epochs))
 
-    mine = Settings(home=settings.home, data=settings.data, overrides=["seed=8"])
+    with_override = Settings(home=settings.home, data=settings.data, overrides=["seed=8"])
     tags = {SETTINGS_TAG: "seed=7 quantizer.num_epochs=3"}
-    dg.materialize([raw_items], partition_key=partition, resources={"settings": mine}, run_config=QUIET, tags=tags)
-    assert seen == [(8, 3)]
+    dg.materialize(
+        [raw_items], partition_key=partition, resources={"settings": with_override}, run_config=QUIET, tags=tags
+    )
+    assert observed == [(8, 3)]
 
 
 def test_refresh_appends_and_starts_warm(settings: Settings, partition: str) -> None:
-    """Its runs carry both settings as a tag, wherever they come from, and make what the full pipeline makes."""
+    """Its runs have both settings as a tag, wherever they are launched, and the same assets as the full pipeline."""
     job, full = (defs.resolve_job_def(name) for name in (REFRESH, "full_pipeline"))
     assert (
-        job.run_tags[SETTINGS_TAG] == " ".join(SETTINGS[REFRESH]) == "identity.mode=append recommender.warm_start=true"
+        job.run_tags[SETTINGS_TAG]
+        == " ".join(JOB_OVERRIDES[REFRESH])
+        == "identity.mode=append recommender.warm_start=true"
     )
     assert job.asset_layer.executable_asset_keys == full.asset_layer.executable_asset_keys
     request = LaunchRequest(partition, settings.home_folder(), settings.data_folder(), job=REFRESH, until="raw_items")
@@ -163,30 +167,31 @@ def test_refresh_appends_and_starts_warm(settings: Settings, partition: str) -> 
             launch(request, defs=defs)
 
 
-def test_only_a_real_change_is_carried_on(instance: dg.DagsterInstance, partition: str) -> None:
-    """Other content upstream asks for what is made from it; the same content made again asks for nothing."""
+def test_only_changed_content_requests_new_materializations(instance: dg.DagsterInstance, partition: str) -> None:
+    """New content upstream requests what is made from it. The same content materialized again requests nothing."""
     cursor = None
 
-    def made(asset: str, version: str) -> None:
+    def materialize(asset: str, version: str) -> None:
         tags = {"dagster/data_version": version}
         instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=partition, tags=tags))
 
-    def asked() -> set[str]:
+    def requested() -> set[str]:
         nonlocal cursor
         result = dg.evaluate_automation_conditions(defs, instance, dg.AssetSelection.all(), cursor=cursor)
         cursor = result.cursor
-        wanted = {key: result.get_requested_partitions(key) for key in defs.resolve_asset_graph().get_all_asset_keys()}
-        assert {name for keys in wanted.values() for name in keys} <= {partition}
-        return {key.to_user_string() for key, keys in wanted.items() if keys}
+        keys = defs.resolve_asset_graph().get_all_asset_keys()
+        partitions = {key: result.get_requested_partitions(key) for key in keys}
+        assert {name for names in partitions.values() for name in names} <= {partition}
+        return {key.to_user_string() for key, names in partitions.items() if names}
 
     upstream_first = ("raw_interactions", "raw_items", "interactions", "items", "quarantine", "histories")
     for asset in upstream_first:
-        made(asset, "1")
-    asked()  # text_embeddings and others were never made
-    made("raw_items", "1")
-    assert asked() & set(upstream_first) == set()
-    made("raw_items", "2")
-    assert asked() & set(upstream_first) == {"interactions", "items", "quarantine"}
+        materialize(asset, "1")
+    requested()  # text_embeddings and others were never materialized
+    materialize("raw_items", "1")
+    assert requested() & set(upstream_first) == set()
+    materialize("raw_items", "2")
+    assert requested() & set(upstream_first) == {"interactions", "items", "quarantine"}
     for asset in ("interactions", "items", "quarantine"):
-        made(asset, "1")
-    assert asked() & set(upstream_first) == set()
+        materialize(asset, "1")
+    assert requested() & set(upstream_first) == set()

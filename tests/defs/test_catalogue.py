@@ -1,4 +1,4 @@
-"""Assets whose rows are items know which catalogue they belong to, and are not paired with another one's."""
+"""Assets with one row per item know which catalogue they belong to, and are never combined with another one."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from macrec_pipeline.defs.asset_context import CATALOGUE
 from macrec_pipeline.defs.assets.interactions import clean_tables, histories, raw_interactions, raw_items
 from macrec_pipeline.defs.assets.sasrec import sasrec
 from macrec_pipeline.defs.assets.semantic_ids import pseudo_labels
+from macrec_pipeline.defs.manifest_keys import CATALOGUE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.storage import AssetStore, embedding_table
@@ -24,8 +24,8 @@ def materialize(settings: Settings, partition: str, assets: list[dg.AssetsDefini
     return AssetStore(Path(settings.home), partition)
 
 
-def test_the_order_of_the_items_is_handed_down(settings: Settings, partition: str) -> None:
-    """From the items to tables and folders; the log itself knows items by their ids and has none."""
+def test_the_item_order_is_passed_downstream(settings: Settings, partition: str) -> None:
+    """Tables and folders made from `items` carry its digest. The log refers to items by ID and has none."""
     small = Settings(home=settings.home, data=settings.data, overrides=["sasrec.max_epochs=1", "sasrec.d_model=8"])
     store = materialize(small, partition, [*UP_TO_HISTORIES, sasrec])
     order = store.manifest("items").details[CATALOGUE]
@@ -35,8 +35,8 @@ def test_the_order_of_the_items_is_handed_down(settings: Settings, partition: st
     assert materialize(small, partition, UP_TO_HISTORIES).manifest("items").details[CATALOGUE] == order
 
 
-def test_what_was_made_of_another_catalogue_is_named(settings: Settings, partition: str) -> None:
-    """An item goes, the items are made anew, and SASRec would meet histories of before: both digests are named."""
+def test_inputs_from_different_catalogues_are_refused_by_name(settings: Settings, partition: str) -> None:
+    """An item is removed and `items` is rebuilt, but `histories` is not: the error names both digests."""
     store = materialize(settings, partition, UP_TO_HISTORIES)
     before = store.manifest("items").details[CATALOGUE]
     data = Path(settings.data)
@@ -47,13 +47,13 @@ def test_what_was_made_of_another_catalogue_is_named(settings: Settings, partiti
     assert after != before
     with pytest.raises(StorageError, match=r"different catalogues") as raised:
         materialize(settings, partition, [sasrec])
-    for words in (f"catalogue {before[:12]}: histories", f"catalogue {after[:12]}: items", f"macrec run {partition}"):
-        assert words in str(raised.value)
+    for text in (f"catalogue {before[:12]}: histories", f"catalogue {after[:12]}: items", f"macrec run {partition}"):
+        assert text in str(raised.value)
     assert not store.has("sasrec")
 
 
-def test_embeddings_of_as_many_other_items_are_not_paired(settings: Settings, partition: str) -> None:
-    """The shapes fit, so nothing else would tell."""
+def test_embeddings_of_equally_many_other_items_are_refused(settings: Settings, partition: str) -> None:
+    """The shapes fit, so no other check would notice."""
     store = AssetStore(Path(settings.home), partition)
     items = pl.DataFrame({"item_index": range(8), "item_id": [f"i{item}" for item in range(8)]})
     vectors = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The champion's two assets and what the registration makes of them, on a tiny trained bundle and a real store."""
+"""Comparing, evaluating and replacing the champion, with a tiny trained bundle and a real MLflow store."""
 
 import json
 from collections.abc import Sequence
@@ -40,13 +40,13 @@ def fitted() -> FittedRecommender:
 
 @pytest.fixture
 def shop(settings: Settings, partition: str) -> Settings:
-    """Items, histories and a report lie in the store; the data set's title is full of markup."""
+    """A store with items, histories and a report; the data set's title is full of markup."""
     path = settings.data_folder().parent / "datasets" / f"{partition}.yaml"
     path.write_text(path.read_text().replace("A few lines", "'<b>Lines</b> *few* | [x](y)'"), encoding="utf-8")
     store = settings.store(partition)
     items = {"item_index": range(NUM_ITEMS), "item_id": ITEM_IDS}
-    nothing = {"title": None, "text": None, "image_path": None, "categories": None, "num_interactions": 1}
-    literals = {name: pl.lit(value) for name, value in nothing.items()}
+    other_columns = {"title": None, "text": None, "image_path": None, "categories": None, "num_interactions": 1}
+    literals = {name: pl.lit(value) for name, value in other_columns.items()}
     store.write_table("items", pl.DataFrame(items).with_columns(**literals).cast(ITEMS.columns))
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
     times = [list(range(6))] * NUM_USERS
@@ -61,7 +61,7 @@ def shop(settings: Settings, partition: str) -> Settings:
 def make_bundle(
     shop: Settings, partition: str, fitted: FittedRecommender, *, item_ids: Sequence[str] = ITEM_IDS, note: str = ""
 ) -> None:
-    """A new version of `recommender`; the note makes another bundle of the same model."""
+    """Write a new version of `recommender`; another note makes another bundle of the same model."""
     with shop.store(partition).new_folder("recommender") as folder:
         for part in ("weights", "bundle"):
             (folder / part).mkdir()
@@ -81,15 +81,15 @@ def make_bundle(
 
 
 def materialize(asset: dg.AssetsDefinition, shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:
-    """Make one asset on what is there; its metadata as plain values."""
-    own = Settings(home=shop.home, data=shop.data, overrides=["evaluation.bootstrap_samples=50", *overrides])
-    result = dg.materialize([asset], partition_key=partition, resources={"settings": own}, run_config=QUIET)
-    (made,) = result.asset_materializations_for_node(asset.op.name)
-    return {name: value.value for name, value in made.metadata.items()}
+    """Materialize one asset from the stored inputs; returns its metadata as plain values."""
+    settings = Settings(home=shop.home, data=shop.data, overrides=["evaluation.bootstrap_samples=50", *overrides])
+    result = dg.materialize([asset], partition_key=partition, resources={"settings": settings}, run_config=QUIET)
+    (materialization,) = result.asset_materializations_for_node(asset.op.name)
+    return {name: value.value for name, value in materialization.metadata.items()}
 
 
 def register(shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:
-    """Compare, then register; what the registration says."""
+    """Compare and register; returns the metadata of the registration."""
     materialize(champion_comparison, shop, partition, *overrides)
     return materialize(registered_model, shop, partition, *overrides)
 
@@ -105,34 +105,34 @@ def version(shop: Settings, partition: str, number: int) -> ModelVersion:
 
 
 def test_from_the_first_version_to_a_successor(shop: Settings, partition: str, fitted: FittedRecommender) -> None:
-    """First version, then one that a person has to promote, one that a rule keeps out, one that is promoted."""
+    """A first version, one that a person has to promote, one that a rule refuses, and one that is promoted."""
     make_bundle(shop, partition, fitted)
     first = register(shop, partition)
     assert (first["promotion"], first["aliases"]) == ("first version", ["challenger", "champion"])
     assert comparison(shop, partition)["champion"] is None
     title = r"**&lt;b&gt;Lines&lt;/b&gt; \*few\* \| \[x\]\(y\)**"
-    said = version(shop, partition, 1).description
-    assert said.splitlines()[0] == title
-    assert "| hr_10 | 0.6250 |" in said
+    description = version(shop, partition, 1).description
+    assert description.splitlines()[0] == title
+    assert "| hr_10 | 0.6250 |" in description
 
     make_bundle(shop, partition, fitted, note="second")
     assert register(shop, partition)["promotion"] == "advised"
     refused = register(shop, partition, "promotion.automatic=true", "promotion.max_size_ratio=0.5")
     assert refused["promotion"] == "refused"
-    assert version(shop, partition, 3).tags["macrec.decision"].endswith("times the champion's; 0.5 times is allowed.")
+    assert version(shop, partition, 3).tags["macrec.decision"].endswith("champion's; at most 0.5 times is allowed.")
     promoted = register(shop, partition, "promotion.automatic=true")
     assert (promoted["promotion"], promoted["aliases"]) == ("promoted", ["challenger", "champion"])
-    found = version(shop, partition, 4)
-    assert set(found.aliases) == {"challenger", "champion"}
+    successor = version(shop, partition, 4)
+    assert set(successor.aliases) == {"challenger", "champion"}
     figures = comparison(shop, partition)["figures"]
     assert figures["ndcg_10.difference"] == figures["ndcg_10.low"] == figures["moved_ids"] == 0  # the same model
-    assert found.tags["compare.challenger.ndcg_10"] == repr(figures["challenger.ndcg_10"])
-    assert found.description.startswith(f"{title}\n\n| | this version | version 1 | difference |")
-    assert r"promoted over version 1\. NDCG@10 is " in found.description.splitlines()[-1]
+    assert successor.tags["compare.challenger.ndcg_10"] == repr(figures["challenger.ndcg_10"])
+    assert successor.description.startswith(f"{title}\n\n| | this version | champion (version 1) | difference |")
+    assert r"promoted over version 1\. NDCG@10 is " in successor.description.splitlines()[-1]
     assert "| NDCG@10 | {0:.4f} | {0:.4f} | +0.0000 [+0.0000, +0.0000] |".format(figures["champion.ndcg_10"]) in (
-        found.description
+        successor.description
     )
-    assert found.description.startswith(promoted["figures"])
+    assert successor.description.startswith(promoted["figures"])
     assert promoted["decision"].startswith("Promoted over version 1. NDCG@10 is ")
     assert figures["challenger.milliseconds"] > 0 < figures["champion.milliseconds"]
     registration = shop.store(partition).folder("registered_model") / "registration.json"
@@ -142,7 +142,7 @@ def test_from_the_first_version_to_a_successor(shop: Settings, partition: str, f
 def test_a_champion_of_another_catalogue_is_compared_by_item_id(
     shop: Settings, partition: str, fitted: FittedRecommender
 ) -> None:
-    """It numbers two items the other way round, and knows one that is gone instead of i00, the target of a few."""
+    """The champion swaps the indices of two items, and knows a removed item instead of i00, which some users test."""
     make_bundle(shop, partition, fitted, item_ids=["gone", "i02", "i01", *ITEM_IDS[3:]])
     register(shop, partition)
     make_bundle(shop, partition, fitted)
@@ -159,70 +159,74 @@ def test_a_champion_of_another_catalogue_is_compared_by_item_id(
     assert (figures["num_shared_items"], figures["moved_ids"]) == (11, 2 / 11)
 
 
-def test_a_tampered_champion_keeps_nobody_out(
+def test_a_damaged_champion_does_not_block_its_successor(
     shop: Settings, partition: str, fitted: FittedRecommender, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The successor is registered as challenger, and version, metadata and folder say why nothing was compared."""
+    """The successor is registered as challenger; its tags and description say why it was not compared."""
     make_bundle(shop, partition, fitted)
     register(shop, partition)
     (stored,) = (path for path in (shop.home_folder() / "mlflow").rglob("catalogue.json"))
     stored.write_text(stored.read_text().replace("i03", "i99"))
-    made = materialize(champion_comparison, shop, partition, "promotion.automatic=true")
-    assert "is not the one that was registered" in made["nothing_compared"]
+    compared = materialize(champion_comparison, shop, partition, "promotion.automatic=true")
+    assert "is not the one that was registered" in compared["nothing_compared"]
     last = materialize(registered_model, shop, partition, "promotion.automatic=true")
     assert (last["promotion"], last["aliases"]) == ("not compared", ["challenger"])
-    said = version(shop, partition, 2)
-    assert "Version 1 is champion, but cannot be compared with" in said.tags["macrec.decision"]
-    assert f"macrec rollback {partition}" in said.tags["macrec.decision"]
-    assert "Not promoted" in said.description.splitlines()[-1]
+    successor = version(shop, partition, 2)
+    assert "Version 1 is the champion, but it cannot be compared" in successor.tags["macrec.decision"]
+    assert f"macrec rollback {partition}" in successor.tags["macrec.decision"]
+    assert "Not promoted" in successor.description.splitlines()[-1]
     with pytest.raises(TrackingError, match="is not the one that was registered"):
         materialize(champion_evaluation, shop, partition)
 
 
-def test_a_comparison_of_another_bundle_counts_for_nothing(
+def test_a_comparison_of_another_bundle_does_not_count(
     shop: Settings, partition: str, fitted: FittedRecommender
 ) -> None:
-    """Whoever trains anew and registers without comparing does not get the verdict on the bundle before."""
+    """A new bundle that is registered without a comparison does not get the verdict of the previous bundle."""
     make_bundle(shop, partition, fitted)
     register(shop, partition)
     materialize(champion_comparison, shop, partition)
     make_bundle(shop, partition, fitted, note="trained since")
-    made = materialize(registered_model, shop, partition, "promotion.automatic=true")
-    assert made["promotion"] == "not compared"
+    registered = materialize(registered_model, shop, partition, "promotion.automatic=true")
+    assert registered["promotion"] == "not compared"
     assert "is of another bundle" in version(shop, partition, 2).tags["macrec.decision"]
 
 
-def test_the_champion_is_watched(shop: Settings, partition: str, fitted: FittedRecommender) -> None:
-    """Its figures on the histories that are there, for a person too; a check warns once it is below popularity."""
+def test_the_champion_is_evaluated_on_the_stored_histories(
+    shop: Settings, partition: str, fitted: FittedRecommender
+) -> None:
+    """Metadata, the JSON document, the terminal and MLflow all show the same metrics."""
     with pytest.raises(TrackingError, match=f"macrec-{partition} has no champion yet: run `macrec run {partition}`"):
         materialize(champion_evaluation, shop, partition)
     make_bundle(shop, partition, fitted)
     register(shop, partition)
     materialize(champion_comparison, shop, partition)
-    made = materialize(champion_evaluation, shop, partition)
+    evaluated = materialize(champion_evaluation, shop, partition)
     figures = comparison(shop, partition)["figures"]
     for name in ("ndcg_10", "hr_10", "coverage", "unknown_targets"):
-        assert made[name] == figures[f"champion.{name}"]
-    assert made["popularity_ndcg_10"] == pytest.approx(figures["popularity_ndcg_10"])
+        assert evaluated[name] == figures[f"champion.{name}"]
+    assert evaluated["popularity_ndcg_10"] == pytest.approx(figures["popularity_ndcg_10"])
     folder = shop.store(partition).folder("champion_evaluation")
     document = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    told = terminal.champion_lines(partition, document)
-    assert f"macrec-{partition}@champion is version 1, asked for {NUM_USERS} test users." in told
-    assert f"NDCG@10  {made['ndcg_10']:.4f}, the most popular items {made['popularity_ndcg_10']:.4f}" in told
+    output = terminal.champion_lines(partition, document)
+    assert f"macrec-{partition}@champion is version 1, evaluated on {NUM_USERS} test users." in output
+    assert f"{evaluated['ndcg_10']:.4f}; most popular items {evaluated['popularity_ndcg_10']:.4f}" in output
     runs = connect(shop.home_folder()).client.search_runs(
         [connect(shop.home_folder()).client.get_experiment_by_name(f"macrec/{partition}").experiment_id],  # type: ignore[union-attr]
         "tags.`macrec.asset` = 'champion_evaluation' and attributes.status = 'FINISHED'",
     )
-    assert [run.data.metrics["ndcg_10"] for run in runs] == [made["ndcg_10"]]
+    assert [run.data.metrics["ndcg_10"] for run in runs] == [evaluated["ndcg_10"]]
 
 
-@pytest.mark.parametrize(("ours", "popular", "passed"), [(0.2, 0.1, True), (0.1, 0.1, True), (0.0999, 0.1, False)])
+@pytest.mark.parametrize(
+    ("champion", "popularity", "passed"), [(0.2, 0.1, True), (0.1, 0.1, True), (0.0999, 0.1, False)]
+)
 def test_a_champion_below_popularity_is_a_warning(
-    shop: Settings, partition: str, instance: dg.DagsterInstance, ours: float, popular: float, passed: bool
+    shop: Settings, partition: str, instance: dg.DagsterInstance, champion: float, popularity: float, passed: bool
 ) -> None:
-    """It says by how much, and what a person can do; nothing is stopped by it."""
+    """The check says by how much and what a person can do, but it blocks nothing."""
     with shop.store(partition).new_folder("champion_evaluation") as folder:
-        document = {"champion": 7, "ndcg_10": ours, "popularity_ndcg_10": popular}
+        document = {"champion": 7, "ndcg_10": champion, "popularity_ndcg_10": popularity}
         Path(folder, "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
     job = dg.define_asset_job("checks", selection=dg.AssetSelection.checks_for_assets("champion_evaluation"))
     checks = [check for check in CHECKS if {spec.asset_key for spec in check.check_specs} == {champion_evaluation.key}]
@@ -232,4 +236,5 @@ def test_a_champion_below_popularity_is_a_warning(
     )
     (verdict,) = result.get_asset_check_evaluations()
     assert (verdict.passed, verdict.blocking, verdict.severity) == (passed, False, dg.AssetCheckSeverity.WARN)
-    assert passed or "version 7, the champion, is 0.0999" in (verdict.description or "")
+    assert passed or "NDCG@10 of the champion (version 7) is 0.0999" in (verdict.description or "")
+    assert passed or f"`macrec rollback {partition}`" in (verdict.description or "")

@@ -1,4 +1,4 @@
-"""Asset checks: what they refuse, and that what they refuse goes no further."""
+"""Asset checks: what they refuse, and that nothing downstream of a failed check is materialized."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def _run(
 
 
 def _ingest(settings: Settings, partition: str) -> None:
-    """Clean tables in the store, without a run."""
+    """Write clean tables to the store without a run."""
     spec, store, data = settings.spec(partition), settings.store(partition), settings.data_folder()
     tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), settings.config(partition).cleaning)
     store.write_table("interactions", tables.interactions)
@@ -43,8 +43,8 @@ def _ingest(settings: Settings, partition: str) -> None:
     store.write_table("histories", build_histories(tables.interactions, tables.items))
 
 
-def _judge(asset: str, settings: Settings, *, partition: str, instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation:
-    """Run the checks of one asset alone, on the tables as they lie there."""
+def _check(asset: str, settings: Settings, *, partition: str, instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation:
+    """Run only the checks of one asset, on the stored tables."""
     job = dg.define_asset_job("checks_alone", selection=dg.AssetSelection.checks_for_assets(asset))
     every_asset = [item for item in defs.assets or [] if isinstance(item, dg.AssetsDefinition)]
     alone = dg.Definitions(assets=every_asset, asset_checks=CHECKS, jobs=[job], resources={"settings": settings})
@@ -58,30 +58,32 @@ def _judge(asset: str, settings: Settings, *, partition: str, instance: dg.Dagst
 def test_a_failing_check_stops_what_is_downstream_in_the_same_run(
     settings: Settings, partition: str, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cleaning that lets a bad time through is caught before a history is made of it; the raw tables stay."""
+    """If cleaning lets a bad time through, no history is built from it; the raw tables stay."""
 
-    honest = CleaningResult.interactions
+    original = CleaningResult.interactions
 
-    def careless(log: CleaningResult) -> Iterator[pl.DataFrame]:
+    def with_a_future_time(log: CleaningResult) -> Iterator[pl.DataFrame]:
         late = pl.when(pl.int_range(pl.len()) == pl.len() - 1).then(9_999_999_999_999).otherwise(pl.col("timestamp"))
-        return (part.with_columns(timestamp=late) for part in honest(log))
+        return (part.with_columns(timestamp=late) for part in original(log))
 
-    monkeypatch.setattr(CleaningResult, "interactions", careless)
+    monkeypatch.setattr(CleaningResult, "interactions", with_a_future_time)
     result = _run(INGESTED, settings, partition=partition, instance=instance)
-    made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
-    verdicts = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    materialized = {
+        event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key
+    }
+    evaluations = {check.check_name: check for check in result.get_asset_check_evaluations()}
     assert not result.success
-    assert made == set(INGESTED) - {"histories"}
-    assert set(verdicts) == {"interactions_are_sound"}
-    assert not verdicts["interactions_are_sound"].passed
-    assert "timestamp in the future" in (verdicts["interactions_are_sound"].description or "")
+    assert materialized == set(INGESTED) - {"histories"}
+    assert set(evaluations) == {"interactions_are_sound"}
+    assert not evaluations["interactions_are_sound"].passed
+    assert "timestamp in the future" in (evaluations["interactions_are_sound"].description or "")
     run = instance.get_run_by_id(result.run_id)
     assert run is not None
     assert run.tags["dagster/retry_on_asset_or_op_failure"] == "false"
 
 
 def test_sound_data_passes_every_check(settings: Settings, partition: str, instance: dg.DagsterInstance) -> None:
-    """The same run with the real cleaning goes through, so the test above does not fail for another reason."""
+    """The same run with the real cleaning succeeds, so the test above fails for no other reason."""
     result = _run(INGESTED, settings, partition=partition, instance=instance)
     assert result.success
     assert len(result.get_asset_materialization_events()) == len(INGESTED)
@@ -95,7 +97,7 @@ def _repeat_a_row(store: AssetStore) -> None:
     store.write_table("interactions", pl.concat([table[:1], table]))
 
 
-def _lose_an_item(store: AssetStore) -> None:
+def _drop_an_item(store: AssetStore) -> None:
     store.write_table("items", store.read_table("items")[:-1])
 
 
@@ -117,15 +119,15 @@ def _embeddings(change: Callable[[np.ndarray], None]) -> Callable[[AssetStore], 
     return poison
 
 
-def _not_a_number(vectors: np.ndarray) -> None:
+def _set_nan(vectors: np.ndarray) -> None:
     vectors[3, 1] = np.nan
 
 
-def _all_the_same(vectors: np.ndarray) -> None:
+def _set_constant(vectors: np.ndarray) -> None:
     vectors[:] = 1.0
 
 
-def _out_of_line(store: AssetStore) -> None:
+def _reverse_item_ids(store: AssetStore) -> None:
     _embeddings(lambda vectors: None)(store)
     for route in ("text", "image"):
         table = store.read_table(f"{route}_embeddings")
@@ -136,11 +138,11 @@ def _out_of_line(store: AssetStore) -> None:
     ("asset", "poison"),
     [
         ("interactions", _repeat_a_row),
-        ("items", _lose_an_item),
+        ("items", _drop_an_item),
         ("histories", _leak_the_target),
-        ("text_embeddings", _embeddings(_not_a_number)),
-        ("text_embeddings", _out_of_line),
-        ("image_embeddings", _embeddings(_all_the_same)),
+        ("text_embeddings", _embeddings(_set_nan)),
+        ("text_embeddings", _reverse_item_ids),
+        ("image_embeddings", _embeddings(_set_constant)),
     ],
     ids=["repeated", "missing item", "leakage", "not a number", "out of line", "constant"],
 )
@@ -151,25 +153,27 @@ def test_poisoned_tables_are_refused(
     partition: str,
     instance: dg.DagsterInstance,
 ) -> None:
-    """Whoever wrote the table: a check reads what lies there, blocks, and says what is wrong."""
+    """Whoever wrote the table, the check reads what is stored, blocks, and says what is wrong and how to go on."""
     _ingest(settings, partition)
     poison(settings.store(partition))
-    verdict = _judge(asset, settings, partition=partition, instance=instance)
+    verdict = _check(asset, settings, partition=partition, instance=instance)
     assert not verdict.passed
     assert verdict.blocking
     assert verdict.severity == dg.AssetCheckSeverity.ERROR
-    assert len(verdict.description or "") > 20
+    problem, _, advice = (verdict.description or "").partition(" To go on: ")
+    assert len(problem) > 20
+    assert f"`macrec run {partition}`" in advice
 
 
 def test_losing_to_popularity_warns_but_does_not_block(
     settings: Settings, partition: str, instance: dg.DagsterInstance
 ) -> None:
-    """A short run may lose to the popular items: that is a warning, not a failure."""
+    """A short run may lose to the most popular items, so that is a warning and not a failure."""
     with settings.store(partition).new_folder("evaluation_report") as folder:
         text = '{"systems": {"macrec": {"ndcg_10": 0.01}, "popularity": {"ndcg_10": 0.02}}}'
         Path(folder, "metrics.json").write_text(text, encoding="utf-8")
-    verdict = _judge("evaluation_report", settings, partition=partition, instance=instance)
+    verdict = _check("evaluation_report", settings, partition=partition, instance=instance)
     assert not verdict.passed
     assert not verdict.blocking
     assert verdict.severity == dg.AssetCheckSeverity.WARN
-    assert "0.0100" in (verdict.description or "")
+    assert "of the model is 0.0100, but the most popular items reach 0.0200." in (verdict.description or "")

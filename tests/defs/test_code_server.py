@@ -1,29 +1,27 @@
-"""What went down with a code server is failed once the next one answers, and nothing else is."""
+"""Runs that a code server took down with it are failed once the next server responds, and no other runs are."""
 
 import uuid
 from contextlib import nullcontext
 
 import dagster as dg
 import pytest
-from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
-from dagster._core.storage.tags import MAX_RETRIES_TAG, RETRY_ON_ASSET_OR_OP_FAILURE_TAG, RUN_FAILURE_REASON_TAG
-from dagster._core.test_utils import create_run_for_test
+from dagster._core.storage.tags import MAX_RETRIES_TAG, RUN_FAILURE_REASON_TAG
 
-from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.dagster_private import RETRY_ON_STEP_FAILURE_TAG, DagsterUserCodeUnreachableError
 from macrec_pipeline.defs.resources import GPU_POOL
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.defs.servers import code_server
-from macrec_pipeline.defs.servers.code_server import fail_runs, main, runs_at_work
+from macrec_pipeline.defs.servers.code_server import fail_runs, main, runs_of_code_server
+from tests.defs.conftest import add_run
 
 Status = dg.DagsterRunStatus
 ADDRESS = ["--host", "0.0.0.0", "--port", "4000"]
 
 
 def _run(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, **tags: str) -> str:
-    run_id = str(uuid.uuid4())
-    create_run_for_test(instance, job_name="full_pipeline", run_id=run_id, status=status, tags=tags)
-    return run_id
+    return add_run(instance, status=status, tags=tags).run_id
 
 
 def _status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
@@ -32,31 +30,31 @@ def _status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
     return run.status
 
 
-def test_only_its_children_are_failed(instance: dg.DagsterInstance) -> None:
-    """Runs that were at work in the server; not those that wait, ended, or are processes of the command line."""
-    dead = {_run(instance, Status.STARTED), _run(instance, Status.STARTING)}
+def test_only_children_of_the_server_are_failed(instance: dg.DagsterInstance) -> None:
+    """Runs in progress are failed, but not runs that wait, have ended, or belong to a command-line process."""
+    children = {_run(instance, Status.STARTED), _run(instance, Status.STARTING)}
     others = {
         _run(instance, Status.STARTED, **{LAUNCHED_BY: COMMAND_LINE}): Status.STARTED,
         **{_run(instance, status): status for status in (Status.NOT_STARTED, Status.SUCCESS, Status.CANCELED)},
     }
-    found = runs_at_work(instance)
-    assert set(found) == dead
+    found = runs_of_code_server(instance)
+    assert set(found) == children
     fail_runs(instance, found)
-    assert {_status(instance, run_id) for run_id in dead} == {Status.FAILURE}
+    assert {_status(instance, run_id) for run_id in children} == {Status.FAILURE}
     assert {run_id: _status(instance, run_id) for run_id in others} == others
-    assert runs_at_work(instance) == []
+    assert runs_of_code_server(instance) == []
 
 
-def test_a_run_that_has_ended_meanwhile_keeps_its_end(instance: dg.DagsterInstance) -> None:
-    """Between the question and the answer of the new server somebody may have canceled it."""
+def test_a_run_that_has_ended_keeps_its_status(instance: dg.DagsterInstance) -> None:
+    """Someone may cancel a run while the new server is still starting; unknown runs are ignored."""
     canceled = _run(instance, Status.CANCELED)
     fail_runs(instance, [canceled, str(uuid.uuid4())])
     assert _status(instance, canceled) == Status.CANCELED
 
 
-def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.DagsterInstance) -> None:
-    """The reason that is written down is one that Dagster retries; a step that failed by itself is none."""
-    run_id = _run(instance, Status.STARTED, **{MAX_RETRIES_TAG: "1", RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
+def test_the_daemon_retries_a_failed_run_and_its_slot_is_free(instance: dg.DagsterInstance) -> None:
+    """Dagster retries the recorded failure reason, but not the reason of a step that failed by itself."""
+    run_id = _run(instance, Status.STARTED, **{MAX_RETRIES_TAG: "1", RETRY_ON_STEP_FAILURE_TAG: "false"})
     instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
     instance.event_log_storage.claim_concurrency_slot(GPU_POOL, run_id, "recommender")
     fail_runs(instance, [run_id])
@@ -68,47 +66,47 @@ def test_the_daemon_takes_the_run_up_again_and_its_slot_is_free(instance: dg.Dag
     assert not instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids
 
 
-def test_it_becomes_dagsters_server_and_leaves_the_dead_to_a_child(
+def test_it_becomes_the_server_of_dagster_and_a_child_fails_the_dead_runs(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The runs are looked for before there is a server, and failed by a process that waits for it."""
-    became: list[list[str]] = []
+    """Dead runs are found before the server starts, and a child process that waits for the server fails them."""
+    executed: list[list[str]] = []
     started: list[list[str]] = []
     monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(instance))
-    monkeypatch.setattr(code_server.os, "execv", lambda _path, words: became.append(words))
+    monkeypatch.setattr(code_server.os, "execv", lambda _path, arguments: executed.append(arguments))
     monkeypatch.setattr(code_server.subprocess, "Popen", started.append)
     main(ADDRESS)
     assert not started
     dead = _run(instance, Status.STARTED)
     main(ADDRESS)
     server = "-m dagster code-server start -m macrec_pipeline.definitions --host 0.0.0.0 --port 4000"
-    assert [" ".join(words[1:]) for words in became] == [server, server]
-    assert [words[2:] for words in started] == [
-        ["macrec_pipeline.defs.servers.code_server", *ADDRESS, "--went-down", dead]
+    assert [" ".join(arguments[1:]) for arguments in executed] == [server, server]
+    assert [arguments[2:] for arguments in started] == [
+        ["macrec_pipeline.defs.servers.code_server", *ADDRESS, "--fail-runs", dead]
     ]
 
 
-def test_runs_are_failed_only_once_the_server_answers(
+def test_runs_are_failed_only_once_the_server_responds(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon gives up a run that it cannot start at once, so the server comes first."""
+    """The daemon gives up a run that it cannot launch at once, so the server must respond first."""
     dead = _run(instance, Status.STARTED)
-    seen: list[str] = []
+    statuses: list[str] = []
 
     class Client:
         def __init__(self, host: str, port: int) -> None:
             assert (host, port) == ("0.0.0.0", 4000)
 
         def list_repositories(self) -> None:
-            seen.append(_status(instance, dead).value)
-            if len(seen) < 3:
+            statuses.append(_status(instance, dead).value)
+            if len(statuses) < 3:
                 raise DagsterUserCodeUnreachableError("not yet")
 
     waits: list[float] = []
     monkeypatch.setattr(dg.DagsterInstance, "get", lambda: nullcontext(instance))
     monkeypatch.setattr(code_server, "DagsterGrpcClient", Client)
     monkeypatch.setattr(code_server.time, "sleep", waits.append)
-    main([*ADDRESS, "--went-down", dead])
-    assert seen == ["STARTED"] * 3
+    main([*ADDRESS, "--fail-runs", dead])
+    assert statuses == ["STARTED"] * 3
     assert max(waits) > 10
     assert _status(instance, dead) == Status.FAILURE

@@ -1,4 +1,7 @@
-"""The files around the package: Dagster's instances and workspaces, Makefile, CI script. Compose: tests/deployment."""
+"""The files around the package: Dagster's instances and workspaces, Makefile, CI script.
+
+For Docker Compose see tests/deployment.
+"""
 
 import os
 import re
@@ -24,7 +27,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.mark.parametrize("origin", ["dagster_home", "compose"])
 def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[str, Any], tmp_path: Path) -> None:
-    """Dagster's own schema accepts both instance files; both are private, and limit pool and data set to one."""
+    """Dagster accepts both instance files. Both turn telemetry off, and limit each pool and each data set to one."""
     if origin == "compose":
         (tmp_path / "dagster.yaml").write_text(compose["configs"]["dagster-instance"]["content"], encoding="utf-8")
     else:
@@ -33,25 +36,25 @@ def test_the_dagster_instance_is_valid_and_private(origin: str, compose: dict[st
     assert config["telemetry"]["enabled"] is False
     assert config["nux"]["enabled"] is False
     assert config["concurrency"]["pools"]["default_limit"] == 1
-    (one_a_data_set,) = config["concurrency"]["runs"]["tag_concurrency_limits"]
-    assert (one_a_data_set["key"], one_a_data_set["limit"]) == ("dagster/partition", 1)
-    assert one_a_data_set["value"] == {"applyLimitPerUniqueValue": True}
+    (per_dataset,) = config["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert (per_dataset["key"], per_dataset["limit"]) == ("dagster/partition", 1)
+    assert per_dataset["value"] == {"applyLimitPerUniqueValue": True}
     assert config["run_monitoring"]["free_slots_after_run_end_seconds"] > 0
 
 
 def test_runs_of_one_data_set_wait_for_each_other(tmp_path: Path) -> None:
-    """By the daemon's own count, which also sees a run that a command has started; another data set goes ahead."""
+    """The daemon counts runs that a command has launched too. Runs of another data set need not wait."""
     shutil.copy(ROOT / "dagster_home" / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         limits = instance.get_concurrency_config().run_queue_config
     assert limits is not None
     demo, other = (dg.DagsterRun("refresh", tags={"dagster/partition": name}) for name in ("demo", "other"))
-    count = TagConcurrencyLimitsCounter(list(limits.tag_concurrency_limits), [demo])
-    assert (count.is_blocked(demo), count.is_blocked(other)) == (True, False)
+    limits_counter = TagConcurrencyLimitsCounter(list(limits.tag_concurrency_limits), [demo])
+    assert (limits_counter.is_blocked(demo), limits_counter.is_blocked(other)) == (True, False)
 
 
 def test_both_workspaces_name_the_same_code_location(compose: dict[str, Any]) -> None:
-    """Runs made on the command line carry the location's name, so it may not depend on how the UI was started."""
+    """Command-line runs are tagged with the location's name, so it must not depend on how the UI was started."""
     local = yaml.safe_load((ROOT / "workspace.yaml").read_text(encoding="utf-8"))
     remote = yaml.safe_load(compose["configs"]["dagster-workspace"]["content"])
     assert local["load_from"] == [{"python_module": "macrec_pipeline.definitions"}]
@@ -59,14 +62,14 @@ def test_both_workspaces_name_the_same_code_location(compose: dict[str, Any]) ->
 
 
 def test_pyproject_does_not_override_the_workspace() -> None:
-    """`[tool.dagster]` and `[tool.dg]` win over workspace.yaml without a word, so neither may be there."""
+    """`[tool.dagster]` and `[tool.dg]` silently override workspace.yaml, so neither may be present."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert not {"dagster", "dg"} & set(project["tool"])
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_make_installs_with_the_pins_before_anything_else(target: str, tmp_path: Path) -> None:
-    """In a fresh clone each of the two commands makes the environment, then installs with constraints.txt."""
+    """In a fresh clone, both commands create the environment and then install with constraints.txt."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "TEST_"))}
@@ -93,7 +96,7 @@ def test_make_installs_with_the_pins_before_anything_else(target: str, tmp_path:
 
 
 def test_make_names_the_missing_debian_package(tmp_path: Path) -> None:
-    """Debian ships `venv` apart from Python; an interpreter without it gets a line that says what to install."""
+    """Debian ships `venv` separately from Python. Without it, a message says which package to install."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     interpreter = tmp_path / "python-without-venv"
@@ -105,8 +108,8 @@ def test_make_names_the_missing_debian_package(tmp_path: Path) -> None:
     assert "apt-get install python3-venv" in result.stderr
 
 
-def test_ci_runs_make_test_in_an_environment_of_its_own() -> None:
-    """CI proves the README's install: a new environment outside the checkout, then the same target as a person uses."""
+def test_ci_runs_make_test_in_a_new_environment() -> None:
+    """CI tests the README's installation: a new environment outside the checkout, then the same target as a person."""
     script = ROOT / ".ci" / "run"
     text = script.read_text(encoding="utf-8")
     assert os.access(script, os.X_OK)

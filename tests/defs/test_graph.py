@@ -1,4 +1,4 @@
-"""The asset graph as a contract: names, dependencies, groups, checks; and that loading it is quick and quiet."""
+"""The asset graph as a contract: names, dependencies, groups and checks. Loading it is quick and silent."""
 
 import re
 import subprocess
@@ -66,15 +66,15 @@ def specs() -> dict[str, dg.AssetSpec]:
 
 
 def test_the_assets_and_their_dependencies_are_the_contract(specs: dict[str, dg.AssetSpec]) -> None:
-    """Names, groups and dependencies are what others build on; a change of them is a change of the contract."""
+    """Others build on the names, groups and dependencies, so changing one is changing the contract."""
     found = {
         name: (spec.group_name, {dep.asset_key.to_user_string() for dep in spec.deps}) for name, spec in specs.items()
     }
     assert found == GRAPH
 
 
-def test_every_asset_tells_a_person_what_it_is(specs: dict[str, dg.AssetSpec]) -> None:
-    """Each asset has a description, kinds and a code version, and a table shows its columns before it is made."""
+def test_every_asset_describes_itself(specs: dict[str, dg.AssetSpec]) -> None:
+    """Each asset has a description, kinds and a code version. A table shows its columns before it exists."""
     for name, spec in specs.items():
         assert len(spec.description or "") > 40, name
         assert spec.kinds, name
@@ -85,14 +85,14 @@ def test_every_asset_tells_a_person_what_it_is(specs: dict[str, dg.AssetSpec]) -
 
 
 def test_every_asset_is_partitioned_by_data_set(specs: dict[str, dg.AssetSpec]) -> None:
-    """Each YAML file is a partition of every asset, so that data sets never mix."""
+    """Each YAML file is a partition of every asset, so that data sets are never mixed."""
     for name, spec in specs.items():
         assert isinstance(spec.partitions_def, dg.StaticPartitionsDefinition), name
         assert list(spec.partitions_def.get_partition_keys()) == dataset_names(), name
 
 
 def test_bad_data_is_stopped_by_blocking_checks() -> None:
-    """Where bad data would poison what follows, a check blocks; the comparison with popularity only warns."""
+    """A check blocks if bad data would spoil the assets downstream. The comparison with popularity only warns."""
     found = {}
     for checks in defs.asset_checks or []:
         for spec in checks.check_specs:
@@ -106,8 +106,8 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
     }
 
 
-def test_one_at_a_time_computes() -> None:
-    """Each of these fills the GPU or all cores, so they share a pool that the instance limits to one."""
+def test_assets_that_fill_the_machine_share_a_pool() -> None:
+    """Each of these assets fills the GPU or all cores, so they share a pool that the instance limits to one."""
     pools = {asset.op.name: asset.op.pool for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
     trained = {"sasrec", "quantizer", "recommender"}
     decoded = {"text_embeddings", "image_embeddings", "predictions", "recommendations"}
@@ -115,8 +115,8 @@ def test_one_at_a_time_computes() -> None:
     assert {name for name, pool in pools.items() if pool == "gpu"} == trained | decoded
 
 
-def test_jobs_and_sensors_are_there() -> None:
-    """One job leads to a model, another watches the champion; the sensors that close MLflow runs run by themselves."""
+def test_jobs_and_sensors_exist() -> None:
+    """One job builds a model and another evaluates the champion. Sensors that close MLflow runs are on by default."""
 
     def assets(job: str) -> set[str]:
         return {key.to_user_string() for key in defs.resolve_job_def(job).asset_layer.executable_asset_keys}
@@ -132,17 +132,17 @@ def test_jobs_and_sensors_are_there() -> None:
 
 
 def test_dagster_is_imported_in_defs_only() -> None:
-    """Everything but `defs/` and the entry point must run where Dagster is not installed."""
+    """Everything except `defs/` and the entry point must run where Dagster is not installed."""
     for path in sorted((ROOT / "macrec_pipeline").rglob("*.py")):
         inside = "defs" in path.relative_to(ROOT).parts or path.name == "definitions.py"
         lines = path.read_text(encoding="utf-8").splitlines()
-        # `dagster_pipes` is a package of its own, a single file, for processes that have no Dagster
+        # `dagster_pipes` is a separate package, for processes without Dagster
         imports = [line for line in lines if re.match(r"\s*(import|from) dagster\b", line)]
         assert inside or not imports, f"{path}: {imports}"
 
 
-def test_loading_the_definitions_is_quick_and_quiet() -> None:
-    """Dagster loads them in every process that it starts: no torch, no MLflow, no warning, under three seconds."""
+def test_loading_the_definitions_is_quick_and_silent() -> None:
+    """Every process of Dagster loads them: without torch, MLflow or a warning, and in less than three seconds."""
     code = (
         "import sys, time\nbegun = time.process_time()\nimport macrec_pipeline.definitions\n"
         "seconds = time.process_time() - begun\n"

@@ -1,4 +1,4 @@
-"""The job that recommends to everybody: by the model asked for, in shards, going on after a kill."""
+"""The job that recommends for every user: with the chosen model, in shards, continuing after a kill."""
 
 import os
 import subprocess
@@ -20,20 +20,20 @@ from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
 from macrec_pipeline.storage import AssetStore
 from macrec_pipeline.tracking import model_uri, open_tracking
 from tests.defs.conftest import NUM_ITEMS, NUM_USERS
-from tests.recommender.cycle import CPU, SMALL
+from tests.recommender.cyclic_catalogue import CPU, SMALL
 
-# The second call for answers kills the process, as the kernel does when memory is short.
-DYING = """
+# The second batch of recommendations kills the process, as the kernel does when memory runs out.
+KILLED_IN_SECOND_SHARD = """
 import os, signal, sys
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.recommender import RecommenderBundle
-answer, calls = RecommenderBundle.recommend_ids, []
-def dying(*words, **named):
+original, calls = RecommenderBundle.recommend_ids, []
+def recommend_or_die(*arguments, **named):
     calls.append(1)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return answer(*words, **named)
-RecommenderBundle.recommend_ids = dying
+    return original(*arguments, **named)
+RecommenderBundle.recommend_ids = recommend_or_die
 from macrec_pipeline.cli import main
 main(sys.argv[1:])
 """
@@ -41,21 +41,21 @@ main(sys.argv[1:])
 
 @pytest.fixture
 def bundle_folder(tmp_path: Path) -> Path:
-    """A bundle of this data set's items, hardly trained, and of one item fewer than the catalogue has now."""
+    """A barely trained bundle of this data set, with one item fewer than the catalogue has now."""
     for name in ("weights", "bundle"):
         (tmp_path / name).mkdir()
-    every = np.stack(np.unravel_index(np.arange(NUM_ITEMS), (4, 4)), axis=1).astype(np.int64)[: NUM_ITEMS - 1]
+    codes = np.stack(np.unravel_index(np.arange(NUM_ITEMS), (4, 4)), axis=1).astype(np.int64)[: NUM_ITEMS - 1]
     histories = [(user + 2 * np.arange(6)) % (NUM_ITEMS - 1) for user in range(NUM_USERS)]
-    small = RecommenderConfig.model_validate(SMALL)
-    fitted = fit_recommender(histories, every, every, codebook_size=4, config=small, seed=5, device=CPU)
+    config = RecommenderConfig.model_validate(SMALL)
+    fitted = fit_recommender(histories, codes, codes, codebook_size=4, config=config, seed=5, device=CPU)
     fitted.save(tmp_path / "weights")
     RecommenderBundle.write(
         tmp_path / "bundle",
         recommender_folder=tmp_path / "weights",
         item_ids=[f"i{item:02d}" for item in range(NUM_ITEMS - 1)],
         popularity=np.arange(NUM_ITEMS - 1),
-        text_codes=every,
-        image_codes=every.copy(),
+        text_codes=codes,
+        image_codes=codes.copy(),
         codebook_size=4,
         decoding=DecodingConfig(beam_width=5).model_dump(mode="json"),
         catalogue=[{"title": "", "image_path": None}] * (NUM_ITEMS - 1),
@@ -87,19 +87,19 @@ def _recommend(settings: Settings, partition: str, *overrides: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_after_its_last_shard(
+def test_a_killed_run_continues_after_its_last_finished_shard(
     registered: AssetStore, settings: Settings, partition: str, bundle_folder: Path
 ) -> None:
-    """Everybody is answered from the whole history, by the champion, and what was finished is not asked again.
+    """Every user gets the champion's items for the whole history, and finished shards are not computed again.
 
-    One process was killed, two go on.
+    The run that is killed has one process; the one that continues has two.
     """
     overrides = ["recommendations.users_per_shard=4", "recommendations.top_k=5"]
-    words = [partition, *(word for override in overrides for word in ("--set", override))]
+    arguments = [partition, *(word for override in overrides for word in ("--set", override))]
     folders = {"MACREC_HOME": settings.home or "", "MACREC_DATA": settings.data or ""}
-    own = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", DYING, "recommend-all", *words]
-    killed = subprocess.run(command, env=own, capture_output=True, check=False)
+    environment = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", KILLED_IN_SECOND_SHARD, "recommend-all", *arguments]
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert not registered.has("recommendations")
 
@@ -123,8 +123,10 @@ def test_a_killed_run_goes_on_after_its_last_shard(
 
 
 def test_settings_reach_the_model(registered: AssetStore, settings: Settings, partition: str) -> None:
-    """Seen items are left out for everybody if asked; of a model that is not there it is said which there are."""
-    with pytest.raises(TrackingError, match=rf"no models:/macrec-{partition}/7 .*newest version 1, @challenger is 1"):
+    """Seen items are excluded if a setting says so. The error for an unknown model lists the existing ones."""
+    with pytest.raises(
+        TrackingError, match=rf"^models:/macrec-{partition}/7 does not exist.*newest version 1, @challenger is 1"
+    ):
         _recommend(settings, partition, "recommendations.model=7")
     assert not registered.has("recommendations")
     _recommend(settings, partition, "recommendations.exclude_seen=true", "recommendations.top_k=3")
@@ -143,7 +145,7 @@ def test_settings_reach_the_model(registered: AssetStore, settings: Settings, pa
         ("models:/other/3", "models:/other/3"),
     ],
 )
-def test_a_model_is_named_by_alias_version_or_uri(model: str, uri: str) -> None:
-    """Of the data set's own registered model, unless a whole URI is given."""
+def test_a_model_is_chosen_by_alias_version_or_uri(model: str, uri: str) -> None:
+    """An alias or version refers to the data set's own registered model; a URI may name any model."""
     config = PipelineConfig.model_validate(parse_overrides([f"recommendations.model={model}"]))
     assert model_uri("demo", config.recommendations.model) == uri

@@ -1,11 +1,11 @@
-"""Going on from a run that broke off: what is refused, and what is made again though it had been finished."""
+"""Resuming a run that failed: what is refused, and which finished assets are materialized again."""
 
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from macrec_pipeline.data.histories.build import build
+from macrec_pipeline.data.histories import build
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.runs.launch import LaunchRequest, launch, open_instance
@@ -20,15 +20,15 @@ def _launch(settings: Settings, dataset: str, *, resume: bool = False) -> str:
     return launch(request, defs=defs)
 
 
-def _made(settings: Settings, run_id: str) -> set[str]:
+def _materialized(settings: Settings, run_id: str) -> set[str]:
     with open_instance(settings.home_folder()) as instance:
         events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
         return {event.asset_key.to_user_string() for entry in events if (event := entry.dagster_event)}  # type: ignore[union-attr]
 
 
 @pytest.fixture
-def broken_off(settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """A run up to `histories` that failed in it."""
+def failed(settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A run up to `histories` that failed there."""
 
     def fail(*_: object) -> None:
         raise DataError("no histories today")
@@ -40,55 +40,55 @@ def broken_off(settings: Settings, partition: str, monkeypatch: pytest.MonkeyPat
     return settings
 
 
-def test_only_what_is_left_is_made(broken_off: Settings, partition: str) -> None:
-    """The selection of the first run is kept: nothing beyond `histories` is made; after that nothing is left."""
-    assert _made(broken_off, _launch(broken_off, partition, resume=True)) == {"histories"}
-    with pytest.raises(ConfigError, match=r"The last run of .* has finished\. Start another: `macrec run"):
-        _launch(broken_off, partition, resume=True)
+def test_only_remaining_assets_are_materialized(failed: Settings, partition: str) -> None:
+    """The first run's selection still applies: nothing beyond `histories` is made, and then nothing is left."""
+    assert _materialized(failed, _launch(failed, partition, resume=True)) == {"histories"}
+    with pytest.raises(ConfigError, match=r"The last run of .* has finished\. Start a new one: `macrec run"):
+        _launch(failed, partition, resume=True)
 
 
-def test_without_a_run_there_is_nothing_to_go_on_from(settings: Settings, partition: str) -> None:
-    """The message is the command that starts one."""
-    with pytest.raises(ConfigError, match=rf"There is no run of {partition} to go on from\. Start one: `macrec run"):
+def test_without_a_run_there_is_nothing_to_resume(settings: Settings, partition: str) -> None:
+    """The error has the command that starts a run."""
+    with pytest.raises(ConfigError, match=rf"There is no run of {partition} to resume\. Start a new one: `macrec run"):
         _launch(settings, partition, resume=True)
 
 
-def test_other_settings_start_anew(broken_off: Settings, partition: str) -> None:
-    """What was made under one set of settings is no part of a run under another."""
-    file = Path(broken_off.data_folder().parent, "datasets", f"{partition}.yaml")
+def test_changed_settings_are_refused(failed: Settings, partition: str) -> None:
+    """Assets made with one set of settings must not be combined with assets made with another."""
+    file = Path(failed.data_folder().parent, "datasets", f"{partition}.yaml")
     file.write_text(file.read_text(encoding="utf-8").replace("k_core: 2", "k_core: 3"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="are no longer those of its run"):
-        _launch(broken_off, partition, resume=True)
+    with pytest.raises(ConfigError, match=r"The settings of .* have changed since its run"):
+        _launch(failed, partition, resume=True)
 
 
 @pytest.mark.parametrize(
     ("asset", "again"), [("raw_items", {"raw_items", *CLEAN, "histories"}), ("items", {*CLEAN, "histories"})]
 )
-def test_what_was_damaged_is_made_again(asset: str, again: set[str], broken_off: Settings, partition: str) -> None:
-    """A finished asset whose file was changed since is made again, with all that follows it, and nothing else."""
-    file = broken_off.store(partition).folder(asset) / f"{asset}.parquet"
+def test_a_damaged_asset_is_materialized_again(asset: str, again: set[str], failed: Settings, partition: str) -> None:
+    """An asset whose file has changed since is materialized again with everything downstream, and nothing else is."""
+    file = failed.store(partition).folder(asset) / f"{asset}.parquet"
     file.write_bytes(file.read_bytes()[:-1] + b"X")
-    assert _made(broken_off, _launch(broken_off, partition, resume=True)) == again
+    assert _materialized(failed, _launch(failed, partition, resume=True)) == again
 
 
-def test_what_another_run_made_meanwhile_is_noticed(broken_off: Settings, partition: str) -> None:
-    """Inputs that were made anew from other files, by a run of the UI, do not go with what is there."""
-    items = broken_off.data_folder() / "items.csv"
+def test_assets_of_another_run_in_between_are_noticed(failed: Settings, partition: str) -> None:
+    """If a run of the UI has rebuilt an input from changed files, everything downstream of it is out of date."""
+    items = failed.data_folder() / "items.csv"
     items.write_text(items.read_text(encoding="utf-8").replace("Item 3", "Article 3"), encoding="utf-8")
-    with open_instance(broken_off.home_folder()) as instance:
+    with open_instance(failed.home_folder()) as instance:
         job = defs.resolve_job_def("full_pipeline")
-        folders = {"home": broken_off.home, "data": broken_off.data}
+        folders = {"home": failed.home, "data": failed.data}
         job.execute_in_process(
             instance=instance,
             partition_key=partition,
             asset_selection=[dg.AssetKey("raw_items")],
             run_config={"resources": {"settings": {"config": folders}}},
         )
-    assert _made(broken_off, _launch(broken_off, partition, resume=True)) == {"raw_items", *CLEAN, "histories"}
+    assert _materialized(failed, _launch(failed, partition, resume=True)) == {"raw_items", *CLEAN, "histories"}
 
 
-def test_a_run_that_died_after_its_last_asset_has_nothing_left(settings: Settings, partition: str) -> None:
-    """Everything was made and checked, so no second run is filed."""
+def test_nothing_remains_of_a_run_that_died_after_its_last_asset(settings: Settings, partition: str) -> None:
+    """Everything was materialized and checked, so no second run is created."""
     run_id = _launch(settings, partition)
     with open_instance(settings.home_folder()) as instance:
         run = instance.get_run_by_id(run_id)

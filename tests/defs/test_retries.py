@@ -1,4 +1,4 @@
-"""What may pass is tried again, with growing waits; what cannot pass fails at once."""
+"""Transient errors are retried with growing waits; all other errors fail at once."""
 
 import errno
 import sqlite3
@@ -13,42 +13,42 @@ import pytest
 import requests
 from sqlalchemy.exc import OperationalError
 
-from macrec_pipeline.data.readers.registry import registry
+from macrec_pipeline.data.readers import registry
 from macrec_pipeline.datasets import DatasetSpec
 from macrec_pipeline.defs.assets.interactions import raw_items
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.retries import MAX_RETRIES, may_pass, tried_again
+from macrec_pipeline.defs.retries import MAX_RETRIES, is_transient, retry_transient_errors
 from macrec_pipeline.errors import ConfigError, DataError, StorageError, TrackingError, TrainingError
 from macrec_pipeline.tracking import open_tracking
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-def _led_to(error: Exception, cause: Exception) -> Exception:
+def _caused_by(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
 
 
-def _database(words: str) -> OperationalError:
-    return OperationalError("SELECT 1", None, sqlite3.OperationalError(words))
+def _database(message: str) -> OperationalError:
+    return OperationalError("SELECT 1", None, sqlite3.OperationalError(message))
 
 
 @pytest.mark.parametrize(
-    ("error", "passes"),
+    ("error", "transient"),
     [
         (OSError(errno.EIO, "a bad sector, or a cable"), True),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
-        (_led_to(StorageError("x cannot be stored"), OSError(errno.ESTALE, "NFS")), True),
-        (_led_to(TrackingError("x"), _led_to(RuntimeError(), requests.exceptions.ConnectionError())), True),
-        (_led_to(TrackingError("x"), _database("database is locked")), True),
-        (_led_to(TrackingError("x"), OperationalError("SELECT 1", None, Exception("server closed"))), True),
+        (_caused_by(StorageError("x cannot be stored"), OSError(errno.ESTALE, "NFS")), True),
+        (_caused_by(TrackingError("x"), _caused_by(RuntimeError(), requests.exceptions.ConnectionError())), True),
+        (_caused_by(TrackingError("x"), _database("database is locked")), True),
+        (_caused_by(TrackingError("x"), OperationalError("SELECT 1", None, Exception("server closed"))), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (PermissionError(errno.EACCES, "Permission denied"), False),
-        (_led_to(StorageError("x cannot be stored"), OSError(errno.ENOSPC, "disk full")), False),
+        (_caused_by(StorageError("x cannot be stored"), OSError(errno.ENOSPC, "disk full")), False),
         (StorageError("items was changed after it was written"), False),
         (TrackingError("There is no models:/x@champion"), False),
-        (_led_to(TrackingError("x"), _database("database or disk is full")), False),
+        (_caused_by(TrackingError("x"), _database("database or disk is full")), False),
         (ConfigError("seed"), False),
         (DataError("a column"), False),
         (TrainingError("the loss is not finite"), False),
@@ -57,22 +57,22 @@ def _database(words: str) -> OperationalError:
     ],
     ids=repr,
 )
-def test_only_what_may_pass_is_tried_again(error: Exception, passes: bool) -> None:
-    """Networks, locks and hiccups of a disk pass; settings, data, a full disk and faults of the package do not."""
-    assert may_pass(error) == passes
+def test_only_some_errors_are_transient(error: Exception, transient: bool) -> None:
+    """Network errors, locks and brief disk faults are transient; settings, data, a full disk and bugs are not."""
+    assert is_transient(error) == transient
 
 
-def test_a_dead_tracking_server_may_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What MLflow really raises when nobody listens is told apart from what it raises for a wrong question."""
+def test_a_tracking_server_that_does_not_respond_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is the error that MLflow really raises when nothing listens on the port."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError) as raised:
         open_tracking(tmp_path)
-    assert may_pass(raised.value)
+    assert is_transient(raised.value)
 
 
 class Reader:
-    """Fails some times before it reads."""
+    """Raises an error a given number of times before it reads."""
 
     def __init__(self, read: Callable[..., pl.DataFrame], error: Exception, *, times: int) -> None:
         self._read, self._error, self._left = read, error, times
@@ -94,7 +94,7 @@ class Reader:
         (DataError("items.csv, line 3"), 99, 1, False),
     ],
 )
-def test_a_step_is_tried_as_often_as_it_makes_sense(
+def test_a_step_is_retried_only_for_a_transient_error(
     error: Exception,
     times: int,
     attempts: int,
@@ -104,7 +104,7 @@ def test_a_step_is_tried_as_often_as_it_makes_sense(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Dagster counts the attempts; the error that is left in the end is the stage's own."""
+    """Dagster counts the attempts, and the error that remains in the end is the asset's own."""
     reader = Reader(registry.read_raw_items, error, times=times)
     monkeypatch.setattr(registry, "read_raw_items", reader)
     monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
@@ -116,7 +116,7 @@ def test_a_step_is_tried_as_often_as_it_makes_sense(
         result = materialize()
         restarted = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_RESTARTED]
         assert len(restarted) == attempts - 1
-        assert "raw_items         failed and is tried again in 0 s: [Errno 5] Input/output error" in caplog.messages
+        assert "raw_items           failed and will be retried in 0 s: [Errno 5] Input/output error" in caplog.messages
     else:
         with pytest.raises(type(error)) as raised:
             materialize()
@@ -126,39 +126,39 @@ def test_a_step_is_tried_as_often_as_it_makes_sense(
 
 @pytest.mark.parametrize(("retry_number", "wait"), [(0, 15), (1, 60), (2, 240)])
 def test_waits_grow_fourfold(retry_number: int, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of a minute, a minute, four minutes: a server that is restarted has time to come back."""
+    """They are 15 seconds, one minute and four minutes, so that a restarted server has time to come back."""
     monkeypatch.delenv("MACREC_RETRY_SECONDS", raising=False)
     context: Any = SimpleNamespace(retry_number=retry_number)
-    with pytest.raises(dg.RetryRequested) as requested, tried_again(context, "items"):
+    with pytest.raises(dg.RetryRequested) as requested, retry_transient_errors(context, "items"):
         raise TimeoutError
     assert requested.value.seconds_to_wait == wait
 
 
 RETRYING = {"run_retries": {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": True}}
-"""As in docker-compose.yml."""
+"""The same as in docker-compose.yml."""
 
 
 @pytest.mark.parametrize(
-    ("error", "of_whom", "will_retry"),
+    ("error", "source", "will_retry"),
     [
-        (DataError("items.csv, line 3"), "stage", "false"),
-        (OSError(errno.EIO, "Input/output error"), "stage", "false"),  # the step has tried it four times
+        (DataError("items.csv, line 3"), "asset", "false"),
+        (OSError(errno.EIO, "Input/output error"), "asset", "false"),  # the step has tried four times
         (OperationalError("INSERT", None, Exception("server closed the connection")), "event log", "true"),
     ],
 )
-def test_a_daemon_takes_up_a_run_that_no_stage_has_failed(
+def test_a_daemon_retries_a_run_that_no_asset_has_failed(
     error: Exception,
-    of_whom: str,
+    source: str,
     will_retry: str,
     settings: Settings,
     partition: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Dagster's database goes away while an event is written: that passes, and a wrong file does not."""
+    """If Dagster's database goes away while an event is written, the run is retried; after a wrong file it is not."""
     monkeypatch.setenv("MACREC_RETRY_SECONDS", "0")
     with dg.instance_for_test(temp_dir=str(tmp_path), overrides=RETRYING) as instance:
-        if of_whom == "stage":
+        if source == "asset":
             monkeypatch.setattr(registry, "read_raw_items", Reader(registry.read_raw_items, error, times=99))
         else:
             store = instance.event_log_storage.store_event

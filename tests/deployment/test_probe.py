@@ -63,7 +63,7 @@ def test_answers_that_are_good(service: str, monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "why"),
     [
         (("{}/a", "{}/refused"), "403"),
-        (("--expect", "ready", "{}/"), "no 'ready' in 'healthy'"),
+        (("--expect", "ready", "{}/"), "expected 'ready' in the response, but got 'healthy'"),
         (("http://127.0.0.1:9/",), "refused"),
     ],
 )

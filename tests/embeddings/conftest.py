@@ -1,4 +1,4 @@
-"""Fixtures of the embedding tests: a CPU, a progress that remembers, a cut network, small encoders made on the spot."""
+"""Fixtures of the embedding tests: recorded progress, a blocked network, weights of a small encoder, and images."""
 
 import socket
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 
 class RecordedProgress:
-    """Remembers what it was told."""
+    """A `Progress` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int]] = []
@@ -33,7 +33,7 @@ def cpu() -> torch.device:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any attempt to open a connection or to look up a host fails the test."""
+    """Fails the test on any attempt to open a connection or to look up a host."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"a connection was attempted: {args}")
@@ -44,16 +44,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def deterministic_kernels() -> Iterator[None]:
-    """The state that `prepare_device` sets on a CPU."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Enable deterministic kernels, as `prepare_device` does on a CPU."""
+    was_enabled = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.use_deterministic_algorithms(was_enabled)
 
 
 @pytest.fixture(scope="session")
 def timm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, classifier included, of timm's smallest convolutional model: 160 x 160 pixels, 256 features."""
+    """A file with random weights of a small timm model with its classifier: 160 x 160 pixels, 256 features."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = timm.create_model("test_efficientnet", pretrained=False)
@@ -63,8 +63,8 @@ def timm_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Seven small pictures that differ in colour."""
+def images(tmp_path: Path) -> list[Path]:
+    """Seven small image files of different colours."""
     paths = []
     for index in range(7):
         path = tmp_path / f"{index}.png"

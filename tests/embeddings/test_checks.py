@@ -1,3 +1,5 @@
+"""The check of an embedding table: what passes, and the sentence for each problem."""
+
 import numpy as np
 import polars as pl
 import pytest
@@ -42,7 +44,7 @@ def items() -> pl.DataFrame:
 
 
 def test_good_embeddings_have_no_problems(items: pl.DataFrame) -> None:
-    """A table in line with the items, finite and varied passes; so does one without rows (IDs are given)."""
+    """A table that matches the items, with finite and distinct vectors, passes; so does an empty table."""
     assert embedding_problems(table_of(GOOD), items) == []
     assert embedding_problems(schemas.EMBEDDINGS.empty(), items) == []
 
@@ -53,42 +55,42 @@ def test_good_embeddings_have_no_problems(items: pl.DataFrame) -> None:
         (
             [[1.0, 2.0], [np.nan, 1.0], [np.inf, 3.0]],
             (False,) * 3,
-            "Values that are not finite in 2 of 3 rows, first row 1 (item_id 'b').",
+            "Values are not finite in 2 of 3 rows, first in row 1 (item_id 'b').",
         ),
         (
             [[1.0, 2.0], [0.5, 0.5], [2.0, 3.0]],
             (False,) * 3,
-            "All 2 values are the same in 1 of 3 rows, first row 1 (item_id 'b').",
+            "All 2 values are equal in 1 of 3 rows, first in row 1 (item_id 'b').",
         ),
         (
             [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]],
             (False, False, True),
-            "All 2 encoded items have the identical embedding.",
+            "All 2 encoded items have the same embedding.",
         ),
         (GOOD, (True, True, True), "All 3 rows are imputed: no item was encoded."),
-        (GOOD[:2], (False, False), "2 rows for 3 items: every item needs one embedding."),
+        (GOOD[:2], (False, False), "The table has 2 rows for 3 items; expected one row per item."),
     ],
 )
-def test_each_poison_is_named_with_its_row(
+def test_each_problem_is_described_with_its_first_row(
     items: pl.DataFrame, vectors: list[list[float]], imputed: tuple[bool, ...], problem: str
 ) -> None:
-    """Exactly the one problem that is there is reported, with the count and the first item."""
+    """Only the problem at hand is reported, with the number of rows and the first item."""
     assert embedding_problems(table_of(vectors, imputed), items) == [problem]
 
 
-def test_rows_out_of_line_with_the_items_are_found(items: pl.DataFrame) -> None:
-    """Embeddings under another item's id would silently poison everything; the first such row is named."""
+def test_rows_that_do_not_match_the_items_are_found(items: pl.DataFrame) -> None:
+    """Embeddings under the ID of another item would spoil everything without any error."""
     swapped = items.with_columns(item_id=pl.Series(["a", "c", "b"]))
     assert embedding_problems(table_of(GOOD), swapped) == [
-        "2 of 3 rows are out of line with the items, first row 1: got item_index 1, item_id 'b', expected 1, 'c'."
+        "2 of 3 rows do not match the items. The first is row 1: found item_index 1, item_id 'b', expected 1, 'c'."
     ]
 
 
 def test_an_imputed_row_may_be_constant(items: pl.DataFrame) -> None:
-    """The mean may happen to be constant; only encoded rows are judged."""
+    """The mean may happen to be constant, so only encoded rows are checked."""
     assert embedding_problems(table_of([[1.0, 3.0], [3.0, 1.0], [2.0, 2.0]]), items) == []
 
 
-def test_one_dimension_is_not_constant(items: pl.DataFrame) -> None:
-    """A vector of one value has nothing to vary."""
+def test_a_vector_of_width_one_is_not_constant(items: pl.DataFrame) -> None:
+    """A single value cannot vary within its row."""
     assert embedding_problems(table_of([[1.0], [2.0], [1.5]]), items) == []

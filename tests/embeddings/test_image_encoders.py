@@ -1,3 +1,5 @@
+"""Loading image encoders from files and by name, and one-line errors when that is not possible."""
+
 import json
 import time
 from pathlib import Path
@@ -22,7 +24,7 @@ TINY_CLIP = {
 
 @pytest.fixture(scope="module")
 def tiny_clip_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of 12 dimensions known to open_clip as `macrec-tiny-clip`, and a file of its random weights."""
+    """A file with random weights of a CLIP of 12 dimensions, registered with open_clip as `macrec-tiny-clip`."""
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "macrec-tiny-clip.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(folder / "macrec-tiny-clip.json")
@@ -42,16 +44,16 @@ def photograph() -> Image.Image:
 def test_open_clip_weights_come_from_the_file(
     tiny_clip_weights: Path, photograph: Image.Image, cpu: torch.device, no_network: None
 ) -> None:
-    """`open_clip:MODEL/ABSOLUTE_PATH` gives what the model itself computes with those weights and its own transform."""
+    """`open_clip:MODEL/ABSOLUTE_PATH` gives what the model computes from the weights with its own transform."""
     assert tiny_clip_weights.is_absolute()
     encoder = load_image_encoder(f"open_clip:macrec-tiny-clip/{tiny_clip_weights}", device=cpu)
     expected_model, _, expected_transform = open_clip.create_model_and_transforms("macrec-tiny-clip")
     expected_model.load_state_dict(torch.load(tiny_clip_weights, weights_only=True))
     with torch.inference_mode():
-        got = encoder.forward(encoder.transform(photograph)[None])
+        features = encoder.forward(encoder.transform(photograph)[None])
         expected = expected_model.eval().encode_image(expected_transform(photograph)[None])
-    assert got.shape == (1, 12)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+    assert features.shape == (1, 12)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-6)
     assert encoder.description["digest_of"] == "files"
     assert encoder.description["preprocessing"]["size"] == (32, 32)
 
@@ -59,31 +61,31 @@ def test_open_clip_weights_come_from_the_file(
 def test_timm_weights_come_from_the_file(
     timm_weights: Path, photograph: Image.Image, cpu: torch.device, no_network: None
 ) -> None:
-    """`timm:MODEL@FILE` gives the pooled features of those weights, though the file holds a classifier too."""
+    """`timm:MODEL@FILE` gives the pooled features, although the file also contains a classifier."""
     encoder = load_image_encoder(f"timm:test_efficientnet@{timm_weights}", device=cpu)
     reference = timm.create_model("test_efficientnet", pretrained=False)
     reference.load_state_dict(load_file(timm_weights))
-    picture = encoder.transform(photograph)
-    assert picture.shape == (3, 160, 160)
+    image = encoder.transform(photograph)
+    assert image.shape == (3, 160, 160)
     with torch.inference_mode():
-        got = encoder.forward(picture[None])
-        expected = reference.eval().forward_head(reference.forward_features(picture[None]), pre_logits=True)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+        features = encoder.forward(image[None])
+        expected = reference.eval().forward_head(reference.forward_features(image[None]), pre_logits=True)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
     assert encoder.description["digest_of"] == "files"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda state: {k: v for k, v in state.items() if k != "conv_stem.weight"}, "1 tensors missing"),
-        (lambda state: {**state, "other.weight": torch.zeros(1)}, "1 foreign"),
+        (lambda state: {k: v for k, v in state.items() if k != "conv_stem.weight"}, "1 tensors are missing"),
+        (lambda state: {**state, "other.weight": torch.zeros(1)}, "1 are unexpected"),
         (lambda state: {**state, "conv_stem.weight": torch.zeros(1, 3, 3, 3)}, "size mismatch"),
     ],
 )
-def test_timm_weights_of_another_model_are_refused(
+def test_timm_weights_of_another_model_are_an_error(
     timm_weights: Path, tmp_path: Path, cpu: torch.device, change: object, reason: str
 ) -> None:
-    """A tensor too few, too many or of another shape never leaves a layer with random weights."""
+    """A missing, unexpected or misshapen tensor is an error, so that no layer keeps its random weights."""
     save_file(change(load_file(timm_weights)), tmp_path / "w.safetensors")  # type: ignore[operator]
     with pytest.raises(EncoderError, match=reason) as caught:
         load_image_encoder(f"timm:test_efficientnet@{tmp_path / 'w.safetensors'}", device=cpu)
@@ -91,7 +93,7 @@ def test_timm_weights_of_another_model_are_refused(
 
 
 def test_a_weights_file_cannot_run_code(tmp_path: Path, cpu: torch.device) -> None:
-    """A pickled object in the place of tensors is refused, not executed."""
+    """A pickled object in place of the tensors causes an error and is not executed."""
 
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -116,11 +118,11 @@ def test_a_weights_file_cannot_run_code(tmp_path: Path, cpu: torch.device) -> No
         ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-23/openai", "Did you mean"),
         ("open_clip:ViT-B-32//no/such/file.pt", "no file /no/such/file.pt"),
-        ("open_clip:ViT-B-32/opnai", "no pretrained tag either; those are: openai"),
+        ("open_clip:ViT-B-32/opnai", "Nor is it a pretrained tag; the tags of this model are: openai"),
     ],
 )
-def test_a_wrong_name_is_one_clear_line(name: str, message: str, cpu: torch.device, no_network: None) -> None:
-    """A name of the wrong form, an unknown model, tag or file says what was expected, without asking any hub."""
+def test_a_wrong_name_gives_a_one_line_error(name: str, message: str, cpu: torch.device, no_network: None) -> None:
+    """The error about a malformed name, or an unknown model, tag or file, needs no hub and says what is expected."""
     with pytest.raises(EncoderError) as caught:
         load_image_encoder(name, device=cpu)
     assert message in str(caught.value)
@@ -128,10 +130,10 @@ def test_a_wrong_name_is_one_clear_line(name: str, message: str, cpu: torch.devi
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "open_clip:RN50/openai"])
-def test_an_unreachable_hub_is_one_clear_line_soon(
+def test_an_unreachable_hub_gives_a_one_line_error_quickly(
     name: str, cpu: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_network: None
 ) -> None:
-    """Without a hub and with an empty cache, loading by name ends in seconds and says what to do."""
+    """Without a hub and with an empty cache, loading by name fails within seconds and says what to do."""
     monkeypatch.setattr(hub, "hub_answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
@@ -141,8 +143,8 @@ def test_an_unreachable_hub_is_one_clear_line_soon(
     assert time.monotonic() - started < 15
 
 
-def test_openai_weights_are_run_with_their_own_activation() -> None:
-    """OpenAI's CLIP was trained with QuickGELU, which open_clip's plain ViT-L-14 lacks; other weights were not."""
+def test_openai_weights_are_used_with_their_activation() -> None:
+    """OpenAI trained CLIP with QuickGELU, which the plain ViT-L-14 of open_clip lacks; other weights do not need it."""
     assert needs_quick_gelu("ViT-L-14", "openai")
     assert not needs_quick_gelu("ViT-L-14", "laion2b_s32b_b82k")
     assert not needs_quick_gelu("ViT-L-14-quickgelu", "openai")

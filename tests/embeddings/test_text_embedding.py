@@ -1,3 +1,5 @@
+"""Text embeddings: rows, fields, batches, progress, and the packaged encoder on real texts."""
+
 import csv
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ def embedded() -> EmbeddingResult:
     return embed_texts(TEXTS, CONFIG, device=torch.device("cpu"), progress=quiet_progress)
 
 
-def test_items_without_text_take_the_mean_of_the_others(embedded: EmbeddingResult) -> None:
-    """None and white space are imputed and flagged; every other row is its own text's."""
+def test_items_without_a_text_get_the_mean_of_the_others(embedded: EmbeddingResult) -> None:
+    """None and white space are imputed and flagged; every other item has the vector of its own text."""
     assert embedded.imputed.tolist() == [False, False, True, False, True, False, False]
     assert embedded.vectors.dtype == np.float32
     assert embedded.vectors.shape == (7, 384)
@@ -38,15 +40,15 @@ def test_items_without_text_take_the_mean_of_the_others(embedded: EmbeddingResul
     assert embedded.failures == ()
 
 
-def test_vectors_are_in_the_order_of_the_texts_and_mean_what_they_say(embedded: EmbeddingResult) -> None:
-    """Though batches are sorted by length, row 1 is about strings: nearer to the guitar than to the hose."""
-    guitar, strings, hose, same = (embedded.vectors[row] for row in (0, 1, 3, 5))
+def test_vectors_are_in_the_order_of_the_texts(embedded: EmbeddingResult) -> None:
+    """Although batches are sorted by length, the strings in row 1 are nearer to the guitar than to the hose."""
+    guitar, strings, hose, strings_again = (embedded.vectors[row] for row in (0, 1, 3, 5))
     assert strings @ guitar > strings @ hose + 0.2
-    assert strings.tobytes() == same.tobytes()
+    assert strings.tobytes() == strings_again.tobytes()
 
 
 def test_the_batch_size_changes_only_float_noise(cpu: torch.device) -> None:
-    """What shares a batch with a text, and how much padding that brings, does not matter: 1 against 64."""
+    """The vector of a text does not depend on the rest of its batch or on the padding that it causes."""
     results = [
         embed_texts(TEXTS, CONFIG.model_copy(update={"batch_size": size}), device=cpu, progress=quiet_progress)
         for size in (1, 2, 64)
@@ -55,10 +57,10 @@ def test_the_batch_size_changes_only_float_noise(cpu: torch.device) -> None:
         np.testing.assert_allclose(other.vectors, results[0].vectors, atol=1e-5)
 
 
-def test_same_input_same_bytes_without_network(
+def test_the_same_texts_give_the_same_bytes_without_a_network(
     embedded: EmbeddingResult, cpu: torch.device, no_network: None, deterministic_kernels: None
 ) -> None:
-    """A second run on the CPU agrees bit for bit, loads from the package alone and says which weights it used."""
+    """A second run on the CPU agrees bit for bit, loads only from the package, and describes its weights."""
     again = embed_texts(TEXTS, CONFIG, device=cpu, progress=quiet_progress)
     assert again.vectors.tobytes() == embedded.vectors.tobytes()
     assert again.encoder == embedded.encoder
@@ -68,13 +70,13 @@ def test_same_input_same_bytes_without_network(
 
 
 def test_progress_counts_distinct_texts(cpu: torch.device, recorded: Any) -> None:
-    """Four distinct texts in batches of three: 0, 3, 4."""
+    """For four distinct texts in batches of three, progress is 0, 3 and 4."""
     embed_texts(TEXTS, CONFIG.model_copy(update={"batch_size": 3}), device=cpu, progress=recorded)
     assert recorded.calls == [("text embeddings", done, 4) for done in (0, 3, 4)]
 
 
-def test_max_tokens_of_the_settings_is_used(cpu: torch.device) -> None:
-    """With 8 tokens, two of them special, what follows the sixth word piece is not seen; with 192 it is."""
+def test_the_setting_max_tokens_is_applied(cpu: torch.device) -> None:
+    """With 8 tokens, two of which are special, the seventh word has no effect; with 192 tokens it has."""
     texts = ["one two three four five six seven", "one two three four five six eight"]
     short, long = (
         embed_texts(texts, CONFIG.model_copy(update={"max_tokens": n}), device=cpu, progress=quiet_progress).vectors
@@ -85,14 +87,14 @@ def test_max_tokens_of_the_settings_is_used(cpu: torch.device) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], [None, ""], ["  "]])
-def test_no_text_at_all_is_an_error(texts: list[str | None], cpu: torch.device) -> None:
-    """A catalogue without any text has a wrong column mapping, and the message says so before a model is loaded."""
-    with pytest.raises(EncoderError, match=f"None of the {len(texts)} items has a text.*text columns"):
+def test_a_catalogue_without_texts_is_an_error(texts: list[str | None], cpu: torch.device) -> None:
+    """Without any text, the column mapping is probably wrong; the message says so, and no model is loaded."""
+    with pytest.raises(EncoderError, match=f"no texts to embed: none of the {len(texts)} items has one.*text columns"):
         embed_texts(texts, CONFIG, device=cpu, progress=quiet_progress)
 
 
-def test_real_overviews_of_like_films_are_near(shared_data: Path, cpu: torch.device) -> None:
-    """Among real overviews, Star Wars is nearer to The Empire Strikes Back than to any of thirty other films."""
+def test_overviews_of_similar_films_are_near_each_other(shared_data: Path, cpu: torch.device) -> None:
+    """Star Wars is nearer to The Empire Strikes Back than to any of thirty other films."""
     with (shared_data / "movielens-100k" / "items.csv").open(newline="") as file:
         overviews = {row["title"]: row["overview"] or None for row in csv.DictReader(file)}
     titles = ["Star Wars (1977)", "Empire Strikes Back, The (1980)"]
@@ -102,8 +104,8 @@ def test_real_overviews_of_like_films_are_near(shared_data: Path, cpu: torch.dev
     assert int(similarity.argmax()) == 0
 
 
-def test_the_mean_of_fields_is_that_of_their_own_vectors(cpu: torch.device) -> None:
-    """Each field is encoded alone and counts the same; a missing one does not, and a single one is a plain text."""
+def test_a_text_of_several_fields_gets_the_mean_of_their_vectors(cpu: torch.device) -> None:
+    """Fields are encoded separately and count equally; a missing field is ignored; a single field is a plain text."""
     fields = [
         ["Ukulele", "Small, with four strings."],
         [None, "A hose."],
@@ -111,33 +113,30 @@ def test_the_mean_of_fields_is_that_of_their_own_vectors(cpu: torch.device) -> N
         [" ", None],
         ["A hose.", "Ukulele"],
     ]
-    got = embed_texts(fields, CONFIG, device=cpu, progress=quiet_progress)
-    alone = embed_texts(
+    result = embed_texts(fields, CONFIG, device=cpu, progress=quiet_progress)
+    separate = embed_texts(
         ["Ukulele", "Small, with four strings.", "A hose."], CONFIG, device=cpu, progress=quiet_progress
     ).vectors
-    expected = np.stack([(alone[0] + alone[1]) / 2, alone[2], alone[2], (alone[2] + alone[0]) / 2])
-    np.testing.assert_allclose(got.vectors[[0, 1, 2, 4]], expected, atol=1e-5)
-    assert got.imputed.tolist() == [False, False, False, True, False]
-    assert (
-        got.contents[1]
-        == got.contents[2]
-        == embed_texts(["A hose."], CONFIG, device=cpu, progress=quiet_progress).contents[0]
-    )
-    assert got.num_encoded == 3
+    expected = np.stack([(separate[0] + separate[1]) / 2, separate[2], separate[2], (separate[2] + separate[0]) / 2])
+    np.testing.assert_allclose(result.vectors[[0, 1, 2, 4]], expected, atol=1e-5)
+    assert result.imputed.tolist() == [False, False, False, True, False]
+    plain = embed_texts(["A hose."], CONFIG, device=cpu, progress=quiet_progress)
+    assert result.contents[1] == result.contents[2] == plain.contents[0]
+    assert result.num_encoded == 3
 
 
-def test_a_prefix_is_part_of_every_text_and_of_the_maker(cpu: torch.device) -> None:
-    """With the prefix as with the words written before each text; what was made without it is not taken over."""
+def test_a_prefix_is_part_of_every_text_and_of_the_fingerprint(cpu: torch.device) -> None:
+    """The prefix acts like words in front of each text, and vectors without it are not reused."""
     prefixed = embed_texts(
         ["red", "blue"], CONFIG.model_copy(update={"prefix": "passage: "}), device=cpu, progress=quiet_progress
     )
-    written = embed_texts(["passage: red", "passage: blue"], CONFIG, device=cpu, progress=quiet_progress)
-    np.testing.assert_allclose(prefixed.vectors, written.vectors, atol=1e-6)
-    assert prefixed.made_by != written.made_by
+    written_out = embed_texts(["passage: red", "passage: blue"], CONFIG, device=cpu, progress=quiet_progress)
+    np.testing.assert_allclose(prefixed.vectors, written_out.vectors, atol=1e-6)
+    assert prefixed.encoder_fingerprint != written_out.encoder_fingerprint
 
 
-def test_the_batch_size_is_found_and_said(cpu: torch.device) -> None:
-    """auto gives the vectors that any size gives, to float noise."""
+def test_an_automatic_batch_size_is_reported(cpu: torch.device) -> None:
+    """With "auto" the vectors are those of any fixed size, up to float noise."""
     config = CONFIG.model_copy(update={"batch_size": "auto"})
     result = embed_texts(TEXTS, config, device=cpu, progress=quiet_progress)
     fixed = embed_texts(TEXTS, CONFIG.model_copy(update={"batch_size": 3}), device=cpu, progress=quiet_progress)

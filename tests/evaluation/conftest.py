@@ -1,4 +1,4 @@
-"""A small evaluation that several test modules look at: 40 users, 30 items, lists drawn at random."""
+"""A small evaluation shared by several test modules: 40 users, 30 items and random recommendation lists."""
 
 import numpy as np
 import polars as pl
@@ -55,8 +55,8 @@ def predictions(histories: pl.DataFrame) -> pl.DataFrame:
         for exclude_seen in (False, True):
             for user, items in enumerate(histories["item_indices"].to_list()):
                 order = [int(item) for item in rng.permutation(NUM_ITEMS)]
-                shown = [item for item in order if not (exclude_seen and item in items[:-1])][:LIST_LENGTH]
-                rows.append((system, exclude_seen, user, shown, [-float(place) for place in range(len(shown))]))
+                allowed = [item for item in order if not (exclude_seen and item in items[:-1])][:LIST_LENGTH]
+                rows.append((system, exclude_seen, user, allowed, [-float(place) for place in range(len(allowed))]))
     return pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
 
 

@@ -1,4 +1,4 @@
-"""The baselines against slow, obvious versions of themselves, and on MovieLens-100K against known figures."""
+"""The baselines, compared with slow and obvious implementations, and with published figures for MovieLens-100K."""
 
 import math
 from collections import Counter
@@ -59,8 +59,8 @@ def _unpadded(lists: np.ndarray) -> list[list[int]]:
     return [[item for item in row if item >= 0] for row in lists.tolist()]
 
 
-def test_popularity_counts_the_training_part_alone() -> None:
-    """Validation and test items are not counted, and equal counts are ordered by item index."""
+def test_popularity_counts_only_the_training_part() -> None:
+    """Validation and test items are not counted, and items with equal counts are ordered by item index."""
     histories = _flat([[2, 3, 3, 8, 8], [3, 1, 8], [2, 0, 7]])
     assert popularity_counts(histories, num_items=NUM_ITEMS).tolist() == [0, 0, 2, 3, 0, 0, 0, 0, 0]
     lists = recommend_popular(histories, num_items=NUM_ITEMS, top_k=3)
@@ -69,8 +69,8 @@ def test_popularity_counts_the_training_part_alone() -> None:
 
 
 @given(items=HISTORIES)
-def test_popular_lists_agree_with_a_slow_version(items: list[list[int]]) -> None:
-    """With and without seen items the lists are the popular items in order, as long as there are any."""
+def test_popular_lists_agree_with_a_slow_implementation(items: list[list[int]]) -> None:
+    """With and without seen items, the lists are the most popular items in order, as long as there are any."""
     lists = recommend_popular(_flat(items), num_items=NUM_ITEMS, top_k=6)
     popular = _popular_first(items)
     assert _unpadded(lists[False]) == [popular[:6]] * len(items)
@@ -79,27 +79,31 @@ def test_popular_lists_agree_with_a_slow_version(items: list[list[int]]) -> None
 
 @settings(deadline=None, max_examples=60)
 @given(items=HISTORIES, window=st.integers(1, 4))
-def test_item_knn_agrees_with_a_slow_version(items: list[list[int]], window: int) -> None:
-    """Scores, ties, filling and the exclusion of seen items are those of loops over users and items."""
+def test_item_knn_agrees_with_a_slow_implementation(items: list[list[int]], window: int) -> None:
+    """Scores, ties, filling up and the exclusion of seen items agree with loops over users and items."""
     lists = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=6, history_length=window)
     for exclude_seen in (False, True):
         expected = _slow_item_knn(items, window=window, top_k=6, exclude_seen=exclude_seen)
         assert _unpadded(lists[exclude_seen]) == expected
 
 
-def test_item_knn_does_not_depend_on_how_users_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk of one user gives the lists of all users at once."""
+def test_item_knn_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processing one user at a time gives the same lists as processing all users at once."""
     items = np.random.default_rng(0).integers(0, NUM_ITEMS, (20, 6)).tolist()
     at_once = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=5, history_length=3)
-    monkeypatch.setattr(baselines, "_USERS_A_SEARCH", 1)
+    monkeypatch.setattr(baselines, "_USERS_PER_SEARCH", 1)
     one_by_one = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=5, history_length=3)
     for exclude_seen in (False, True):
         np.testing.assert_array_equal(at_once[exclude_seen], one_by_one[exclude_seen])
 
 
-def test_items_beyond_the_index_only_fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for two items only those are found by neighbours; the others follow by popularity."""
-    items = [[0, 1, 0, 5, 6], [0, 1, 0, 5, 6], [1, 2, 3, 2, 6]]  # 3 follows 2, but both are rarer than 0 and 1
+def test_items_outside_the_index_only_fill_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the index holds two items, only those are scored; the others follow by popularity."""
+    items = [
+        [0, 1, 0, 5, 6],
+        [0, 1, 0, 5, 6],
+        [1, 2, 3, 2, 6],
+    ]  # item 3 follows item 2, but both are rarer than 0 and 1
     of_all = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=4, history_length=2)
     assert of_all[False].tolist() == [[1, 0, 2, 3], [1, 0, 2, 3], [3, 0, 1, 2]]
     monkeypatch.setattr(baselines, "MAX_INDEXED_ITEMS", 2)
@@ -108,7 +112,7 @@ def test_items_beyond_the_index_only_fill_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _movielens(folder: Path, *, ids_as_text: bool) -> list[list[int]]:
-    """5-core histories; ids sorted as numbers or as text, which orders the many equal timestamps differently."""
+    """Load 5-core histories. Sorting ids as numbers or as text breaks the many ties in time differently."""
     dtype = pl.String if ids_as_text else pl.Int64
     log = pl.read_csv(
         folder / "u.data", separator="\t", has_header=False, new_columns=["user", "item", "rating", "time"]
@@ -126,12 +130,18 @@ def _movielens(folder: Path, *, ids_as_text: bool) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("ids_as_text", "figures"),
     [
-        pytest.param(False, (0.029, 0.012, 0.050, 0.025, 0.138, 0.074, 0.181, 0.096), id="ties by number, as known"),
-        pytest.param(True, (0.032, 0.016, 0.066, 0.033, 0.155, 0.081, 0.194, 0.107), id="ties by text, as here"),
+        pytest.param(
+            False, (0.029, 0.012, 0.050, 0.025, 0.138, 0.074, 0.181, 0.096), id="ties by number, as published"
+        ),
+        pytest.param(
+            True, (0.032, 0.016, 0.066, 0.033, 0.155, 0.081, 0.194, 0.107), id="ties by text, as in the pipeline"
+        ),
     ],
 )
-def test_movielens_gives_the_known_figures(shared_data: Path, ids_as_text: bool, figures: tuple[float, ...]) -> None:
-    """HR@10 and NDCG@10 of popularity and item-kNN, seen items allowed and excluded, to three digits."""
+def test_movielens_gives_the_published_figures(
+    shared_data: Path, ids_as_text: bool, figures: tuple[float, ...]
+) -> None:
+    """HR@10 and NDCG@10 of popularity and item-kNN agree to three digits, with seen items allowed and excluded."""
     items = _movielens(shared_data / "movielens-100k", ids_as_text=ids_as_text)
     assert len(items) == 943
     assert max(map(max, items)) == 1348

@@ -1,4 +1,4 @@
-"""Plots: readable PNG files, the same bytes for the same input, something drawn."""
+"""Plots are readable PNG files, identical for identical input, and show their input."""
 
 import io
 from collections.abc import Callable
@@ -15,9 +15,9 @@ USAGE = np.arange(24).reshape(3, 8)
 
 
 def _pixels(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize(
@@ -31,23 +31,23 @@ def _pixels(content: bytes) -> np.ndarray:
     ],
     ids=["training log", "code usage"],
 )
-def test_plots_are_repeatable_and_show_their_input(plot: Callable[[], bytes], other: Callable[[], bytes]) -> None:
-    """The same input gives the same bytes, other input another picture."""
+def test_plots_are_reproducible_and_show_their_input(plot: Callable[[], bytes], other: Callable[[], bytes]) -> None:
+    """The same input gives the same bytes, and different input gives a different image."""
     assert plot() == plot()
     assert not np.array_equal(_pixels(plot()), _pixels(other()))
 
 
 def test_metrics_plot_shows_the_systems(evaluation: Evaluation) -> None:
-    """A bar more is another picture; systems without intervals are drawn too."""
-    every = plot_metrics(evaluation.systems)
-    assert every == plot_metrics(evaluation.systems)
+    """An additional system changes the image, and systems without intervals are drawn too."""
+    all_systems = plot_metrics(evaluation.systems)
+    assert all_systems == plot_metrics(evaluation.systems)
     fewer = {system: evaluation.systems[system] for system in ("macrec", "popularity")}
-    assert not np.array_equal(_pixels(every), _pixels(plot_metrics(fewer)))
+    assert not np.array_equal(_pixels(all_systems), _pixels(plot_metrics(fewer)))
     assert _pixels(plot_metrics({"macrec": {"hr_10": 0.1, "ndcg_10": 0.05}})).std() > 0
 
 
-def test_plots_of_nothing_are_empty_axes() -> None:
-    """An empty log, a codebook without items and no systems do not fail."""
+def test_plots_without_data_are_empty_axes() -> None:
+    """An empty log, a codebook without items and an empty set of systems raise no error."""
     for content in (
         plot_training_log([], ["loss"]),
         plot_training_log([{"epoch": 1.0}], ["loss"]),

@@ -1,4 +1,4 @@
-"""The protocol: every test user once in every system, the same numbers every time, nothing wrong let through."""
+"""The protocol counts every test user once in every system, is reproducible, and rejects invalid input."""
 
 import json
 
@@ -24,7 +24,7 @@ def _evaluate(
 
 
 def test_every_system_is_measured_with_intervals_in_both_settings(evaluation: Evaluation) -> None:
-    """HR and NDCG at each cutoff, MRR and coverage are in [0, 1] and each has an interval around it."""
+    """HR and NDCG at each cutoff, MRR and coverage lie in [0, 1], and each has an interval that contains it."""
     expected = {f"{name}_{cutoff}" for name in ("hr", "ndcg") for cutoff in (1, 5, 10, 20)} | {"mrr", "coverage"}
     for systems in (evaluation.systems, evaluation.systems_excluding_seen):
         assert list(systems) == SYSTEMS
@@ -36,7 +36,7 @@ def test_every_system_is_measured_with_intervals_in_both_settings(evaluation: Ev
 
 
 def test_per_user_ranks_give_the_metrics(evaluation: Evaluation, histories: pl.DataFrame) -> None:
-    """The table of ranks has each user once a system and setting, and its means are the reported ones."""
+    """The table of ranks has each user once per system and setting, and its means are the reported metrics."""
     table = evaluation.per_user
     assert table.columns == ["user_index", "system", "exclude_seen", "rank"]
     assert table.height == len(SYSTEMS) * 2 * histories.height
@@ -46,8 +46,8 @@ def test_per_user_ranks_give_the_metrics(evaluation: Evaluation, histories: pl.D
     assert evaluation.systems["macrec"]["mrr"] == pytest.approx((1 / fused["rank"]).fill_null(0).mean())
 
 
-def test_hand_worked_ranks(small_config: EvaluationConfig) -> None:
-    """Three users whose targets are at place 1, at place 3 and nowhere."""
+def test_ranks_computed_by_hand(small_config: EvaluationConfig) -> None:
+    """Three users have their targets at rank 1, at rank 3 and nowhere."""
     histories = pl.DataFrame(
         {
             "user_index": [0, 1, 2],
@@ -70,7 +70,7 @@ def test_hand_worked_ranks(small_config: EvaluationConfig) -> None:
 def test_the_same_seed_gives_the_same_numbers(
     evaluation: Evaluation, histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """A second evaluation is equal to the last bit, and another seed moves the intervals but not the means."""
+    """A second evaluation is identical, and another seed changes the intervals but not the means."""
     again = _evaluate(histories, predictions, small_config)
     assert again.systems == evaluation.systems
     assert again.comparisons == evaluation.comparisons
@@ -80,8 +80,8 @@ def test_the_same_seed_gives_the_same_numbers(
     assert other.systems["macrec"]["hr_10_ci"] != evaluation.systems["macrec"]["hr_10_ci"]
 
 
-def test_comparisons_are_of_the_fused_system_to_every_other(evaluation: Evaluation) -> None:
-    """Each other system is compared once in each setting, by the difference of the reported NDCG@10."""
+def test_the_fused_system_is_compared_with_every_other(evaluation: Evaluation) -> None:
+    """Every other system is compared once per setting, by the difference in the reported NDCG@10."""
     found = [(comparison.against, comparison.exclude_seen) for comparison in evaluation.comparisons]
     assert sorted(found) == sorted((system, setting) for system in SYSTEMS[1:] for setting in (False, True))
     for comparison in evaluation.comparisons:
@@ -90,8 +90,8 @@ def test_comparisons_are_of_the_fused_system_to_every_other(evaluation: Evaluati
         assert comparison.result.difference == pytest.approx(difference)
 
 
-def test_headline_metrics_are_there_for_any_cutoffs(histories: pl.DataFrame, predictions: pl.DataFrame) -> None:
-    """HR@10 and NDCG@10 are measured even where the settings do not ask for them."""
+def test_headline_metrics_are_measured_for_any_cutoffs(histories: pl.DataFrame, predictions: pl.DataFrame) -> None:
+    """HR@10 and NDCG@10 are measured even if 10 is not among the configured cutoffs."""
     found = _evaluate(histories, predictions, EvaluationConfig(cutoffs=(3,), bootstrap_samples=10))
     assert {"hr_3", "hr_10", "ndcg_10"} <= set(found.systems["macrec"])
 
@@ -99,23 +99,23 @@ def test_headline_metrics_are_there_for_any_cutoffs(histories: pl.DataFrame, pre
 def test_ranks_beyond_the_list_length_are_misses(
     histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """Lists longer than top_k are cut for every system alike, and MRR sees no deeper rank."""
+    """Lists longer than top_k are cut for all systems, and MRR ignores lower ranks."""
     config = small_config.model_copy(update={"cutoffs": (1, 5)})
     found = _evaluate(histories, predictions, config, top_k=5)
     assert found.per_user["rank"].max() == 5
     assert found.protocol["mrr_depth"] == 5
 
 
-def test_lists_shorter_than_a_cutoff_are_refused(
+def test_lists_shorter_than_a_cutoff_are_rejected(
     histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """HR@20 of lists of ten would be too low in silence."""
+    """HR@20 of lists with ten items would silently be too low."""
     with pytest.raises(ConfigError, match=r"k=20.*decoding\.top_k"):
         _evaluate(histories, predictions, small_config, top_k=10)
 
 
 def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfig) -> None:
-    """A target that the user already had stays a test target in both settings, and the protocol says how many."""
+    """A target that repeats an earlier item stays a target in both settings, and the protocol counts such targets."""
     histories = pl.DataFrame({"user_index": [0], "user_id": ["a"], "item_indices": [[1, 2, 3, 1]]}).with_columns(
         pl.col("item_indices").alias("timestamps"), tested=pl.lit(True)
     )
@@ -126,7 +126,7 @@ def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfi
     assert (found.systems["macrec"]["hr_1"], found.systems_excluding_seen["macrec"]["hr_1"]) == (1.0, 0.0)
 
 
-def _break(predictions: pl.DataFrame, how: str) -> pl.DataFrame:
+def _corrupt(predictions: pl.DataFrame, how: str) -> pl.DataFrame:
     one = (pl.col("system") == "macrec_text") & pl.col("exclude_seen") & (pl.col("user_index") == 7)
     if how == "missing":
         return predictions.filter(~one)
@@ -148,42 +148,42 @@ def _break(predictions: pl.DataFrame, how: str) -> pl.DataFrame:
         ("missing", "'macrec_text' with exclude_seen=True: 1 of 40 test users are missing.*user_index 7"),
         ("unknown", "1 of 40 test users are missing"),
         ("extra", "user_index 99 is not in histories"),
-        ("baseline", "popularity.*computes those itself"),
-        ("no fused system", "no rows of system 'macrec'"),
+        ("baseline", "popularity.*the evaluation computes itself"),
+        ("no fused system", "no rows of the system 'macrec'"),
     ],
 )
-def test_users_who_are_not_there_exactly_once_are_refused(
+def test_missing_and_unknown_users_are_rejected(
     histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig, how: str, message: str
 ) -> None:
-    """A missing or unknown user, or a system that does not belong, ends in a message that names it."""
+    """A missing or unknown user, or an unexpected or missing system, raises an error that names it."""
     with pytest.raises(DataError, match=message):
-        _evaluate(histories, _break(predictions, how), small_config)
+        _evaluate(histories, _corrupt(predictions, how), small_config)
 
 
-def test_a_doubled_user_is_refused(
+def test_a_duplicated_user_is_rejected(
     histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """A user with two lists in one system would count twice; the schema already says no."""
-    doubled = pl.concat([predictions.head(1), predictions])
+    """A user with two lists in one system would count twice; the schema already forbids it."""
+    duplicated = pl.concat([predictions.head(1), predictions])
     with pytest.raises(DataError, match="user_index must be unique"):
-        _evaluate(histories, doubled, small_config)
+        _evaluate(histories, duplicated, small_config)
 
 
-def test_seen_items_in_lists_that_exclude_them_are_refused(
+def test_seen_items_in_lists_that_exclude_them_are_rejected(
     histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """Lists with exclude_seen must not hold an item of the input history."""
+    """Lists with exclude_seen must not contain an item of the input history."""
     seen = histories["item_indices"][3][0]
     one = (pl.col("system") == "macrec") & pl.col("exclude_seen") & (pl.col("user_index") == 3)
     broken = predictions.with_columns(
         pl.when(one).then(pl.lit([seen], pl.List(pl.Int64))).otherwise("item_indices").alias("item_indices")
     )
-    with pytest.raises(DataError, match=f"user_index 3 is given item {seen}"):
+    with pytest.raises(DataError, match=f"the list of user_index 3 contains item {seen}"):
         _evaluate(histories, broken, small_config)
 
 
-def test_metrics_document_is_the_contract(evaluation: Evaluation) -> None:
-    """The document has exactly the agreed keys, and survives JSON unchanged."""
+def test_metrics_document_has_the_agreed_keys(evaluation: Evaluation) -> None:
+    """The document has exactly the keys that its readers rely on, and JSON preserves it."""
     rates = {"text": {"before": 0.1, "after": 0.0}, "image": {"before": np.float64(0.2), "after": 0}}
     document = metrics_document(evaluation, dataset="demo", collision_rate=rates)
     assert list(document) == [
@@ -200,14 +200,14 @@ def test_metrics_document_is_the_contract(evaluation: Evaluation) -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_sasrec_comes_with_the_predictions_or_not_at_all(
+def test_sasrec_is_measured_only_if_it_is_among_the_predictions(
     evaluation: Evaluation, histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """Its lists are measured as they are, and the protocol says what it was set to; without rows it is nowhere."""
+    """Its lists are measured as they are and the protocol has its settings; without rows it appears nowhere."""
     assert evaluation.protocol["sasrec"] == SASREC_SETTINGS
-    shown = predictions.filter((pl.col("system") == "sasrec") & ~pl.col("exclude_seen"))["item_indices"].to_list()
+    lists = predictions.filter((pl.col("system") == "sasrec") & ~pl.col("exclude_seen"))["item_indices"].to_list()
     targets = [items[-1] for items in histories["item_indices"].to_list()]
-    hits = [target in items[:10] for target, items in zip(targets, shown, strict=True)]
+    hits = [target in items[:10] for target, items in zip(targets, lists, strict=True)]
     assert evaluation.systems["sasrec"]["hr_10"] == pytest.approx(np.mean(hits))
     others = predictions.filter(pl.col("system") != "sasrec")
     without = _evaluate(histories, others, small_config)
@@ -217,8 +217,8 @@ def test_sasrec_comes_with_the_predictions_or_not_at_all(
     assert without.systems == {name: values for name, values in evaluation.systems.items() if name != "sasrec"}
 
 
-def test_users_without_a_target_train_the_baselines_and_are_not_measured(small_config: EvaluationConfig) -> None:
-    """Two tested users with two users beside them whose items make another one popular; the protocol says the split."""
+def test_untested_users_train_the_baselines_but_are_not_measured(small_config: EvaluationConfig) -> None:
+    """Two untested users change which item is most popular for the two tested ones; the protocol records the split."""
     histories = pl.DataFrame(
         {
             "user_index": [0, 1, 2, 3],

@@ -1,4 +1,4 @@
-"""Slices part the users, and each is measured on its own users."""
+"""Slices divide the users, and each slice is measured on its own users."""
 
 import numpy as np
 import polars as pl
@@ -10,7 +10,7 @@ from macrec_pipeline.evaluation import Evaluation
 from macrec_pipeline.evaluation.flat_histories import flat_histories
 from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
 
-# Inputs of 3, 4 and 6 items; item 0 has 3 of the 7 training interactions, item 1 has 2, items 2 and 3 one each.
+# The inputs have 3, 4 and 6 items. Item 0 has 3 of the 10 training interactions; items 1 and 6 have 2.
 ITEMS = [[0, 1, 5, 0], [0, 1, 5, 5, 1], [0, 2, 3, 6, 6, 6, 9]]
 
 
@@ -30,8 +30,8 @@ def _measure(items_imputed: dict[str, np.ndarray]) -> dict[tuple[str, str], Slic
     return {(result.group, result.name.split(":")[0]): result for result in results}
 
 
-def test_history_length_parts_users_in_thirds() -> None:
-    """Three users of different lengths are one short, one medium and one long, each with its own rank."""
+def test_history_length_divides_users_into_thirds() -> None:
+    """Of three users with histories of different lengths, one is short, one medium and one long."""
     found = _measure({})
     hits = [found["history length", name].systems["macrec"].hr_10 for name in ("short", "medium", "long")]
     assert hits == [1.0, 1.0, 0.0]
@@ -39,32 +39,32 @@ def test_history_length_parts_users_in_thirds() -> None:
     assert found["history length", "medium"].systems["macrec"].ndcg_10 == pytest.approx(0.5)
 
 
-def test_target_popularity_goes_by_training_interactions() -> None:
-    """The most popular item is the head; an item that training never saw is in the tail."""
+def test_target_popularity_counts_training_interactions() -> None:
+    """The most popular item is the head; an item without training interactions is in the tail."""
     found = _measure({})
     assert found["target popularity", "head"].systems["macrec"].hr_10 == 1.0
     assert found["target popularity", "tail"].num_users == 1
     assert sum(result.num_users for key, result in found.items() if key[0] == "target popularity") == 3
 
 
-def test_missing_pictures_are_a_slice() -> None:
-    """Users whose target has no picture are measured apart from the others."""
+def test_missing_images_are_a_slice() -> None:
+    """Users whose target has no image are measured separately."""
     imputed = np.zeros(10, dtype=bool)
     imputed[9] = True
     found = _measure({"image": imputed})
-    without, with_picture = (found["target's picture", f"{word} a picture"] for word in ("without", "with"))
+    without, with_image = (found["target's image", f"{word} an image"] for word in ("without", "with"))
     assert (without.num_users, without.systems["macrec"].hr_10) == (1, 0.0)
-    assert (with_picture.num_users, with_picture.systems["macrec"].hr_10) == (2, 1.0)
+    assert (with_image.num_users, with_image.systems["macrec"].hr_10) == (2, 1.0)
 
 
-def test_slices_without_users_are_left_out(evaluation: Evaluation) -> None:
-    """No target lacks a text, so there is no such slice; every slice that is there has users."""
+def test_slices_without_users_are_omitted(evaluation: Evaluation) -> None:
+    """No target lacks a text, so there is no such slice; every slice in the results has users."""
     assert "target's text" not in {result.group for result in evaluation.slices}
     assert all(result.num_users > 0 for result in evaluation.slices)
 
 
-def test_slices_of_a_group_hold_every_user_once(evaluation: Evaluation) -> None:
-    """The parts of each group add up to all test users, and their hits to the headline."""
+def test_the_slices_of_a_group_contain_every_user_once(evaluation: Evaluation) -> None:
+    """The slices of each group add up to all test users, and their hits add up to the headline."""
     for group in {result.group for result in evaluation.slices}:
         parts = [result for result in evaluation.slices if result.group == group]
         assert sum(part.num_users for part in parts) == evaluation.num_test_users
@@ -72,7 +72,7 @@ def test_slices_of_a_group_hold_every_user_once(evaluation: Evaluation) -> None:
         assert hits / evaluation.num_test_users == pytest.approx(evaluation.systems["macrec"]["hr_10"])
 
 
-def test_flags_of_another_catalogue_are_refused() -> None:
-    """Flags must be one an item."""
+def test_flags_of_another_catalogue_are_rejected() -> None:
+    """There must be one flag per item."""
     with pytest.raises(DataError, match=r"shape \(4,\), expected \(10,\)"):
         _measure({"text": np.zeros(4, dtype=bool)})

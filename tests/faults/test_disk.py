@@ -1,4 +1,4 @@
-"""A disk that fills up, and files that go bad on it, for every kind of asset that there is."""
+"""A full disk, and files that are damaged on disk, for every kind of asset."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from macrec_pipeline.schemas import EARLIEST_MS, TABLES
 from macrec_pipeline.storage import FOLDER_ASSETS, AssetStore, manifest
 
 ASSETS = (*TABLES, *FOLDER_ASSETS)
-# How a column's one value looks by the beginning of its dtype's name.
+# A value for a column, by the beginning of the name of its dtype.
 VALUES: dict[str, Any] = {
     "String": "a",
     "Int": 1,
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> AssetStore:
 
 
 def _write(store: AssetStore, asset: str, *, second: bool = False) -> None:
-    """The first version of an asset, or a second that differs from it."""
+    """Write the first version of an asset, or a second version with other content."""
     if asset in TABLES:
         store.write_table(asset, _one_row(asset) if second else TABLES[asset].empty())
         return
@@ -46,7 +46,7 @@ def _write(store: AssetStore, asset: str, *, second: bool = False) -> None:
 
 def _one_row(asset: str) -> pl.DataFrame:
     def column(dtype: Any) -> pl.Series:
-        if str(dtype).startswith("list[float32]"):  # vectors: any width
+        if str(dtype).startswith("list[float32]"):  # vectors may have any width
             return pl.Series([[0.5, 1.5]], dtype=pl.Array(pl.Float32, 2))
         return pl.Series([next(value for name, value in VALUES.items() if str(dtype).startswith(name))], dtype=dtype)
 
@@ -55,8 +55,8 @@ def _one_row(asset: str) -> pl.DataFrame:
 
 
 @contextmanager
-def _no_room_in_a_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel refuses what would make a file larger than 100 bytes; Python ignores the signal that goes with it."""
+def _file_size_limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel refuses to let a file grow beyond 100 bytes. Python ignores the signal that comes with it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -79,7 +79,7 @@ def _failing_at(target: Any, name: str) -> Callable[[pytest.MonkeyPatch], Any]:
 
 
 MOMENTS: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
-    "in the file": _no_room_in_a_file,
+    "in the file": _file_size_limited,
     "when it is flushed": _failing_at(manifest, "flush"),
     "when the version is put in place": _failing_at(Path, "rename"),
     "when the link is made": _failing_at(Path, "symlink_to"),
@@ -88,12 +88,12 @@ MOMENTS: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("asset", ASSETS)
-def test_a_disk_that_fills_up(asset: str, moment: str, store: AssetStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line says where and what to run; nothing half-written is to be seen; the version before is served on."""
+def test_a_full_disk(asset: str, moment: str, store: AssetStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says where and what to run; no partial version is visible; the previous version stays in place."""
     _write(store, asset)
     before, home = store.manifest(asset), store.location(asset).parent
-    told = rf"^{asset} cannot be stored: {re.escape(str(home))}\S*: .*(No space left|File too large).*"
-    with MOMENTS[moment](monkeypatch), pytest.raises(StorageError, match=told + r"`macrec run demo --resume`\.$"):
+    message = rf"^{asset} cannot be stored: {re.escape(str(home))}\S*: .*(No space left|File too large).*"
+    with MOMENTS[moment](monkeypatch), pytest.raises(StorageError, match=message + r"`macrec run demo --resume`\.$"):
         _write(store, asset, second=True)
     assert store.manifest(asset) == before
     store.folder(asset)
@@ -110,16 +110,16 @@ def _flip(path: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "flipped": _flip,
-    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
     "emptied": lambda path: os.truncate(path, 0),
-    "gone": Path.unlink,
+    "deleted": Path.unlink,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("asset", ASSETS)
-def test_files_that_go_bad(asset: str, damage: str, store: AssetStore) -> None:
-    """Each file, the manifest too: it is named, with the command that makes it again, and that repairs it."""
+def test_damaged_files(asset: str, damage: str, store: AssetStore) -> None:
+    """For each file, the manifest too, the error names it and the command that repairs it, which then does."""
     _write(store, asset)
     _write(store, asset, second=True)
     folder = store.folder(asset)

@@ -1,4 +1,4 @@
-"""A run that is killed in every stage in turn, and gone on from each time, ends with the bytes of one that was not."""
+"""A run that is killed in every asset in turn, and resumed each time, ends with the bytes of an undisturbed run."""
 
 import json
 import os
@@ -24,7 +24,15 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Chain:
-    """What happened: the stages in the order in which they were killed, and the runs of Dagster."""
+    """What happened in a chain of killed and resumed runs.
+
+    Attributes:
+        killed: the assets in the order in which they were killed.
+        runs: the Dagster runs, oldest first.
+        first_steps: name, position and total of the first progress report of each training in each run.
+        home: the state of the chain.
+        reference: the state of a run without a kill.
+    """
 
     killed: list[str]
     runs: list[dict[str, Any]]
@@ -33,78 +41,80 @@ class Chain:
     reference: Path
 
     def files(self, asset: str) -> tuple[dict[str, str], dict[str, str]]:
-        """The hashes of an asset's files, with and without the kills."""
-        one, other = (AssetStore(home, "tiny").manifest(asset).files for home in (self.home, self.reference))
-        return one, other
+        """The hashes of an asset's files, with and without kills."""
+        with_kills, without_kills = (
+            AssetStore(home, "tiny").manifest(asset).files for home in (self.home, self.reference)
+        )
+        return with_kills, without_kills
 
     def registered(self) -> list[dict[str, Any]]:
-        """What the last registration says, with and without the kills."""
+        """The content of the registration, with and without kills."""
         folders = (AssetStore(home, "tiny").folder("registered_model") for home in (self.home, self.reference))
         return [json.loads((folder / "registration.json").read_text(encoding="utf-8")) for folder in folders]
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """One run without a kill, and as many as there are stages with one, each gone on from."""
+    """One run without a kill, and a chain of runs, each killed in another asset and resumed."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "datasets").mkdir()
     (folder / "datasets" / "tiny.yaml").write_text(DATASET, encoding="utf-8")
-    own = {"MACREC_DATA": str(folder / "data"), "MACREC_DATASETS": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
-    foreign = ("DAGSTER_HOME", "MLFLOW_", "MACREC_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    added = {"MACREC_DATA": str(folder / "data"), "MACREC_DATASETS": str(folder / "datasets"), "HF_HUB_OFFLINE": "1"}
+    removed = ("DAGSTER_HOME", "MLFLOW_", "MACREC_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     reference, home = folder / "reference", folder / "home"
     command = [sys.executable, "-m", "tests.faults.killed_everywhere", str(reference), str(home)]
     done = subprocess.run(
-        command, env=kept | own, cwd=CHECKOUT, capture_output=True, text=True, timeout=SECONDS, check=False
+        command, env=inherited | added, cwd=CHECKOUT, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return Chain(**json.loads(done.stdout.splitlines()[-1]), home=home, reference=reference)
 
 
-@pytest.mark.parametrize("stage", KILLS)
-def test_a_stage_that_was_killed(stage: str, chain: Chain) -> None:
-    """Its run is closed, the next goes on from it, the stage is made after all, and its files have the same bytes."""
-    place = chain.killed.index(stage)
-    before, after = chain.runs[place], chain.runs[place + 1]
-    assert before["status"] == "CANCELED"
-    assert after["lineage"] == [before["id"], chain.runs[0]["id"]]
-    assert stage not in before["made"] or KILLS[stage][0] not in (HALF_WRITTEN, NOT_REPORTED)
-    assert any(stage in run["made"] for run in chain.runs[place + 1 :])
-    if stage not in NAMES_ITS_RUN:
-        one, other = chain.files(stage)
-        assert one == other
+@pytest.mark.parametrize("asset", KILLS)
+def test_a_killed_asset_is_materialized_by_a_resumed_run(asset: str, chain: Chain) -> None:
+    """Its run is closed, the next run resumes it, and in the end the asset's files have the expected bytes."""
+    position = chain.killed.index(asset)
+    killed, resumed = chain.runs[position], chain.runs[position + 1]
+    assert killed["status"] == "CANCELED"
+    assert resumed["lineage"] == [killed["id"], chain.runs[0]["id"]]
+    assert asset not in killed["materialized"] or KILLS[asset][0] not in (HALF_WRITTEN, NOT_REPORTED)
+    assert any(asset in run["materialized"] for run in chain.runs[position + 1 :])
+    if asset not in NAMES_ITS_RUN:
+        with_kills, without_kills = chain.files(asset)
+        assert with_kills == without_kills
 
 
-def test_it_ends(chain: Chain) -> None:
-    """After as many kills as there are stages the last run succeeds."""
+def test_the_chain_ends_with_success(chain: Chain) -> None:
+    """After one kill per asset, the last run succeeds."""
     assert sorted(chain.killed) == sorted(KILLS)
     assert [run["status"] for run in chain.runs] == ["CANCELED"] * len(KILLS) + ["SUCCESS"]
     assert not list(chain.home.glob("tiny/.versions/*/writing-*"))
 
 
-def test_what_was_finished_is_not_made_again(chain: Chain) -> None:
-    """Every asset is made once, or again only because the run died before its blocking check had been heard."""
-    made = [asset for run in chain.runs for asset in run["made"]]
-    assert set(made) == set(ASSETS)
-    assert sorted(asset for asset in made if asset not in CHECKED) == sorted(set(ASSETS) - CHECKED)
-    again = [{*one["made"]} & {*other["made"]} for one, other in pairwise(chain.runs)]
-    assert set().union(*again) <= CHECKED
-    assert all(asset not in chain.runs[-1]["made"] for asset in ASSETS if asset != "registered_model")
+def test_finished_assets_are_not_materialized_again(chain: Chain) -> None:
+    """Every asset is materialized once, or twice only if the run died before the result of its blocking check."""
+    materialized = [asset for run in chain.runs for asset in run["materialized"]]
+    assert set(materialized) == set(ASSETS)
+    assert sorted(asset for asset in materialized if asset not in CHECKED) == sorted(set(ASSETS) - CHECKED)
+    repeated = [{*one["materialized"]} & {*other["materialized"]} for one, other in pairwise(chain.runs)]
+    assert set().union(*repeated) <= CHECKED
+    assert all(asset not in chain.runs[-1]["materialized"] for asset in ASSETS if asset != "registered_model")
 
 
-def test_training_goes_on_after_its_last_epoch(chain: Chain) -> None:
-    """Killed in its last epoch, a training does not begin with its first again."""
-    for stage in ("sasrec", "recommender"):
-        (first, _), (second, total) = [(done, total) for name, done, total in chain.first_steps if name == stage]
+def test_training_resumes_after_its_last_epoch(chain: Chain) -> None:
+    """A training that was killed in a late epoch does not start with its first epoch again."""
+    for asset in ("sasrec", "recommender"):
+        (first, _), (second, total) = [(done, total) for name, done, total in chain.first_steps if name == asset]
         assert first < total / 2 < second
 
 
 def test_the_model_is_the_same(chain: Chain) -> None:
-    """All that is served and measured has the bytes of the run without a kill."""
+    """Everything that is served or measured has the bytes of the run without a kill."""
     for asset in ASSETS:
         if asset not in NAMES_ITS_RUN:
-            one, other = chain.files(asset)
-            assert one == other, asset
+            with_kills, without_kills = chain.files(asset)
+            assert with_kills == without_kills, asset
     reports = chain.files("evaluation_report")
     assert len({files["metrics.json"] for files in reports}) == 1
     assert len({registered["bundle_digest"] for registered in chain.registered()}) == 1

@@ -1,4 +1,4 @@
-"""An MLflow server that goes away while a training logs, hangs, and comes back: nothing dies of it, nothing is lost."""
+"""An MLflow server that hangs, stops and comes back while a training logs: nothing fails and nothing is lost."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from macrec_pipeline.errors import StoreAwayError
+from macrec_pipeline.errors import StoreUnavailableError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import AssetRun, Tracker, asset_run, open_tracking, outbox, server_command
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 class Server:
-    """`mlflow server` on a port of its own, which can be killed and started again."""
+    """`mlflow server` on a free port, which can be killed and started again."""
 
     def __init__(self, home: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -63,16 +63,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MACREC_"))]:
         monkeypatch.delenv(name)
     (tmp_path / "server").mkdir()
-    made = Server(tmp_path / "server")
-    made.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
-    for name, value in IMPATIENT.items():  # the same at once that a person waits a quarter of a minute for
+    running = Server(tmp_path / "server")
+    running.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", running.url)
+    for name, value in IMPATIENT.items():  # fail at once instead of after several seconds
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(outbox, "_IMPATIENT", IMPATIENT)
+    monkeypatch.setattr(outbox, "_SHORT_TIMEOUTS", IMPATIENT)
     for name, seconds in {"_BATCH_SECONDS": 0.05, "_FIRST_RETRY_SECONDS": 0.1, "_MAX_RETRY_SECONDS": 0.2}.items():
         monkeypatch.setattr(asset_run, name, seconds)
-    yield made
-    made.kill()
+    yield running
+    running.kill()
 
 
 def _run(tracker: Tracker, asset: str) -> Any:
@@ -80,7 +80,7 @@ def _run(tracker: Tracker, asset: str) -> Any:
 
 
 def _train(run: AssetRun, steps: range) -> None:
-    """As long as a few batches, with a plot at the end."""
+    """Log a few batches, then a plot and a tag."""
     for step in steps:
         run.log_metrics({"loss": 1 / (step + 1)}, step=step)
         time.sleep(0.02)
@@ -94,19 +94,17 @@ def _assert_complete(server: Server, run: AssetRun, *stops: int) -> None:
     client = MlflowClient(server.url)
     points = sorted((point.step, point.value) for point in client.get_metric_history(run.run_id, "loss"))
     assert points == [(step, 1 / (step + 1)) for step in range(stops[-1])]
-    kept = client.get_run(run.run_id)
-    assert kept.info.status == "FINISHED"
-    assert kept.info.end_time is not None
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.end_time is not None
     for stop in stops:
-        assert kept.data.tags[f"until.{stop}"] == "done"
+        assert stored.data.tags[f"until.{stop}"] == "done"
         plot = Path(client.download_artifacts(run.run_id, f"plots/{stop}.png"))
         assert plot.read_bytes() == b"\x89PNG" + bytes(stop)
 
 
-def test_a_server_that_goes_away_and_comes_back(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Hung, then killed, then back: the run has every point, plot and tag, each once."""
+def test_a_server_that_stops_and_comes_back(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After the server hung, was killed and came back, the run has every point, plot and tag exactly once."""
     home = tmp_path / "home"
     with _run(open_tracking(home), "recommender") as run:
         _train(run, range(20))
@@ -123,16 +121,19 @@ def test_a_server_that_goes_away_and_comes_back(
     assert not list((home / "mlflow" / "unsent").iterdir())
 
 
-def test_a_server_that_is_away_at_the_end(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The stage ends well and says where the rest is; a new one fails at once, before its work; later all is sent."""
+def test_a_server_that_is_unavailable_at_the_end(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The asset succeeds and says where unsent data is. A new one fails before its work; later all data is sent."""
     home = tmp_path / "home"
     with _run(open_tracking(home), "recommender") as run:
         _train(run, range(20))
         server.kill()
         _train(run, range(20, 40))
     unsent = home / "mlflow" / "unsent" / run.run_id
-    assert f"recommender: what MLflow was not told is in {unsent}; the next run sends it." in caplog.messages
-    with pytest.raises(StoreAwayError, match=rf"^MLflow store {server.url}: .*failed"):
+    warning = f"recommender: data that could not be sent to MLflow is in {unsent}; the next run sends it."
+    assert warning in caplog.messages
+    with pytest.raises(StoreUnavailableError, match=rf"^MLflow store {server.url}: .*failed"):
         open_tracking(home)
     server.start()
     with _run(open_tracking(home), "predictions"):

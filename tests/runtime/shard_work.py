@@ -1,4 +1,4 @@
-"""Work that worker processes can import: it writes its rows down, and dies, fails or waits where it is told to."""
+"""A shard task that worker processes can import: it writes files, and dies, fails or waits where a test wants it to."""
 
 import os
 import signal
@@ -9,34 +9,37 @@ from pathlib import Path
 import torch
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.runtime.sharding.shards import Make, Shard
+from macrec_pipeline.runtime.sharding.shards import Shard, ShardTask
 
 
 @dataclass(frozen=True)
 class Squares:
-    """A file a shard with the square of each row; `log` says who loaded and made what.
+    """Loads a task that writes one file per shard with the square of each row, and keeps a log of what it does.
 
     Attributes:
-        dies_at: the shard over which so many workers die, as if the kernel had killed them.
-        fails_at, why: the shard that cannot be made, for a "disk" that hiccups or a "fault".
-        waits_at: the shard that takes for ever.
+        folder: the folder for the files and the log.
+        dies_at: number of the shard on which workers die, as if the kernel had killed them.
+        deaths: how many of them die.
+        fails_at: number of the shard that raises an error.
+        failure: "disk" for a temporary error of the disk, "bug" for an unexpected exception.
+        waits_at: number of the shard that does not finish in the time of a test.
     """
 
     folder: Path
     dies_at: int = -1
     deaths: int = 0
     fails_at: int = -1
-    why: str = "disk"
+    failure: str = "disk"
     waits_at: int = -1
 
-    def __call__(self, device: torch.device) -> Make:
-        self.note(f"load {os.getpid()} {device} {torch.get_num_threads()}")
-        return self.make
+    def __call__(self, device: torch.device) -> ShardTask:
+        self.log(f"load {os.getpid()} {device} {torch.get_num_threads()}")
+        return self.compute
 
-    def make(self, shard: Shard) -> None:
-        self.note(f"begin {os.getpid()} {shard.number}")
-        if shard.number == self.dies_at and len(self.noted("died")) < self.deaths:
-            self.note(f"died {shard.number}")
+    def compute(self, shard: Shard) -> None:
+        self.log(f"begin {os.getpid()} {shard.number}")
+        if shard.number == self.dies_at and len(self.logged("died")) < self.deaths:
+            self.log(f"died {shard.number}")
             os.kill(os.getpid(), signal.SIGKILL)
         if shard.number == self.fails_at:
             self.fail()
@@ -44,22 +47,22 @@ class Squares:
             time.sleep(60)
         rows = range(shard.first, shard.first + shard.count)
         (self.folder / f"{shard.number}.txt").write_text(" ".join(str(row * row) for row in rows))
-        self.note(f"made {shard.number}")
+        self.log(f"finished {shard.number}")
 
     def fail(self) -> None:
-        if self.why == "disk":
+        if self.failure == "disk":
             try:
                 raise OSError(5, "Input/output error")
             except OSError as error:
-                raise StorageError("The disk hiccups.") from error
-        raise ZeroDivisionError("a fault of this package")
+                raise StorageError("The disk is not available.") from error
+        raise ZeroDivisionError("a bug")
 
-    def note(self, line: str) -> None:
+    def log(self, line: str) -> None:
         with (self.folder / "log").open("a") as log:
             log.write(line + "\n")
 
-    def noted(self, word: str) -> list[str]:
-        """What has been noted that begins with a word."""
+    def logged(self, event: str) -> list[str]:
+        """What follows the event in each of its log lines."""
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.exists() else []
-        return [line.removeprefix(word).strip() for line in lines if line.startswith(word)]
+        return [line.removeprefix(event).strip() for line in lines if line.startswith(event)]

@@ -1,10 +1,10 @@
-"""Text from outside in a Markdown page."""
+"""Text from outside in a Markdown page and in one-line error messages."""
 
-from macrec_pipeline.runtime.text_sanitizing import as_markdown
+from macrec_pipeline.runtime.text_sanitizing import as_markdown, one_line_error
 
 
-def test_what_comes_from_outside_is_shown_and_not_obeyed() -> None:
-    """Tags, emphasis, a link, a table, code, a heading after a new line, a list: all of it stays text on one line."""
+def test_markup_in_text_from_outside_has_no_effect() -> None:
+    """Tags, emphasis, a link, a table, code, a list, and a heading after a line break all stay text on one line."""
     text = "<img src=x onerror=alert(1)> & *bold* [click](javascript:alert(1)) | a_b `c`\n# Head"
     assert as_markdown(text) == (
         r"&lt;img src=x onerror=alert\(1\)&gt; &amp; \*bold\* \[click\]\(javascript:alert\(1\)\) \| a\_b \`c\` \# Head"
@@ -12,3 +12,10 @@ def test_what_comes_from_outside_is_shown_and_not_obeyed() -> None:
     assert as_markdown("1. one\n- two \\") == r"1\. one \- two \\"
     assert as_markdown('the champion\'s "x"') == 'the champion\'s "x"'
     assert as_markdown("/home/<me>/a_b.json") == r"/home/&lt;me&gt;/a\_b\.json"
+
+
+def test_an_error_becomes_one_line() -> None:
+    """White space and control characters collapse, long messages are cut off, and an empty one names the type."""
+    assert one_line_error(ValueError("first\n  second\x1b[31m\tthird")) == "first second [31m third"
+    assert one_line_error(ValueError("a long message"), max_length=6) == "a long"
+    assert one_line_error(KeyError()) == "KeyError"

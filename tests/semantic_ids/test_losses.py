@@ -1,4 +1,4 @@
-"""The contrasts by a plain double loop, which levels have a gradient, and how positives are drawn."""
+"""The contrasts equal plain loops, the right levels have a gradient, and positives are drawn uniformly."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ PAIRS = torch.tensor([1, 0, 3, 2, 4, 5])
     seed=st.integers(0, 2**31),
     temperature=st.sampled_from([0.1, 0.5, 2]),
 )
-def test_the_contrast_is_info_nce_by_a_plain_loop(positives: list[int], seed: int, temperature: float) -> None:
-    """Textbook InfoNCE at each level; an item is no negative of itself, unless it is its own positive."""
+def test_the_layer_contrast_equals_a_plain_loop(positives: list[int], seed: int, temperature: float) -> None:
+    """It is textbook InfoNCE at each level; an item is not its own negative, unless it is its own positive."""
     batch = len(positives)
     residuals = torch.randn(batch, 3, 4, generator=torch.Generator().manual_seed(seed))
     losses = layer_contrast(residuals, torch.tensor(positives), from_level=2, temperature=temperature)
@@ -41,13 +41,15 @@ def test_the_contrast_is_info_nce_by_a_plain_loop(positives: list[int], seed: in
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), batch=st.integers(1, 7), temperature=st.sampled_from([0.1, 0.5, 2]))
-def test_the_alignment_is_info_nce_of_pairs_in_both_directions(seed: int, batch: int, temperature: float) -> None:
-    """A plain double loop over rows, then over columns, and their mean."""
+def test_the_alignment_equals_a_plain_loop_in_both_directions(seed: int, batch: int, temperature: float) -> None:
+    """The expected value is the mean of a double loop over rows and one over columns."""
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.randn(2, batch, 3, generator=generator)
-    one, two = (x.double().numpy() / np.linalg.norm(x.double(), axis=1, keepdims=True) for x in (first, second))
+    unit_first, unit_second = (
+        x.double().numpy() / np.linalg.norm(x.double(), axis=1, keepdims=True) for x in (first, second)
+    )
     expected = 0.0
-    for anchors, others in ((one, two), (two, one)):
+    for anchors, others in ((unit_first, unit_second), (unit_second, unit_first)):
         for item in range(batch):
             similarity = [np.exp(anchors[item] @ other / temperature) for other in others]
             expected -= np.log(similarity[item] / sum(similarity)) / batch / 2
@@ -55,15 +57,15 @@ def test_the_alignment_is_info_nce_of_pairs_in_both_directions(seed: int, batch:
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def random_quantizer(**changes: bool) -> tuple[ResidualQuantizer, torch.Tensor]:
-    quantizer = ResidualQuantizer(num_levels=3, codebook_size=4, latent_dim=5, commitment_weight=0.25, **changes)
+def random_quantizer(**options: bool) -> tuple[ResidualQuantizer, torch.Tensor]:
+    quantizer = ResidualQuantizer(num_levels=3, codebook_size=4, latent_dim=5, commitment_weight=0.25, **options)
     quantizer.codebooks.data = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
     return quantizer, torch.randn(6, 5, generator=torch.Generator().manual_seed(2), requires_grad=True)
 
 
 @pytest.mark.parametrize("from_level", [1, 2, 3])
-def test_every_contrasted_level_has_a_gradient_and_no_other(from_level: int) -> None:
-    """Each level from the first contrasted one on moves the latent by itself; the levels before are left alone."""
+def test_only_contrasted_levels_have_a_gradient(from_level: int) -> None:
+    """Each level from the first contrasted one on has its own gradient on the latent; the levels before have none."""
     quantizer, latents = random_quantizer()
     residuals = quantizer(latents).residuals
     residuals.retain_grad()
@@ -72,36 +74,36 @@ def test_every_contrasted_level_has_a_gradient_and_no_other(from_level: int) -> 
         (gradient,) = torch.autograd.grad(loss, latents, retain_graph=True)
         assert gradient.abs().sum() > 1e-4
     losses.sum().backward()
-    at_level = residuals.grad.abs().sum(dim=(0, 2))
-    assert (at_level[from_level - 1 :] > 1e-6).all()
-    assert (at_level[: from_level - 1] == 0).all()
+    gradient_per_level = residuals.grad.abs().sum(dim=(0, 2))
+    assert (gradient_per_level[from_level - 1 :] > 1e-6).all()
+    assert (gradient_per_level[: from_level - 1] == 0).all()
 
 
-def test_straight_through_residuals_cancel_above_the_first_level() -> None:
-    """As released: the first level moves the latent, the others by exactly nothing, contrast and commitment alike."""
+def test_straight_through_residuals_have_no_gradient_after_the_first_level() -> None:
+    """As released, later levels have a gradient of exactly zero on the latent, for contrast and level loss alike."""
     quantizer, latents = random_quantizer(straight_through_residuals=True)
     quantized = quantizer(latents)
     contrasts = layer_contrast(quantized.residuals, PAIRS, from_level=1, temperature=0.1)
     for losses in (contrasts, quantized.level_losses):
-        sizes = [torch.autograd.grad(loss, latents, retain_graph=True)[0].abs().sum().item() for loss in losses]
-        assert sizes[0] > 1e-4
-        assert sizes[1:] == [0.0, 0.0]
+        gradients = [torch.autograd.grad(loss, latents, retain_graph=True)[0].abs().sum().item() for loss in losses]
+        assert gradients[0] > 1e-4
+        assert gradients[1:] == [0.0, 0.0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=40), seed=st.integers(0, 2**31))
-def test_a_positive_is_another_item_of_the_cluster_if_there_is_one(labels: list[int], seed: int) -> None:
-    """Never another cluster's, never the item itself unless it is alone, and the same again for the same seed."""
+def test_a_positive_is_another_item_of_the_same_cluster(labels: list[int], seed: int) -> None:
+    """It is the item itself only if the item is alone, and the same seed gives the same draw."""
     clusters = torch.tensor(labels)
-    drawn, again = (draw_positives(clusters, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
+    drawn, repeated = (draw_positives(clusters, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
     assert (clusters[drawn] == clusters).all()
     alone = torch.bincount(clusters)[clusters] == 1
     assert ((drawn == torch.arange(len(labels))) == alone).all()
-    assert torch.equal(drawn, again)
+    assert torch.equal(drawn, repeated)
 
 
 def test_positives_are_drawn_uniformly() -> None:
-    """Chi-square of 4,000 draws: each of the four companions of each of five items equally often (p = 0.001: 18.5)."""
+    """Chi-square over 4,000 draws of the four companions of each of five items (18.5 corresponds to p = 0.001)."""
     clusters = torch.tensor([3, 1, 3, 3, 0, 1, 3, 3])
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([draw_positives(clusters, generator=generator) for _ in range(4000)])
@@ -112,8 +114,8 @@ def test_positives_are_drawn_uniformly() -> None:
         assert (np.square(counts - 1000) / 1000).sum() < 18.5
 
 
-def test_drawing_positives_needs_no_matrix() -> None:
-    """100,000 items of 10,000 clusters at once, of which a B x B matrix would take 80 GB."""
+def test_drawing_positives_needs_no_square_matrix() -> None:
+    """For these 100,000 items, a matrix of all pairs would take 80 GB."""
     clusters = torch.randint(10_000, (100_000,), generator=torch.Generator().manual_seed(3))
     drawn = draw_positives(clusters, generator=torch.Generator().manual_seed(4))
     assert (clusters[drawn] == clusters).all()

@@ -1,4 +1,4 @@
-"""Vectors for items that lack a modality: by hand, and better than the mean that stood there."""
+"""Imputing a missing modality from neighbours: by hand, and compared with imputing the mean."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def flags(text: list[int], image: list[int], num_items: int) -> dict[str, np.nda
 
 
 def test_neighbours_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Item 4 has a text that points as those of 0 and 1 do, whatever its length; item 5 a picture as that of 3."""
+    """Item 4 has a text in the direction of those of items 0 and 1; item 5 has an image like that of item 3."""
     monkeypatch.setattr(neighbours, "NUM_NEIGHBOURS", 2)
     given = arrays(
         [[1, 0], [2, 0.1], [0, 1], [-1, 0.5], [50, 1], [9, 9]],
@@ -31,8 +31,8 @@ def test_neighbours_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(given[name], before[name])
 
 
-def test_who_lacks_both_or_has_no_neighbours_keeps_what_it_has() -> None:
-    """An item without either, and a catalogue in which no item has both."""
+def test_items_without_both_modalities_or_without_neighbours_are_unchanged() -> None:
+    """One catalogue has an item that lacks both modalities; in the other, no item has both."""
     given = arrays([[1, 0], [0, 1], [5, 5]], [[1, 1], [2, 2], [6, 6]])
     lacks_both = impute_from_neighbours(given, flags([2], [2], 3))
     assert all(lacks_both[name] is given[name] for name in given)
@@ -40,14 +40,14 @@ def test_who_lacks_both_or_has_no_neighbours_keeps_what_it_has() -> None:
     assert all(disjoint[name] is given[name] for name in given)
 
 
-def test_fewer_complete_items_than_neighbours_are_all_taken() -> None:
-    """Two complete items: their mean."""
+def test_all_complete_items_count_if_they_are_fewer_than_the_neighbours() -> None:
+    """With two complete items, the result is their mean."""
     given = arrays([[1, 0], [0, 1], [1, 1]], [[1, 3], [3, 1], [0, 0]])
     np.testing.assert_allclose(impute_from_neighbours(given, flags([], [2], 3))["image"][2], [2, 2])
 
 
-def test_a_guess_is_nearer_to_the_truth_than_the_mean_and_all_guesses_differ() -> None:
-    """Pictures that are told by the texts, up to noise: hidden ones come back with a third of the mean's error."""
+def test_neighbours_are_more_accurate_than_the_mean_and_give_distinct_vectors() -> None:
+    """Where texts determine the images up to noise, hidden images are imputed with a third of the error of the mean."""
     draw = np.random.default_rng(3)
     kinds = draw.normal(size=(20, 8))[draw.integers(0, 20, 400)]
     text = (kinds @ draw.normal(size=(8, 16)) + 0.2 * draw.normal(size=(400, 16))).astype(np.float32)
@@ -56,8 +56,8 @@ def test_a_guess_is_nearer_to_the_truth_than_the_mean_and_all_guesses_differ() -
     mean = np.where(hidden[:, None], image[~hidden].mean(axis=0), image).astype(np.float32)
     filled = impute_from_neighbours({"text": text, "image": mean}, {"text": np.zeros(400, bool), "image": hidden})
 
-    def error(guess: np.ndarray) -> float:
-        return float(np.square(guess[hidden] - image[hidden]).mean())
+    def error(imputed: np.ndarray) -> float:
+        return float(np.square(imputed[hidden] - image[hidden]).mean())
 
     assert error(filled["image"]) < error(mean) / 3
     assert len(np.unique(filled["image"][hidden], axis=0)) > 1

@@ -1,4 +1,4 @@
-"""A small catalogue of two modalities, and quantizers fitted to it in a moment."""
+"""A small catalogue with two modalities, and quantizers that are fitted to it within a moment."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ TINY = QuantizerConfig(
 )
 
 
-def tiny(**changes: Any) -> QuantizerConfig:
-    """`TINY` with some settings changed, and checked."""
-    return QuantizerConfig.model_validate(TINY.model_dump() | changes)
+def tiny(**settings: Any) -> QuantizerConfig:
+    """Returns `TINY` with some settings changed and validated."""
+    return QuantizerConfig.model_validate(TINY.model_dump() | settings)
 
 
 def two_modalities(num_items: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Items of ten kinds and ten looks: text tells the kind, the picture the look."""
+    """Returns text and image vectors of items with ten kinds and ten looks: text shows the kind, the image the look."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2, 10, 12)).astype(np.float32) * 3
     kind, look = generator.integers(10, size=num_items), generator.integers(10, size=num_items)
@@ -37,7 +37,7 @@ def two_modalities(num_items: int = 100) -> tuple[np.ndarray, np.ndarray]:
 
 
 def collaborative_vectors(num_items: int = 100) -> np.ndarray:
-    """float32 [N, 5]."""
+    """Returns random float32 [N, 5]."""
     return np.random.default_rng(7).normal(size=(num_items, 5)).astype(np.float32)
 
 
@@ -48,8 +48,8 @@ def fitted(
     image: np.ndarray | None = None,
     collaborative: np.ndarray | None = None,
 ) -> FittedQuantizer:
-    """Fit to the catalogue, or to other pictures of it."""
-    text, own_image = two_modalities()
-    image = own_image if image is None else image
-    labels = [fit_pseudo_labels(x, PseudoLabelConfig(num_clusters=10), seed=1) for x in (text, image)]
+    """Fit a quantizer to the catalogue, optionally with other image vectors."""
+    text, catalogue_image = two_modalities()
+    image = catalogue_image if image is None else image
+    labels = [fit_pseudo_labels(vectors, PseudoLabelConfig(num_clusters=10), seed=1) for vectors in (text, image)]
     return fit_quantizer(text, image, *labels, config, seed=seed, device=CPU, collaborative_vectors=collaborative)

@@ -1,4 +1,4 @@
-"""Tables that are written and read in parts."""
+"""Tables that are written slice by slice and read as scans."""
 
 from collections.abc import Iterator
 
@@ -16,49 +16,49 @@ ROWS = pl.DataFrame(
 ).with_columns(pl.col("timestamp") + EARLIEST_MS)
 
 
-def test_parts_become_one_table(store: AssetStore) -> None:
-    """The parts in their order, also empty ones, read as a whole or scanned; the same parts give the same digest."""
-    parts = [ROWS[:1], ROWS[:0], ROWS[1:3], ROWS[3:]]
-    first = store.write_slices("interactions", iter(parts), details={"parts": 4})
+def test_slices_become_one_table(store: AssetStore) -> None:
+    """Slices in order, including empty ones, are read back or scanned; the same slices give the same digest."""
+    slices = [ROWS[:1], ROWS[:0], ROWS[1:3], ROWS[3:]]
+    first = store.write_slices("interactions", iter(slices), details={"slices": 4})
     assert store.read_table("interactions").equals(ROWS)
     assert store.scan_table("interactions").collect().equals(ROWS)
-    assert store.manifest("interactions").details == {"parts": 4}
-    assert store.write_slices("interactions", parts).digest == first.digest
+    assert store.manifest("interactions").details == {"slices": 4}
+    assert store.write_slices("interactions", slices).digest == first.digest
 
 
-def test_no_part_is_an_empty_table(store: AssetStore) -> None:
-    """A quarantine into which nothing went."""
+def test_no_slices_give_an_empty_table(store: AssetStore) -> None:
+    """For example, a quarantine without rows."""
     store.write_slices("quarantine", [])
     assert store.read_table("quarantine").equals(TABLES["quarantine"].empty())
 
 
-@pytest.mark.parametrize("parts", [[ROWS[2:], ROWS[:2]], [ROWS[[1, 0]]], [ROWS.drop("rating")]])
-def test_parts_that_break_the_schema_are_refused(store: AssetStore, parts: list[pl.DataFrame]) -> None:
-    """Also where only the border of two parts does; nothing is there afterwards."""
+@pytest.mark.parametrize("slices", [[ROWS[2:], ROWS[:2]], [ROWS[[1, 0]]], [ROWS.drop("rating")]])
+def test_slices_that_break_the_schema_are_rejected(store: AssetStore, slices: list[pl.DataFrame]) -> None:
+    """That includes two slices in the wrong order; no version is stored."""
     with pytest.raises(SchemaError, match=r"interactions \(to be written for demo\)"):
-        store.write_slices("interactions", parts)
+        store.write_slices("interactions", slices)
     assert not store.has("interactions")
 
 
-def test_what_goes_wrong_while_parts_are_made_comes_through(store: AssetStore) -> None:
-    """An error of the stage is not dressed up as one of the writer, and the version before it still serves."""
+def test_an_error_while_slices_are_computed_is_passed_on(store: AssetStore) -> None:
+    """The stage's own error is raised, not one of the writer, and the version before stays current."""
     store.write_slices("interactions", [ROWS])
 
     def failing() -> Iterator[pl.DataFrame]:
         yield ROWS[:1]
-        raise DataError("the second part cannot be made")
+        raise DataError("the second slice cannot be computed")
 
-    with pytest.raises(DataError, match="second part"):
+    with pytest.raises(DataError, match="second slice"):
         store.write_slices("interactions", failing())
     assert store.read_table("interactions").equals(ROWS)
 
 
-def test_a_scan_is_of_a_verified_file(store: AssetStore) -> None:
-    """A file that was changed is refused before a row is read, as `read_table` does."""
+def test_a_scan_verifies_its_file(store: AssetStore) -> None:
+    """A changed file is rejected before a row is read, as by `read_table`."""
     store.write_slices("interactions", [ROWS])
     path = store.folder("interactions") / "interactions.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(StorageError, match=r"was changed after.*(run `macrec run demo`|copied again)"):
+    with pytest.raises(StorageError, match=r"was changed after.*(run `macrec run demo`|downloaded again)"):
         store.scan_table("interactions")
-    with pytest.raises(StorageError, match="is not there yet"):
+    with pytest.raises(StorageError, match="does not exist yet"):
         store.scan_table("quarantine")

@@ -1,4 +1,4 @@
-"""What two ranks have trained."""
+"""The models that two ranks have trained."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="session")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank wrote of every training of `as_ranks.py`, in `<training>/<rank>`."""
+def two_rank_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `<training>/<rank>` holds what each rank saved, for the trainings of `two_rank_trainings`."""
     folder = tmp_path_factory.mktemp("ranks")
     subprocess.run(
-        [*TORCHRUN, "-m", "tests.torchrun.as_ranks", str(folder)],
+        [*TORCHRUN, "-m", "tests.torchrun.two_rank_trainings", str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
         timeout=240,

@@ -1,7 +1,7 @@
-"""A launcher for `MACREC_TORCHRUN` whose rank 1 dies by SIGKILL in the middle of the second epoch, the first time.
+"""A launcher for `MACREC_TORCHRUN` whose rank 1 is killed once, in the middle of the second epoch.
 
-Called as a launcher it starts `torchrun` with itself as the program. Called by `torchrun` it is a rank, which notes the
-epochs that it begins in `epochs` beside the job.
+Called as a launcher, it starts `torchrun` with itself as the program. Called by `torchrun`, it is a rank, which records
+the epochs that it begins in the file `epochs` beside the job.
 """
 
 import os
@@ -10,47 +10,50 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from macrec_pipeline.recommender.training import fit
+from macrec_pipeline.recommender.training import train
 from macrec_pipeline.runtime import distributed
+from macrec_pipeline.runtime.checkpoint import Checkpoint
 from macrec_pipeline.torchrun.__main__ import main
 
 ATTEMPT = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
 
 
-def _note(file: Path) -> None:
-    train = fit._Fit._train_epoch
+def record_epochs(file: Path) -> None:
+    """Append a line to a file whenever this rank begins an epoch."""
+    train_epoch = train.RecommenderTraining.train_epoch
 
-    def noted(fit: Any, epoch: int) -> dict[str, float]:
-        with file.open("a") as notes:
-            notes.write(f"attempt {ATTEMPT}, rank {distributed.rank()}, epoch {epoch}\n")
-        return train(fit, epoch)
+    def recorded(training: train.RecommenderTraining, epoch: int) -> dict[str, float]:
+        with file.open("a") as lines:
+            lines.write(f"attempt {ATTEMPT}, rank {distributed.rank()}, epoch {epoch}\n")
+        return train_epoch(training, epoch)
 
-    fit._Fit._train_epoch = noted  # type: ignore[method-assign]
+    train.RecommenderTraining.train_epoch = recorded  # type: ignore[method-assign]
 
 
-def _arm() -> None:
-    step, save = fit.guarded_step, fit.save_checkpoint
+def kill_rank_1_after_a_checkpoint() -> None:
+    """Let rank 1 end itself by SIGKILL in the second step after the first checkpoint."""
+    step, save = train.guarded_step, Checkpoint.save
     steps_since_checkpoint: list[None] = []
 
-    def save_and_arm(*where: Any, **what: Any) -> None:
-        save(*where, **what)
+    def save_and_count(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
         steps_since_checkpoint.append(None)
 
-    def step_or_die(*parts: Any, **how: Any) -> None:
-        # the second step: the first one cannot be made before rank 0 has written the checkpoint
+    def step_or_die(*arguments: Any, **options: Any) -> None:
+        # not in the first step, which cannot finish before rank 0 has written the checkpoint
         if len(steps_since_checkpoint) == 2 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         steps_since_checkpoint.extend([None] * bool(steps_since_checkpoint))
-        step(*parts, **how)
+        step(*arguments, **options)
 
-    fit.save_checkpoint, fit.guarded_step = save_and_arm, step_or_die
+    Checkpoint.save, train.guarded_step = save_and_count, step_or_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     if "LOCAL_RANK" in os.environ:
-        _note(Path(sys.argv[1]).parent / "epochs")
+        record_epochs(Path(sys.argv[1]).parent / "epochs")
         if ATTEMPT == "0":
-            _arm()
+            kill_rank_1_after_a_checkpoint()
         main(Path(sys.argv[1]))
     else:
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")

@@ -1,4 +1,4 @@
-"""Training that an asset starts with torchrun through Pipes: what is reported, a killed rank, an error."""
+"""An asset trains with torchrun through Dagster Pipes: progress, a killed rank, and an error."""
 
 import shlex
 import sys
@@ -9,17 +9,18 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from macrec_pipeline.defs.torchrun_training import LAUNCHER, trained_by_several
+from macrec_pipeline.defs.torchrun_training import LAUNCHER, train_with_torchrun
 from macrec_pipeline.errors import MacrecError, StorageError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender import FittedRecommender
 from macrec_pipeline.torchrun.jobs import recommender_job
-from tests.recommender.cycle import CPU, codes, cyclic_histories
-from tests.torchrun.as_ranks import ITEM_CAUSAL
+from tests.recommender.cyclic_catalogue import CPU, codes, cyclic_histories
+from tests.recommender.interrupted_training import saved_files
+from tests.torchrun.two_rank_trainings import ITEM_CAUSAL
 
 
 def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[dict[str, bytes], list[int]]:
-    """In an asset: the files of what two ranks trained, and the steps that rank 0 reported."""
+    """Train within an asset; returns the files of the trained model and the steps that rank 0 reported."""
     config = resolve_config(
         "default",
         {
@@ -46,18 +47,15 @@ def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[
 
     @dg.asset
     def trained(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        work: Any = SimpleNamespace(config=config, progress=progress)
+        asset: Any = SimpleNamespace(config=config, progress=progress)
         try:
-            with trained_by_several(context, work, job, scratch) as (folder, said):
+            with train_with_torchrun(context, asset, job, scratch) as (folder, result):
                 files.update({file.name: file.read_bytes() for file in folder.iterdir()})
-                fitted = FittedRecommender.load(folder, device=CPU, warm_start=said.warm_start)
+                fitted = FittedRecommender.load(folder, device=CPU, warm_start=result.warm_start)
         except MacrecError as error:
             raised.append(error)
             return dg.MaterializeResult()
-        again = scratch / "again"
-        again.mkdir()
-        fitted.save(again)
-        assert files == {file.name: file.read_bytes() for file in again.iterdir()}
+        assert files == saved_files(fitted, scratch / "again")
         assert fitted.warm_start == "none"
         return dg.MaterializeResult()
 
@@ -69,13 +67,13 @@ def train(scratch: Path, *, processes: int, start: Path | None = None) -> tuple[
 
 
 @pytest.mark.slow
-def test_a_killed_rank_costs_what_came_after_the_checkpoint(
-    of_two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_resumes_from_the_checkpoint_after_a_rank_was_killed(
+    two_rank_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 1 dies in the second epoch; all are started again there and end with the bytes of those never disturbed."""
+    """Rank 1 dies in the second epoch. All ranks repeat that epoch and end with the bytes of an undisturbed run."""
     monkeypatch.setenv(LAUNCHER, shlex.join([sys.executable, "-m", "tests.torchrun.killed_rank"]))
     files, steps = train(tmp_path / "scratch", processes=2)
-    assert files == {file.name: file.read_bytes() for file in (of_two / "item_causal" / "0").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (two_rank_folder / "item_causal" / "0").iterdir()}
     assert steps == sorted(steps)
     assert sorted((tmp_path / "scratch" / "epochs").read_text().splitlines()) == [
         f"attempt {attempt}, rank {rank}, epoch {epoch}"
@@ -85,7 +83,7 @@ def test_a_killed_rank_costs_what_came_after_the_checkpoint(
 
 
 @pytest.mark.slow
-def test_what_rank_0_met_is_the_error_of_the_asset(tmp_path: Path) -> None:
-    """Weights to start from that are not there: the rank's own message, and no attempt after the first."""
-    with pytest.raises(StorageError, match="holds no recommender to start from"):
+def test_an_error_of_rank_0_becomes_the_error_of_the_asset(tmp_path: Path) -> None:
+    """The starting weights are missing: the asset raises the rank's message, and the ranks are not restarted."""
+    with pytest.raises(StorageError, match="training should start from, cannot be read"):
         train(tmp_path / "scratch", processes=1, start=tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""Fixtures of the MLflow side: a home whose database is there already, and a bundle that needs no training."""
+"""Fixtures for the tests of tracking: a home with a ready database, and a fake bundle that needs no training."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from macrec_pipeline.tracking import Tracker, open_tracking
 
 @contextmanager
 def plain_environment() -> Iterator[None]:
+    """Remove all MLflow and MACRec variables from the environment, and restore the environment afterwards."""
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "MACREC_"))]:
         del os.environ[name]
@@ -33,15 +34,15 @@ def plain_environment() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_environment() -> Iterator[None]:
-    """No setting of the machine reaches a test, and none of a test's leaves it."""
+def isolated_environment() -> Iterator[None]:
+    """Keep settings of the machine out of the tests, and settings of a test out of the others."""
     with plain_environment():
         yield
 
 
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as `open_tracking` makes it, made once."""
+    """Create a database with `open_tracking`, once for all tests."""
     home = tmp_path_factory.mktemp("fresh")
     with plain_environment():
         open_tracking(home)
@@ -50,7 +51,7 @@ def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, fresh_database: Path) -> Path:
-    """A home with an empty store; its name needs quoting wherever a path becomes a URI."""
+    """Create a home with an empty store. Its name contains a space, which must be quoted in URIs."""
     folder = tmp_path / "a home"
     (folder / "mlflow").mkdir(parents=True)
     shutil.copyfile(fresh_database, folder / "mlflow" / "mlflow.db")
@@ -70,12 +71,12 @@ class FakeAnswer:
 
 
 class FakeBundle:
-    """Answers like the recommender's bundle: with its items in order, and the last request kept."""
+    """A bundle that recommends its items in order and remembers the last request."""
 
     def __init__(self, item_ids: list[str], answers: bool) -> None:
         self.item_ids, self._answers = item_ids, answers
         self.num_items, self.routes = len(item_ids), ["text", "image"]
-        self.asked: dict = {}
+        self.last_request: dict = {}
 
     @classmethod
     def load(cls, folder: Path, *, device: str | None = None) -> "FakeBundle":
@@ -93,10 +94,16 @@ class FakeBundle:
         rules=None,
         rules_of_rows=None,
     ):
-        self.asked = {"histories": histories, "k": k, "route": route, "exclude_seen": exclude_seen, "beam": beam_width}
+        self.last_request = {
+            "histories": histories,
+            "k": k,
+            "route": route,
+            "exclude_seen": exclude_seen,
+            "beam": beam_width,
+        }
         self.rules = rules, rules_of_rows
         if not self._answers:
-            raise RequestError("the bundle was not made for this")
+            raise RequestError("the fake bundle rejects every request")
         fallbacks = ["none" if set(history) & set(self.item_ids) else "popularity" for history in histories]
         scores = [1.0 / (rank + 1) for rank in range(k)]
         return [FakeAnswer(self.item_ids[:k], scores, fallback) for fallback in fallbacks]
@@ -104,7 +111,7 @@ class FakeBundle:
 
 @pytest.fixture
 def fake_recommender(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for the recommender package, so that these tests train nothing."""
+    """Replace the recommender package, so that these tests train nothing."""
     package, module = ModuleType("macrec_pipeline.recommender"), ModuleType("macrec_pipeline.recommender.bundle.bundle")
     module.RecommenderBundle = FakeBundle  # type: ignore[attr-defined]
     package.bundle = module  # type: ignore[attr-defined]
@@ -114,7 +121,7 @@ def fake_recommender(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bundle_folder(tmp_path: Path, fake_recommender: None) -> Path:
-    folder = tmp_path / "made bundle"
+    folder = tmp_path / "fake bundle"
     folder.mkdir()
     (folder / "bundle.json").write_text(json.dumps({"item_ids": [f"item-{index}" for index in range(12)]}))
     return folder

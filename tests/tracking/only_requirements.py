@@ -1,4 +1,4 @@
-"""A folder of links to the installed packages that some requirements need, and to no others: a clean environment."""
+"""Build a clean environment: a folder of links to only those installed packages that some requirements need."""
 
 import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 
 
 def link_packages(requirements: list[str], folder: Path) -> Path:
-    """Link each package of `requirements`, and all that these need, into `folder`, which is made."""
+    """Create `folder` and link the packages of `requirements` and all their dependencies into it."""
     folder.mkdir()
     for package in _needed(requirements).values():
         for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
@@ -18,17 +18,21 @@ def link_packages(requirements: list[str], folder: Path) -> Path:
 
 
 def _needed(requirements: list[str]) -> dict[str, Distribution]:
-    todo, found = [Requirement(line) for line in requirements], {}
-    while todo:
-        asked = todo.pop()
-        key = re.sub(r"[-_.]+", "-", asked.name).lower() + str(sorted(asked.extras))
+    waiting, found = [Requirement(line) for line in requirements], {}
+    while waiting:
+        requirement = waiting.pop()
+        key = re.sub(r"[-_.]+", "-", requirement.name).lower() + str(sorted(requirement.extras))
         if key in found:
             continue
         try:
-            found[key] = distribution(asked.name)
-        except PackageNotFoundError:  # of another platform, or replaced by one that is there
+            found[key] = distribution(requirement.name)
+        except PackageNotFoundError:  # meant for another platform, or replaced by an installed package
             continue
-        inner = [Requirement(line) for line in found[key].requires or ()]
-        wanted = asked.extras or {""}
-        todo += [one for one in inner if not one.marker or any(one.marker.evaluate({"extra": e}) for e in wanted)]
+        dependencies = [Requirement(line) for line in found[key].requires or ()]
+        extras = requirement.extras or {""}
+        waiting += [
+            one
+            for one in dependencies
+            if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+        ]
     return found

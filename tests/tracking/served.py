@@ -1,4 +1,4 @@
-"""A real, tiny bundle, trained in a second."""
+"""A real but tiny bundle that trains in about a second."""
 
 from pathlib import Path
 
@@ -30,16 +30,16 @@ TINY = RecommenderConfig(
 
 
 def write_trained_bundle(folder: Path) -> Path:
-    """Write it into `folder`, which must not exist yet."""
+    """Train a bundle and write it to a subfolder of `folder`, which must not exist yet; return the subfolder."""
     histories = [np.array([(user + step) % NUM_ITEMS for step in range(6)], dtype=np.int64) for user in range(20)]
     fitted = fit_recommender(
         histories, CODES, IMAGE_CODES, codebook_size=NUM_CODES, config=TINY, seed=1, device=torch.device("cpu")
     )
     weights, bundle = folder / "recommender", folder / "bundle"
-    for made in (weights, bundle):
-        made.mkdir(parents=True)
+    for subfolder in (weights, bundle):
+        subfolder.mkdir(parents=True)
     fitted.save(weights)
-    (weights / "quantizer.json").write_text("{}")  # who serves does not read it
+    (weights / "quantizer.json").write_text("{}")  # serving does not read it
     RecommenderBundle.write(
         bundle,
         recommender_folder=weights,

@@ -1,4 +1,4 @@
-"""The registered model as a service sees it: with only its own requirements, without this checkout."""
+"""The registered model in a service that has only the model's own requirements and not this checkout."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.tracking.served import NUM_ITEMS, write_trained_bundle
 
 @pytest.fixture(scope="module")
 def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_trained_bundle(tmp_path_factory.mktemp("trained") / "made")
+    return write_trained_bundle(tmp_path_factory.mktemp("trained") / "parts")
 
 
 CONSUMER = """
@@ -42,20 +42,20 @@ print(json.dumps({"answers": answers, "package": macrec_pipeline.__file__, "abse
 
 @pytest.fixture
 def champion(tracker: Tracker, home: Path, trained_bundle: Path) -> Path:
-    """The registered model's folder."""
+    """Register the bundle; return the folder of the registered model."""
     with tracker.asset_run(
         dataset="demo", asset="registered_model", dagster_run_id="run-1", config=resolve_config("demo")
     ) as run:
-        made = tracker.register(
+        version = tracker.register(
             trained_bundle, dataset="demo", metrics={"hr_10": 0.5}, dagster_run_id="run-1", run_id=run.run_id
         )
-    assert made.aliases == ("challenger", "champion")
-    (described,) = home.glob("mlflow/artifacts/demo/models/*/artifacts/MLmodel")
-    return described.parent
+    assert version.aliases == ("challenger", "champion")
+    (description,) = home.glob("mlflow/artifacts/demo/models/*/artifacts/MLmodel")
+    return description.parent
 
 
 def consume(champion: Path, tracker: Tracker, folder: Path, *arguments: str) -> str:
-    """Run Python as a consumer does; returns what it printed, having said nothing else."""
+    """Run Python as a consumer does, and return its output; nothing may be printed on standard error."""
     requirements = [line for line in (champion / "requirements.txt").read_text().splitlines() if line]
     environment = {
         "PATH": os.environ["PATH"],
@@ -65,7 +65,7 @@ def consume(champion: Path, tracker: Tracker, folder: Path, *arguments: str) -> 
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-S", *arguments],  # -S: without this environment's own packages
         cwd=folder,
         env=environment,
@@ -74,20 +74,20 @@ def consume(champion: Path, tracker: Tracker, folder: Path, *arguments: str) -> 
         timeout=300,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
 
 
 @pytest.mark.slow
 def test_a_consumer_in_a_clean_environment(
     champion: Path, tracker: Tracker, trained_bundle: Path, tmp_path: Path
 ) -> None:
-    """`models:/macrec-demo@champion` answers as the bundle does, from its own copy of the code, in silence."""
-    said = json.loads(consume(champion, tracker, tmp_path, "-c", CONSUMER))
-    assert said["absent"] == ["dagster", "polars", "pydantic_settings", "faiss", "macrec_pipeline"]
-    assert str(champion) in said["package"]
+    """`models:/macrec-demo@champion` recommends like the bundle, runs its own copy of the code, and prints nothing."""
+    output = json.loads(consume(champion, tracker, tmp_path, "-c", CONSUMER))
+    assert output["absent"] == ["dagster", "polars", "pydantic_settings", "faiss", "macrec_pipeline"]
+    assert str(champion) in output["package"]
     bundle = RecommenderBundle.load(trained_bundle)
-    for route, answer in said["answers"].items():
+    for route, answer in output["answers"].items():
         expected = bundle.recommend_ids(
             [["item-3", "unknown", "item-4"], ["unknown"], []], k=5, route=route, beam_width=2
         )
@@ -97,8 +97,8 @@ def test_a_consumer_in_a_clean_environment(
 
 
 @pytest.mark.slow
-def test_the_batch_script_of_the_docs(champion: Path, tracker: Tracker, trained_bundle: Path, tmp_path: Path) -> None:
-    """It runs in a consumer's environment and recommends to everyone, in the order of the file."""
+def test_the_batch_script_in_the_docs(champion: Path, tracker: Tracker, trained_bundle: Path, tmp_path: Path) -> None:
+    """The script runs in a consumer's environment and recommends to every user, in the order of the file."""
     guide = Path(__file__).parents[2] / "docs" / "serving.md"
     (script,) = re.findall(r"^```python\n(\"\"\"histories.*?)^```", guide.read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "recommend_all.py").write_text(script.replace('"k": 10', '"k": 3'))

@@ -1,4 +1,4 @@
-"""Ten thousand random requests, most of them wrong: each gets an answer or says what was expected."""
+"""Ten thousand random requests, most of them invalid: each gets a result or an error that says what was expected."""
 
 import datetime
 import random
@@ -19,8 +19,8 @@ from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
 from tests.tracking.served import ITEM_IDS, NUM_ITEMS, write_trained_bundle
 
 STRINGS = [*ITEM_IDS, "", "nobody", "\ud800", "item-1\x00", "\u00fc" * 300]
-NOTHING = [None, float("nan"), pd.NA]
-STRANGE = [
+NULLS = [None, float("nan"), pd.NA]
+UNEXPECTED = [
     *(0, -1, 3, 10**30, 2.5, float("inf"), True, b"item-1", 1j, Decimal("NaN"), pd.NaT, np.float32("nan"), np.int64(3)),
     *({}, {"item-1": 1}, {"item-1"}, frozenset(), range(3), object(), datetime.date(2024, 1, 1), Ellipsis, int),
     *(
@@ -51,8 +51,8 @@ PARAMS = ["k", "route", "exclude_seen", "beam_width", "rules"] * 4 + ["top_k", "
 ROUTES = ["fused", "text", "image", "collaborative", "audio"]
 
 
-class Requests:
-    """Draws requests; about one in ten can be answered."""
+class RandomRequests:
+    """Draws requests; about one in ten is valid."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -66,17 +66,17 @@ class Requests:
     def cell(self) -> Any:
         kind = self.random.random()
         if kind < 0.1:
-            return self.any_of(*NOTHING)
+            return self.any_of(*NULLS)
         if kind < 0.25:
-            return self.any_of(*STRANGE, *STRINGS)
-        listed = [self.any_of(*STRINGS) for _ in range(self.random.choice([0, 1, 2, 3, 40]))]
+            return self.any_of(*UNEXPECTED, *STRINGS)
+        values = [self.any_of(*STRINGS) for _ in range(self.random.choice([0, 1, 2, 3, 40]))]
         if kind < 0.45:
-            listed.insert(self.random.randint(0, len(listed)), self.any_of(*STRANGE, *NOTHING))
-        return self.any_of(listed, listed, tuple(listed), np.array([*listed, None], dtype=object)[:-1])
+            values.insert(self.random.randint(0, len(values)), self.any_of(*UNEXPECTED, *NULLS))
+        return self.any_of(values, values, tuple(values), np.array([*values, None], dtype=object)[:-1])
 
     def table(self) -> Any:
         if self.random.random() < 0.05:
-            return self.any_of(*STRANGE, *NOTHING, ITEM_IDS, {"history": [["item-1"]]})
+            return self.any_of(*UNEXPECTED, *NULLS, ITEM_IDS, {"history": [["item-1"]]})
         rows = self.random.randint(1, 3)
         names = [self.any_of(*COLUMNS) for _ in range(self.random.randint(0, 3))]
         if self.random.random() < 0.8:
@@ -88,24 +88,24 @@ class Requests:
 
     def params(self) -> Any:
         if self.random.random() < 0.05:
-            return self.any_of(*STRANGE, *NOTHING, "k")
-        return {self.any_of(*PARAMS): self.value() for _ in range(self.random.choice([0, 0, 1, 1, 2]))}
+            return self.any_of(*UNEXPECTED, *NULLS, "k")
+        return {self.any_of(*PARAMS): self.param_value() for _ in range(self.random.choice([0, 0, 1, 1, 2]))}
 
-    def value(self) -> Any:
-        number, truth = self.any_of(0, 1, 3, NUM_ITEMS, NUM_ITEMS + 1), self.any_of(True, False, "no")
+    def param_value(self) -> Any:
+        number, flag = self.any_of(0, 1, 3, NUM_ITEMS, NUM_ITEMS + 1), self.any_of(True, False, "no")
         names = self.random.sample(
             ["allowed", "excluded", "allowed_categories", "allow", 0], k=self.random.randint(0, 2)
         )
         rules = {name: self.cell() for name in names}
-        return self.any_of(number, number, self.any_of(*ROUTES), truth, rules, rules, self.any_of(*STRANGE, *NOTHING))
+        return self.any_of(number, number, self.any_of(*ROUTES), flag, rules, rules, self.any_of(*UNEXPECTED, *NULLS))
 
 
-def checked(answer: Any, asked: Any, params: dict[str, Any]) -> None:
-    """A table with a row a row, in the input's index, no item twice, never more than k."""
-    assert list(answer.columns) == ["item_ids", "scores", "fallback"]
-    assert answer.index.equals(pd.DataFrame(asked).index), "MLflow makes a table of a mapping"
+def check_result(result: Any, model_input: Any, params: dict[str, Any]) -> None:
+    """Check for one row per input row, the input's index, no repeated item and at most k items."""
+    assert list(result.columns) == ["item_ids", "scores", "fallback"]
+    assert result.index.equals(pd.DataFrame(model_input).index), "MLflow turns a mapping into a table"
     k = params.get("k")
-    for item_ids, scores, fallback in answer.itertuples(index=False):
+    for item_ids, scores, fallback in result.itertuples(index=False):
         assert len(set(item_ids)) == len(item_ids) == len(scores) <= (10 if k is None else k)
         assert set(item_ids) <= set(ITEM_IDS)
         assert np.isfinite(scores).all()
@@ -113,35 +113,35 @@ def checked(answer: Any, asked: Any, params: dict[str, Any]) -> None:
 
 
 def send(predict: Any, request: tuple[Any, Any]) -> bool:
-    """Whether it was answered; a refusal must be the caller's mistake and say something."""
+    """Send a request and tell whether it was valid; an error must blame the request and have a message."""
     table, params = request
     try:
-        answer = predict(table, params)
+        result = predict(table, params)
     except MlflowException as error:
-        refusal = error
+        rejection = error
     else:
-        checked(answer, table, params if isinstance(params, dict) else {})
+        check_result(result, table, params if isinstance(params, dict) else {})
         return True
-    assert refusal.error_code == "INVALID_PARAMETER_VALUE", refusal
-    assert len(refusal.message) > 20
+    assert rejection.error_code == "INVALID_PARAMETER_VALUE", rejection
+    assert len(rejection.message) > 20
     return False
 
 
 @pytest.mark.slow
 def test_no_request_crashes_the_model(tmp_path: Path) -> None:
-    """Wrong columns, lists, params and rules, alone and together: never another error than the caller's."""
+    """Invalid columns, lists, parameters and rules, alone and combined, only cause errors that blame the request."""
     model = RecommenderModel()
     model.load_context(PythonModelContext({"bundle": str(write_trained_bundle(tmp_path / "made"))}, None))
-    requests = Requests(seed=6)
-    answered = [send(lambda *asked: model.predict(None, *asked), requests.draw()) for _ in range(10_000)]
-    assert 500 < sum(answered) < 2_000
+    requests = RandomRequests(seed=6)
+    valid = [send(lambda *request: model.predict(None, *request), requests.draw()) for _ in range(10_000)]
+    assert 500 < sum(valid) < 2_000
 
 
-def test_no_request_crashes_what_mlflow_loads(tmp_path: Path) -> None:
-    """The same behind the signature: MLflow's own checks let everything through that the model has to see."""
+def test_no_request_crashes_the_model_that_mlflow_loads(tmp_path: Path) -> None:
+    """The same holds behind the signature, whose checks by MLflow let through all that the model has to validate."""
     bundle = write_trained_bundle(tmp_path / "made")
     save_bundle_model(bundle, tmp_path / "model", identity=Model())
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
-    requests = Requests(seed=7)
-    answered = [send(lambda table, params: loaded.predict(table, params=params), requests.draw()) for _ in range(200)]
-    assert 15 < sum(answered) < 60
+    requests = RandomRequests(seed=7)
+    valid = [send(lambda table, params: loaded.predict(table, params=params), requests.draw()) for _ in range(200)]
+    assert 15 < sum(valid) < 60

@@ -1,4 +1,4 @@
-"""What becomes of a new version: each end that a comparison can have, races, and what is written on the version."""
+"""The decision about a new version: every outcome of a comparison, races, and what is recorded on the version."""
 
 import json
 import threading
@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.runtime.text_sanitizing import as_markdown
-from macrec_pipeline.tracking import Proposal, RegisteredVersion, Tracker, load_model
+from macrec_pipeline.tracking import PromotionProposal, RegisteredVersion, Tracker, load_model
 from macrec_pipeline.tracking.store import connect
 
-PASSED = Proposal(
+PASSED = PromotionProposal(
     over=1,
     passed=True,
     automatic=True,
@@ -33,7 +33,7 @@ def client(home: Path) -> MlflowClient:
 
 @pytest.fixture
 def model(tracker: Tracker, client: MlflowClient) -> str:
-    """A registered model without versions, in a store that knows the experiment."""
+    """Create a registered model without versions, in a store that has the experiment."""
     with tracker.asset_run(dataset="demo", asset="registered_model", dagster_run_id="r", config=resolve_config("demo")):
         pass
     client.create_registered_model("macrec-demo")
@@ -41,7 +41,7 @@ def model(tracker: Tracker, client: MlflowClient) -> str:
 
 
 def new_version(client: MlflowClient, model: str) -> RegisteredVersion:
-    """A version that holds nothing, with the aliases that `register` gives."""
+    """Create an empty version with the aliases that `register` sets."""
     number = int(client.create_model_version(model, "file:///nowhere").version)
     aliases = ("challenger",) if number > 1 else ("challenger", "champion")
     for alias in aliases:
@@ -54,9 +54,9 @@ def champion(client: MlflowClient) -> int:
 
 
 def test_a_challenger_that_passed_is_promoted(tracker: Tracker, client: MlflowClient, model: str) -> None:
-    """Alias, tags, figures and description say so; a rollback goes back; it is the way of `macrec promote`."""
+    """Alias, tags, figures and description change as with `macrec promote`, and a rollback reverts the promotion."""
     new_version(client, model)
-    outcome = tracker.settle(new_version(client, model), "demo", PASSED)
+    outcome = tracker.decide_promotion(new_version(client, model), "demo", PASSED)
     assert (outcome.status, outcome.aliases) == ("promoted", ("challenger", "champion"))
     assert outcome.decision == "Promoted over version 1. It is not worse."
     assert champion(client) == 2
@@ -77,19 +77,23 @@ def test_a_challenger_that_passed_is_promoted(tracker: Tracker, client: MlflowCl
         (
             {"automatic": False},
             "advised",
-            "Not promoted yet: it may replace version 1, which a person decides: macrec promote demo --version 2. "
+            "May replace version 1, but a person must promote it with `macrec promote demo --version 2`. "
             "It is not worse.",
         ),
         ({"passed": False, "automatic": False}, "refused", "Not promoted over version 1. It is not worse."),
-        ({"over": None}, "not compared", "Not promoted: it was compared with nobody. It is not worse."),
+        (
+            {"over": None},
+            "not compared",
+            "Not promoted, because it was not compared with the champion. It is not worse.",
+        ),
     ],
 )
 def test_a_challenger_that_is_not_promoted(
     tracker: Tracker, client: MlflowClient, model: str, changes: dict[str, Any], status: str, decision: str
 ) -> None:
-    """The champion stays; why is on the version, also for those who only look at its tags. A person may overrule it."""
+    """The champion stays, and the version has the reason in its description and tags. A person can still promote it."""
     new_version(client, model)
-    outcome = tracker.settle(new_version(client, model), "demo", replace(PASSED, **changes))
+    outcome = tracker.decide_promotion(new_version(client, model), "demo", replace(PASSED, **changes))
     assert (outcome.status, outcome.decision, outcome.aliases) == (status, decision, ("challenger",))
     assert champion(client) == 1
     found = client.get_model_version("macrec-demo", "2")
@@ -100,29 +104,31 @@ def test_a_challenger_that_is_not_promoted(
         None if status == "not compared" else "1",
     )
     assert tracker.promote("demo", reason="<b>I</b> like it").champion.version == 2
-    *_, first, second = client.get_model_version("macrec-demo", "2").description.splitlines()
-    assert first == found.description.splitlines()[-1]
-    assert second.endswith(r"promoted over version 1\. &lt;b&gt;I&lt;/b&gt; like it")
+    *_, first_line, second_line = client.get_model_version("macrec-demo", "2").description.splitlines()
+    assert first_line == found.description.splitlines()[-1]
+    assert second_line.endswith(r"promoted over version 1\. &lt;b&gt;I&lt;/b&gt; like it")
 
 
-def test_the_first_version_is_champion_whatever_was_found(tracker: Tracker, client: MlflowClient, model: str) -> None:
-    """There was nobody to compare with, and a service would otherwise have nothing."""
-    outcome = tracker.settle(new_version(client, model), "demo", replace(PASSED, over=None, passed=False, reason=""))
-    assert (outcome.status, outcome.decision) == ("first version", "Champion, since there was none.")
+def test_the_first_version_is_always_champion(tracker: Tracker, client: MlflowClient, model: str) -> None:
+    """There was no champion to compare with, and without one services would have no model."""
+    outcome = tracker.decide_promotion(
+        new_version(client, model), "demo", replace(PASSED, over=None, passed=False, reason="")
+    )
+    assert (outcome.status, outcome.decision) == ("first version", "Champion, because there was none.")
     assert client.get_model_version("macrec-demo", "1").tags["macrec.promotion"] == "first version"
 
 
-def test_a_champion_that_was_moved_in_between_stays(tracker: Tracker, client: MlflowClient, model: str) -> None:
-    """By a person in the UI: the comparison says nothing about the new champion, so nobody is crowned."""
+def test_a_champion_that_changed_meanwhile_stays(tracker: Tracker, client: MlflowClient, model: str) -> None:
+    """If a person moved the alias in the UI, the comparison does not apply to the new champion: no promotion."""
     for _ in range(2):
         new_version(client, model)
     challenger = new_version(client, model)
     client.set_registered_model_alias("macrec-demo", "champion", "2")
-    outcome = tracker.settle(challenger, "demo", PASSED)
+    outcome = tracker.decide_promotion(challenger, "demo", PASSED)
     assert outcome.status == "champion moved"
     assert outcome.decision == (
-        "Not promoted: it was compared with version 1, but version 2 is champion of macrec-demo by now, and not "
-        "version 1. It is not worse."
+        "Not promoted: it was compared with version 1. The champion of macrec-demo is now version 2, not version 1. "
+        "It is not worse."
     )
     assert champion(client) == 2
     with pytest.raises(ChampionMovedError):
@@ -130,25 +136,25 @@ def test_a_champion_that_was_moved_in_between_stays(tracker: Tracker, client: Ml
     assert tracker.promote("demo", version=3, over=2).changed
 
 
-def test_of_two_runs_that_register_at_once_one_is_crowned(tracker: Tracker, client: MlflowClient, model: str) -> None:
-    """Both were compared with version 1 and passed; whoever is second meets another champion."""
+def test_only_one_of_several_concurrent_runs_is_promoted(tracker: Tracker, client: MlflowClient, model: str) -> None:
+    """All were compared with version 1 and passed; all but the first find another champion."""
     new_version(client, model)
     challengers = [new_version(client, model) for _ in range(4)]
-    ready, ends = threading.Barrier(len(challengers)), []
+    ready, outcomes = threading.Barrier(len(challengers)), []
 
-    def settle(version: RegisteredVersion) -> None:
+    def decide(version: RegisteredVersion) -> None:
         ready.wait()
-        ends.append((tracker.settle(version, "demo", PASSED).status, version.version))
+        outcomes.append((tracker.decide_promotion(version, "demo", PASSED).status, version.version))
 
-    threads = [threading.Thread(target=settle, args=(version,)) for version in challengers]
+    threads = [threading.Thread(target=decide, args=(version,)) for version in challengers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    crowned = [number for status, number in ends if status == "promoted"]
-    assert sorted(status for status, _ in ends) == ["champion moved"] * 3 + ["promoted"]
-    assert crowned == [champion(client)]
-    assert json.loads(client.get_registered_model("macrec-demo").tags["macrec.champions"]) == [1, *crowned]
+    promoted = [number for status, number in outcomes if status == "promoted"]
+    assert sorted(status for status, _ in outcomes) == ["champion moved"] * 3 + ["promoted"]
+    assert promoted == [champion(client)]
+    assert json.loads(client.get_registered_model("macrec-demo").tags["macrec.champions"]) == [1, *promoted]
 
 
 def register(tracker: Tracker, folder: Path) -> RegisteredVersion:
@@ -158,29 +164,29 @@ def register(tracker: Tracker, folder: Path) -> RegisteredVersion:
         return tracker.register(folder, dataset="demo", metrics={}, dagster_run_id="r", run_id=run.run_id)
 
 
-def test_a_consumer_that_loads_at_the_moment_of_promotion(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """It loads by alias again and again while champions change without a person: always a whole model, old or new."""
+def test_a_consumer_that_loads_during_promotions(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """A consumer that loads by alias repeatedly always gets a complete model, while automatic promotions change it."""
     versions = []
     for name in ("first", "second", "third"):
         (bundle_folder / "bundle.json").write_text(json.dumps({"item_ids": [name]}))
         versions.append(register(tracker, bundle_folder))
-    seen, done, settled = [], threading.Event(), threading.Event()
+    seen, done, all_promoted = [], threading.Event(), threading.Event()
 
     def consume() -> None:
         while not done.is_set():
-            last = settled.is_set()
+            is_last = all_promoted.is_set()
             answer = load_model("models:/macrec-demo@champion", home).predict(
                 pd.DataFrame({"history": [["first"]]}), params={"k": 1}
             )
             seen.append(answer["item_ids"][0][0])
-            if last:
+            if is_last:
                 done.set()
 
     consumer = threading.Thread(target=consume)
     consumer.start()
     for version in versions[1:]:
-        assert tracker.settle(version, "demo", replace(PASSED, over=version.version - 1)).status == "promoted"
-    settled.set()
+        assert tracker.decide_promotion(version, "demo", replace(PASSED, over=version.version - 1)).status == "promoted"
+    all_promoted.set()
     consumer.join(timeout=60)
     assert done.is_set()
     assert sorted(seen, key=["first", "second", "third"].index) == seen
@@ -188,10 +194,10 @@ def test_a_consumer_that_loads_at_the_moment_of_promotion(tracker: Tracker, home
 
 
 def test_the_bundle_of_a_version_is_the_one_that_was_registered(tracker: Tracker, bundle_folder: Path) -> None:
-    """A copy of its bytes; a version whose files were changed, or are gone, is told with its number."""
+    """Its bytes are copied; a version whose files were changed or deleted raises an error with its number."""
     assert tracker.champion("demo") is None
-    made = register(tracker, bundle_folder)
-    assert tracker.champion("demo") == made.version == 1
+    registered = register(tracker, bundle_folder)
+    assert tracker.champion("demo") == registered.version == 1
     with tracker.bundle("demo", 1) as folder:
         assert (folder / "bundle.json").read_bytes() == (bundle_folder / "bundle.json").read_bytes()
     assert not folder.exists()

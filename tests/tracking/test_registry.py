@@ -1,3 +1,5 @@
+"""Registering and loading models: content of a version, tags, aliases, and clear errors when something is missing."""
+
 import ast
 import hashlib
 import json
@@ -28,18 +30,18 @@ def register(tracker: Tracker, bundle_folder: Path, dataset: str = "demo", **cha
         return tracker.register(bundle_folder, dataset=dataset, run_id=run.run_id, **arguments)
 
 
-def test_a_registered_version(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """The version has the bundle, its tags and aliases, the metrics, a signature, and belongs to its run."""
-    made = register(tracker, bundle_folder, tags={"note": "weekly"})
-    assert (made.name, made.version, made.uri) == ("macrec-demo", 1, "models:/macrec-demo/1")
-    assert made.aliases == ("challenger", "champion")
+def test_a_registered_version_is_complete(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """The version has its tags, aliases and metrics, and belongs to its run and its logged model."""
+    registered = register(tracker, bundle_folder, tags={"note": "weekly"})
+    assert (registered.name, registered.version, registered.uri) == ("macrec-demo", 1, "models:/macrec-demo/1")
+    assert registered.aliases == ("challenger", "champion")
     client = connect(home).client
     found = client.get_model_version_by_alias("macrec-demo", "champion")
     assert found.version == client.get_model_version_by_alias("macrec-demo", "challenger").version == 1
     assert found.tags["metric.hr_10"] == "0.25"
     assert "metric.ndcg_10" not in found.tags
     assert found.tags["dagster.run_id"] == "run-1"
-    assert found.tags["macrec.bundle_digest"] == made.bundle_digest
+    assert found.tags["macrec.bundle_digest"] == registered.bundle_digest
     assert (found.tags["macrec.dataset"], found.tags["note"]) == ("demo", "weekly")
     run = client.get_run(found.run_id)
     assert run.data.tags["macrec.asset"] == "registered_model"
@@ -53,10 +55,10 @@ def test_a_registered_version(tracker: Tracker, home: Path, bundle_folder: Path)
     assert (home / "mlflow" / "artifacts" / "demo").as_uri() in found.source
 
 
-def test_what_a_version_holds(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """The bundle's own bytes, the script, a copy of the few modules it needs, pinned requirements, and no pickle."""
-    made = register(tracker, bundle_folder)
-    uri = connect(home).client.get_model_version_download_uri(made.name, str(made.version))
+def test_the_content_of_a_version(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """A version has the bundle's bytes, the script, the modules that it needs, pinned requirements, and no pickle."""
+    registered = register(tracker, bundle_folder)
+    uri = connect(home).client.get_model_version_download_uri(registered.name, str(registered.version))
     folder = Path(mlflow.artifacts.download_artifacts(uri))
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert (folder / "artifacts" / "bundle" / "bundle.json").read_bytes() == (
@@ -78,8 +80,8 @@ def test_what_a_version_holds(tracker: Tracker, home: Path, bundle_folder: Path)
     assert str(Path(__file__).parents[2]) not in (folder / "MLmodel").read_text()
 
 
-def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
-    """Equal files under equal names give the digest that is documented; another byte or name gives another."""
+def test_the_digest_depends_only_on_names_and_content(tmp_path: Path) -> None:
+    """Equal files with equal names have the documented digest, and another name changes it."""
     for name in ("one", "two"):
         (tmp_path / name / "a").mkdir(parents=True)
         (tmp_path / name / "a" / "b.bin").write_bytes(b"b")
@@ -91,8 +93,8 @@ def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
     assert bundle_digest(tmp_path / "two") != expected
 
 
-def test_a_second_version_is_the_challenger_only(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """A champion keeps its alias until somebody decides otherwise; another data set has a champion of its own."""
+def test_a_second_version_is_only_challenger(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """The champion keeps its alias until somebody moves it; another data set has its own champion."""
     register(tracker, bundle_folder)
     second = register(tracker, bundle_folder)
     assert (second.version, second.aliases) == (2, ("challenger",))
@@ -104,36 +106,39 @@ def test_a_second_version_is_the_challenger_only(tracker: Tracker, home: Path, b
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"item_ids": ["a", "b"], "answers": False}, "does not answer its own example: the bundle was not made for"),
-        ({"item_ids": []}, "does not answer its own example: k must be"),
+        (
+            {"item_ids": ["a", "b"], "answers": False},
+            "cannot recommend for its example: the fake bundle rejects every request",
+        ),
+        ({"item_ids": []}, "cannot recommend for its example: `k` must be"),
     ],
 )
-def test_a_bundle_that_does_not_answer_is_not_registered(
+def test_a_bundle_that_cannot_recommend_is_not_registered(
     tracker: Tracker, home: Path, bundle_folder: Path, content: dict, problem: str
 ) -> None:
-    """A bundle is asked before it is registered; one that fails leaves no model behind."""
+    """A bundle must serve an example before it is registered; one that fails leaves no registered model behind."""
     (bundle_folder / "bundle.json").write_text(json.dumps(content))
     with pytest.raises(TrackingError, match=problem):
         register(tracker, bundle_folder)
     assert list(connect(home).client.search_registered_models()) == []
 
 
-def test_a_bundle_that_is_not_there(tracker: Tracker, tmp_path: Path) -> None:
-    """A folder that is missing is named."""
+def test_a_missing_bundle_is_rejected(tracker: Tracker, tmp_path: Path) -> None:
+    """The message names the missing folder."""
     with pytest.raises(TrackingError, match="nowhere cannot be registered"):
         register(tracker, tmp_path / "nowhere")
 
 
-def test_a_small_catalogue(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """A catalogue of fewer items than the default k can be registered and asked."""
+def test_a_small_catalogue_can_be_registered(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """A catalogue with fewer items than the default k can be registered and served."""
     (bundle_folder / "bundle.json").write_text(json.dumps({"item_ids": ["a", "b"]}))
     register(tracker, bundle_folder)
     answer = load_model("models:/macrec-demo/1", home).predict(pd.DataFrame({"history": [["a"]]}), params={"k": 2})
     assert answer["item_ids"].tolist() == [["a", "b"]]
 
 
-def test_a_model_is_loaded_by_alias_and_by_version(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """Both URIs give a model that answers; the search path of the process is left as it was."""
+def test_models_are_loaded_by_alias_and_by_version(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """Both kinds of URI load a working model, and the import path of the process does not change."""
     register(tracker, bundle_folder)
     before = list(sys.path)
     for uri in ("models:/macrec-demo@champion", "models:/macrec-demo@challenger", "models:/macrec-demo/1"):
@@ -146,47 +151,49 @@ def test_a_model_is_loaded_by_alias_and_by_version(tracker: Tracker, home: Path,
     assert sys.path == before
 
 
-def test_models_that_are_not_there(tracker: Tracker, home: Path, bundle_folder: Path, tmp_path: Path) -> None:
-    """What is asked for but not there ends in one line that lists what is."""
-    with pytest.raises(TrackingError, match=r"Registered: nothing yet, run `macrec run DATASET`\.$"):
+def test_missing_models_raise_errors_that_list_the_existing_ones(
+    tracker: Tracker, home: Path, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """A missing model, version, alias or store and an invalid URI each raise an error of one line."""
+    with pytest.raises(TrackingError, match=r"Registered models: none yet, run `macrec run DATASET`\.$"):
         load_model("models:/macrec-demo@champion", home)
     register(tracker, bundle_folder)
-    listed = r"Registered: macrec-demo \(newest version 1, @challenger is 1, @champion is 1\)\.$"
+    listed = r"Registered models: macrec-demo \(newest version 1, @challenger is 1, @champion is 1\)\.$"
     for uri in ("models:/macrec-demo@nobody", "models:/macrec-demo/2", "models:/macrec-other@champion"):
-        with pytest.raises(TrackingError, match=rf"^There is no {uri} in sqlite:.*{listed}"):
+        with pytest.raises(TrackingError, match=rf"^{uri} does not exist in sqlite:.*{listed}"):
             load_model(uri, home)
     for uri in ("macrec-demo", "models:/macrec-demo", "models:/macrec-demo/Production", "runs:/1/x", "../x", ""):
-        with pytest.raises(TrackingError, match=r"is not a model\. Use models:/NAME@ALIAS"):
+        with pytest.raises(TrackingError, match=r"is not the URI of a model\. Use models:/NAME@ALIAS"):
             load_model(uri, home)
     with pytest.raises(TrackingError, match="There is no MLflow store in"):
         load_model("models:/macrec-demo@champion", tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
 
 
-def test_a_model_whose_files_are_gone(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """A version whose artifacts were deleted by hand ends in one line."""
+def test_a_model_without_files_raises_an_error(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """A version whose artifacts were deleted by hand raises an error that names it."""
     register(tracker, bundle_folder)
     (home / "mlflow" / "artifacts").rename(home / "elsewhere")
     with pytest.raises(TrackingError, match="models:/macrec-demo/1"):
         load_model("models:/macrec-demo/1", home)
 
 
-def test_requests_to_a_scoring_server(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """The code of MLflow's scoring server answers good requests, and says 400 to bad ones."""
+def test_a_scoring_server_serves_the_model(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """MLflow's scoring server answers valid requests, and responds to invalid ones with status 400."""
     register(tracker, bundle_folder)
     model = load_model("models:/macrec-demo@champion", home)
 
-    def ask(rows: list[dict[str, Any]], **params: Any) -> Any:
+    def post(rows: list[dict[str, Any]], **params: Any) -> Any:
         payload = json.dumps({"dataframe_records": rows, "params": params})
         return invocations(payload, "application/json", model, model.metadata.get_input_schema())
 
-    good = ask([{"history": ["item-1", "unknown"], "user_id": "u1"}, {"history": None}], k=2, route="text")
-    assert good.status == 200
-    assert json.loads(good.response)["predictions"] == [
+    valid = post([{"history": ["item-1", "unknown"], "user_id": "u1"}, {"history": None}], k=2, route="text")
+    assert valid.status == 200
+    assert json.loads(valid.response)["predictions"] == [
         {"item_ids": ["item-0", "item-1"], "scores": [1.0, 0.5], "fallback": "none"},
         {"item_ids": ["item-0", "item-1"], "scores": [1.0, 0.5], "fallback": "popularity"},
     ]
-    bad: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+    invalid: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         ([{"hist": ["item-1"]}], {}),
         ([{"history": "item-1"}], {}),
         ([{"history": [1, 2]}], {}),
@@ -196,14 +203,14 @@ def test_requests_to_a_scoring_server(tracker: Tracker, home: Path, bundle_folde
         ([{"history": []}], {"route": "audio"}),
         ([{"history": []}], {"beam_width": -1}),
     ]
-    for rows, params in bad:
+    for rows, params in invalid:
         with pytest.raises(MlflowException) as caught:
-            ask(rows, **params)
+            post(rows, **params)
         assert caught.value.get_http_status_code() == 400, (rows, params)
 
 
 def modules_imported_by(path: Path) -> set[str]:
-    """The modules of this package that a file imports when it runs; those for type checkers alone are left out."""
+    """The modules of this package that a file imports at run time, without imports for type checking."""
     names: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
@@ -218,12 +225,12 @@ def modules_imported_by(path: Path) -> set[str]:
     return {name for name in names if name.split(".")[0] == "macrec_pipeline"}
 
 
-def test_the_copied_code_needs_no_more_of_the_package(tmp_path: Path) -> None:
-    """Every module that the copy, or the script beside it, imports is in the copy."""
+def test_the_copied_code_is_complete(tmp_path: Path) -> None:
+    """The copy contains every module that it, or the script next to it, imports."""
     copy = copy_code(tmp_path)
     script = Path(packaging.__file__).with_name("pyfunc_model.py")
     files = [*copy.rglob("*.py"), script]
-    assert (copy / "recommender" / "bundle.py") in files
+    assert (copy / "recommender" / "bundle" / "bundle.py") in files
     needed = set().union(*(modules_imported_by(path) for path in files))
     assert "macrec_pipeline.recommender.bundle.bundle" in needed
     for name in needed:

@@ -1,3 +1,5 @@
+"""Parent and child runs: their content, their status after success, failure and interruption, and killed processes."""
+
 import json
 import os
 import signal
@@ -26,7 +28,7 @@ def asset_run(tracker: Tracker, asset: str = "quantizer", dagster_run_id: str = 
 
 
 def runs_of(home: Path, kind: str) -> list[Any]:
-    """All runs of a kind, oldest first."""
+    """All runs of a kind (pipeline or asset), oldest first."""
     client = connect(home).client
     experiment = client.get_experiment_by_name("macrec/demo")
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
@@ -45,11 +47,11 @@ def fail(run: AssetRun, message: str) -> None:
 
 def delete_and_fail(home: Path, run: AssetRun) -> None:
     connect(home).client.delete_run(run.run_id)
-    fail(run, "mine")
+    fail(run, "original error")
 
 
-def test_a_run_says_what_was_made_from_what(tracker: Tracker, home: Path) -> None:
-    """The child has the settings, the inputs' digests, the commit and its parent; and ends as FINISHED."""
+def test_a_run_records_settings_inputs_and_its_parent(tracker: Tracker, home: Path) -> None:
+    """The child run has the settings, the digests of its inputs, the commit and its parent, and ends as FINISHED."""
     with asset_run(tracker, input_digests={"text_embeddings": "ab" * 32}, tags={"partition": "demo"}) as run:
         assert runs_of(home, "asset")[0].info.status == "RUNNING"
     (child,), (parent,) = runs_of(home, "asset"), runs_of(home, "pipeline")
@@ -70,16 +72,16 @@ def test_a_run_says_what_was_made_from_what(tracker: Tracker, home: Path) -> Non
     assert run.url.endswith(f"/#/experiments/{child.info.experiment_id}/runs/{run.run_id}")
 
 
-def test_the_settings_are_kept_whole(tracker: Tracker, home: Path) -> None:
-    """`config.json` gives back exactly the settings of the run."""
+def test_the_settings_are_stored_completely(tracker: Tracker, home: Path) -> None:
+    """`config.json` restores exactly the settings of the run."""
     with asset_run(tracker) as run:
         pass
     content = connect(home).client.download_artifacts(run.run_id, "config.json")
     assert PipelineConfig.model_validate(json.loads(Path(content).read_text())) == CONFIG
 
 
-def test_a_failure_is_recorded_and_goes_on(tracker: Tracker, home: Path) -> None:
-    """A block that raises ends the run as FAILED, with what was measured until then; the error is the caller's."""
+def test_a_failure_is_recorded_and_raised(tracker: Tracker, home: Path) -> None:
+    """An exception ends the run as FAILED with the metrics logged so far, and reaches the caller."""
     with pytest.raises(ValueError, match="no such thing"), asset_run(tracker) as run:
         fail(run, "no such thing " + "x" * 5000)
     (child,) = runs_of(home, "asset")
@@ -90,7 +92,7 @@ def test_a_failure_is_recorded_and_goes_on(tracker: Tracker, home: Path) -> None
 
 
 def test_an_interruption_is_recorded(tracker: Tracker, home: Path) -> None:
-    """Ctrl-C ends the run as KILLED, with what was measured until then."""
+    """Ctrl-C ends the run as KILLED, with the metrics logged so far."""
     with pytest.raises(KeyboardInterrupt), asset_run(tracker) as run:
         interrupt(run)
     (child,) = runs_of(home, "asset")
@@ -98,15 +100,15 @@ def test_an_interruption_is_recorded(tracker: Tracker, home: Path) -> None:
     assert child.data.metrics == {"loss": 2.5}
 
 
-def test_the_error_of_the_block_wins_over_that_of_the_store(tracker: Tracker, home: Path, caplog) -> None:
-    """When the store is gone too, the caller still sees its own error, and the store's as a warning."""
-    with pytest.raises(ValueError, match="mine"), asset_run(tracker) as run:
+def test_the_error_of_the_block_takes_precedence_over_that_of_the_store(tracker: Tracker, home: Path, caplog) -> None:
+    """If the store fails too, the caller sees its own error, and the error of the store is logged as a warning."""
+    with pytest.raises(ValueError, match="original error"), asset_run(tracker) as run:
         delete_and_fail(home, run)
     assert any("end of the MLflow run" in message for message in caplog.messages)
 
 
 def test_the_assets_of_a_pipeline_run_share_a_parent(tracker: Tracker, home: Path) -> None:
-    """One parent a pipeline run and data set, whichever tracker asks; another run gets its own."""
+    """There is one parent per pipeline run and data set, for all trackers; another pipeline run has its own."""
     with asset_run(tracker, "items"):
         pass
     with asset_run(Tracker(connect(home)), "histories"):
@@ -120,8 +122,8 @@ def test_the_assets_of_a_pipeline_run_share_a_parent(tracker: Tracker, home: Pat
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_the_end_of_a_pipeline_run(tracker: Tracker, home: Path, status) -> None:
-    """The parent is closed with the pipeline run's status, and opened again if the run goes on."""
+def test_the_parent_gets_the_status_of_the_pipeline_run(tracker: Tracker, home: Path, status) -> None:
+    """The parent is closed with the status of the pipeline run, and reopened if the run is resumed."""
     with asset_run(tracker):
         pass
     assert runs_of(home, "pipeline")[0].info.status == "RUNNING"
@@ -132,21 +134,21 @@ def test_the_end_of_a_pipeline_run(tracker: Tracker, home: Path, status) -> None
     assert len(runs_of(home, "pipeline")) == 1
 
 
-def test_the_end_of_a_pipeline_run_without_assets(tracker: Tracker, home: Path) -> None:
-    """A pipeline run that failed before its first asset has no parent, and gets none."""
+def test_a_pipeline_run_without_assets_has_no_parent(tracker: Tracker, home: Path) -> None:
+    """Finishing a pipeline run that failed before its first asset creates no parent."""
     tracker.finish_pipeline("demo", "run-9", "FAILED")
     assert runs_of(home, "pipeline") == []
 
 
 @pytest.mark.parametrize("run_id", ["", "x' or '1' = '1", "a b", "x" * 101])
-def test_a_run_id_that_is_none(tracker: Tracker, run_id: str) -> None:
-    """A run id is part of a query, so it may hold nothing else than its pattern."""
-    with pytest.raises(TrackingError, match="cannot be a run id"), asset_run(tracker, dagster_run_id=run_id):
+def test_invalid_run_ids_are_rejected(tracker: Tracker, run_id: str) -> None:
+    """A run id is part of a query, so it must match its pattern."""
+    with pytest.raises(TrackingError, match="is not a valid run id"), asset_run(tracker, dagster_run_id=run_id):
         pass
 
 
-def test_settings_of_the_process_do_not_matter(tracker: Tracker, home: Path) -> None:
-    """`MLFLOW_RUN_ID`, which would make MLflow's own functions go on with another run, changes nothing."""
+def test_process_wide_settings_of_mlflow_are_ignored(tracker: Tracker, home: Path) -> None:
+    """`MLFLOW_RUN_ID`, which would make MLflow's own functions continue another run, has no effect."""
     os.environ["MLFLOW_RUN_ID"] = "0123456789abcdef0123456789abcdef"
     with asset_run(tracker) as run:
         pass
@@ -169,7 +171,7 @@ with (
 
 
 def test_runs_of_killed_processes_are_closed(tracker: Tracker, home: Path) -> None:
-    """After kill -9 the children are closed as KILLED, a living process's is not; a parent when nobody is left."""
+    """After kill -9, child runs are closed as KILLED, but not that of a living process; so are parents without any."""
     command = [sys.executable, "-c", KILLED_RUN, str(home)]
     assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
     with asset_run(tracker, "semantic_ids", "run-1"):
@@ -189,8 +191,8 @@ def test_runs_of_killed_processes_are_closed(tracker: Tracker, home: Path) -> No
     assert list((home / "mlflow" / "running").iterdir()) == []
 
 
-def test_long_values_are_cut_off() -> None:
-    """A parameter's value has a limit, and one that was cut off ends in dots."""
+def test_long_parameters_are_shortened() -> None:
+    """Values longer than the limit are cut off and end in dots."""
     flat = flat_params({"a": {"b": {"c": "x" * 501}, "d": "x" * 500}, "e": [1, 2], "f": None, "g": True})
     assert flat["a.b.c"] == "x" * (MAX_PARAM_LENGTH - 3) + "..."
     assert flat["a.d"] == "x" * 500
@@ -199,12 +201,12 @@ def test_long_values_are_cut_off() -> None:
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=n", "-c", "user.email=e@example.com", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", folder, *identity, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    result = subprocess.run(["git", "-C", folder, *identity, *arguments], capture_output=True, text=True, check=True)
+    return result.stdout.strip()
 
 
-def test_the_commit_of_the_checkout(tmp_path: Path) -> None:
-    """The commit is that of the checkout the package lies in, marked if it was changed; else there is none."""
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
+    """The commit is that of the checkout with the package, marked if files changed; without a checkout it is None."""
     package = tmp_path / "package"
     package.mkdir()
     assert git_commit(package) is None
@@ -224,26 +226,26 @@ def test_the_commit_of_the_checkout(tmp_path: Path) -> None:
     assert git_commit(package / "inner") is None
 
 
-KILLED_WHILE_AWAY = """
+KILLED_WHILE_UNAVAILABLE = """
 import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import open_tracking
-def away(*_, **__):
+def unavailable(*_, **__):
     raise MlflowException("the server does not answer")
 tracker = open_tracking(Path(sys.argv[1]))
 with tracker.asset_run(dataset="demo", asset="quantizer", dagster_run_id="run-1", config=resolve_config("demo")) as run:
-    MlflowClient.log_batch = away
+    MlflowClient.log_batch = unavailable
     run.log_metrics({f"m_{index}": index for index in range(600)})
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_a_killed_process_could_not_send(tracker: Tracker, home: Path) -> None:
-    """The next run sends it, and the killed one can still be told from one at work, and closed."""
-    command = [sys.executable, "-c", KILLED_WHILE_AWAY, str(home)]
+def test_data_that_a_killed_process_could_not_send_is_sent_later(tracker: Tracker, home: Path) -> None:
+    """The next run sends it, and the killed run is still recognized as dead and can be closed."""
+    command = [sys.executable, "-c", KILLED_WHILE_UNAVAILABLE, str(home)]
     assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
     with asset_run(tracker, "semantic_ids", "run-2"):
         pass

@@ -1,3 +1,5 @@
+"""Opening the MLflow store: creation by several processes at once, isolation, and errors of one line."""
+
 import os
 import sqlite3
 import subprocess
@@ -14,7 +16,7 @@ from macrec_pipeline.tracking.store import connect
 
 
 def run_python(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script in a fresh process, in which nothing of this package was imported yet."""
+    """Run a script in a new process that has not imported this package."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
@@ -22,9 +24,11 @@ def run_python(script: str, *arguments: object, **environment: str) -> subproces
 
 
 def test_importing_the_package_does_not_import_mlflow() -> None:
-    """What only reads settings or data must not wait seconds for MLflow."""
-    done = run_python("import sys, macrec_pipeline.tracking; print('mlflow' in sys.modules or 'pandas' in sys.modules)")
-    assert done.stdout.strip() == "False", done.stderr
+    """Code that only reads settings or data must not wait seconds for MLflow."""
+    result = run_python(
+        "import sys, macrec_pipeline.tracking; print('mlflow' in sys.modules or 'pandas' in sys.modules)"
+    )
+    assert result.stdout.strip() == "False", result.stderr
 
 
 SIX_AT_ONCE = """
@@ -34,12 +38,12 @@ from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import open_tracking
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import mlflow.store.tracking.sqlalchemy_store  # once for all six; no store is opened yet
+    import mlflow.store.tracking.sqlalchemy_store  # once for all processes; opens no store
 
 context = multiprocessing.get_context("fork")
 opened = context.Barrier(6)
 
-def make(asset):
+def track(asset):
     tracker = open_tracking(Path(sys.argv[1]))
     opened.wait()
     with tracker.asset_run(
@@ -48,7 +52,7 @@ def make(asset):
         run.log_metrics({"loss": 1.0})
         run.log_text("note.txt", "hello")
 
-processes = [context.Process(target=make, args=(f"asset_{index}",)) for index in range(6)]
+processes = [context.Process(target=track, args=(f"asset_{index}",)) for index in range(6)]
 for process in processes:
     process.start()
 for process in processes:
@@ -57,15 +61,15 @@ sys.exit(sum(process.exitcode != 0 for process in processes))
 """
 
 
-def test_six_processes_at_once_on_a_fresh_home(tmp_path: Path) -> None:
-    """Six processes that touch a fresh home at once make one database, one experiment and one parent, in silence.
+def test_six_processes_open_a_new_home_at_once(tmp_path: Path) -> None:
+    """Six processes that open a new home at once create one database, one experiment and one parent, without output.
 
-    A file that an interrupted first touch left behind does not disturb them.
+    A file left behind by an interrupted process does no harm.
     """
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / ".mlflow.db.unfinished").write_bytes(b"half a database")
-    done = run_python(SIX_AT_ONCE, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = run_python(SIX_AT_ONCE, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     client = connect(tmp_path).client
     runs = client.search_runs([client.get_experiment_by_name("macrec/demo").experiment_id])
     parents = [run for run in runs if run.data.tags["macrec.kind"] == "pipeline"]
@@ -79,7 +83,7 @@ def test_six_processes_at_once_on_a_fresh_home(tmp_path: Path) -> None:
 
 
 def test_everything_stays_below_the_home(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Artifacts go below the home, whatever the working directory, and nothing appears elsewhere."""
+    """Artifacts are stored below the home regardless of the working directory, and nothing is written elsewhere."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -90,8 +94,8 @@ def test_everything_stays_below_the_home(home: Path, monkeypatch: pytest.MonkeyP
     assert list(elsewhere.iterdir()) == []
 
 
-def test_the_store_of_the_environment_is_used(tmp_path: Path, fresh_database: Path) -> None:
-    """`MLFLOW_TRACKING_URI` wins over the home, and is left as it was."""
+def test_the_environment_overrides_the_home(tmp_path: Path, fresh_database: Path) -> None:
+    """`MLFLOW_TRACKING_URI` takes precedence over the home and is not changed."""
     uri = f"sqlite:///{fresh_database}"
     os.environ["MLFLOW_TRACKING_URI"] = uri
     assert open_tracking(tmp_path).uri == uri
@@ -99,8 +103,8 @@ def test_the_store_of_the_environment_is_used(tmp_path: Path, fresh_database: Pa
     assert not (tmp_path / "mlflow" / "mlflow.db").exists()
 
 
-def test_no_process_wide_setting_of_mlflow_is_touched(tmp_path: Path, home: Path) -> None:
-    """Opening a home's store does not decide where other code of the process logs to."""
+def test_process_wide_settings_of_mlflow_stay_unchanged(tmp_path: Path, home: Path) -> None:
+    """Opening the store of a home does not change where other code in the process logs to."""
     import mlflow
 
     before = mlflow.get_tracking_uri()
@@ -109,8 +113,8 @@ def test_no_process_wide_setting_of_mlflow_is_touched(tmp_path: Path, home: Path
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_the_environment_gets_defaults_only(home: Path) -> None:
-    """Telemetry is off and a dead server is given up soon, unless the user says otherwise."""
+def test_the_environment_gets_only_defaults(home: Path) -> None:
+    """Telemetry is off and timeouts are short, unless the user has set the variables."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "77"
     open_tracking(home)
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
@@ -121,8 +125,8 @@ def test_the_environment_gets_defaults_only(home: Path) -> None:
     assert is_telemetry_disabled()
 
 
-def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
-    """A tracking server that does not answer is named, within seconds."""
+def test_an_unreachable_server_raises_an_error_of_one_line(tmp_path: Path) -> None:
+    """The error names the server and comes within seconds."""
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     start = time.monotonic()
@@ -132,8 +136,8 @@ def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20
 
 
-def test_a_file_that_is_no_database_is_one_line(home: Path) -> None:
-    """A damaged database is named at once, where MLflow alone would retry for minutes."""
+def test_a_damaged_database_is_reported_at_once(home: Path) -> None:
+    """The error names the database at once; MLflow alone would retry for minutes."""
     (home / "mlflow" / "mlflow.db").write_bytes(b"this is not a database" * 100)
     start = time.monotonic()
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot be opened.*not a database"):
@@ -141,8 +145,8 @@ def test_a_file_that_is_no_database_is_one_line(home: Path) -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_database_of_another_version_says_what_to_run(home: Path) -> None:
-    """A database that another MLflow made is refused with MLflow's own advice."""
+def test_a_database_of_another_mlflow_version_is_rejected(home: Path) -> None:
+    """The error contains MLflow's own advice on how to upgrade the database."""
     with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
         connection.commit()
@@ -150,22 +154,22 @@ def test_a_database_of_another_version_says_what_to_run(home: Path) -> None:
         open_tracking(home)
 
 
-def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
-    """A file in the place of the home ends in one line that names it."""
+def test_a_home_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
+    """If a file has the name of the home, the error names it."""
     (tmp_path / "home").write_text("not a folder")
     with pytest.raises(TrackingError, match="home"):
         open_tracking(tmp_path / "home")
 
 
 @pytest.mark.parametrize("dataset", ["", "..", "a/b", "Demo", "demo' or '1' = '1"])
-def test_a_data_set_name_that_is_no_name(home: Path, dataset: str) -> None:
-    """A data set's name is part of a path and of a query, so it may hold nothing else than its pattern."""
-    with pytest.raises(TrackingError, match="cannot be a data set"):
+def test_invalid_data_set_names_are_rejected(home: Path, dataset: str) -> None:
+    """The name of a data set is part of a path and of a query, so it must match its pattern."""
+    with pytest.raises(TrackingError, match="is not a valid name of a data set"):
         connect(home).experiment_id(dataset)
 
 
-def test_a_deleted_experiment_comes_back(home: Path) -> None:
-    """An experiment that was deleted in the UI does not block its data set for ever."""
+def test_a_deleted_experiment_is_restored(home: Path) -> None:
+    """An experiment that was deleted in the UI does not block its data set."""
     store = connect(home)
     experiment_id = store.experiment_id("demo")
     store.client.delete_experiment(experiment_id)
@@ -174,7 +178,7 @@ def test_a_deleted_experiment_comes_back(home: Path) -> None:
 
 
 def test_the_server_command(home: Path) -> None:
-    """The UI's server listens on loopback only, with one worker, on the home's own store."""
+    """The server of the UI listens only on loopback, has one worker, and uses the home's own store."""
     arguments, environment = server_command(home, 5055)
     assert arguments[:4] == [sys.executable, "-m", "mlflow", "server"]
     options = dict(zip(arguments[4::2], arguments[5::2], strict=True))
@@ -192,7 +196,7 @@ def test_the_server_command(home: Path) -> None:
 
 
 def test_the_ui_address(home: Path) -> None:
-    """Links point to the UI of the home on loopback, or to where the environment says that it is."""
+    """Links point to the UI on loopback, or to the address in the environment variable."""
     store = connect(home)
     assert store.ui_url == "http://127.0.0.1:5000"
     os.environ["MACREC_MLFLOW_UI_URL"] = "https://mlflow.example.com/"

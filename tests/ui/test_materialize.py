@@ -1,4 +1,4 @@
-"""A newcomer's first quarter of an hour: `macrec ui`, a browser, and nothing typed into a terminal."""
+"""A newcomer's first steps: `macrec ui` and a browser, without typing anything else into a terminal."""
 
 import json
 import os
@@ -38,7 +38,7 @@ overrides:
 
 @pytest.fixture
 def dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The servers of `macrec ui` on a home of their own."""
+    """The Dagster server of `macrec ui`, on a new home."""
     for name in [name for name in os.environ if name.startswith(("MACREC_", "DAGSTER_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     (tmp_path / "datasets").mkdir()
@@ -53,33 +53,35 @@ def dagster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(PROGRAM is None, reason="there is no chromium on this machine: apt-get install chromium")
-def test_the_demo_is_materialized_and_read_in_the_browser(dagster: Server, tmp_path: Path) -> None:
-    """Four buttons start the whole pipeline; the run's page says Success, the report's page the figures of its file."""
+@pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed: apt-get install chromium")
+def test_the_demo_is_materialized_and_inspected_in_the_browser(dagster: Server, tmp_path: Path) -> None:
+    """Four clicks start the whole pipeline. The run's page says Success, and the report's page shows its metrics."""
     (tmp_path / "browser").mkdir()
     with browser(tmp_path / "browser") as page:
         page.open(dagster.url + JOB)
-        page.press("Materialize all…")
-        page.press("All")
-        page.press("Launch 1 run")
-        page.press("View")
+        page.click("Materialize all…")
+        page.click("All")
+        page.click("Launch 1 run")
+        page.click("View")
         run = page.wait_for("location.pathname.split('/runs/')[1]", what="the page of the run")
-        page.open("about:blank")  # an open run's page takes half a processor
-        assert _end_of(dagster, run) == "SUCCESS", (tmp_path / "home" / "logs" / "dagster.log").read_text()[-3000:]
+        page.open("about:blank")  # the page of a run in progress uses half a processor
+        assert _final_status(dagster, run) == "SUCCESS", (tmp_path / "home" / "logs" / "dagster.log").read_text()[
+            -3000:
+        ]
         page.open(f"{dagster.url}/runs/{run}")
         page.wait_for("document.body.innerText.split('\\n').includes('Success')", what="the run's success")
         assert "partition: tiny" in page.text()
-        shown = _metadata(page, dagster, "evaluation_report")
+        metadata = _metadata(page, dagster, "evaluation_report")
     metrics = json.loads((tmp_path / "home" / "tiny" / "evaluation_report" / "metrics.json").read_text())
-    assert int(shown["test_users"]) == metrics["num_test_users"] == 40
+    assert int(metadata["test_users"]) == metrics["num_test_users"] == 40
     for name in ("hr_10", "ndcg_10"):
-        assert float(shown[name]) == pytest.approx(metrics["systems"]["macrec"][name])
+        assert float(metadata[name]) == pytest.approx(metrics["systems"]["macrec"][name])
     manifest = AssetStore(tmp_path / "home", "tiny").manifest("evaluation_report")
-    assert shown["digest"] == manifest.digest
+    assert metadata["digest"] == manifest.digest
 
 
 def _metadata(page: Page, dagster: Server, asset: str) -> dict[str, str]:
-    """What an asset's page shows of its partition, each name with the line after it."""
+    """The metadata that an asset's page shows for its partition: each name with the line after it."""
     page.open(f"{dagster.url}/assets/{asset}?view=partitions&partition=tiny")
     page.wait_for("/\\nMetadata\\n[^]*\\nseconds\\n/.test(document.body.innerText)", what=f"the metadata of {asset}")
     text = page.text()
@@ -88,18 +90,18 @@ def _metadata(page: Page, dagster: Server, asset: str) -> dict[str, str]:
     return dict(pairwise(lines))
 
 
-def _end_of(dagster: Server, run: str) -> str:
-    """The status of a run that is over, asked without the browser, which would take as long as the run itself."""
+def _final_status(dagster: Server, run: str) -> str:
+    """Wait for a run and return its status. The browser is not used, because it would slow the run down."""
     query = json.dumps({"query": f'{{runOrError(runId: "{run}") {{... on Run {{status}}}}}}'}).encode()
     deadline = time.monotonic() + RUN_SECONDS
     while time.monotonic() < deadline:
-        asked = urllib.request.Request(f"{dagster.url}/graphql", query, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            status: str = json.load(answer)["data"]["runOrError"]["status"]
+        request = urllib.request.Request(f"{dagster.url}/graphql", query, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            status: str = json.load(response)["data"]["runOrError"]["status"]
         if status in ("SUCCESS", "FAILURE", "CANCELED"):
             return status
         time.sleep(2)
-    return "not over"
+    return "not finished"
 
 
 def _free_port() -> int:

@@ -1,155 +1,225 @@
-"""Raw interactions and raw items -> clean interactions, the catalogue, and the quarantine (MACRec section 4.1: 5-core).
+"""Cleaning: raw interactions and raw items become clean interactions, the catalogue and the quarantine.
 
-No row disappears: each raw row is kept or lies in quarantine with the first reason that applied, and the result does
-not depend on the order of the lines in the files, unless `ties: position` says that this order counts. The steps, in
-this order:
+No raw row disappears. Each one is either kept, or goes to quarantine with the first reason that applies to it. Reasons
+are checked in this order:
 
-    interactions  what the reader found wrong (invalid_json, wrong_type, wrong_number_of_cells), missing_user_id,
-                  missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating, missing_rating and
-                  below_min_rating (with `min_rating` only); with `session_gap_minutes` sessions are users from here
-                  on; unknown_item, duplicate, then k_core and too_short together until nothing changes
-    items         what the reader found wrong, missing_item_id, duplicate_item, no_interactions (nobody ever touched
-                  it), k_core (who did is gone)
+    interactions   the reader's problem with the row (invalid_json, wrong_type, wrong_number_of_cells);
+                   missing_user_id, missing_item_id, missing_timestamp, timestamp_out_of_range, non_finite_rating;
+                   with `min_rating`: missing_rating, below_min_rating;
+                   (with `session_gap_minutes`, sessions take the place of users from here on)
+                   unknown_item, duplicate;
+                   k_core and too_short, together, until no further row is dropped
+    items          the reader's problem with the row; missing_item_id; duplicate_item;
+                   no_interactions (the item has no usable interaction); k_core (all of its interactions were dropped)
 
-The catalogue holds only items that survive the k-core, as in the paper: leave-one-out ranks nothing else. With
-`keep_items_without_interactions` it holds every item that is sound, and the last two reasons do not apply. The log is
-read in batches and decided upon as numbers (`coded_log`), so that it need not fit into memory as a table.
+As in the paper (MACRec section 4.1: 5-core), the catalogue holds only items that survive the k-core. With
+`keep_items_without_interactions` it holds every valid item, and the last two reasons do not apply.
+
+The result does not depend on the order of lines in the files, except with `ties: position`, where that order is
+meaningful. The log is read in batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a
+table.
+
+Shapes (docs/notation.md): M rows of the log.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data.cleaning.duplicates import duplicate_key, surplus_rows
-from macrec_pipeline.data.cleaning.encoded_log import KEPT, EncodedLog, RawLog, Rule, encode_log, line_positions
-from macrec_pipeline.data.cleaning.k_core import count_codes, iterate_k_core
-from macrec_pipeline.data.cleaning.quality_gate import HINTS, refuse_broken_items, refuse_broken_log
-from macrec_pipeline.data.cleaning.result import CleaningResult, core_detail
-from macrec_pipeline.data.cleaning.sessions import MINUTE_MS, split_sessions
+from macrec_pipeline.data.cleaning.encoded_log import (
+    KEPT,
+    EncodedLog,
+    RawLog,
+    Rule,
+    encode_log,
+    iterate_user_slices,
+    read_batches,
+    renumber_in_id_order,
+    sort_by_user_and_time,
+    source_positions,
+)
+from macrec_pipeline.data.cleaning.k_core import count_rows_by_number, iterate_k_core
+from macrec_pipeline.data.cleaning.quality_gate import (
+    DEFAULT_HINT,
+    HINTS,
+    require_usable_interactions,
+    require_usable_items,
+)
+from macrec_pipeline.data.cleaning.result import CleaningResult, k_core_detail
 from macrec_pipeline.errors import DataError
+from macrec_pipeline.runtime.time_units import DAY_MS, MINUTE_MS
 from macrec_pipeline.schemas import EARLIEST_MS, INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
 
-DAY_MS = 86_400_000
-
-_SOURCE = ["source_file", "source_row"]
+# Duplicates are searched in chunks of this size. It limits the memory for temporary arrays, and changes no result.
+_CHUNK_ROWS = 16_000_000
+_SOURCE = ("source_file", "source_row")
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
 
 @dataclass(frozen=True)
 class CleanTables:
-    """What cleaning leaves: `INTERACTIONS`, `ITEMS` and, with every other raw row, `QUARANTINE`."""
+    """The tables that cleaning produces: `INTERACTIONS`, `ITEMS`, and `QUARANTINE` with every other raw row."""
 
     interactions: pl.DataFrame
     items: pl.DataFrame
     quarantine: pl.DataFrame
 
 
-def latest_ms() -> int:
-    """The latest plausible time of an interaction: a day from now, for clocks in other zones."""
+def latest_plausible_ms() -> int:
+    """Return the latest time that an interaction may have: a day from now, to allow for clocks in other time zones."""
     return int(time.time() * 1000) + DAY_MS
 
 
 def clean(
     raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
 ) -> CleanTables:
-    """What `clean_log` finds as whole tables; arguments and errors as there."""
-    log = clean_log(raw_interactions, raw_items, config, latest=latest)
+    """Clean the raw tables and return the result as whole tables. For arguments and errors, see `clean_log`."""
+    result = clean_log(raw_interactions, raw_items, config, latest=latest)
     return CleanTables(
-        INTERACTIONS.check(pl.concat(log.interactions())), log.items, QUARANTINE.check(pl.concat(log.quarantine()))
+        INTERACTIONS.check(pl.concat(result.interactions())),
+        result.items,
+        QUARANTINE.check(pl.concat(result.quarantine())),
     )
 
 
 def clean_log(
     raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
 ) -> CleaningResult:
-    """Drop what cannot be used, with the reason, and keep the k-core.
+    """Decide for each raw row whether it is kept, and why not.
 
     Args:
-        raw_interactions: `RAW_INTERACTIONS`, a table or a scan, which is read a few times in batches.
+        raw_interactions: `RAW_INTERACTIONS`, as a table or as a scan. It is read several times, in batches.
         raw_items: `RAW_ITEMS`.
-        config: thresholds and the policy for repeated rows.
-        latest: the latest accepted time in ms since the epoch; None: a day from now.
+        config: thresholds, and what to do with duplicates and equal times.
+        latest: the latest accepted timestamp, in milliseconds since the epoch; None for `latest_plausible_ms`.
 
     Raises:
-        SchemaError: a raw table is not of its schema.
-        DataError: more rows are broken than `max_quarantined_share`, or nothing is left; says which reason took how
-            many rows.
+        SchemaError: a raw table breaks its schema.
+        DataError: the share of unusable rows is larger than `max_quarantined_share`, or no interaction is left. The
+            message counts the dropped rows by reason.
     """
     RAW_INTERACTIONS.check(
         raw_interactions if isinstance(raw_interactions, pl.DataFrame) else raw_interactions.head(0).collect()
     )
     RAW_ITEMS.check(raw_items)
-    catalogue = _Sieve(raw_items, "raw_items")
-    _sift_items(catalogue, allowed=config.max_quarantined_share)
+    catalogue = _ItemRows(raw_items)
+    _drop_unusable_items(catalogue, max_share=config.max_quarantined_share)
+    _drop_duplicate_items(catalogue)
     rules = [
         *_reader_rules(raw_interactions),
-        *_value_rules(config, latest_ms() if latest is None else latest),
-        *_log_rules(config),
+        *_value_rules(config, latest_plausible_ms() if latest is None else latest),
+        *_rules_applied_to_the_log(config),
     ]
-    number = {rule.reason: place for place, rule in enumerate(rules, start=1)}
+    reason_number = {rule.reason: number for number, rule in enumerate(rules, start=1)}
     log = encode_log(raw_interactions, rules)
     if config.session_gap_minutes is not None:
         log = split_sessions(log, gap_ms=config.session_gap_minutes * MINUTE_MS)
-    _mark_unknown_items(log, catalogue.rows["item_id"], number["unknown_item"])
-    refuse_broken_log(raw_interactions, log, rules, allowed=config.max_quarantined_share)
-    log.reasons[surplus_rows(raw_interactions, log, config)] = number["duplicate"]
-    alive = log.reasons == KEPT
-    touched = _by_item(log, alive, "num_before")
-    peeled = []
-    for fallen in iterate_k_core(log.users, log.items, alive, k_core=config.k_core):
-        in_core = (fallen.of_user >= config.k_core) & (fallen.of_item >= config.k_core)
-        log.reasons[fallen.rows] = np.where(in_core, number["too_short"], number["k_core"])
-        peeled.append(fallen)
-    if not alive.any():
-        raise DataError(_why_nothing_is_left(log, rules, config))
+    _mark_unknown_items(log, catalogue.remaining["item_id"], reason_number["unknown_item"])
+    require_usable_interactions(raw_interactions, log, rules, max_share=config.max_quarantined_share)
+    log.reasons[_duplicate_rows(raw_interactions, log, config)] = reason_number["duplicate"]
+    active = log.reasons == KEPT
+    counts_before_k_core = _count_by_item(log, active, "num_before")
+    k_core_rounds = []
+    for k_core_round in iterate_k_core(log.users, log.items, active, k_core=config.k_core):
+        in_core = (k_core_round.user_counts >= config.k_core) & (k_core_round.item_counts >= config.k_core)
+        log.reasons[k_core_round.rows] = np.where(in_core, reason_number["too_short"], reason_number["k_core"])
+        k_core_rounds.append(k_core_round)
+    if not active.any():
+        raise DataError(_explain_empty_result(log, rules, config))
+    counts = _count_by_item(log, active, "num_interactions")
     if not config.keep_items_without_interactions:
-        _drop_items_outside(catalogue, _by_item(log, alive, "num_interactions"), touched)
-    items = _catalogue(catalogue.rows, _by_item(log, alive, "num_interactions"))
-    dropped_items = pl.concat(catalogue.dropped).sort("table", *_SOURCE)
-    positions = line_positions(raw_interactions, log) if config.ties == "position" else None
+        _drop_items_outside_core(catalogue, counts, counts_before_k_core)
+    items = _number_items(catalogue.remaining, counts)
+    quarantined_items = pl.concat(catalogue.quarantined).sort("table", *_SOURCE)
+    positions = source_positions(raw_interactions, log) if config.ties == "position" else None
     return CleaningResult(
-        raw_interactions, log, rules, peeled, config.k_core, positions, ITEMS.check(items), dropped_items
+        raw_interactions, log, rules, k_core_rounds, config.k_core, positions, ITEMS.check(items), quarantined_items
     )
 
 
-def _problem_parts() -> tuple[pl.Expr, pl.Expr]:
-    """Reason and detail of a row that the reader cannot vouch for."""
+def split_sessions(log: EncodedLog, *, gap_ms: float) -> EncodedLog:
+    """Split each user's interactions into sessions, which then take the place of users.
+
+    From then on, each session has a history of its own, with its own validation and test target. The split depends on
+    the times alone, not on the order of rows.
+
+    Args:
+        log: the encoded log. Rows that break a rule belong to no session.
+        gap_ms: a pause longer than this separates two sessions.
+
+    Returns:
+        The same log, sharing its other columns, with the sessions `USER#1`, `USER#2`, ... as users. Every user ID gets
+        such a number, so the sessions of two users never share an ID, whatever characters the IDs contain.
+    """
+    sessions = np.zeros(len(log), dtype=np.uint32)
+    session_ids, num_sessions = [pl.Series([], dtype=pl.String)], 0
+    for rows in iterate_user_slices(log.users, log.reasons == KEPT):
+        users, times = log.users[rows], log.timestamps[rows]
+        order = sort_by_user_and_time(users, times)
+        users, times = users[order], times[order]
+        starts_user = np.append(True, users[1:] != users[:-1])
+        starts_session = starts_user | np.append(True, times[1:] - times[:-1] > gap_ms)
+        sessions[rows[order]] = np.cumsum(starts_session) - 1 + num_sessions
+        session_ids.append(_session_ids(log.user_ids.gather(users[starts_session]), starts_user[starts_session]))
+        num_sessions += len(session_ids[-1])
+    ids = renumber_in_id_order(sessions, pl.concat(session_ids))
+    return replace(log, users=sessions, user_ids=ids)
+
+
+def _session_ids(user_ids: pl.Series, is_first: NDArray[np.bool_]) -> pl.Series:
+    """Number sessions per user.
+
+    Args:
+        user_ids: the user of each session; a user's sessions are consecutive and in order.
+        is_first: bool, one per session: whether it is its user's first.
+    """
+    positions = np.arange(len(is_first))
+    numbers = positions - np.maximum.accumulate(np.where(is_first, positions, 0)) + 1
+    return pl.select(pl.format("{}#{}", user_ids, pl.Series(numbers))).to_series()
+
+
+def _split_problem() -> tuple[pl.Expr, pl.Expr]:
+    """Return the reason and the detail in the reader's `problem` column."""
     parts = pl.col("problem").str.splitn(": ", 2).struct
     return parts.field("field_0"), parts.field("field_1")
 
 
 def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
-    """A rule for each reason that the reader gave: most logs have none, and no row is looked at for it again."""
-    reason, detail = _problem_parts()
-    given = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
+    """Return one rule per reason that occurs in `problem`; most logs have none, and then no row is checked for it."""
+    reason, detail = _split_problem()
+    reasons = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
     return [
-        Rule(name, reason == name, detail, broken=True) for name in given.collect(engine="streaming").to_series().sort()
+        Rule(name, reason == name, detail, is_data_fault=True)
+        for name in reasons.collect(engine="streaming").to_series().sort()
     ]
 
 
 def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
-    """What a row by itself may break."""
-    stamp, rating = pl.col("timestamp"), pl.col("rating")
+    """Return the rules that look at the values of a single row."""
+    timestamp, rating = pl.col("timestamp"), pl.col("rating")
     rules = [
-        Rule(f"missing_{name}", pl.col(name).is_null() | (pl.col(name) == ""), _NO_DETAIL, broken=True)
+        Rule(f"missing_{name}", pl.col(name).is_null() | (pl.col(name) == ""), _NO_DETAIL, is_data_fault=True)
         for name in ("user_id", "item_id")
     ]
     rules += [
         Rule(
-            "missing_timestamp", stamp.is_null(), pl.lit("empty, or not readable in the data set's unit"), broken=True
+            "missing_timestamp",
+            timestamp.is_null(),
+            pl.lit("empty, or not readable in the data set's unit"),
+            is_data_fault=True,
         ),
         Rule(
             "timestamp_out_of_range",
-            (stamp < EARLIEST_MS) | (stamp > latest),
-            pl.format("{} ms since 1970 is before 1990 or after tomorrow", stamp),
-            broken=True,
+            (timestamp < EARLIEST_MS) | (timestamp > latest),
+            pl.format("{} ms since 1970 is before 1990 or after tomorrow", timestamp),
+            is_data_fault=True,
         ),
-        Rule("non_finite_rating", rating.is_not_null() & ~rating.is_finite(), _NO_DETAIL, broken=True),
+        Rule("non_finite_rating", rating.is_not_null() & ~rating.is_finite(), _NO_DETAIL, is_data_fault=True),
     ]
     if config.min_rating is not None:
         rules += [
@@ -159,86 +229,152 @@ def _value_rules(config: CleaningConfig, latest: int) -> list[Rule]:
     return rules
 
 
-def _log_rules(config: CleaningConfig) -> list[Rule]:
-    """What a row breaks beside other rows, found after the log was read."""
-    which = "last" if config.duplicates == "last" else "first"
-    stays = pl.lit(f"the {which} row of {', '.join(duplicate_key(config))} stays")
+def _rules_applied_to_the_log(config: CleaningConfig) -> list[Rule]:
+    """Return the rules that depend on other rows too; `clean_log` marks their rows once the log is encoded."""
+    kept_row = "last" if config.duplicates == "last" else "first"
     details = {
         "unknown_item": pl.lit("not in raw_items"),
-        "duplicate": stays,
-        "k_core": core_detail(config.k_core),
-        "too_short": core_detail(config.k_core),
+        "duplicate": pl.lit(f"the {kept_row} row of {', '.join(_duplicate_key(config))} stays"),
+        "k_core": k_core_detail(config.k_core),
+        "too_short": k_core_detail(config.k_core),
     }
-    of_session = config.session_gap_minutes is not None
+    names_session = config.session_gap_minutes is not None
     return [
-        Rule(reason, pl.lit(False), detail, of_session, broken=reason == "unknown_item")
+        Rule(reason, pl.lit(False), detail, names_session, is_data_fault=reason == "unknown_item")
         for reason, detail in details.items()
     ]
 
 
-def _mark_unknown_items(log: EncodedLog, known_ids: pl.Series, reason: int) -> None:
-    unknown = ~log.item_ids.is_in(known_ids.implode()).to_numpy()
-    if unknown.any():
-        log.reasons[(log.reasons == KEPT) & unknown[log.items]] = reason
+def _mark_unknown_items(log: EncodedLog, catalogue_ids: pl.Series, reason_number: int) -> None:
+    is_unknown = ~log.item_ids.is_in(catalogue_ids.implode()).to_numpy()
+    if is_unknown.any():
+        log.reasons[(log.reasons == KEPT) & is_unknown[log.items]] = reason_number
 
 
-def _by_item(log: EncodedLog, alive: NDArray[np.bool_], name: str) -> pl.DataFrame:
-    """How many rows take part of each item that has any: item_id and a count."""
-    counts = count_codes(log.items, alive)
-    codes = np.flatnonzero(counts)
+def _count_by_item(log: EncodedLog, active: NDArray[np.bool_], name: str) -> pl.DataFrame:
+    """Count the active rows per item, in a column `name` beside item_id; items without any are left out."""
+    counts = count_rows_by_number(log.items, active)
+    numbers = np.flatnonzero(counts)
     return pl.DataFrame(
-        {"item_id": log.item_ids.gather(codes), name: counts[codes]}, schema={"item_id": pl.String, name: pl.Int64}
+        {"item_id": log.item_ids.gather(numbers), name: counts[numbers]}, schema={"item_id": pl.String, name: pl.Int64}
     )
 
 
-class _Sieve:
-    """Rows of one raw table that passed so far, and the quarantine rows of those that did not."""
+def _duplicate_key(config: CleaningConfig) -> list[str]:
+    """Return the columns in which duplicates agree; with `duplicates: keep` the timestamp is one of them."""
+    return ["user_id", "item_id"] if config.duplicates != "keep" else ["user_id", "item_id", "timestamp"]
 
-    def __init__(self, rows: pl.DataFrame, table: str) -> None:
-        self.rows = rows
-        self.table = table
-        self.dropped: list[pl.DataFrame] = [QUARANTINE.empty()]
 
-    def drop_unreadable(self) -> None:
-        """Move the rows that the reader cannot vouch for to quarantine, with the reader's reason."""
-        reason, detail = _problem_parts()
-        self.drop(pl.col("problem").is_not_null(), reason, detail)
+def _duplicate_rows(raw: RawLog, log: EncodedLog, config: CleaningConfig) -> NDArray[np.int64]:
+    """Return the duplicates to drop: of each group of rows with the same key, all but the one that is kept.
 
-    def drop(self, bad: pl.Expr, reason: str | pl.Expr, detail: pl.Expr | None = None) -> None:
-        """Move the rows where `bad` holds to quarantine."""
-        marked = self.rows.with_columns(bad.fill_null(False).alias("_bad"))
-        gone = marked.filter("_bad").drop("_bad")
-        if gone.is_empty():
+    Args:
+        raw: the log as it was read, for the source of each row.
+        log: the same rows, encoded; rows that already break a rule are ignored.
+        config: whether the first or the last row is kept. Rows are ordered by time, and at the same time by rating and
+            then source, or by source alone with `ties: position`.
+    """
+    rows = _rows_of_repeated_pairs(log)
+    if not len(rows):
+        return rows
+    repeated = _read_rows(raw, rows, *_SOURCE).with_columns(
+        pl.Series("row", rows),
+        pl.Series("user_id", log.users[rows]),
+        pl.Series("item_id", log.items[rows]),
+        pl.Series("timestamp", log.timestamps[rows]),
+        pl.Series("rating", log.ratings[rows], nan_to_null=True),
+    )
+    # Only the repeated rows are sorted: sorting the whole log would cost more than the rest of this function.
+    ties = _SOURCE if config.ties == "position" else ("rating", *_SOURCE)
+    ordered = repeated.sort("timestamp", *ties, nulls_last=True, descending=config.duplicates == "last")
+    return ordered.filter(~pl.struct(_duplicate_key(config)).is_first_distinct())["row"].to_numpy()
+
+
+def _rows_of_repeated_pairs(log: EncodedLog) -> NDArray[np.int64]:
+    """Return the kept rows, ascending, whose (user, item) pair occurs in another kept row too."""
+    pairs = np.full(len(log), -1, dtype=np.int64)
+    for chunk in _chunks(len(log)):
+        pairs[chunk] = np.where(log.reasons[chunk] == KEPT, _pair_numbers(log, chunk), -1)
+    pairs.sort()
+    repeated = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+    del pairs
+    repeated = repeated[repeated >= 0]
+    if not len(repeated):
+        return repeated
+    # Most rows are ruled out by their user or their item alone, which is cheaper than looking up the pair.
+    has_repeat_user, has_repeat_item = (np.zeros(len(ids), dtype=bool) for ids in (log.user_ids, log.item_ids))
+    has_repeat_user[repeated // len(log.item_ids)] = has_repeat_item[repeated % len(log.item_ids)] = True
+    repeated_set = pl.Series(repeated).implode()
+    found = []
+    for chunk in _chunks(len(log)):
+        candidates = np.flatnonzero(
+            has_repeat_user[log.users[chunk]] & has_repeat_item[log.items[chunk]] & (log.reasons[chunk] == KEPT)
+        )
+        candidate_pairs = pl.Series(_pair_numbers(log, chunk)[candidates])
+        found.append(candidates[candidate_pairs.is_in(repeated_set).to_numpy()] + chunk.start)
+    return np.concatenate(found)
+
+
+def _pair_numbers(log: EncodedLog, chunk: slice) -> NDArray[np.int64]:
+    """Return one number per row of a chunk that stands for its (user, item) pair."""
+    return log.users[chunk].astype(np.int64) * len(log.item_ids) + log.items[chunk]
+
+
+def _read_rows(raw: RawLog, rows: NDArray[np.int64], *columns: str) -> pl.DataFrame:
+    """Read some columns of some rows, which must ascend."""
+    found = []
+    for start, batch in read_batches(raw, *columns):
+        first, end = np.searchsorted(rows, [start, start + batch.height])
+        found.append(batch[rows[first:end] - start])
+    return pl.concat(found)
+
+
+def _chunks(num_rows: int) -> list[slice]:
+    return [slice(start, min(start + _CHUNK_ROWS, num_rows)) for start in range(0, num_rows, _CHUNK_ROWS)]
+
+
+class _ItemRows:
+    """The rows of `raw_items`: those that remain, and those that were dropped, as `QUARANTINE` tables."""
+
+    def __init__(self, raw_items: pl.DataFrame) -> None:
+        self.remaining = raw_items
+        self.quarantined: list[pl.DataFrame] = [QUARANTINE.empty()]
+
+    def drop(self, is_bad: pl.Expr, reason: str | pl.Expr, detail: pl.Expr = _NO_DETAIL) -> None:
+        """Move the rows for which `is_bad` is true to quarantine; null counts as false."""
+        marked = self.remaining.with_columns(is_bad.fill_null(False).alias("_is_bad"))
+        dropped = marked.filter("_is_bad")
+        if dropped.is_empty():
             return
-        text = pl.lit(None, dtype=pl.String) if detail is None else detail
-        self.take(
-            marked.filter(~pl.col("_bad")).drop("_bad"),
-            gone.with_columns(
-                (pl.lit(reason) if isinstance(reason, str) else reason).alias("reason"), text.alias("detail")
-            ),
+        self.remaining = marked.filter(~pl.col("_is_bad")).drop("_is_bad")
+        self.quarantined.append(
+            dropped.with_columns(
+                pl.lit("raw_items").alias("table"),
+                pl.lit(None, dtype=pl.String).alias("user_id"),
+                (pl.lit(reason) if isinstance(reason, str) else reason).alias("reason"),
+                detail.alias("detail"),
+            ).select(*QUARANTINE.columns)
         )
 
-    def take(self, kept: pl.DataFrame, dropped: pl.DataFrame) -> None:
-        """Go on with `kept`; `dropped` has the columns reason and detail."""
-        self.rows = kept
-        if "user_id" not in dropped.columns:
-            dropped = dropped.with_columns(pl.lit(None, dtype=pl.String).alias("user_id"))
-        self.dropped.append(dropped.with_columns(pl.lit(self.table).alias("table")).select(*QUARANTINE.columns))
 
-
-def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
-    """One row an item: the one with most cells filled, then the longest text, then the first."""
-    num_rows = catalogue.rows.height
-    catalogue.drop_unreadable()
+def _drop_unusable_items(catalogue: _ItemRows, *, max_share: float) -> None:
+    """Drop the rows that have no ID or that the reader could not interpret; `DataError` if their share is too large."""
+    num_rows = catalogue.remaining.height
+    reason, detail = _split_problem()
+    catalogue.drop(pl.col("problem").is_not_null(), reason, detail)
     catalogue.drop(pl.col("item_id").is_null() | (pl.col("item_id") == ""), "missing_item_id")
-    refuse_broken_items(pl.concat(catalogue.dropped), num_rows=num_rows, allowed=allowed)
-    filled = pl.sum_horizontal(pl.col("title", "text", "image_path", "categories").is_not_null())
-    length = pl.col("text").str.len_chars().fill_null(0)
-    # Lines come last: the same rows in another order must give the same catalogue.
+    require_usable_items(pl.concat(catalogue.quarantined), num_rows=num_rows, max_share=max_share)
+
+
+def _drop_duplicate_items(catalogue: _ItemRows) -> None:
+    """Keep one row per item: the one with the most filled cells, then the one with the longest text, then the first."""
+    num_filled = pl.sum_horizontal(pl.col("title", "text", "image_path", "categories").is_not_null())
+    text_length = pl.col("text").str.len_chars().fill_null(0)
+    # The source comes last, so that the same rows in another order give the same catalogue.
     order = [
         "item_id",
-        -filled.cast(pl.Int64),
-        -length.cast(pl.Int64),
+        -num_filled.cast(pl.Int64),
+        -text_length.cast(pl.Int64),
         "title",
         "text",
         "image_path",
@@ -246,7 +382,7 @@ def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
         "categories",
         *_SOURCE,
     ]
-    catalogue.rows = catalogue.rows.sort(order, nulls_last=True).with_columns(
+    catalogue.remaining = catalogue.remaining.sort(order, nulls_last=True).with_columns(
         pl.col("source_row").first().over("item_id").alias("_kept_row"),
         pl.col("source_file").first().over("item_id").alias("_kept_file"),
     )
@@ -255,23 +391,25 @@ def _sift_items(catalogue: _Sieve, *, allowed: float) -> None:
         "duplicate_item",
         pl.format("row {} of {} is kept", "_kept_row", "_kept_file"),
     )
-    catalogue.rows = catalogue.rows.drop("_kept_row", "_kept_file")
+    catalogue.remaining = catalogue.remaining.drop("_kept_row", "_kept_file")
 
 
-def _drop_items_outside(catalogue: _Sieve, counts: pl.DataFrame, touched: pl.DataFrame) -> None:
-    """Move the items that the k-core lacks to quarantine."""
-    catalogue.rows = catalogue.rows.join(counts, on="item_id", how="left").join(touched, on="item_id", how="left")
+def _drop_items_outside_core(catalogue: _ItemRows, counts: pl.DataFrame, counts_before_k_core: pl.DataFrame) -> None:
+    """Drop the items without interactions, and those whose interactions were all dropped by the k-core."""
+    catalogue.remaining = catalogue.remaining.join(counts, on="item_id", how="left").join(
+        counts_before_k_core, on="item_id", how="left"
+    )
     catalogue.drop(pl.col("num_before").is_null(), "no_interactions", pl.lit("none, or none that could be used"))
     catalogue.drop(
         pl.col("num_interactions").is_null(),
         "k_core",
         pl.format("all of its {} interactions went to quarantine", "num_before"),
     )
-    catalogue.rows = catalogue.rows.drop("num_interactions", "num_before")
+    catalogue.remaining = catalogue.remaining.drop("num_interactions", "num_before")
 
 
-def _catalogue(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
-    """`ITEMS`: the items that are left in the order of their ids, with index and count."""
+def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
+    """Return `ITEMS`: the remaining items in the order of their IDs, with item_index and num_interactions."""
     return (
         rows.join(counts, on="item_id", how="left")
         .sort("item_id")
@@ -283,17 +421,17 @@ def _catalogue(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _why_nothing_is_left(log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
+def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
     if not len(log):
-        return "raw_interactions has no row: the interaction file is empty."
-    numbers = log.broken_by_rule(len(rules)).tolist()
-    counts = sorted((-count, rule.reason) for count, rule in zip(numbers, rules, strict=True) if count)
-    steps = ", ".join(f"{reason} {-count}" for count, reason in counts)
+        return "raw_interactions has no rows: the interaction file is empty."
+    count_by_rule = log.count_rows_by_rule(len(rules)).tolist()
+    counts = sorted((-count, rule.reason) for count, rule in zip(count_by_rule, rules, strict=True) if count)
+    dropped = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hints = HINTS | {
-        "below_min_rating": "Lower cleaning.min_rating.",
-        "missing_rating": "Name the column as rating in the data set's file, or leave cleaning.min_rating out.",
-        "k_core": f"Lower k_core (now {config.k_core}) or bring more interactions.",
-        "too_short": "Leave-one-out needs users with three interactions.",
+        "below_min_rating": "Lower `cleaning.min_rating`.",
+        "missing_rating": "Map the rating column in the data set's YAML file, or unset `cleaning.min_rating`.",
+        "k_core": f"Lower `cleaning.k_core` (now {config.k_core}) or provide more interactions.",
+        "too_short": "Leave-one-out needs users with at least three interactions.",
     }
-    hint = hints.get(counts[0][1], "Look at the file's columns and the mapping in the data set's file.")
-    return f"Cleaning left none of {len(log)} interactions. Rows removed by reason: {steps}. {hint}"
+    hint = hints.get(counts[0][1], DEFAULT_HINT)
+    return f"Cleaning left none of {len(log)} interactions. Rows dropped by reason: {dropped}. {hint}"

@@ -1,7 +1,9 @@
-"""Rows that nobody could use, counted: too many of them mean a wrong file or a wrong mapping, and stop the run.
+"""The quality gate: too many unusable rows in a raw table mean a wrong file or a wrong mapping, and stop the run.
 
-Broken is what the reader cannot vouch for, and a row without a usable id, time or rating, or with an item that the
-catalogue lacks. What a setting leaves out on purpose (duplicates, low ratings, the k-core) is no fault of the file.
+A row is unusable if the reader could not interpret it, if it has no valid ID, time or rating, or if its item is not in
+the catalogue. Rows that a setting drops on purpose (duplicates, low ratings, the k-core) are no fault of the file and
+do not count. Each function returns normally if the share of unusable rows is acceptable and otherwise raises a
+`DataError` that lists the reasons with examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from macrec_pipeline.data.cleaning.encoded_log import EncodedLog, RawLog, Rule
 from macrec_pipeline.errors import DataError
@@ -16,55 +19,76 @@ from macrec_pipeline.schemas import QUARANTINE
 
 NUM_EXAMPLES = 3
 HINTS = {
-    "invalid_json": "Is it the file that the reader expects, and did its download end well?",
-    "wrong_number_of_cells": "Is it the file that the reader expects?",
-    "wrong_type": "Is it the file that the reader expects?",
-    "unknown_item": "Check that the item ids of both files mean the same.",
-    "missing_timestamp": "Check timestamp and timestamp_unit in the data set's file.",
-    "timestamp_out_of_range": "Check timestamp_unit in the data set's file.",
+    "invalid_json": "Check that this is the file that the reader expects and that its download finished.",
+    "wrong_number_of_cells": "Check that this is the file that the reader expects.",
+    "wrong_type": "Check that this is the file that the reader expects.",
+    "unknown_item": "Check that both files use the same item IDs.",
+    "missing_timestamp": "Check `timestamp` and `timestamp_unit` in the data set's YAML file.",
+    "timestamp_out_of_range": "Check `timestamp_unit` in the data set's YAML file.",
 }
-"""What to look at where a reason is the most frequent one."""
+"""Reason -> what to check if it is the most frequent one."""
+DEFAULT_HINT = "Check the file's columns and their mapping in the data set's YAML file."
 
 
 @dataclass(frozen=True)
-class _Broken:
-    """Rows of one reason: how many, and the first of them as `QUARANTINE`."""
+class _UnusableRows:
+    """The unusable rows of one reason: how many there are, and the first of them as `QUARANTINE` rows."""
 
     reason: str
     count: int
     examples: pl.DataFrame
 
 
-def refuse_broken_log(raw: RawLog, log: EncodedLog, rules: Sequence[Rule], *, allowed: float) -> None:
-    """Raise `DataError` if more than the share `allowed` of the log's rows break a rule that is `broken`.
+def require_usable_interactions(raw: RawLog, log: EncodedLog, rules: Sequence[Rule], *, max_share: float) -> None:
+    """Check the share of interactions that break a rule with `is_data_fault`.
 
-    The error names each reason with its count and the first three rows; one more pass over the log finds them.
+    Args:
+        raw: `RAW_INTERACTIONS`. If the check fails, it is read once more to find the examples.
+        log: the same rows, encoded.
+        rules: the rules behind the log's reason numbers.
+        max_share: the largest acceptable share.
+
+    Raises:
+        DataError: the share is larger; the message gives the count and the first three rows of each reason.
     """
-    counts = log.broken_by_rule(len(rules))
-    numbers = {rule.reason: place for place, rule in enumerate(rules, start=1) if rule.broken and counts[place - 1]}
-    if sum(counts[number - 1] for number in numbers.values()) <= allowed * len(log):
+    counts = log.count_rows_by_rule(len(rules))
+    numbers = {
+        rule.reason: number for number, rule in enumerate(rules, start=1) if rule.is_data_fault and counts[number - 1]
+    }
+    if sum(counts[number - 1] for number in numbers.values()) <= max_share * len(log):
         return
-    places = {reason: np.flatnonzero(log.reasons == number)[:NUM_EXAMPLES] for reason, number in numbers.items()}
-    first = pl.Series("_place", np.concatenate(list(places.values())), dtype=pl.UInt32)
-    rows = raw.lazy().with_row_index("_place").filter(pl.col("_place").is_in(first.implode())).collect()
-    found = [
-        _Broken(reason, int(counts[number - 1]), _examples(rows, places[reason], rules[number - 1]))
+    example_rows = {reason: np.flatnonzero(log.reasons == number)[:NUM_EXAMPLES] for reason, number in numbers.items()}
+    all_examples = pl.Series("_row", np.concatenate(list(example_rows.values())), dtype=pl.UInt32)
+    examples = raw.lazy().with_row_index("_row").filter(pl.col("_row").is_in(all_examples.implode())).collect()
+    unusable = [
+        _UnusableRows(
+            reason, int(counts[number - 1]), _as_quarantine(examples, example_rows[reason], rules[number - 1])
+        )
         for reason, number in numbers.items()
     ]
-    raise DataError(_complaint("raw_interactions", found, num_rows=len(log), allowed=allowed))
+    raise DataError(_error_message("raw_interactions", unusable, num_rows=len(log), max_share=max_share))
 
 
-def refuse_broken_items(dropped: pl.DataFrame, *, num_rows: int, allowed: float) -> None:
-    """Raise `DataError` if `dropped`, the broken rows of `raw_items` as `QUARANTINE`, are more than `allowed`."""
-    if dropped.height <= allowed * num_rows:
+def require_usable_items(quarantined: pl.DataFrame, *, num_rows: int, max_share: float) -> None:
+    """Check the share of unusable catalogue rows.
+
+    Args:
+        quarantined: the unusable rows of `raw_items`, as `QUARANTINE`.
+        num_rows: all rows of `raw_items`.
+        max_share: the largest acceptable share.
+
+    Raises:
+        DataError: the share is larger; the message gives the count and the first three rows of each reason.
+    """
+    if quarantined.height <= max_share * num_rows:
         return
-    found = [_Broken(str(reason), rows.height, rows) for (reason,), rows in dropped.group_by("reason")]
-    raise DataError(_complaint("raw_items", found, num_rows=num_rows, allowed=allowed))
+    unusable = [_UnusableRows(str(reason), rows.height, rows) for (reason,), rows in quarantined.group_by("reason")]
+    raise DataError(_error_message("raw_items", unusable, num_rows=num_rows, max_share=max_share))
 
 
-def _examples(rows: pl.DataFrame, places: np.ndarray, rule: Rule) -> pl.DataFrame:
+def _as_quarantine(examples: pl.DataFrame, rows: NDArray[np.int64], rule: Rule) -> pl.DataFrame:
     return (
-        rows.filter(pl.col("_place").is_in(places.tolist()))
+        examples.filter(pl.col("_row").is_in(rows.tolist()))
         .with_columns(
             pl.lit("raw_interactions").alias("table"), pl.lit(rule.reason).alias("reason"), rule.detail.alias("detail")
         )
@@ -72,22 +96,24 @@ def _examples(rows: pl.DataFrame, places: np.ndarray, rule: Rule) -> pl.DataFram
     )
 
 
-def _complaint(table: str, found: Sequence[_Broken], *, num_rows: int, allowed: float) -> str:
-    ordered = sorted(found, key=lambda broken: (-broken.count, broken.reason))
-    total = sum(broken.count for broken in ordered)
-    reasons = " ".join(f"{one.reason} {one.count:,}: {_shown(one.examples)}." for one in ordered)
-    hint = HINTS.get(ordered[0].reason, "Look at the file's columns and the mapping in the data set's file.")
+def _error_message(table: str, unusable: Sequence[_UnusableRows], *, num_rows: int, max_share: float) -> str:
+    by_frequency = sorted(unusable, key=lambda rows: (-rows.count, rows.reason))
+    total = sum(rows.count for rows in by_frequency)
+    reasons = " ".join(f"{rows.reason} ({rows.count:,}): {_describe_examples(rows.examples)}." for rows in by_frequency)
+    hint = HINTS.get(by_frequency[0].reason, DEFAULT_HINT)
     return (
-        f"{table}: {total:,} of {num_rows:,} rows ({total / num_rows:.1%}) cannot be used, more than the {allowed:.1%} "
-        f"of cleaning.max_quarantined_share. {reasons} {hint} If the rest is good, raise that share."
+        f"{table}: {total:,} of {num_rows:,} rows ({total / num_rows:.1%}) are unusable, which is more than "
+        f"`cleaning.max_quarantined_share` allows ({max_share:.1%}). {reasons} {hint} If the remaining rows are good, "
+        "raise `cleaning.max_quarantined_share`."
     )
 
 
-def _shown(examples: pl.DataFrame) -> str:
+def _describe_examples(examples: pl.DataFrame) -> str:
     rows = examples.sort("source_file", "source_row").head(NUM_EXAMPLES).iter_rows(named=True)
-    return "; ".join(f"row {row['source_row']} of {row['source_file']} ({_cells(row)})" for row in rows)
+    return "; ".join(f"row {row['source_row']} of {row['source_file']} ({_describe_cells(row)})" for row in rows)
 
 
-def _cells(row: Mapping[str, str | int | None]) -> str:
+def _describe_cells(row: Mapping[str, str | int | None]) -> str:
+    """Describe a row by its user, item and detail, cut short: they come from the file and may be of any length."""
     ids = ", ".join(f"{name[:-3]} {str(row[name])[:40]!r}" for name in ("user_id", "item_id") if row[name] is not None)
-    return ": ".join(part for part in (ids, str(row["detail"] or "")[:100]) if part) or "no id"
+    return ": ".join(part for part in (ids, str(row["detail"] or "")[:100]) if part) or "no ID"

@@ -1,6 +1,9 @@
-"""The decided log -> `INTERACTIONS` and `QUARANTINE`, slice by slice in their order; neither need fit into memory.
+"""The result of cleaning, from which the `interactions` and `quarantine` tables are written.
 
-M rows, U users.
+`clean_log` returns a `CleaningResult`: the encoded log with a reason for each dropped row. Its `interactions` and
+`quarantine` methods yield the two tables slice by slice, in the order of their rows, so neither has to fit into memory.
+
+Shapes (docs/notation.md): M rows of the log, U users.
 """
 
 from collections import deque
@@ -12,139 +15,166 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macrec_pipeline.data.cleaning.encoded_log import KEPT, EncodedLog, RawLog, Rule, batches
-from macrec_pipeline.data.cleaning.k_core import KCoreRound, count_codes, needed_of_user
-from macrec_pipeline.data.cleaning.user_slices import order_of, slices_of_users
+from macrec_pipeline.data.cleaning.encoded_log import (
+    KEPT,
+    EncodedLog,
+    RawLog,
+    Rule,
+    iterate_user_slices,
+    read_batches,
+    sort_by_user_and_time,
+)
+from macrec_pipeline.data.cleaning.k_core import KCoreRound, count_rows_by_number, min_interactions_per_user
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
-# So many slices are made ahead of the one that is written.
-_SLICES_AT_ONCE = 1
+# While one slice is written, this many further slices are prepared in threads.
+_SLICES_AHEAD = 1
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
 
 @dataclass(frozen=True)
 class CleaningResult:
-    """What cleaning decided.
+    """Which rows are kept, and why the others are dropped.
 
     Attributes:
         raw: `RAW_INTERACTIONS`, read again for the rows that go to quarantine.
-        log: the same rows as numbers, each with its reason.
-        rules: what the reasons are, in the order of their numbers.
-        peeled: the rounds of the k-core.
-        k_core: interactions that a user and an item must keep.
-        positions: int64 [M], what orders a user's rows at one time; None: the item, then the rating.
-        items: `ITEMS`.
-        dropped_items: `QUARANTINE`, the rows of `raw_items` that are not in the catalogue.
+        log: the same rows, encoded, each with its reason number.
+        rules: the rules behind the reason numbers.
+        k_core_rounds: the rows that each round of the k-core dropped.
+        k_core: the interactions that a user and an item must keep.
+        positions: int64 [M], which order a user's rows at the same time; None to order them by item and then rating.
+        items: `ITEMS`, the clean catalogue.
+        quarantined_items: `QUARANTINE`, the rows of `raw_items` that are not in the catalogue.
     """
 
     raw: RawLog
     log: EncodedLog
     rules: Sequence[Rule]
-    peeled: Sequence[KCoreRound]
+    k_core_rounds: Sequence[KCoreRound]
     k_core: int
     positions: NDArray[np.int64] | None
     items: pl.DataFrame
-    dropped_items: pl.DataFrame
+    quarantined_items: pl.DataFrame
 
     @property
-    def num_kept(self) -> int:
-        """Rows of `INTERACTIONS`."""
+    def num_interactions(self) -> int:
+        """The number of rows of `interactions`."""
         return int(np.count_nonzero(self.log.reasons == KEPT))
 
-    def interactions_of_user(self) -> NDArray[np.int64]:
-        """Kept rows of each user who has any, in the order of user_id."""
-        counts = count_codes(self.log.users, self.log.reasons == KEPT)
+    def interactions_per_user(self) -> NDArray[np.int64]:
+        """Return the number of interactions of each remaining user, in the order of user_id: int64 [U]."""
+        counts = count_rows_by_number(self.log.users, self.log.reasons == KEPT)
         return counts[counts > 0]
 
     def period(self) -> tuple[int, int]:
-        """The first and the last time that is kept, in ms since the epoch."""
-        stamps = self.log.timestamps[self.log.reasons == KEPT]
-        return int(stamps.min()), int(stamps.max())
+        """Return the first and the last time among the interactions, in milliseconds since the epoch."""
+        timestamps = self.log.timestamps[self.log.reasons == KEPT]
+        return int(timestamps.min()), int(timestamps.max())
 
-    def reasons(self) -> list[tuple[str, str, int]]:
-        """Rows in quarantine by table and reason, the most frequent first."""
-        numbers = self.log.broken_by_rule(len(self.rules)).tolist()
+    def quarantine_counts(self) -> list[tuple[str, str, int]]:
+        """Return (raw table, reason, number of rows) of `quarantine`, per table the most frequent reason first."""
+        count_by_rule = self.log.count_rows_by_rule(len(self.rules)).tolist()
         counts = [
-            ("raw_interactions", rule.reason, count) for rule, count in zip(self.rules, numbers, strict=True) if count
+            ("raw_interactions", rule.reason, count)
+            for rule, count in zip(self.rules, count_by_rule, strict=True)
+            if count
         ]
-        counts += self.dropped_items.group_by("table", "reason").len().rows()
+        counts += self.quarantined_items.group_by("table", "reason").len().rows()
         return sorted(counts, key=lambda row: (row[0], -row[2], row[1]))
 
     def interactions(self) -> Iterator[pl.DataFrame]:
-        """`INTERACTIONS` in order, whole users at a time."""
-        with ThreadPoolExecutor() as pool:  # sorting frees the interpreter
-            made: deque[Future[pl.DataFrame]] = deque()
-            for own in slices_of_users(self.log.users, self.log.reasons == KEPT):
-                made.append(pool.submit(self._interactions_of, own))
-                if len(made) > _SLICES_AT_ONCE:
-                    yield made.popleft().result()
-            for slice_ in made:
-                yield slice_.result()
+        """Yield `INTERACTIONS` in order, in slices of whole users."""
+        with ThreadPoolExecutor() as pool:  # sorting releases the interpreter lock
+            pending: deque[Future[pl.DataFrame]] = deque()
+            for rows in iterate_user_slices(self.log.users, self.log.reasons == KEPT):
+                pending.append(pool.submit(self._interactions_of, rows))
+                if len(pending) > _SLICES_AHEAD:
+                    yield pending.popleft().result()
+            for table_slice in pending:
+                yield table_slice.result()
 
     def quarantine(self) -> Iterator[pl.DataFrame]:
-        """`QUARANTINE` in the order of table, file and row."""
-        slices = (self._dropped_rows(start, part) for start, part in batches(self.raw))
-        if self.log.in_order:
+        """Yield `QUARANTINE` in the order of table, source_file and source_row."""
+        slices = (self._quarantined_interactions(start, batch) for start, batch in read_batches(self.raw))
+        if self.log.in_source_order:
             yield from slices
         else:
             yield pl.concat([QUARANTINE.empty(), *slices]).sort("source_file", "source_row")
-        yield self.dropped_items
+        yield self.quarantined_items
 
     def _interactions_of(self, rows: NDArray[np.int64]) -> pl.DataFrame:
+        """Decode some rows of the log into `INTERACTIONS`, in order."""
         log = self.log
-        users, items, stamps, ratings = log.users[rows], log.items[rows], log.timestamps[rows], log.ratings[rows]
-        order = order_of(users, stamps, *((items, ratings) if self.positions is None else (self.positions[rows],)))
+        users, items, timestamps, ratings = log.users[rows], log.items[rows], log.timestamps[rows], log.ratings[rows]
+        ties = (items, ratings) if self.positions is None else (self.positions[rows],)
+        order = sort_by_user_and_time(users, timestamps, *ties)
         return pl.DataFrame(
             {
                 "user_id": log.user_ids.gather(users[order]),
                 "item_id": log.item_ids.gather(items[order]),
                 "rating": pl.Series(ratings[order], nan_to_null=True),
-                "timestamp": stamps[order],
+                "timestamp": timestamps[order],
             },
             schema=INTERACTIONS.columns,
         )
 
-    def _dropped_rows(self, start: int, part: pl.DataFrame) -> pl.DataFrame:
-        reasons = self.log.reasons[start : start + part.height]
-        places = np.flatnonzero(reasons != KEPT)
-        dropped = part[places].with_columns(pl.Series("_reason", reasons[places]))
-        names = pl.Series(["", *(rule.reason for rule in self.rules)])
-        of_session = np.array([False, *(rule.of_session for rule in self.rules)])[reasons[places]]
-        if of_session.any():
-            sessions = self.log.user_ids.gather(self.log.users[places + start])
-            dropped = dropped.with_columns(user_id=pl.when(pl.Series(of_session)).then(sessions).otherwise("user_id"))
+    def _quarantined_interactions(self, start: int, batch: pl.DataFrame) -> pl.DataFrame:
+        """Return the dropped rows of a batch of the raw log as `QUARANTINE`.
+
+        Args:
+            start: the number of the batch's first row in the log.
+            batch: rows of `RAW_INTERACTIONS`.
+        """
+        reasons = self.log.reasons[start : start + batch.height]
+        dropped_rows = np.flatnonzero(reasons != KEPT)
+        dropped = batch[dropped_rows].with_columns(pl.Series("_reason", reasons[dropped_rows]))
+        reason_names = pl.Series(["", *(rule.reason for rule in self.rules)])
+        names_session = np.array([False, *(rule.names_session for rule in self.rules)])[reasons[dropped_rows]]
+        if names_session.any():
+            sessions = self.log.user_ids.gather(self.log.users[dropped_rows + start])
+            dropped = dropped.with_columns(
+                user_id=pl.when(pl.Series(names_session)).then(sessions).otherwise("user_id")
+            )
         detail = _NO_DETAIL
         for number, rule in enumerate(self.rules, start=1):
             detail = pl.when(pl.col("_reason") == number).then(rule.detail).otherwise(detail)
         return (
-            dropped.with_columns(*self._rounds_of(places + start))
+            dropped.with_columns(*self._k_core_columns(dropped_rows + start))
             .with_columns(
                 pl.lit("raw_interactions").alias("table"),
-                names.gather(dropped["_reason"]).alias("reason"),
+                reason_names.gather(dropped["_reason"]).alias("reason"),
                 detail.alias("detail"),
             )
             .select(*QUARANTINE.columns)
         )
 
-    def _rounds_of(self, rows: NDArray[np.int64]) -> list[pl.Series]:
-        """What the details of `core_detail` look at, for rows that ascend; 0 where the k-core took no part."""
-        columns = {name: np.zeros(len(rows), dtype=np.int64) for name in ("_of_user", "_of_item", "_number")}
-        for round_ in self.peeled:
+    def _k_core_columns(self, rows: NDArray[np.int64]) -> list[pl.Series]:
+        """Return the columns that `k_core_detail` reads, 0 in rows that the k-core did not drop.
+
+        Args:
+            rows: rows of the log, ascending.
+        """
+        columns = {name: np.zeros(len(rows), dtype=np.int64) for name in ("_user_count", "_item_count", "_round")}
+        for k_core_round in self.k_core_rounds:
             if len(rows):
-                low, high = np.searchsorted(round_.rows, [rows[0], rows[-1] + 1])
-                places = np.searchsorted(rows, round_.rows[low:high])
-                columns["_of_user"][places] = round_.of_user[low:high]
-                columns["_of_item"][places] = round_.of_item[low:high]
-                columns["_number"][places] = round_.number
+                first, end = np.searchsorted(k_core_round.rows, [rows[0], rows[-1] + 1])
+                positions = np.searchsorted(rows, k_core_round.rows[first:end])
+                columns["_user_count"][positions] = k_core_round.user_counts[first:end]
+                columns["_item_count"][positions] = k_core_round.item_counts[first:end]
+                columns["_round"][positions] = k_core_round.number
         return [pl.Series(name, values) for name, values in columns.items()]
 
 
-def core_detail(k_core: int) -> pl.Expr:
-    """Why the k-core took a row, from what `CleaningResult` knows of its round."""
-    needed = needed_of_user(k_core)
-    of_user, of_item, number = pl.col("_of_user"), pl.col("_of_item"), pl.col("_number")
+def k_core_detail(k_core: int) -> pl.Expr:
+    """Return the quarantine detail of a row that the k-core dropped, from the columns of `_k_core_columns`."""
+    min_per_user = min_interactions_per_user(k_core)
+    user_count, item_count, round_number = pl.col("_user_count"), pl.col("_item_count"), pl.col("_round")
     return (
-        pl.when(of_user < needed)
-        .then(pl.format("its user has {} of {} interactions in round {}", of_user, pl.lit(needed), number))
-        .otherwise(pl.format("its item has {} of {} interactions in round {}", of_item, pl.lit(k_core), number))
+        pl.when(user_count < min_per_user)
+        .then(
+            pl.format("its user has {} of {} interactions in round {}", user_count, pl.lit(min_per_user), round_number)
+        )
+        .otherwise(
+            pl.format("its item has {} of {} interactions in round {}", item_count, pl.lit(k_core), round_number)
+        )
     )

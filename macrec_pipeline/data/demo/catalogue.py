@@ -1,6 +1,7 @@
-"""What the demo shop sells: kinds of product, and titles and descriptions that say what an item is, never how it looks.
+"""The texts of the demo shop, which say what an item is but never how it looks.
 
-The order of `KINDS` is the order in which people buy: a tent, then a sleeping bag, a mat, a lantern, then the kitchen.
+`describe` and `categories` compose an item's texts from its kind of product. `KINDS` lists the kinds in the order in
+which users tend to buy them: a tent, then a sleeping bag, a mat, a lantern, then things for the kitchen.
 """
 
 from dataclasses import dataclass
@@ -8,11 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of product.
+    """A kind of product.
 
     Attributes:
-        names: what it is called; materials, sizes: completions of a title.
-        uses: sentences of what it is for; cares: sentences that close a description.
+        names: the names that a title may begin with.
+        materials: the materials that a title may name.
+        sizes: the sizes that a title may name.
+        uses: sentences about what the product is for, which open a description.
+        cares: sentences about care, quality and the like, which close a description.
     """
 
     names: tuple[str, ...]
@@ -179,25 +183,28 @@ KINDS: tuple[Kind, ...] = (
 
 
 _DEPARTMENTS = ("Camping", "Kitchen", "Garden", "Desk", "Travel")
-_KINDS_A_DEPARTMENT = 4
+_KINDS_PER_DEPARTMENT = 4
 
 
 def categories(kind: int) -> tuple[str, str]:
-    """The categories of the items of a kind: the department, and the kind itself."""
-    return _DEPARTMENTS[kind // _KINDS_A_DEPARTMENT], KINDS[kind].names[0]
+    """Return the categories of the items of a kind: the department, and the kind itself."""
+    return _DEPARTMENTS[kind // _KINDS_PER_DEPARTMENT], KINDS[kind].names[0]
 
 
 def describe(kind: int, copy: int) -> tuple[str, str]:
-    """Title and description of the `copy`-th item of a kind.
+    """Return the title and the description of an item.
 
-    Copies below 27 have distinct titles; after that, titles come again with a model number.
+    Args:
+        kind: an index in `KINDS`.
+        copy: the item's number among the items of its kind, counted from 0. The first 27 have distinct titles; after
+            that, titles repeat with a model number.
     """
-    words = KINDS[kind]
-    copy, name = divmod(copy, len(words.names))
-    copy, material = divmod(copy, len(words.materials))
-    model, size = divmod(copy, len(words.sizes))
+    product = KINDS[kind]
+    copy, name = divmod(copy, len(product.names))
+    copy, material = divmod(copy, len(product.materials))
+    model, size = divmod(copy, len(product.sizes))
     suffix = "" if model == 0 else f", model {model + 1}"
-    title = f"{words.names[name]}, {words.materials[material]}, {words.sizes[size]}{suffix}"
-    use = words.uses[(name + material) % len(words.uses)]
-    care = words.cares[(material + size) % len(words.cares)]
-    return title, f"{use} Made of {words.materials[material]}. {care}"
+    title = f"{product.names[name]}, {product.materials[material]}, {product.sizes[size]}{suffix}"
+    use = product.uses[(name + material) % len(product.uses)]
+    care = product.cares[(material + size) % len(product.cares)]
+    return title, f"{use} Made of {product.materials[material]}. {care}"

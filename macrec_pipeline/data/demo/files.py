@@ -1,11 +1,14 @@
-"""A demo shop -> the files a real shop would hand over, with the little dirt that real files have.
+"""Write the demo shop as the files that a real shop would hand over, with the flaws that real files have.
 
-    items.csv          item_id,title,description,categories    (with | between)
-    interactions.csv   user_id,item_id,event_time    (ISO times, UTC, in the order of time)
+The input is a `DemoSource`, the parameters of the shop. The output is these files:
+
+    items.csv          item_id, title, description, categories (separated by |)
+    interactions.csv   user_id, item_id, event_time (ISO, UTC), in chronological order
     pictures/{item_id}.jpg
     README.md
 
-Some items have no picture, some no text, a few rows are there twice, name an unknown item or hold no readable time.
+Some items have no image and some have no text. A few rows are duplicated, name an unknown item, or have no readable
+time. Names of files and random streams, which say "picture", must not change: the same parameters give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -20,8 +23,8 @@ from macrec_pipeline.data.demo.images import draw_image
 from macrec_pipeline.data.demo.shop import Shop, build_shop
 from macrec_pipeline.datasets import DemoSource
 
-PICTURELESS_SHARE = 0.025
-TEXTLESS_SHARE = 0.02
+SHARE_WITHOUT_IMAGE = 0.025
+SHARE_WITHOUT_TEXT = 0.02
 _JPEG_QUALITY = 88
 _UNREADABLE_TIMES = ("", "yesterday", "1970-01-01T00:00:00", "2999-12-31T23:59:00")
 
@@ -40,8 +43,8 @@ As in real files, some pictures and texts are missing, and a few rows are repeat
 
 
 def generate_shop(source: DemoSource) -> Shop:
-    """The shop of these parameters, as it is before it becomes files."""
-    # Imported here, since it brings torch, which nobody needs who reads a shop that is written already.
+    """Return the shop with these parameters, before it is turned into files."""
+    # Imported here because it loads torch, which is not needed to read a shop that has already been written.
     from macrec_pipeline.runtime.seeds import numpy_generator
 
     return build_shop(
@@ -52,14 +55,14 @@ def generate_shop(source: DemoSource) -> Shop:
     )
 
 
-def item_names(number: int) -> list[str]:
-    """The item ids of the shop, in the order of its items; they say nothing about them."""
-    return [f"P{item:0{_digits(number)}d}" for item in range(1, number + 1)]
+def make_item_ids(num_items: int) -> list[str]:
+    """Return the item IDs in the order of the shop's items; an ID says nothing about its item."""
+    return [f"P{item:0{_num_digits(num_items)}d}" for item in range(1, num_items + 1)]
 
 
-def user_names(number: int) -> list[str]:
-    """The user ids of the shop, in the order of its users."""
-    return [f"U{user:0{_digits(number)}d}" for user in range(1, number + 1)]
+def make_user_ids(num_users: int) -> list[str]:
+    """Return the user IDs in the order of the shop's users."""
+    return [f"U{user:0{_num_digits(num_users)}d}" for user in range(1, num_users + 1)]
 
 
 def write_shop(source: DemoSource, folder: Path) -> None:
@@ -67,57 +70,58 @@ def write_shop(source: DemoSource, folder: Path) -> None:
     from macrec_pipeline.runtime.seeds import numpy_generator
 
     shop = generate_shop(source)
-    dirt = numpy_generator(source.seed, "demo/dirt")
-    pictureless, textless = _bare_items(source.num_items, dirt)
-    _write_items(shop, folder / "items.csv", textless=textless, generator=dirt)
-    _write_interactions(shop, folder / "interactions.csv", generator=dirt)
+    flaw_generator = numpy_generator(source.seed, "demo/dirt")
+    without_image, without_text = _choose_incomplete_items(source.num_items, flaw_generator)
+    _write_items(shop, folder / "items.csv", without_text=without_text, generator=flaw_generator)
+    _write_interactions(shop, folder / "interactions.csv", generator=flaw_generator)
     (folder / "pictures").mkdir()
-    for item, name in enumerate(item_names(source.num_items)):
-        picture = draw_image(int(shop.styles[item]), numpy_generator(source.seed, f"demo/picture/{item}"))
-        if item not in pictureless:
-            picture.save(folder / "pictures" / f"{name}.jpg", quality=_JPEG_QUALITY)
+    for item, item_id in enumerate(make_item_ids(source.num_items)):
+        image = draw_image(int(shop.styles[item]), numpy_generator(source.seed, f"demo/picture/{item}"))
+        if item not in without_image:
+            image.save(folder / "pictures" / f"{item_id}.jpg", quality=_JPEG_QUALITY)
     (folder / "README.md").write_text(
         _README.format(num_items=source.num_items, num_users=source.num_users, seed=source.seed), encoding="utf-8"
     )
 
 
-def _bare_items(num_items: int, generator: np.random.Generator) -> tuple[set[int], set[int]]:
-    """Items without a picture and items without a text: at least one of each, none without both."""
-    num_pictureless = max(1, round(PICTURELESS_SHARE * num_items))
-    num_textless = max(1, round(TEXTLESS_SHARE * num_items))
-    chosen = generator.permutation(num_items)[: num_pictureless + num_textless].tolist()
-    return set(chosen[:num_pictureless]), set(chosen[num_pictureless:])
+def _choose_incomplete_items(num_items: int, generator: np.random.Generator) -> tuple[set[int], set[int]]:
+    """Choose the items without an image and those without a text: at least one of each, and none without both."""
+    num_without_image = max(1, round(SHARE_WITHOUT_IMAGE * num_items))
+    num_without_text = max(1, round(SHARE_WITHOUT_TEXT * num_items))
+    chosen = generator.permutation(num_items)[: num_without_image + num_without_text].tolist()
+    return set(chosen[:num_without_image]), set(chosen[num_without_image:])
 
 
-def _write_items(shop: Shop, path: Path, *, textless: set[int], generator: np.random.Generator) -> None:
+def _write_items(shop: Shop, path: Path, *, without_text: set[int], generator: np.random.Generator) -> None:
     rows: list[tuple[str, ...]] = []
-    for item, name in enumerate(item_names(len(shop.kinds))):
+    for item, item_id in enumerate(make_item_ids(len(shop.kinds))):
         title, description = describe(int(shop.kinds[item]), int(shop.copies[item]))
-        named = "|".join(categories(int(shop.kinds[item])))
-        rows.append((name, "", "", "") if item in textless else (name, title, description, named))
-    repeated = generator.choice(len(rows), size=max(1, len(rows) // 200), replace=False).tolist()
-    for place in repeated:  # an older export of the row, before somebody wrote the description
-        rows.insert(int(generator.integers(0, len(rows))), (*rows[place][:2], "", ""))
+        item_categories = "|".join(categories(int(shop.kinds[item])))
+        is_bare = item in without_text
+        rows.append((item_id, "", "", "") if is_bare else (item_id, title, description, item_categories))
+    duplicated = generator.choice(len(rows), size=max(1, len(rows) // 200), replace=False).tolist()
+    for position in duplicated:  # as if from an older export, before somebody wrote the description
+        rows.insert(int(generator.integers(0, len(rows))), (*rows[position][:2], "", ""))
     _write_csv(path, ("item_id", "title", "description", "categories"), rows)
 
 
 def _write_interactions(shop: Shop, path: Path, *, generator: np.random.Generator) -> None:
-    items, users = item_names(len(shop.kinds)), user_names(len(shop.sequences))
+    item_ids, user_ids = make_item_ids(len(shop.kinds)), make_user_ids(len(shop.sequences))
     events = sorted(
-        (time, users[user], items[item])
+        (time, user_ids[user], item_ids[item])
         for user, (sequence, times) in enumerate(zip(shop.sequences, shop.times, strict=True))
         for item, time in zip(sequence, times, strict=True)
     )
-    rows = [(user, item, _iso(time)) for time, user, item in events]
-    dirty: list[tuple[str, str, str]] = []
-    for place in generator.choice(len(rows), size=max(1, len(rows) // 1000), replace=False).tolist():
-        dirty.append(rows[place])  # sent twice
-    strangers = max(1, len(rows) // 4000)
-    for user, _, time in (rows[int(place)] for place in generator.integers(0, len(rows), size=strangers)):
-        dirty.append((user, f"X{len(dirty):04d}", time))  # not in the catalogue any more
-    for place, time in zip(generator.integers(0, len(rows), size=4).tolist(), _UNREADABLE_TIMES, strict=True):
-        dirty.append((*rows[place][:2], time))
-    for row in dirty:
+    rows = [(user_id, item_id, _iso_time(time)) for time, user_id, item_id in events]
+    flawed: list[tuple[str, str, str]] = []
+    for position in generator.choice(len(rows), size=max(1, len(rows) // 1000), replace=False).tolist():
+        flawed.append(rows[position])  # as if the event was sent twice
+    num_unknown = max(1, len(rows) // 4000)
+    for user_id, _, time in (rows[int(position)] for position in generator.integers(0, len(rows), size=num_unknown)):
+        flawed.append((user_id, f"X{len(flawed):04d}", time))  # as if the item had left the catalogue
+    for position, time in zip(generator.integers(0, len(rows), size=4).tolist(), _UNREADABLE_TIMES, strict=True):
+        flawed.append((*rows[position][:2], time))
+    for row in flawed:
         rows.insert(int(generator.integers(0, len(rows))), row)
     _write_csv(path, ("user_id", "item_id", "event_time"), rows)
 
@@ -126,9 +130,9 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[tuple[str, ...
     pl.DataFrame(rows, schema=list(columns), orient="row").write_csv(path, quote_style="necessary")
 
 
-def _iso(milliseconds: int) -> str:
+def _iso_time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _digits(number: int) -> int:
-    return max(4, len(str(number)))
+def _num_digits(count: int) -> int:
+    return max(4, len(str(count)))

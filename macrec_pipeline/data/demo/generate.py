@@ -1,7 +1,8 @@
-"""Reader `demo`: a generated shop as real files in the data folder, which are then read like anybody's tables.
+"""The reader `demo`: generate the demo shop as real files in the data folder, to be read like any other tables.
 
-The folder is made beside its place and renamed into it under a lock, so that two processes at once, or one that is
-killed, leave either a whole shop or none. It is made again when its parameters differ.
+`ensure_demo` takes the parameters of the shop and makes sure that its folder exists; it generates the shop again if the
+parameters have changed. The folder is written under a temporary name and then renamed, under a lock. So two processes
+at once, or one that is killed, leave either a complete shop or none.
 """
 
 import fcntl
@@ -16,13 +17,13 @@ from macrec_pipeline.data.demo.files import write_shop
 from macrec_pipeline.datasets import DemoSource, InteractionsTable, ItemsTable, TablesSource
 from macrec_pipeline.errors import DataError
 
-_PARAMETERS = "shop.json"
-# Raise it whenever the generator writes other files for the same parameters.
+_PARAMETERS_FILE = "shop.json"
+# Raise this whenever the generator writes different files for the same parameters.
 _GENERATOR_VERSION = 2
 
 
 def demo_tables(source: DemoSource) -> TablesSource:
-    """The shop's files as a source of the reader `tables`."""
+    """Return the shop's files as a source for the reader `tables`."""
     return TablesSource(
         reader="tables",
         interactions=InteractionsTable(
@@ -44,13 +45,13 @@ def demo_tables(source: DemoSource) -> TablesSource:
 
 
 def ensure_demo(source: DemoSource, data_dir: Path) -> Path:
-    """Write the shop into the data folder, unless it is there with these parameters.
+    """Write the shop into the data folder, unless a shop with these parameters is already there.
 
     Returns:
         The shop's folder.
 
     Raises:
-        DataError: the folder is there but is no generated shop, or the data folder cannot be written.
+        DataError: the folder exists but is not a generated shop, or the data folder is not writable.
     """
     folder = data_dir / source.folder
     if _is_current(folder, source):
@@ -62,7 +63,7 @@ def ensure_demo(source: DemoSource, data_dir: Path) -> Path:
                 _replace(folder, source)
     except OSError as error:
         raise DataError(
-            f"The demo shop cannot be written to {folder}: {error}. Set MACREC_DATA to a folder that can be written."
+            f"Cannot write the demo shop to {folder}: {error}. Set MACREC_DATA to a folder that is writable."
         ) from None
     return folder
 
@@ -78,35 +79,35 @@ def _parameters(source: DemoSource) -> dict[str, Any]:
 
 def _is_current(folder: Path, source: DemoSource) -> bool:
     try:
-        return bool(json.loads((folder / _PARAMETERS).read_text(encoding="utf-8")) == _parameters(source))
+        return bool(json.loads((folder / _PARAMETERS_FILE).read_text(encoding="utf-8")) == _parameters(source))
     except (OSError, ValueError):
         return False
 
 
 def _replace(folder: Path, source: DemoSource) -> None:
-    """Make the shop beside its place, then swap; only called under the lock."""
-    if folder.exists() and not (folder / _PARAMETERS).is_file():
+    """Write the shop to a temporary folder and swap it in; the caller holds the lock."""
+    if folder.exists() and not (folder / _PARAMETERS_FILE).is_file():
         raise DataError(
-            f"{folder} is there but is no generated demo shop (it has no {_PARAMETERS}), so it is left alone. Move it, "
-            "or set source.folder in the data set's file to another name."
+            f"{folder} exists but is not a generated demo shop (it has no {_PARAMETERS_FILE}), so it was left alone. "
+            "Move it away, or set source.folder in the data set's YAML file to another name."
         )
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (fresh, old):  # of a process that was killed
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (new, old):  # of a process that was killed
         if leftover.exists():
             shutil.rmtree(leftover)
-    fresh.mkdir()
-    write_shop(source, fresh)
-    (fresh / _PARAMETERS).write_text(json.dumps(_parameters(source), indent=2) + "\n", encoding="utf-8")
+    new.mkdir()
+    write_shop(source, new)
+    (new / _PARAMETERS_FILE).write_text(json.dumps(_parameters(source), indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         folder.rename(old)
-    fresh.rename(folder)
+    new.rename(folder)
     if old.exists():
         shutil.rmtree(old)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file alone; the system frees it when the process ends, however it ends."""
+    """Hold an exclusive lock on a file; the operating system releases it when the process ends, however it ends."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""The pictures of the demo shop: they show a style (palette, pattern, emblem), never what the item is.
+"""The images of the demo shop, which show an item's style (palette, pattern and emblem) but not what the item is.
 
-Items of one style differ in scale, angle, shift, brightness and in where the emblem sits, as two photographs of one
-design do.
+`draw_image` takes a style and a random generator and returns an image. Images of one style differ in scale, angle,
+shift, brightness and the place of the emblem, as photographs of one design do.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-PICTURE_SIZE = 96
-"""Pixels a side."""
+IMAGE_SIZE = 96
+"""The width and height of an image in pixels."""
+# Images are drawn this many times larger and scaled down, which smooths the edges.
 _OVERSAMPLING = 2
 
 Grid = NDArray[np.float64]
@@ -20,12 +21,12 @@ Colour = tuple[int, int, int]
 
 
 def _band(values: Grid, share: float = 0.5) -> Grid:
-    """1 in the first `share` of each unit period, else 0."""
+    """Return 1 in the first `share` of each unit period, else 0."""
     return (values % 1.0 < share).astype(np.float64)
 
 
 def _cell_radius(x: Grid, y: Grid) -> Grid:
-    """Distance from the centre of the unit cell that a point lies in."""
+    """Return each point's distance from the centre of its unit cell."""
     return np.hypot(x % 1.0 - 0.5, y % 1.0 - 0.5)
 
 
@@ -89,7 +90,16 @@ def _rays(x: Grid, y: Grid) -> Grid:
 
 @dataclass(frozen=True)
 class Style:
-    """How an item looks: two colours in a pattern, and an emblem with as many corners (0: a disc) in a third."""
+    """How an item looks.
+
+    Attributes:
+        name: the name of the style.
+        pattern: maps x and y coordinates to the share of the light colour at each point.
+        dark: the first colour of the pattern, as RGB.
+        light: the second colour of the pattern, as RGB.
+        accent: the colour of the emblem, as RGB.
+        corners: the number of corners of the emblem; 0 stands for a disc.
+    """
 
     name: str
     pattern: Callable[[Grid, Grid], Grid]
@@ -118,26 +128,26 @@ STYLES: tuple[Style, ...] = (
 
 
 def draw_image(style: int, generator: np.random.Generator) -> Image.Image:
-    """One picture of a style, RGB, `PICTURE_SIZE` pixels a side.
+    """Draw an RGB image of a style, `IMAGE_SIZE` pixels wide and high.
 
     Args:
-        style: row of `STYLES`.
+        style: an index in `STYLES`.
         generator: draws what differs between two items of the style.
     """
     look = STYLES[style]
-    size = PICTURE_SIZE * _OVERSAMPLING
+    size = IMAGE_SIZE * _OVERSAMPLING
     x, y = _pattern_coordinates(size, generator)
     light_share = look.pattern(x, y)[..., None]  # [size, size, 1]
     colours = np.array(look.light) * light_share + np.array(look.dark) * (1.0 - light_share)  # [size, size, 3]
     brightness = generator.uniform(0.88, 1.12)
     pixels = np.clip(colours * brightness, 0.0, 255.0).astype(np.uint8)
-    picture = Image.fromarray(pixels, mode="RGB")
-    _draw_emblem(picture, look, generator)
-    return picture.resize((PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BOX)
+    image = Image.fromarray(pixels, mode="RGB")
+    _draw_emblem(image, look, generator)
+    return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
 
 
 def _pattern_coordinates(size: int, generator: np.random.Generator) -> tuple[Grid, Grid]:
-    """Points of the picture in units of the pattern: scaled, turned by up to 8 degrees and shifted."""
+    """Return x and y of each pixel in units of the pattern: scaled, rotated by up to 8 degrees, and shifted."""
     periods = generator.uniform(4.5, 6.5)
     angle = np.deg2rad(generator.uniform(-8.0, 8.0))
     shift_x, shift_y = generator.uniform(-0.8, 0.8, size=2)
@@ -147,14 +157,14 @@ def _pattern_coordinates(size: int, generator: np.random.Generator) -> tuple[Gri
     return x, y
 
 
-def _draw_emblem(picture: Image.Image, look: Style, generator: np.random.Generator) -> None:
-    size = picture.width
+def _draw_emblem(image: Image.Image, look: Style, generator: np.random.Generator) -> None:
+    size = image.width
     radius = size * generator.uniform(0.12, 0.2)
     centre_x, centre_y = generator.uniform(0.28, 0.72, size=2) * size
-    turn = generator.uniform(0.0, 360.0)
-    pen = ImageDraw.Draw(picture)
+    rotation = generator.uniform(0.0, 360.0)
+    pen = ImageDraw.Draw(image)
     if look.corners:
-        pen.regular_polygon((centre_x, centre_y, radius), look.corners, rotation=turn, fill=look.accent)
+        pen.regular_polygon((centre_x, centre_y, radius), look.corners, rotation=rotation, fill=look.accent)
     else:
         box = (centre_x - radius, centre_y - radius, centre_x + radius, centre_y + radius)
         pen.ellipse(box, fill=look.accent)

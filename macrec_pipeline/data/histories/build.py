@@ -1,8 +1,10 @@
-"""Clean interactions and the catalogue -> one history a user, oldest item first (leave-one-out, MACRec section 4.1).
+"""Build one history per user from clean interactions and the catalogue (leave-one-out, MACRec section 4.1).
 
-The last item is the test target, the one before it the validation target, the rest is for training. A split by time
-(`splits`) cuts histories short, and leaves some without a test target. Interactions at one time stay in the order in
-which the table has them: cleaning chose it. M interactions, U users, N items.
+A history is a user's interactions in chronological order. Its last item is the test target, the one before it the
+validation target, and the rest is for training. A split by time (`splits`) shortens histories and leaves some users
+without a test target. Interactions at the same time stay in the order of the table, which cleaning chose.
+
+Shapes (docs/notation.md): M interactions, U users.
 """
 
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from macrec_pipeline.data.cleaning.encoded_log import batches, num_rows
-from macrec_pipeline.data.histories.splits import MIN_BEFORE, HeldOutPeriod, cut_histories
+from macrec_pipeline.data.cleaning.encoded_log import count_rows, read_batches
+from macrec_pipeline.data.histories.splits import MIN_BEFORE_PERIOD, HeldOutPeriod, cut_at_period
 from macrec_pipeline.errors import DataError, SchemaError
 from macrec_pipeline.schemas import HISTORIES, INTERACTIONS
 
@@ -22,33 +24,33 @@ from macrec_pipeline.schemas import HISTORIES, INTERACTIONS
 def build_histories(
     interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame, period: HeldOutPeriod | None = None
 ) -> pl.DataFrame:
-    """Gather each user's interactions in the order of the table, which is that of time.
+    """Collect each user's interactions into a history.
 
     Args:
-        interactions: `INTERACTIONS`, a table or a scan, which is read in batches.
+        interactions: `INTERACTIONS`, a table or a scan, which is read in batches. Its rows are in chronological order.
         items: `ITEMS`.
-        period: the test period of a split by time; None: leave-one-out.
+        period: the test period of a split by time; None for leave-one-out.
 
     Returns:
-        `HISTORIES`; user_index is 0..U-1 in the order of user_id.
+        `HISTORIES`, in the order of user_id.
 
     Raises:
-        SchemaError: the interactions are not in order, or an item is not in the catalogue.
+        SchemaError: the interactions are out of order, or name an item that is not in the catalogue.
         DataError: no user can be tested.
     """
-    runs = _read_runs(interactions, items)
-    starts = np.concatenate([[0], np.cumsum(runs.lengths)])
-    _refuse_disorder(runs, starts)
-    tested = np.ones(len(runs.lengths), dtype=np.bool_)
+    events = _read_events(interactions, items)
+    starts = _user_starts(events)
+    _require_order(events, starts)
+    tested = np.ones(len(events.lengths), dtype=np.bool_)
     if period is not None:
-        runs, tested = _cut(runs, starts, period)
-        starts = np.concatenate([[0], np.cumsum(runs.lengths)])
+        events, tested = _cut_events(events, starts, period)
+        starts = _user_starts(events)
     histories = pl.DataFrame(
         {
-            "user_index": pl.int_range(len(runs.user_ids), dtype=pl.Int64, eager=True),
-            "user_id": runs.user_ids,
-            "item_indices": _lists(runs.item_indices, starts),
-            "timestamps": _lists(runs.timestamps, starts),
+            "user_index": pl.int_range(len(events.user_ids), dtype=pl.Int64, eager=True),
+            "user_id": events.user_ids,
+            "item_indices": _as_lists(events.item_indices, starts),
+            "timestamps": _as_lists(events.timestamps, starts),
             "tested": tested,
         }
     )
@@ -56,8 +58,15 @@ def build_histories(
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """Users in order, and what they did, one after the other: item_indices and timestamps int64 [M]."""
+class _UserEvents:
+    """All users' events laid end to end.
+
+    Attributes:
+        user_ids: the U users, in order.
+        lengths: int64 [U], the number of events of each user.
+        item_indices: int64 [M], the item of each event.
+        timestamps: int64 [M], the time of each event.
+    """
 
     user_ids: pl.Series
     lengths: NDArray[np.int64]
@@ -65,64 +74,72 @@ class _Runs:
     timestamps: NDArray[np.int64]
 
 
-def _read_runs(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> _Runs:
-    size = num_rows(interactions)
-    item_indices, timestamps = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    index_of = items["item_index"].to_numpy()
-    # in the scan, where all cores look the ids up
-    row_of_item = pl.col("item_id").cast(pl.Enum(items["item_id"]), strict=False).to_physical().alias("row_of_item")
-    coded = interactions.lazy().select("user_id", "timestamp", row_of_item)
-    users, lengths = [pl.Series([], dtype=pl.String)], [np.zeros(0, dtype=np.int64)]
-    for start, part in batches(coded):
-        if part["row_of_item"].null_count():
-            _refuse_strangers(interactions, items)
-        own = slice(start, start + part.height)
-        item_indices[own] = index_of[part["row_of_item"].to_numpy()]
-        timestamps[own] = part["timestamp"].to_numpy()
-        run = part["user_id"].rle().struct.unnest()
-        users.append(run["value"])
-        lengths.append(run["len"].to_numpy().astype(np.int64))
-    user_ids, counts = pl.concat(users), np.concatenate(lengths)
-    # A user at the border of two batches has two runs.
-    first = (user_ids != user_ids.shift(1)).fill_null(True).to_numpy()
-    begins = np.flatnonzero(first)
-    total = np.add.reduceat(counts, begins) if len(begins) else counts
-    return _Runs(user_ids.filter(pl.Series(first)), total, item_indices, timestamps)
+def _read_events(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> _UserEvents:
+    num_rows = count_rows(interactions)
+    item_indices, timestamps = np.empty(num_rows, dtype=np.int64), np.empty(num_rows, dtype=np.int64)
+    index_of_row = items["item_index"].to_numpy()
+    # The look-up of item IDs is part of the scan, so that polars runs it on all cores.
+    item_row = pl.col("item_id").cast(pl.Enum(items["item_id"]), strict=False).to_physical().alias("item_row")
+    encoded = interactions.lazy().select("user_id", "timestamp", item_row)
+    run_users, run_lengths = [pl.Series([], dtype=pl.String)], [np.zeros(0, dtype=np.int64)]
+    for start, batch in read_batches(encoded):
+        if batch["item_row"].null_count():
+            _raise_unknown_item(interactions, items)
+        rows = slice(start, start + batch.height)
+        item_indices[rows] = index_of_row[batch["item_row"].to_numpy()]
+        timestamps[rows] = batch["timestamp"].to_numpy()
+        runs = batch["user_id"].rle().struct.unnest()
+        run_users.append(runs["value"])
+        run_lengths.append(runs["len"].to_numpy().astype(np.int64))
+    users, lengths = pl.concat(run_users), np.concatenate(run_lengths)
+    # A user whose rows lie in two batches has two runs, which are added up here.
+    is_first_run = (users != users.shift(1)).fill_null(True).to_numpy()
+    first_runs = np.flatnonzero(is_first_run)
+    user_lengths = np.add.reduceat(lengths, first_runs) if len(first_runs) else lengths
+    return _UserEvents(users.filter(pl.Series(is_first_run)), user_lengths, item_indices, timestamps)
 
 
-def _refuse_strangers(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> NoReturn:
-    strange = ~pl.col("item_id").is_in(items["item_id"].implode())
-    found = interactions.lazy().filter(strange).select("item_id", "user_id", num=pl.len()).head(1).collect()
-    item, user, number = found.row(0)
+def _user_starts(events: _UserEvents) -> NDArray[np.int64]:
+    """Return the first event of each user, then the number of all events: int64 [U + 1]."""
+    return np.concatenate([[0], np.cumsum(events.lengths)])
+
+
+def _raise_unknown_item(interactions: pl.DataFrame | pl.LazyFrame, items: pl.DataFrame) -> NoReturn:
+    is_unknown = ~pl.col("item_id").is_in(items["item_id"].implode())
+    unknown = interactions.lazy().filter(is_unknown).select("item_id", "user_id", num=pl.len()).head(1).collect()
+    item, user, num_rows = unknown.row(0)
     raise SchemaError(
-        f"interactions: item {item!r} of user {user!r} is not in items ({number} rows). "
+        f"interactions: item {item!r} of user {user!r} is not in items ({num_rows} such rows). "
         "Materialize interactions and items together."
     )
 
 
-def _refuse_disorder(runs: _Runs, starts: NDArray[np.int64]) -> None:
-    """Raise if a user comes again or before another, or if a time is before the one above it, `starts` aside."""
-    goes_back = runs.timestamps[1:] < runs.timestamps[:-1]
-    goes_back[starts[1:-1] - 1] = False
-    if not runs.user_ids.is_sorted() or goes_back.any():
+def _require_order(events: _UserEvents, starts: NDArray[np.int64]) -> None:
+    """Raise `SchemaError` unless users ascend and each user's times do not descend."""
+    goes_back = events.timestamps[1:] < events.timestamps[:-1]
+    goes_back[starts[1:-1] - 1] = False  # from one user to the next, time may go back
+    if not events.user_ids.is_sorted() or goes_back.any():
         raise SchemaError(f"interactions (for histories): rows must be sorted by {', '.join(INTERACTIONS.sorted_by)}.")
 
 
-def _cut(runs: _Runs, starts: NDArray[np.int64], period: HeldOutPeriod) -> tuple[_Runs, NDArray[np.bool_]]:
-    """The runs without what the split leaves out, and who is tested of those who are left."""
-    kept, in_history, tested = cut_histories(runs.timestamps, starts, period)
+def _cut_events(
+    events: _UserEvents, starts: NDArray[np.int64], period: HeldOutPeriod
+) -> tuple[_UserEvents, NDArray[np.bool_]]:
+    """Return the events that a split by time keeps, and which of the remaining users are tested."""
+    kept, has_history, tested = cut_at_period(events.timestamps, starts, period)
     if not tested.any():
         raise DataError(
-            f"No user has {MIN_BEFORE} interactions before the test period and one in it ({period}): lengthen it by "
-            "split.test_share, or move it by split.later_share or split.test_from."
+            f"No user can be tested: none has {MIN_BEFORE_PERIOD} interactions before the test period and one in it "
+            f"({period}). Lengthen the period with `split.test_share`, or move it with `split.later_share` or "
+            "`split.test_from`."
         )
-    lengths = np.add.reduceat(kept, starts[:-1], dtype=np.int64)[in_history]
-    users = runs.user_ids.filter(pl.Series(in_history))
-    return _Runs(users, lengths, runs.item_indices[kept], runs.timestamps[kept]), tested[in_history]
+    lengths = np.add.reduceat(kept, starts[:-1], dtype=np.int64)[has_history]
+    users = events.user_ids.filter(pl.Series(has_history))
+    return _UserEvents(users, lengths, events.item_indices[kept], events.timestamps[kept]), tested[has_history]
 
 
-def _lists(values: NDArray[np.int64], starts: NDArray[np.int64]) -> pl.Series:
-    """`values` parted at `starts` int64 [U + 1], without a copy."""
+def _as_lists(values: NDArray[np.int64], starts: NDArray[np.int64]) -> pl.Series:
+    """Return `values` as one list per user, without a copy; `starts` is int64 [U + 1]."""
     lists = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(values))
     series = pl.from_arrow(lists)
     assert isinstance(series, pl.Series)

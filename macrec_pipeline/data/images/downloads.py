@@ -1,7 +1,7 @@
-"""One address -> the bytes of a picture that can be decoded, or the reason why there is none.
+"""Download one image from its address, or say why that is not possible.
 
-Neither the address nor the server is trusted: only http and https are followed, and not into private networks, nothing
-is unpacked, and no answer is read longer than its limits in time, bytes and pixels allow.
+Neither the address nor the server is trusted. Only http and https are followed, and not into private networks.
+Compressed responses are refused, and no response is read beyond its limits in time, bytes and pixels.
 """
 
 import asyncio
@@ -16,29 +16,32 @@ from PIL import Image, UnidentifiedImageError
 
 from macrec_pipeline import __version__
 from macrec_pipeline.data.images.public_hosts import PrivateAddressError, open_public_socket, refuse_private_literals
+from macrec_pipeline.runtime.text_sanitizing import one_line_error
 
-# What an encoder can read later; without those for which Pillow would start another program.
+# Formats that the image encoders can read. Formats for which Pillow would start another program are left out.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-_UNTYPED = {"application/octet-stream", "binary/octet-stream", ""}
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+_GENERIC_CONTENT_TYPES = {"application/octet-stream", "binary/octet-stream", ""}
+_TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 _MAX_REDIRECTS = 5
-_CHUNK = 1 << 16
-_LONGEST_WAIT = 60.0
+_CHUNK_BYTES = 1 << 16
+_MAX_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How hard to try.
+    """Limits of fetching.
 
     Attributes:
-        concurrency: addresses at once.
-        timeout: seconds of one attempt from the connection to the last byte, however slowly they come.
-        attempts: at most, for what may pass: lost connections, timeouts, the statuses 408, 425, 429 and 5xx.
-        first_wait: seconds before the second attempt, doubled for each further one; Retry-After counts where it is
-            longer, up to a minute.
-        max_bytes: of one picture.
-        max_pixels: of one picture, refused from its header; `image_encoder.max_pixels`.
-        allow_private: whether an address or a redirect may lead to this machine or into a private network.
+        concurrency: number of addresses that are loaded at the same time.
+        timeout: seconds for one attempt, from the connection to the last byte, even if bytes keep arriving.
+        attempts: maximum number of attempts after transient errors: lost connections, timeouts and the statuses 408,
+            425, 429, 500, 502, 503 and 504.
+        first_wait: seconds before the second attempt, doubled for each further one. A longer Retry-After takes
+            precedence, up to one minute.
+        max_bytes: maximum size of an image.
+        max_pixels: maximum number of pixels of an image, checked in its header before it is decoded;
+            `image_encoder.max_pixels`.
+        allow_private: whether addresses and redirects may lead to this machine or into private networks.
     """
 
     concurrency: int = 16
@@ -51,26 +54,27 @@ class FetchLimits:
 
 
 class FetchError(Exception):
-    """An address gave no picture; never leaves this stage.
+    """No image could be loaded from an address. This error never leaves the package `images`.
 
     Attributes:
         reason: one word for the table of failures.
-        wait: seconds that the server asks to wait, 0 if it does not say; None: another attempt would not help.
-        attempts: how many there were.
+        retry_after: seconds that the server asks to wait before another attempt, 0 if it does not say; None if another
+            attempt would not help.
+        attempts: number of attempts.
     """
 
-    def __init__(self, reason: str, detail: str, *, wait: float | None = None) -> None:
+    def __init__(self, reason: str, detail: str, *, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.reason = reason
-        self.wait = wait
+        self.retry_after = retry_after
         self.attempts = 1
 
 
 @asynccontextmanager
 async def open_session(limits: FetchLimits) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections that are kept between pictures; without cookies, and through the proxy of the environment.
+    """Open a session that reuses connections, sends no cookies and uses the proxy of the environment.
 
-    A proxy, which may itself be in a private network, resolves names by itself: it has to guard that network then.
+    A proxy may itself be in a private network and resolves names on its own, so then it must protect that network.
     """
     guarded = not limits.allow_private
     proxied = bool({"http", "https"} & getproxies().keys())
@@ -89,80 +93,84 @@ async def open_session(limits: FetchLimits) -> AsyncIterator[aiohttp.ClientSessi
 
 
 async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits) -> bytes:
-    """One attempt. Raises `FetchError` for whatever address and server do."""
-    if url.startswith("//"):  # aiohttp has no answer to an address without a scheme
-        raise FetchError("invalid_address", "it has no scheme: put https: before it")
+    """Load one address in a single attempt. Raises `FetchError` whatever the address and the server do."""
+    if url.startswith("//"):  # aiohttp does not handle an address without a scheme
+        raise FetchError("invalid_address", "the address has no scheme: put https: in front of it")
     try:
         async with session.get(url, max_redirects=_MAX_REDIRECTS) as response:
             _check_head(response, limits)
-            return await _read(response, limits)
+            return await _read_body(response, limits)
     except TimeoutError:
-        raise FetchError("timeout", f"not finished after {limits.timeout:g} s", wait=0) from None
+        raise FetchError("timeout", f"not finished after {limits.timeout:g} s", retry_after=0) from None
     except aiohttp.TooManyRedirects:
-        raise FetchError("redirects", f"more than {_MAX_REDIRECTS}") from None
+        raise FetchError("redirects", f"more than {_MAX_REDIRECTS} redirects") from None
     except (aiohttp.NonHttpUrlClientError, aiohttp.NonHttpUrlRedirectClientError) as error:
         raise FetchError("not_http", f"only http and https are followed, got {str(error)[:200]}") from None
     except aiohttp.ClientPayloadError as error:
-        raise FetchError("broken_off", _words(error), wait=0) from None
-    # LookupError is what the parser of addresses raises for some brackets, as in http://[]@.
+        raise FetchError("broken_off", _summary(error), retry_after=0) from None
+    # The URL parser raises LookupError for some brackets, as in http://[]@.
     except (aiohttp.InvalidURL, aiohttp.RedirectClientError, ValueError, LookupError) as error:
-        raise FetchError("invalid_address", _words(error)) from None
+        raise FetchError("invalid_address", _summary(error)) from None
     except (aiohttp.ClientError, OSError) as error:
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PrivateAddressError):
             raise FetchError("private_address", str(error.os_error.strerror)) from None
-        raise FetchError("connection", _words(error), wait=0) from None
+        raise FetchError("connection", _summary(error), retry_after=0) from None
 
 
-async def download_patiently(session: aiohttp.ClientSession, url: str, limits: FetchLimits) -> bytes:
-    """Attempts with growing waits between them. Raises the `FetchError` of the last one."""
+async def download_with_retries(session: aiohttp.ClientSession, url: str, limits: FetchLimits) -> bytes:
+    """Load one address, with growing waits between attempts. Raises the `FetchError` of the last attempt."""
     wait, attempt = limits.first_wait, 1
     while True:
         try:
             return await download(session, url, limits)
         except FetchError as error:
             error.attempts = attempt
-            if error.wait is None or attempt >= limits.attempts:
+            if error.retry_after is None or attempt >= limits.attempts:
                 raise
-            await asyncio.sleep(min(max(wait, error.wait), _LONGEST_WAIT))
+            await asyncio.sleep(min(max(wait, error.retry_after), _MAX_WAIT_SECONDS))
         wait, attempt = 2 * wait, attempt + 1
 
 
 def check_image(data: bytes, *, max_pixels: int) -> None:
-    """Decode a picture to its end. Raises `FetchError`; a picture that is too large is refused before decoding."""
+    """Decode an image completely. An image with too many pixels is refused before it is decoded.
+
+    Raises:
+        FetchError: the bytes are not an image, have too many pixels, or cannot be decoded.
+    """
     try:
         Image.init()
-        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as picture:
-            width, height = picture.size
+        with Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+            width, height = image.size
             if width * height > max_pixels:
-                raise FetchError("too_many_pixels", f"{width} x {height} are more than {max_pixels}")
-            picture.load()
+                raise FetchError("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
+            image.load()
     except FetchError:
         raise
     except Image.DecompressionBombError as error:
-        raise FetchError("too_many_pixels", _words(error)) from None
+        raise FetchError("too_many_pixels", _summary(error)) from None
     except UnidentifiedImageError:
         raise FetchError("not_a_picture", f"{len(data)} bytes that begin with {data[:16]!r}") from None
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise FetchError("not_decodable", _words(error)) from None
+    except Exception as error:  # decoders raise almost anything for damaged bytes
+        raise FetchError("not_decodable", _summary(error)) from None
 
 
 def _check_head(response: aiohttp.ClientResponse, limits: FetchLimits) -> None:
     if response.status != 200:
-        wait = _retry_after(response) if response.status in _TRANSIENT else None
-        raise FetchError(f"http_{response.status}", response.reason or "", wait=wait)
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if not kind.startswith("image/") and kind not in _UNTYPED:
-        raise FetchError("content_type", f"the server says {kind[:100]!r}")
-    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
-    if packing not in ("identity", ""):  # unpacking could fill the memory, and no picture needs it
-        raise FetchError("content_encoding", f"packed as {packing[:100]!r} although that was not accepted")
+        retry_after = _retry_after(response) if response.status in _TRANSIENT_STATUSES else None
+        raise FetchError(f"http_{response.status}", response.reason or "", retry_after=retry_after)
+    content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if not content_type.startswith("image/") and content_type not in _GENERIC_CONTENT_TYPES:
+        raise FetchError("content_type", f"the content type is {content_type[:100]!r}, expected an image")
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):  # unpacking could exhaust memory, and images gain nothing from it
+        raise FetchError("content_encoding", f"compressed as {encoding[:100]!r} although only identity was accepted")
     if response.content_length is not None and response.content_length > limits.max_bytes:
         raise FetchError("too_large", f"{response.content_length} bytes announced, the limit is {limits.max_bytes}")
 
 
-async def _read(response: aiohttp.ClientResponse, limits: FetchLimits) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse, limits: FetchLimits) -> bytes:
     data = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK):
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         data += chunk
         if len(data) > limits.max_bytes:
             raise FetchError("too_large", f"more than {limits.max_bytes} bytes")
@@ -170,10 +178,10 @@ async def _read(response: aiohttp.ClientResponse, limits: FetchLimits) -> bytes:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:
-    """Seconds of the header Retry-After; a date in it is not worth parsing, the own waits do as well."""
+    """Return the seconds of the Retry-After header, 0 without it. A date is ignored: the growing waits suffice."""
     value = response.headers.get("Retry-After", "")
     return float(value) if value.isascii() and value.isdecimal() else 0.0
 
 
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _summary(error: BaseException) -> str:
+    return one_line_error(error, max_length=300)

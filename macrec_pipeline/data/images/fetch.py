@@ -1,7 +1,8 @@
-"""Addresses of pictures -> files where the catalogue looks for them, and a table of those that could not be loaded.
+"""Fetch images from their addresses to where the catalogue looks for them, with a table of the failures.
 
-A picture is written beside its place and moved there whole, so whatever is there is finished: the same call again
-fetches only what is missing, after an interruption too. No file is written outside the pictures' folder.
+An image is first written to a work folder and moved to its place when it is complete, so every file that exists is
+whole. Running the same call again, also after an interruption, fetches only what is missing. No file is written
+outside the image folder.
 """
 
 import asyncio
@@ -19,7 +20,13 @@ import aiohttp
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macrec_pipeline.data.images.downloads import FetchError, FetchLimits, check_image, download_patiently, open_session
+from macrec_pipeline.data.images.downloads import (
+    FetchError,
+    FetchLimits,
+    check_image,
+    download_with_retries,
+    open_session,
+)
 from macrec_pipeline.data.readers.image_files import (
     PLACEHOLDER,
     WORK_FOLDER,
@@ -31,10 +38,10 @@ from macrec_pipeline.errors import DataError
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.schemas import FETCH_FAILURES
 
-# A decoded picture takes many times its bytes, so few are decoded at once.
+# A decoded image takes many times the memory of its bytes, so only a few are decoded at the same time.
 _NUM_DECODERS = 2
-# Errors of the disk as a whole: the next picture would meet them too.
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+# Errors of the whole disk, which every following image would also meet.
+_FATAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass
@@ -42,11 +49,11 @@ class FetchReport:
     """What a fetch found and did.
 
     Attributes:
-        folder: of the pictures.
-        present: pictures that were there before.
-        fetched: pictures loaded now.
-        without_url: items that have neither a picture nor an address.
-        failures: rows of `FETCH_FAILURES`, a picture each.
+        folder: the image folder.
+        present: number of images that already existed.
+        fetched: number of images that were loaded.
+        without_url: number of items that have neither an image nor an address.
+        failures: rows of `FETCH_FAILURES`, one per image that could not be loaded.
     """
 
     folder: Path
@@ -57,12 +64,12 @@ class FetchReport:
 
     @property
     def work_folder(self) -> Path:
-        """Holds the lock, the parts of pictures and the table of failures."""
+        """The folder of the lock, the incomplete images and the table of failures."""
         return self.folder / WORK_FOLDER
 
     @property
     def failures_table(self) -> Path:
-        """`FETCH_FAILURES` as parquet."""
+        """The parquet file of the failures (`FETCH_FAILURES`)."""
         return self.work_folder / "failures.parquet"
 
 
@@ -73,20 +80,20 @@ def fetch_images(
     limits: FetchLimits,
     progress: Progress = quiet_progress,
 ) -> FetchReport:
-    """Load the pictures that are not there yet.
+    """Load the images that do not exist yet.
 
-    The table of failures is written at the end, and at an interruption as well.
+    The table of failures is written at the end, also after an interruption.
 
     Args:
-        addresses: item_id and image_url, one row an item.
-        template: where a picture belongs, relative to the data folder, with `{item_id}` in it.
+        addresses: item_id and image_url, one row per item.
+        template: where an image belongs, relative to the data folder; contains `{item_id}`.
         data_dir: the data folder.
-        limits: how hard to try.
-        progress: is told after each picture.
+        limits: limits of fetching.
+        progress: called after each image.
 
     Raises:
-        DataError: another fetch is at work in the folder, or the disk cannot be written.
-        KeyboardInterrupt: Ctrl-C; what is finished stays, and nothing is half written.
+        DataError: another fetch is running in this folder, or the disk cannot be written.
+        KeyboardInterrupt: after Ctrl-C. Complete images stay, and there are no incomplete ones.
     """
     report = FetchReport(data_dir / image_folder(template))
     try:
@@ -94,10 +101,13 @@ def fetch_images(
         with FileLock(report.work_folder / "lock", timeout=0):
             _fetch_missing(report, addresses, template, data_dir, limits, progress)
     except Timeout:
-        raise DataError(f"Another fetch is at work in {report.folder}. Wait for its end, or stop it.") from None
+        raise DataError(
+            f"Another fetch is running in {report.folder}. Wait until it has finished, or stop it."
+        ) from None
     except OSError as error:
         raise DataError(
-            f"{report.folder} cannot be written: {error}. What is finished is kept: run the command again once it can."
+            f"{report.folder} cannot be written: {error}. Complete images are kept: correct the cause, then run the "
+            "command again."
         ) from None
     return report
 
@@ -110,17 +120,17 @@ def _fetch_missing(
     limits: FetchLimits,
     progress: Progress,
 ) -> None:
-    for left_over in report.work_folder.glob("*.part"):
-        left_over.unlink()
+    for incomplete in report.work_folder.glob("*.part"):
+        incomplete.unlink()
     missing = addresses.filter(existing_images(addresses["item_id"], template, data_dir).is_null())
-    todo = missing.drop_nulls("image_url").select("item_id", "image_url")
-    report.present, report.without_url = addresses.height - missing.height, missing.height - todo.height
+    pending = missing.drop_nulls("image_url").select("item_id", "image_url")
+    report.present, report.without_url = addresses.height - missing.height, missing.height - pending.height
     try:
-        with warnings.catch_warnings(), ThreadPoolExecutor(_NUM_DECODERS, "pictures") as pool:
-            # Pillow warns of sizes, which are judged here, and of metadata, which nobody reads.
+        with warnings.catch_warnings(), ThreadPoolExecutor(_NUM_DECODERS, "images") as pool:
+            # Pillow warns of large sizes, which are checked here, and of metadata, which is not used.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            fetch = _Fetch(report, template, data_dir, limits, pool, progress, todo.height)
-            asyncio.run(fetch.run(todo.iter_rows()))
+            fetch = _Fetch(report, template, data_dir, limits, pool, progress, pending.height)
+            asyncio.run(fetch.run(pending.iter_rows()))
     finally:
         table = pl.DataFrame(report.failures, schema=FETCH_FAILURES.empty().schema, orient="row").sort("item_id")
         content = io.BytesIO()
@@ -130,7 +140,7 @@ def _fetch_missing(
 
 @dataclass(frozen=True)
 class _Fetch:
-    """One run over a list of addresses; its coroutines share the list and the report."""
+    """One run over a list of addresses. Its coroutines share the list and the report."""
 
     report: FetchReport
     template: str
@@ -140,54 +150,59 @@ class _Fetch:
     progress: Progress
     total: int
 
-    async def run(self, todo: Iterator[tuple[str, str]]) -> None:
-        """Empty the list with as many workers as there may be connections."""
-        self.progress("pictures", 0, self.total)
+    async def run(self, pending: Iterator[tuple[str, str]]) -> None:
+        """Fetch all pending images with one worker per allowed connection."""
+        self.progress("images", 0, self.total)
         async with open_session(self.limits) as session:
-            workers = [asyncio.create_task(self._work(session, todo)) for _ in range(self.limits.concurrency)]
+            workers = [asyncio.create_task(self._work(session, pending)) for _ in range(self.limits.concurrency)]
             try:
                 await asyncio.gather(*workers)
-            finally:  # the disk is full, or Ctrl-C: the others end before the session does
+            finally:  # after a fatal error or Ctrl-C, the other workers must end before the session is closed
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, session: aiohttp.ClientSession, todo: Iterator[tuple[str, str]]) -> None:
+    async def _work(self, session: aiohttp.ClientSession, pending: Iterator[tuple[str, str]]) -> None:
         report = self.report
-        for item_id, url in todo:
+        for item_id, url in pending:
             try:
-                data = await download_patiently(session, url, self.limits)
+                data = await download_with_retries(session, url, self.limits)
                 await asyncio.get_running_loop().run_in_executor(self.pool, self._store, item_id, data)
                 report.fetched += 1
             except FetchError as error:
                 report.failures.append((item_id, url, error.reason, str(error), error.attempts))
-            done = report.fetched + len(report.failures)
-            self.progress("pictures", done, self.total, {"failed": len(report.failures)})
+            num_done = report.fetched + len(report.failures)
+            self.progress("images", num_done, self.total, {"failed": len(report.failures)})
 
     def _store(self, item_id: str, data: bytes) -> None:
-        """Put a picture in its place if it is one. Raises `FetchError`, or `OSError` if no other could be stored."""
+        """Check an image and move it to its place.
+
+        Raises:
+            FetchError: the bytes are not an image, or this image cannot be stored.
+            OSError: no image can be stored.
+        """
         check_image(data, max_pixels=self.limits.max_pixels)
         target = self.data_dir / self.template.replace(PLACEHOLDER, image_file_name(item_id))
         root, parent = os.path.realpath(self.report.folder), os.path.realpath(target.parent)
-        if parent != root and not parent.startswith(root + os.sep):  # a link among the pictures
-            raise FetchError("outside_folder", f"{target.parent} leads out of the pictures' folder")
+        if parent != root and not parent.startswith(root + os.sep):  # a symbolic link inside the image folder
+            raise FetchError("outside_folder", f"{target.parent} leads out of the image folder")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write(data, target, self.report.work_folder)
         except OSError as error:
-            if error.errno in _FATAL:
+            if error.errno in _FATAL_ERRORS:
                 raise
             raise FetchError("cannot_write", str(error)) from None
 
 
 def _write(data: bytes | memoryview, target: Path, work_folder: Path) -> None:
-    """All of it or nothing; the part is in `work_folder`, where the next run finds it after a kill."""
+    """Write a whole file or nothing. If the process is killed, the next run removes the part in `work_folder`."""
     with NamedTemporaryFile(dir=work_folder, suffix=".part", delete=False) as part:
         try:
             part.write(data)
             part.flush()
             Path(part.name).chmod(0o644)
-            os.replace(part.name, target)  # noqa: PTH105 (both are paths of one file system)
+            os.replace(part.name, target)  # noqa: PTH105 (both paths are in the same file system)
         except BaseException:
             Path(part.name).unlink(missing_ok=True)
             raise

@@ -1,7 +1,7 @@
-"""Which hosts pictures may come from: those of the public internet, unless a person says that the own network is meant.
+"""Restrict image downloads to hosts of the public internet, unless private networks are allowed explicitly.
 
-A catalogue's addresses are written by others. Without this, one of them could make this machine ask services that only
-it can reach, as the metadata service of a cloud (169.254.169.254) or a printer of the office.
+Other people write the addresses in a catalogue. Without this restriction, an address could make this machine send
+requests to services that only it can reach, such as the metadata service of a cloud (169.254.169.254).
 """
 
 import errno
@@ -12,33 +12,37 @@ from typing import Any
 import aiohttp
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# IPv6 addresses that stand for an IPv4 one behind a translator (RFC 6052).
+# IPv6 addresses that stand for an IPv4 address behind a translator (RFC 6052).
 _TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddressError(OSError):
-    """The address is not one of the public internet; one text for all, so that several of them stay one error."""
+    """The address is not public.
+
+    The text is always the same, so that aiohttp merges the errors of several addresses of one host.
+    """
 
     def __init__(self) -> None:
-        super().__init__(errno.EACCES, "it leads into a private network: --allow-private allows that")
+        super().__init__(errno.EACCES, "the address is in a private network; --allow-private permits that")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, also when IPv6 only wraps it.
+    """Return whether an IP address belongs to the public internet, also if it is an IPv4 address wrapped in IPv6.
 
-    Loopback, link-local, RFC 1918, carrier-grade NAT, multicast, unspecified and reserved addresses do not.
+    Loopback, link-local, RFC 1918, carrier-grade NAT, multicast, unspecified and reserved addresses are not public.
     """
-    found = _unwrapped(ipaddress.ip_address(address))
-    return found.is_global and not found.is_multicast
+    unwrapped = _unwrapped(ipaddress.ip_address(address))
+    return unwrapped.is_global and not unwrapped.is_multicast
 
 
 def open_public_socket(address: tuple[Any, ...]) -> socket.socket:
-    """The socket for a connection that is about to be made, whichever name or redirect led to it.
+    """Create the socket for a connection to an address, whichever name or redirect led to it.
 
-    This is the last moment before it: a name that is resolved anew cannot change the address any more.
+    The check happens after name resolution, directly before the connection, so resolving the name again cannot lead to
+    another address.
 
     Raises:
-        PrivateAddressError: it would leave the public internet.
+        PrivateAddressError: the address is not public.
     """
     family, kind, protocol, _, (host, *_) = address
     if not is_public(host):
@@ -49,14 +53,16 @@ def open_public_socket(address: tuple[Any, ...]) -> socket.socket:
 async def refuse_private_literals(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """Look at an address that is written as numbers before each request and redirect: behind a proxy nothing else can.
+    """Check a host that is written as an IP address before each request and redirect.
+
+    Behind a proxy this is the only possible check, because the proxy opens the connections.
 
     Raises:
-        aiohttp.ClientConnectorError: it is not of the public internet; its `os_error` is a `PrivateAddressError`.
+        aiohttp.ClientConnectorError: the host is not public; its `os_error` is a `PrivateAddressError`.
     """
     try:
         public = is_public(request.url.host or "")
-    except ValueError:  # a name
+    except ValueError:  # the host is a name
         public = (request.url.host or "").rstrip(".").lower() != "localhost"
     if not public:
         raise aiohttp.ClientConnectorError(request.connection_key, PrivateAddressError())

@@ -1,7 +1,14 @@
-"""Cells as found -> ids, numbers and times; what cannot be read becomes null, so that cleaning can say so.
+"""Parse the cells of a file: ids, numbers, times, flags, categories and the text of an item.
 
-Ids are strings whatever the file holds; times are int64 milliseconds since the epoch, UTC.
+A cell that cannot be read becomes null, and cleaning reports it. Ids are strings, whatever type the file stores. Times
+are int64 milliseconds since the epoch, UTC.
+
+The text of an item is the input of the text encoder. `compose_texts` joins its title and descriptive cells into
+sentences, for example
+`Toy Story (1995). Led by Woody, Andy's toys live happily. Genres: Animation, Children, Comedy.`
 """
+
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -9,7 +16,7 @@ from macrec_pipeline.datasets import TimestampUnit
 
 # Each unit as a fraction of milliseconds: multiply, then divide.
 _TO_MILLISECONDS: dict[str, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000)}
-# Far outside every plausible time, and far from where a multiplication by 1000 would wrap around.
+# Far beyond every plausible time, and small enough that a multiplication by 1000 cannot overflow.
 _LARGEST = 2**53
 
 _ISO = (
@@ -18,9 +25,12 @@ _ISO = (
     r"\s*(?<zone>[Zz]|[+-]\d{2}:?\d{2})?$"
 )
 
+_SENTENCE_END = r"""[.!?…]["'\u2019\u201d»)\]]*$"""
+_TITLE_BOUNDARY = r"^(?:$|[\s.,:;!?)\]\u2013\u2014-])"
+
 
 def id_cells(column: pl.Series) -> pl.Series:
-    """Ids as strings without surrounding blanks; empty ones null, whole numbers without `.0`."""
+    """Return ids as strings without surrounding whitespace: empty ids are null, whole numbers have no `.0`."""
     if column.dtype.is_float():
         whole = column.is_finite() & (column == column.floor())
         text = pl.select(
@@ -35,7 +45,7 @@ def id_cells(column: pl.Series) -> pl.Series:
 
 
 def text_cells(column: pl.Series) -> pl.Series:
-    """Texts with runs of blanks and line breaks made one blank; empty ones null. Lists are joined by commas."""
+    """Return texts with each run of whitespace reduced to one space; empty texts are null, lists joined by commas."""
     if isinstance(column.dtype, pl.List):
         column = column.cast(pl.List(pl.String)).list.join(", ", ignore_nulls=True)
     text = column.cast(pl.String, strict=False).str.replace_all(r"\s+", " ").str.strip_chars()
@@ -43,39 +53,39 @@ def text_cells(column: pl.Series) -> pl.Series:
 
 
 def category_cells(column: pl.Series, *, separator: str = "|") -> pl.Series:
-    """Categories as lists of distinct texts, in their order; null where there is none.
+    """Return categories as lists of distinct texts in their original order; null where there are none.
 
     Args:
-        column: lists, or texts.
-        separator: what stands between the categories of a text.
+        column: lists, or texts that hold several categories.
+        separator: the text between two categories of one cell.
     """
     if not isinstance(column.dtype, pl.List):
         column = column.cast(pl.String, strict=False).str.split(separator)
-    one = pl.element().str.replace_all(r"\s+", " ").str.strip_chars()
-    listed = column.cast(pl.List(pl.String)).list.agg(one.filter(one != "").unique(maintain_order=True))
-    return listed.set(listed.list.len() == 0, None)
+    category = pl.element().str.replace_all(r"\s+", " ").str.strip_chars()
+    categories = column.cast(pl.List(pl.String)).list.agg(category.filter(category != "").unique(maintain_order=True))
+    return categories.set(categories.list.len() == 0, None)
 
 
 def number_cells(column: pl.Series) -> pl.Series:
-    """Numbers as float64; what is not one null."""
+    """Return numbers as float64; cells that are not numbers are null."""
     if column.dtype == pl.String:
         column = column.str.strip_chars()
     return column.cast(pl.Float64, strict=False)
 
 
 def flag_cells(column: pl.Series) -> pl.Series:
-    """Whether each cell says yes: 1, 1.0, true, True, yes; everything else, null too, says no."""
+    """Return whether each cell is 1, 1.0, true or yes, in any case; every other cell, including null, is False."""
     text = column.cast(pl.String, strict=False).str.strip_chars().str.to_lowercase()
     return text.is_in(["1", "1.0", "true", "yes"]).fill_null(False)
 
 
 def time_cells(column: pl.Series, unit: TimestampUnit) -> pl.Series:
-    """Times as int64 milliseconds since the epoch, UTC; what cannot be read null.
+    """Return times as int64 milliseconds since the epoch, UTC; cells that are not times are null.
 
     Args:
-        column: numbers, strings, or the date types of a parquet file, which say their own unit.
-        unit: what a number counts, or `iso` for texts such as `2018-01-31`, `2018-01-31 10:00` and
-            `2018-01-31T10:00:00.5+02:00`; without a zone they are UTC.
+        column: numbers, strings, or the date types of a parquet file, which carry their own unit.
+        unit: the unit of a number, or `iso` for texts such as `2018-01-31`, `2018-01-31 10:00` and
+            `2018-01-31T10:00:00.5+02:00`. Texts without a time zone are UTC.
     """
     if isinstance(column.dtype, pl.Datetime | pl.Date):
         return column.cast(pl.Datetime("ms")).cast(pl.Int64)
@@ -85,18 +95,61 @@ def time_cells(column: pl.Series, unit: TimestampUnit) -> pl.Series:
     if column.dtype == pl.String:
         column = column.str.strip_chars()
     whole = column.cast(pl.Int64, strict=False) if not column.dtype.is_float() else pl.Series([None], dtype=pl.Int64)
-    broken = column.cast(pl.Float64, strict=False)
-    broken = broken.set(~broken.is_finite(), None).clip(-_LARGEST, _LARGEST)
+    fractional = column.cast(pl.Float64, strict=False)
+    fractional = fractional.set(~fractional.is_finite(), None).clip(-_LARGEST, _LARGEST)
     return pl.select(
         pl.coalesce(
             whole.clip(-_LARGEST, _LARGEST) * multiply // divide,
-            (broken * multiply / divide).floor().cast(pl.Int64, strict=False),
+            (fractional * multiply / divide).floor().cast(pl.Int64, strict=False),
         )
     ).to_series()
 
 
+def compose_texts(title: pl.Series, parts: Sequence[pl.Series]) -> pl.Series:
+    """Join the title and the parts of each item into sentences, in this order.
+
+    The title is left out where a part already begins with it.
+
+    Args:
+        title: strings, null where an item has no title.
+        parts: string columns of the same length, null where an item lacks this part.
+
+    Returns:
+        One string per item, null where the title and all parts are null.
+    """
+    names = [f"part_{number}" for number in range(len(parts))]
+    table = pl.DataFrame({"title": title, **dict(zip(names, parts, strict=True))})
+    has_title = pl.any_horizontal(pl.lit(False), *(_begins_with_title(name) for name in names))
+    title_if_needed = pl.when(~has_title.fill_null(False)).then(pl.col("title"))
+    sentences = [_as_sentence(expression) for expression in (title_if_needed, *(pl.col(name) for name in names))]
+    joined = table.select(pl.concat_str(sentences, separator=" ", ignore_nulls=True).alias("text")).to_series()
+    return joined.set(joined == "", None)
+
+
+def title_and_rest(title: pl.Series, text: pl.Series) -> list[list[str | None]]:
+    """Split the text of each item into two fields: its title, and what `compose_texts` put after it.
+
+    Args:
+        title: strings, null where an item has no title.
+        text: the result of `compose_texts` for these titles. A text that begins with the title on its own account stays
+            whole, as the second field.
+    """
+    sentence = _as_sentence(pl.col("title")) + pl.lit(" ")
+    rest = pl.when(pl.col("text") + " " == sentence).then(None).otherwise(pl.col("text").str.strip_prefix(sentence))
+    table = pl.DataFrame({"title": title, "text": text})
+    split = table.select("title", pl.when(pl.col("title").is_null()).then(pl.col("text")).otherwise(rest).alias("rest"))
+    return [list(row) for row in split.iter_rows()]
+
+
+def join_flags(label: str, flags: dict[str, pl.Series]) -> pl.Series:
+    """Return texts such as `Genres: Animation, Comedy` from several boolean columns; null where none is true."""
+    chosen = [pl.when(is_set).then(pl.lit(name)) for name, is_set in flags.items()]
+    names = pl.select(pl.concat_str(chosen, separator=", ", ignore_nulls=True).alias("flags")).to_series()
+    return pl.select(pl.when(names != "").then(pl.lit(f"{label}: ") + names).alias("flags")).to_series()
+
+
 def _iso_times(text: pl.Series) -> pl.Series:
-    """Put every accepted spelling into one, then parse that one: no format is guessed from the first rows."""
+    """Rewrite every accepted spelling to one format, then parse it: no format is guessed from the first rows."""
     parts = text.str.strip_chars().str.extract_groups(_ISO).struct.unnest()
     zone = pl.col("zone").fill_null("+00:00").str.replace("^[Zz]$", "+00:00").str.replace(":", "", literal=True)
     canonical = pl.format(
@@ -113,3 +166,13 @@ def _iso_times(text: pl.Series) -> pl.Series:
         .str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="ms", time_zone="UTC", strict=False)
         .cast(pl.Int64)
     ).to_series()
+
+
+def _begins_with_title(name: str) -> pl.Expr:
+    part, title = pl.col(name).str.to_lowercase(), pl.col("title").str.to_lowercase()
+    rest = part.str.slice(title.str.len_chars())
+    return (part.str.starts_with(title) & rest.str.contains(_TITLE_BOUNDARY)).fill_null(False)
+
+
+def _as_sentence(text: pl.Expr) -> pl.Expr:
+    return pl.when(text.str.contains(_SENTENCE_END)).then(text).otherwise(text + ".")

@@ -1,7 +1,7 @@
-"""Files with one JSON object a line, plain or gzip -> polars columns, block by block.
+"""Read files with one JSON object per line, plain or gzip, as polars columns, block by block.
 
-Only the objects of one block exist in Python at a time. A line that cannot be used keeps its row, with the cells that
-could be read, and says why in `problem`: `invalid_json` or `wrong_type`. Blank lines are no rows.
+Only the objects of one block exist in Python at a time. A line that cannot be used keeps its row and the cells that
+could be read; its `problem` says why: `invalid_json` or `wrong_type`. Blank lines give no row.
 """
 
 import json
@@ -12,21 +12,29 @@ from typing import Any
 
 import polars as pl
 
-from macrec_pipeline.data.readers.line_blocks import BLOCK_BYTES, LineBlock, line_blocks
+from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, LineBlock, line_blocks
+from macrec_pipeline.runtime.text_sanitizing import one_line_error
 
 Cells = tuple[Any, ...]
 
-# Numbers beyond this are no times; polars could not hold much larger ones.
+# Numbers beyond this are not times, and much larger ones do not fit into a polars column.
 _LARGEST = 2**53
-_SHOWN = 40
-_NAMES = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+_MAX_QUOTED_CHARACTERS = 40
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
 
 
 class JsonFields:
-    """The fields of one JSON object, read as what they should be; a missing or null one is None or empty.
+    """The fields of one JSON object, each read as an expected type; a missing or null field is None or empty.
 
     Attributes:
-        problem: the first field that held something else, None as long as there was none.
+        problem: describes the first field of another type; None if there was none so far.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -34,59 +42,59 @@ class JsonFields:
         self.problem: str | None = None
 
     def identifier(self, name: str) -> str | None:
-        """An id: a text, or a whole number as text."""
+        """Return an id: a text, or a whole number as text."""
         value = self._record.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value is None or (isinstance(value, str) and _is_unicode(value)):
             return value
-        self._wrong(name, value, "valid Unicode" if isinstance(value, str) else "a text")
+        self._report(name, value, "valid Unicode" if isinstance(value, str) else "a text")
         return None
 
     def number(self, name: str) -> float | None:
-        """A number as float; infinite where it is too large for one."""
+        """Return a number as float; infinity if it is too large for a float."""
         value = self._record.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return float(value) if abs(value) < _LARGEST else math.inf if value > 0 else -math.inf
         if value is None or isinstance(value, float):
             return value
-        self._wrong(name, value, "a number")
+        self._report(name, value, "a number")
         return None
 
-    def whole(self, name: str) -> int | None:
-        """A whole number, cut to what an int64 holds with room to spare."""
+    def whole_number(self, name: str) -> int | None:
+        """Return a whole number, clipped to a range that fits well into an int64."""
         value = self._record.get(name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return max(-_LARGEST, min(_LARGEST, value))
         if value is not None:
-            self._wrong(name, value, "a whole number")
+            self._report(name, value, "a whole number")
         return None
 
     def texts(self, name: str) -> list[str]:
-        """A text or a list of texts, numbers and nulls; blank ones are left out."""
+        """Return a text, or a list of texts, numbers and nulls, as a list of non-blank texts."""
         value = self._record.get(name)
         parts = [] if value is None else value if isinstance(value, list) else [value]
         if any(isinstance(part, dict | list) for part in parts):
-            self._wrong(name, value, "a text or a list of texts")
+            self._report(name, value, "a text or a list of texts")
             return []
-        found = [_as_unicode(str(part)) for part in parts if part is not None]
-        return [part for part in found if part.strip()]
+        texts = [_as_unicode(str(part)) for part in parts if part is not None]
+        return [text for text in texts if text.strip()]
 
     def objects(self, name: str) -> list[dict[str, Any]]:
-        """A list of objects."""
+        """Return a list of objects."""
         value = self._record.get(name)
-        if value is None or value == "":  # empty lists are written so as well
+        if value is None or value == "":  # some files write an empty list as an empty text
             return []
         if isinstance(value, list) and all(isinstance(part, dict) for part in value):
             return value
-        self._wrong(name, value, "a list of objects")
+        self._report(name, value, "a list of objects")
         return []
 
-    def _wrong(self, name: str, value: Any, expected: str) -> None:
-        shown = json.dumps(value, ensure_ascii=True)[:_SHOWN]
-        self.problem = self.problem or f"wrong_type: {name} is {shown}, expected {expected}"
+    def _report(self, name: str, value: Any, expected: str) -> None:
+        quoted = json.dumps(value, ensure_ascii=True)[:_MAX_QUOTED_CHARACTERS]
+        self.problem = self.problem or f"wrong_type: {name} is {quoted}, expected {expected}"
 
 
 def json_line_tables(
@@ -97,14 +105,14 @@ def json_line_tables(
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[pl.DataFrame]:
-    """Read a file, one table a block.
+    """Read a file as one table per block.
 
     Args:
         path: the file.
-        file: its path below the data folder, for messages and `source_file`.
-        parse: gives the cells of one object, in the order of `schema`.
-        schema: name -> polars dtype of what `parse` gives.
-        block_bytes: unpacked bytes read at once.
+        file: its path below the data folder, for error messages and `source_file`.
+        parse: returns the cells of one object, in the order of `schema`.
+        schema: name -> polars dtype of the cells that `parse` returns.
+        block_bytes: number of unpacked bytes to read at once.
 
     Yields:
         The columns of `schema`, then source_file, source_row (the line, from 1) and problem.
@@ -112,26 +120,26 @@ def json_line_tables(
     Raises:
         DataError: the file cannot be read to its end.
     """
-    full = {**schema, "source_row": pl.Int64, "problem": pl.String}
-    nothing = (None,) * len(schema)
+    full_schema = {**schema, "source_row": pl.Int64, "problem": pl.String}
+    empty_cells = (None,) * len(schema)
     for block in line_blocks(path, file, block_bytes=block_bytes):
-        table = pl.DataFrame(list(_rows(block, parse, nothing)), schema=full, orient="row")
+        table = pl.DataFrame(list(_rows(block, parse, empty_cells)), schema=full_schema, orient="row")
         yield table.select(*schema, pl.lit(file).alias("source_file"), "source_row", "problem")
 
 
-def _rows(block: LineBlock, parse: Callable[[JsonFields], Cells], nothing: Cells) -> Iterator[Cells]:
+def _rows(block: LineBlock, parse: Callable[[JsonFields], Cells], empty_cells: Cells) -> Iterator[Cells]:
     for number, line in block.lines():
         if not line.strip():
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-        # More digits than Python converts are a ValueError too, and so are bytes that are no UTF-8.
+        # ValueError also covers numbers with more digits than Python converts, and bytes that are not UTF-8.
         except (ValueError, RecursionError) as error:
-            yield (*nothing, number, f"invalid_json: {' '.join(str(error).split())}")
+            yield (*empty_cells, number, f"invalid_json: {one_line_error(error)}")
             continue
         if not isinstance(record, dict):
-            kind = _NAMES.get(type(record), "null")
-            yield (*nothing, number, f"invalid_json: {kind}, expected an object")
+            type_name = _TYPE_NAMES.get(type(record), "null")
+            yield (*empty_cells, number, f"invalid_json: {type_name}, expected an object")
             continue
         fields = JsonFields(record)
         cells = parse(fields)
@@ -139,7 +147,7 @@ def _rows(block: LineBlock, parse: Callable[[JsonFields], Cells], nothing: Cells
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether there is no half of a surrogate pair in it, which JSON can write but no UTF-8 holds."""
+    """Return whether the text has no lone surrogate, which JSON can contain but UTF-8 cannot encode."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 

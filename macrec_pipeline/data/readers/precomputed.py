@@ -1,6 +1,8 @@
-"""Ready-made semantic IDs and embeddings of an indexed data set, put in the order of the catalogue.
+"""Read the published semantic IDs and embeddings of an indexed data set, in the order of the catalogue.
 
-They replace the stages that would have computed them. Symbols: N items, L levels, K codes a level, D embedding.
+They replace the stages that would have computed them.
+
+Shapes (docs/notation.md): D width of an embedding, K codes per level, L levels, N items.
 """
 
 import re
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.config import Route
 from macrec_pipeline.data.readers.indexed import find_indexed_file, read_index_map, read_json_object
-from macrec_pipeline.data.readers.input_files import open_unpacked
+from macrec_pipeline.data.readers.text_files import open_unpacked
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
 from macrec_pipeline.errors import ConfigError, SchemaError
 
@@ -23,12 +25,12 @@ _TOKEN = re.compile(r"<([a-z])_(\d{1,6})>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PrecomputedIds:
-    """Semantic IDs as published; they need not be unique.
+    """Semantic IDs as published, before collision resolution: several items may share one.
 
     Attributes:
-        text_codes: int64 [N, L], each in [0, K), row = item_index.
-        image_codes: int64 [N, L].
-        codebook_size: K, the power of two that the largest code of either file fits in.
+        text_codes: int64 [N, L], each in [0, K); row i is the item with item_index i.
+        image_codes: int64 [N, L], as text_codes.
+        codebook_size: K, the smallest power of two (at least 2) that is greater than every code of both files.
     """
 
     text_codes: NDArray[np.int64]
@@ -37,50 +39,52 @@ class PrecomputedIds:
 
 
 def precomputed_semantic_ids(spec: DatasetSpec, data_dir: Path, items: pl.DataFrame) -> PrecomputedIds | None:
-    """The semantic IDs that the data set brings, or None if it brings none.
+    """Return the semantic IDs that come with the data set, or None if there are none.
 
     Args:
         spec: the data set.
         data_dir: the data folder.
-        items: the catalogue (`ITEMS`), whose rows the result follows.
+        items: the catalogue (`ITEMS`); the result has its rows.
 
     Raises:
         ConfigError: the data set names only one of the two index files.
-        MissingFileError: a file is not there.
-        SchemaError: an item has no ID, or one with other levels; names the file and the item.
+        MissingFileError: a file does not exist.
+        SchemaError: an item has no ID, or one with another number of levels; names the file and the item.
     """
     source = spec.source
     if not isinstance(source, IndexedSource) or (source.text_index is None and source.image_index is None):
         return None
     if source.text_index is None or source.image_index is None:
-        raise ConfigError(f"{spec.name}: source.text_index and source.image_index go together: give both, or neither.")
+        raise ConfigError(
+            f"{spec.name}: source.text_index and source.image_index belong together: set both, or neither."
+        )
     indices = _indices_of(items, source, data_dir)
     text_codes, text_largest = _read_codes(source, source.text_index, data_dir, indices)
     image_codes, image_largest = _read_codes(source, source.image_index, data_dir, indices)
     if text_codes.shape != image_codes.shape:
         raise SchemaError(
             f"{spec.name}: text IDs have {text_codes.shape[1]} levels ({source.text_index}) but image IDs "
-            f"{image_codes.shape[1]} ({source.image_index}); both routes need the same number."
+            f"{image_codes.shape[1]} ({source.image_index}). Both modalities need the same number of levels."
         )
     return PrecomputedIds(text_codes, image_codes, 1 << max(text_largest, image_largest, 1).bit_length())
 
 
 def precomputed_embeddings(
-    spec: DatasetSpec, data_dir: Path, items: pl.DataFrame, route: Route
+    spec: DatasetSpec, data_dir: Path, items: pl.DataFrame, modality: Route
 ) -> NDArray[np.float32] | None:
-    """The embeddings of one modality that the data set brings, or None if it brings none.
+    """Return the embeddings of one modality that come with the data set, or None if there are none.
 
     Returns:
-        float32 [N, D], row = item_index of `items`.
+        float32 [N, D]; row i is the item with item_index i in `items`.
 
     Raises:
-        MissingFileError: the file is not there.
-        SchemaError: it is no matrix of numbers with a row for each index of `X.item2id`.
+        MissingFileError: the file does not exist.
+        SchemaError: the file is not a matrix of numbers with one row per index of `X.item2id`.
     """
     source = spec.source
     if not isinstance(source, IndexedSource):
         return None
-    suffix = source.text_embeddings if route == "text" else source.image_embeddings
+    suffix = source.text_embeddings if modality == "text" else source.image_embeddings
     if suffix is None:
         return None
     path, file = find_indexed_file(source, suffix, data_dir)
@@ -88,24 +92,30 @@ def precomputed_embeddings(
         with open_unpacked(path) as stream:
             matrix = np.load(stream, allow_pickle=False)
     except ValueError as error:
-        raise SchemaError(f"{file} is not readable as a .npy matrix: {error}") from None
+        raise SchemaError(f"{file} cannot be read as a .npy matrix: {error}") from None
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or not np.issubdtype(matrix.dtype, np.number):
         got = f"{matrix.dtype} {list(matrix.shape)}" if isinstance(matrix, np.ndarray) else type(matrix).__name__
         raise SchemaError(f"{file} holds {got}, expected numbers [items, dimensions].")
     indices = _indices_of(items, source, data_dir)
     if indices.size and indices.max() >= len(matrix):
-        raise SchemaError(f"{file} has {len(matrix)} rows, but {source.prefix}.item2id has the index {indices.max()}.")
+        raise SchemaError(
+            f"{file} has {len(matrix)} rows, but {source.prefix}.item2id has the index {indices.max()}. Both files "
+            "must be of one edition."
+        )
     return np.ascontiguousarray(matrix[indices], dtype=np.float32)
 
 
 def _indices_of(items: pl.DataFrame, source: IndexedSource, data_dir: Path) -> NDArray[np.int64]:
-    """The file's index of each item of the catalogue: int64 [N]."""
-    file, names = read_index_map(source, "item2id", data_dir)
-    index_of = {name: index for index, name in names.items()}
+    """Return the index that the files use for each item of the catalogue: int64 [N]."""
+    file, ids_by_index = read_index_map(source, "item2id", data_dir)
+    index_of = {item_id: index for index, item_id in ids_by_index.items()}
     indices = []
     for item_id in items["item_id"]:
         if item_id not in index_of:
-            raise SchemaError(f"items: {item_id!r} is not in {file}; was the catalogue made from other files?")
+            raise SchemaError(
+                f"items: {item_id!r} is not in {file}. The catalogue was probably made from other files: materialize "
+                "it again."
+            )
         indices.append(index_of[item_id])
     return np.array(indices, dtype=np.int64)
 
@@ -113,14 +123,14 @@ def _indices_of(items: pl.DataFrame, source: IndexedSource, data_dir: Path) -> N
 def _read_codes(
     source: IndexedSource, suffix: str, data_dir: Path, indices: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], int]:
-    """Codes of the catalogue's items, int64 [N, L], and the largest code of the whole file."""
+    """Return the codes of the catalogue's items, int64 [N, L], and the largest code of the whole file."""
     path, file = find_indexed_file(source, suffix, data_dir)
     tokens = read_json_object(path, file)
     if not tokens:
-        raise SchemaError(f"{file} holds no item.")
+        raise SchemaError(f"{file} is an empty object, expected the semantic ID of each item.")
     first = next(iter(tokens.values()))
     num_levels = len(first) if isinstance(first, list) and first else 1
-    codes = {key: _parse_codes(value, num_levels, file, key) for key, value in tokens.items()}
+    codes = {index: _parse_codes(value, num_levels, file, index) for index, value in tokens.items()}
     missing = next((index for index in indices.tolist() if str(index) not in codes), None)
     if missing is not None:
         raise SchemaError(f"{file}: item {missing} has no semantic ID.")
@@ -129,11 +139,11 @@ def _read_codes(
 
 
 def _parse_codes(value: Any, num_levels: int, file: str, item: str) -> list[int]:
-    """`["<a_170>", "<b_224>"]` -> `[170, 224]`; the letter must be that of its level."""
+    """Parse `["<a_170>", "<b_224>"]` as `[170, 224]`; the letter must be that of the level."""
     tokens = value if isinstance(value, list) else []
     matches = [_TOKEN.fullmatch(token) if isinstance(token, str) else None for token in tokens]
     letters = [match.group(1).lower() if match else None for match in matches]
     if letters != [chr(ord("a") + level) for level in range(num_levels)]:
-        expected = ", ".join(f"<{chr(ord('a') + level)}_CODE>" for level in range(num_levels))
-        raise SchemaError(f"{file}: item {item} has {str(value)[:80]}, expected {num_levels} tokens: {expected}.")
+        example = ", ".join(f"<{chr(ord('a') + level)}_CODE>" for level in range(num_levels))
+        raise SchemaError(f"{file}: item {item} has {str(value)[:80]}, expected {num_levels} tokens: {example}.")
     return [int(match.group(2)) for match in matches if match]

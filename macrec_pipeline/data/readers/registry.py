@@ -1,126 +1,174 @@
-"""A data set's files -> the raw tables, whichever reader its YAML file names; and whether they are ready to be read."""
+"""Find the reader that a data set names, and read its files as the raw tables.
 
-from collections.abc import Iterator
+A data set's YAML file names its reader as `source.reader`: a built-in reader (`BUILT_IN_READERS`), an import path such
+as `my_package.my_module:MyReader`, or the name of an entry point that an installed package declares in the group
+`macrec_pipeline.readers`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+from pydantic import BaseModel, ValidationError
 
-from macrec_pipeline.data.demo.generate import demo_tables, ensure_demo
-from macrec_pipeline.data.readers.amazon import (
-    amazon_files,
-    amazon_interaction_parts,
-    amazon_problems,
-    read_amazon_items,
-)
-from macrec_pipeline.data.readers.indexed import (
-    indexed_files,
-    indexed_problems,
-    read_indexed_interactions,
-    read_indexed_items,
-)
-from macrec_pipeline.data.readers.movielens import (
-    movielens_files,
-    movielens_interaction_parts,
-    movielens_problems,
-    read_movielens_items,
-)
-from macrec_pipeline.data.readers.tables import (
-    interactions_table_parts,
-    read_items_table,
-    tables_files,
-    tables_problems,
-)
-from macrec_pipeline.datasets import (
-    Amazon2018Source,
-    Amazon2023Source,
-    DatasetSpec,
-    DemoSource,
-    IndexedSource,
-    MovielensSource,
-    TablesSource,
-)
-from macrec_pipeline.schemas import RAW_INTERACTIONS
+from macrec_pipeline.config.validation_messages import describe_validation_error
+from macrec_pipeline.data.readers.amazon import AmazonReader
+from macrec_pipeline.data.readers.demo import DemoReader
+from macrec_pipeline.data.readers.indexed import IndexedReader
+from macrec_pipeline.data.readers.movielens import MovielensReader
+from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.tables import TablesReader
+from macrec_pipeline.datasets import CustomSource, DatasetSpec, reader_entry_points, unknown_reader_message
+from macrec_pipeline.errors import ConfigError, did_you_mean
+from macrec_pipeline.runtime.text_sanitizing import one_line_error
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+
+BUILT_IN_READERS: dict[str, Callable[[Any, Path], Reader]] = {
+    "tables": TablesReader,
+    "demo": DemoReader,
+    "indexed": IndexedReader,
+    "amazon2018": AmazonReader,
+    "amazon2023": AmazonReader,
+    "movielens": MovielensReader,
+}
+_METHODS = ("interaction_parts", "items", "problems", "source_files", "image_template")
+
+
+def open_reader(spec: DatasetSpec, data_dir: Path) -> Reader:
+    """Create the reader of a data set. Imports the module of a reader that is not built in.
+
+    Raises:
+        ConfigError: the reader cannot be imported, is not a `Reader`, or refuses its options.
+    """
+    source = spec.source
+    if not isinstance(source, CustomSource):
+        return BUILT_IN_READERS[source.reader](source, data_dir)
+    place = f"Data set {spec.name}, reader {source.name!r}"
+    reader_class = _import_reader(source.name, place)
+    options = _validated_options(reader_class, source.options, place)
+    try:
+        reader: Reader = reader_class(options, data_dir)
+    except TypeError as error:
+        raise ConfigError(
+            f"{place}: the reader cannot be created ({one_line_error(error)}). The class must accept two positional "
+            "arguments: its options and the data folder."
+        ) from error
+    return reader
 
 
 def raw_interaction_parts(spec: DatasetSpec, data_dir: Path) -> Iterator[pl.DataFrame]:
-    """The interaction log as found, one row a source row: parts of `RAW_INTERACTIONS`, in the order of the file.
+    """Yield the interaction log as parts of `RAW_INTERACTIONS`, one row per source row, in the order of the file.
 
-    Only one part need be held at a time; `indexed` files and CSV files with quotes are one part. The demo shop is
-    generated first if it is not there.
+    Only one part has to fit into memory at a time; `indexed` files and CSV files with quotes are a single part. The
+    demo shop is generated first if it does not exist.
 
     Raises:
-        MissingFileError: a file is not there; names it and `MACREC_DATA`.
-        SchemaError: a column is not there or the file has another form; names file, column and line.
+        MissingFileError: a file does not exist; names it and `MACREC_DATA`.
+        SchemaError: a column is missing or the file has another format; names file, column and line.
         DataError: a file cannot be read to its end.
     """
-    match spec.source:
-        case TablesSource() as source:
-            return interactions_table_parts(source.interactions, data_dir)
-        case DemoSource() as source:
-            ensure_demo(source, data_dir)
-            return interactions_table_parts(demo_tables(source).interactions, data_dir)
-        case IndexedSource() as source:
-            return iter([read_indexed_interactions(source, data_dir)])
-        case Amazon2018Source() | Amazon2023Source() as source:
-            return amazon_interaction_parts(source, data_dir)
-        case MovielensSource() as source:
-            return movielens_interaction_parts(source, data_dir)
+    return (RAW_INTERACTIONS.check(part, spec.name) for part in open_reader(spec, data_dir).interaction_parts())
 
 
 def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
-    """The parts as one table (`RAW_INTERACTIONS`). Errors as in `raw_interaction_parts`."""
-    frame = pl.concat([RAW_INTERACTIONS.empty(), *raw_interaction_parts(spec, data_dir)])
-    return RAW_INTERACTIONS.check(frame, spec.name)
+    """Read the interaction log as one table (`RAW_INTERACTIONS`). Errors as in `raw_interaction_parts`."""
+    return pl.concat([RAW_INTERACTIONS.empty(), *raw_interaction_parts(spec, data_dir)])
 
 
 def read_raw_items(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
-    """The catalogue as found, one row a source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`."""
-    match spec.source:
-        case TablesSource() as source:
-            return read_items_table(source.items, data_dir)
-        case DemoSource() as source:
-            ensure_demo(source, data_dir)
-            return read_items_table(demo_tables(source).items, data_dir)
-        case IndexedSource() as source:
-            return read_indexed_items(source, data_dir)
-        case Amazon2018Source() | Amazon2023Source() as source:
-            return read_amazon_items(source, data_dir)
-        case MovielensSource() as source:
-            return read_movielens_items(source, data_dir)
+    """Read the catalogue, one row per source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`."""
+    return RAW_ITEMS.check(open_reader(spec, data_dir).items(), spec.name)
 
 
 def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
-    """What a person must do before this data set can be read, a line each; empty when it is ready.
+    """Return what must be fixed before a data set can be read, one sentence per problem; empty if it is ready.
 
-    Files are looked for and headers read, nothing more. The demo shop is always ready: it is generated.
+    Only looks for files and reads headers. The demo shop is always ready, because it is generated.
     """
-    match spec.source:
-        case TablesSource() as source:
-            return tables_problems(source, data_dir)
-        case DemoSource():
-            return []
-        case IndexedSource() as source:
-            return indexed_problems(source, data_dir)
-        case Amazon2018Source() | Amazon2023Source() as source:
-            return amazon_problems(source, data_dir)
-        case MovielensSource() as source:
-            return movielens_problems(source, data_dir)
+    return open_reader(spec, data_dir).problems()
 
 
 def source_files(spec: DatasetSpec, data_dir: Path) -> list[Path]:
-    """The files that hold a data set's interactions and items; pictures are not among them.
+    """Return the files that hold a data set's interactions and items, without images.
 
     Raises:
-        MissingFileError: one is not there.
+        MissingFileError: a file does not exist.
     """
-    match spec.source:
-        case TablesSource() as source:
-            return tables_files(source, data_dir)
-        case DemoSource() as source:
-            return tables_files(demo_tables(source), data_dir)
-        case IndexedSource() as source:
-            return indexed_files(source, data_dir)
-        case Amazon2018Source() | Amazon2023Source() as source:
-            return amazon_files(source, data_dir)
-        case MovielensSource() as source:
-            return movielens_files(source, data_dir)
+    return open_reader(spec, data_dir).source_files()
+
+
+def _import_reader(reader_name: str, place: str) -> Any:
+    """Import the class that an import path or an entry point names, and check that it is a reader."""
+    module_name, attribute = _import_path(reader_name, place)
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # a module can fail to import in any way
+        raise ConfigError(
+            f"{place}: the module {module_name} cannot be imported ({type(error).__name__}: {one_line_error(error)}). "
+            "Install its package into this Python environment, or add the folder that contains it to PYTHONPATH."
+        ) from error
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            classes = [name for name, member in vars(value).items() if isinstance(member, type)]
+            raise ConfigError(
+                f"{place}: the module {module_name} has no class {attribute!r}.{did_you_mean(part, classes)} Check the "
+                "name after the colon."
+            )
+        value = getattr(value, part)
+    if not isinstance(value, type):
+        raise ConfigError(f"{place}: {module_name}:{attribute} is a {type(value).__name__}, expected a class.")
+    missing = [method for method in _METHODS if not _implements(value, method)]
+    if missing:
+        raise ConfigError(
+            f"{place}: the class {attribute} does not implement {', '.join(f'{method}()' for method in missing)}. A "
+            f"reader is a subclass of {Reader.__module__}.{Reader.__name__} that implements all of its methods."
+        )
+    return value
+
+
+def _import_path(name: str, place: str) -> tuple[str, str]:
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        return module_name, attribute
+    candidates: dict[str, EntryPoint] = {each.value: each for each in reader_entry_points() if each.name == name}
+    if not candidates:
+        raise ConfigError(f"{place}: {unknown_reader_message(name)}.")
+    if len(candidates) > 1:
+        raise ConfigError(
+            f"{place}: several installed packages have a reader of this name: {', '.join(sorted(candidates))}. Use one "
+            "of these import paths as the reader."
+        )
+    (entry_point,) = candidates.values()
+    if not entry_point.attr:
+        raise ConfigError(
+            f"{place}: the entry point names the module {entry_point.value!r}, but no class. Its package must declare "
+            "it as module:Class."
+        )
+    return entry_point.module, entry_point.attr
+
+
+def _implements(reader_class: type, method: str) -> bool:
+    function = getattr(reader_class, method, None)
+    return callable(function) and not getattr(function, "__isabstractmethod__", False)
+
+
+def _validated_options(reader_class: Any, options: Mapping[str, Any], place: str) -> Any:
+    """Validate options with the class's `options_model`; without one, return them as a plain mapping."""
+    model: type[BaseModel] | None = getattr(reader_class, "options_model", None)
+    if model is None:
+        return dict(options)
+    names = {field.alias or name for name, field in model.model_fields.items()}
+    unknown = sorted(options.keys() - names) if model.model_config.get("extra") != "allow" else []
+    if unknown:
+        raise ConfigError(
+            f"{place}: unknown option `source.{unknown[0]}`.{did_you_mean(unknown[0], names)} The options of this "
+            f"reader are: {', '.join(sorted(names)) or 'none'}."
+        )
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        raise ConfigError(f"{place}: the options are invalid. {describe_validation_error(error, model)}") from None

@@ -1,1 +1,1 @@
-"""The assets, one module a part of the graph. A body is: load, one core call, save, report."""
+"""The assets, one module per part of the graph. Each asset loads, makes one core call, saves and reports."""

@@ -1,4 +1,4 @@
-"""The champion on the newest test users: against the challenger before it is registered, and by itself when asked."""
+"""The champion on the newest test users: compared with a new bundle before registration, and evaluated by itself."""
 
 import dataclasses
 import json
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:
-    from macrec_pipeline.evaluation.promotion.comparison import Answers
-    from macrec_pipeline.evaluation.promotion.held_out import HeldOut
+    from macrec_pipeline.evaluation.promotion.comparison import ModelRecommendations
+    from macrec_pipeline.evaluation.promotion.held_out import HeldOutUsers
     from macrec_pipeline.recommender import RecommenderBundle
 
-    Loaded = tuple[RecommenderBundle, int]  # and the bytes of its files
+    BundleAndSize = tuple[RecommenderBundle, int]  # the size of its files in bytes
 
 COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
 
@@ -29,26 +29,27 @@ COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
     kinds={"torch", "json"},
     code_version="1",
     pool=GPU_POOL,
-    description="The new bundle and the champion asked for the same test users now, and whether it may replace it.",
+    description="The new bundle and the champion on the same test users, and whether the new one may replace it. Both "
+    "recommend now, from the newest histories. Look at `reason` and the table `comparison`.",
 )
 def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Both bundles and the histories -> a folder with `comparison.json`, which may say that nothing was compared."""
+    """Compare the new bundle with the champion and write `comparison.json`, which also says if nothing was compared."""
     from macrec_pipeline.tracking.registry import bundle_digest
 
-    with stage(context, settings, "champion_comparison") as work:
-        bundle, champion = work.folder("recommender") / "bundle", settings.tracker().champion(work.dataset)
+    with open_asset(context, settings, "champion_comparison") as asset:
+        bundle, champion = asset.folder("recommender") / "bundle", settings.tracker().champion(asset.dataset)
         document: dict[str, Any] = {"champion": champion, "bundle_digest": bundle_digest(bundle), "problem": None}
         if champion is not None:
             try:
-                loaded = _load_champion(work, settings, champion)
-            except (StorageError, TrackingError) as error:  # a broken champion must not keep its successor out
-                context.log.warning(f"Nothing was compared: {error}")
-                document["problem"] = f"Version {champion} is champion, but cannot be compared with. {error}"
+                champion_bundle = _load_champion(asset, settings, champion)
+            except (StorageError, TrackingError) as error:  # a broken champion must not block its successor
+                context.log.warning(f"The champion was not compared: {error}")
+                document["problem"] = f"Version {champion} is the champion, but it cannot be compared. {error}"
             else:
-                document |= _compare(work, bundle, loaded, champion=champion)
-        with work.new_folder() as folder:
+                document |= _compare(asset, bundle, champion_bundle, champion=champion)
+        with asset.new_folder() as folder:
             (folder / COMPARISON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        return _report_comparison(work, document)
+        return _report_comparison(asset, document)
 
 
 @dg.asset(
@@ -58,99 +59,101 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
     kinds={"torch", "json"},
     code_version="1",
     pool=GPU_POOL,
-    description="What @champion is worth on the newest histories, beside the most popular items; trains nothing.",
+    description="How well @champion recommends on the newest histories, compared with the most popular items. Nothing "
+    "is trained. Look at `ndcg_10` and `popularity_ndcg_10`.",
 )
 def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """The registered champion and the histories -> a folder with `evaluation.json`."""
-    from macrec_pipeline.evaluation.promotion.comparison import against_popularity
+    """Evaluate the registered champion on the histories and write `evaluation.json`."""
+    from macrec_pipeline.evaluation.promotion.comparison import compare_with_popularity
 
-    with stage(context, settings, "champion_evaluation") as work:
-        champion = settings.tracker().champion(work.dataset)
+    with open_asset(context, settings, "champion_evaluation") as asset:
+        champion = settings.tracker().champion(asset.dataset)
         if champion is None:
-            raise TrackingError(f"macrec-{work.dataset} has no champion yet: run `macrec run {work.dataset}`.")
-        users = _users(work)
-        (answers,) = _ask(work, users, [_load_champion(work, settings, champion)])
-        found, difference = against_popularity(answers, users, **_resampling(work))
+            raise TrackingError(f"macrec-{asset.dataset} has no champion yet: run `macrec run {asset.dataset}`.")
+        users = _held_out_users(asset)
+        (answers,) = _recommend(asset, users, [_load_champion(asset, settings, champion)])
+        metrics, difference = compare_with_popularity(answers, users, **_bootstrap_settings(asset))
         document = {
             "champion": champion,
             "num_test_users": difference.num_users,
-            **dataclasses.asdict(found),
-            "popularity_ndcg_10": found.ndcg_10 - difference.difference,
+            **dataclasses.asdict(metrics),
+            "popularity_ndcg_10": metrics.ndcg_10 - difference.difference,
             "above_popularity": dataclasses.asdict(difference),
         }
-        with work.new_folder() as folder:
+        with asset.new_folder() as folder:
             (folder / EVALUATION).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        figures = {name: value for name, value in document.items() if isinstance(value, int | float)}
-        return work.report(
-            summary=f"version {champion}: HR@10 {found.hr_10:.4f}, NDCG@10 {found.ndcg_10:.4f}, "
-            f"popular items {document['popularity_ndcg_10']:.4f}",
-            **figures,
+        numbers = {name: value for name, value in document.items() if isinstance(value, int | float)}
+        return asset.report(
+            summary=f"version {champion}: HR@10 {metrics.hr_10:.4f}, NDCG@10 {metrics.ndcg_10:.4f}, "
+            f"most popular items {document['popularity_ndcg_10']:.4f}",
+            **numbers,
         )
 
 
-def _compare(work: AssetContext, bundle: Path, champion_bundle: "Loaded", *, champion: int) -> dict[str, Any]:
-    from macrec_pipeline.evaluation.promotion.comparison import compare
-    from macrec_pipeline.evaluation.promotion.rules import judge
-    from macrec_pipeline.evaluation.promotion.version_card import match_card
+def _compare(asset: AssetContext, bundle: Path, champion_bundle: "BundleAndSize", *, champion: int) -> dict[str, Any]:
+    from macrec_pipeline.evaluation.promotion.comparison import compare_models
+    from macrec_pipeline.evaluation.promotion.rules import apply_rules
+    from macrec_pipeline.evaluation.promotion.version_card import comparison_card
 
-    users = _users(work)
-    ours, theirs = _ask(work, users, [_load(work, bundle), champion_bundle])
-    match = compare(ours, theirs, users, **_resampling(work))
-    verdict = judge(match, work.config.promotion)
+    users = _held_out_users(asset)
+    challenger_answers, champion_answers = _recommend(asset, users, [_load_bundle(asset, bundle), champion_bundle])
+    match = compare_models(challenger_answers, champion_answers, users, **_bootstrap_settings(asset))
+    verdict = apply_rules(match, asset.config.promotion)
     return {
         "passed": verdict.passed,
         "reason": verdict.reason,
         "figures": match.figures(),
-        "card": match_card(match, verdict, champion=champion),
+        "card": comparison_card(match, verdict, champion=champion),
     }
 
 
-def _ask(work: AssetContext, users: "HeldOut", loaded: "list[Loaded]") -> "list[Answers]":
-    from macrec_pipeline.evaluation.promotion.comparison import CUTOFF, Answers
-    from macrec_pipeline.recommender import recommend_side_by_side
+def _recommend(
+    asset: AssetContext, users: "HeldOutUsers", bundles: "list[BundleAndSize]"
+) -> "list[ModelRecommendations]":
+    from macrec_pipeline.evaluation.promotion.comparison import CUTOFF, ModelRecommendations
+    from macrec_pipeline.recommender import recommend_in_turns
 
-    bundles = [bundle for bundle, _ in loaded]
-    found = recommend_side_by_side(bundles, users.inputs, k=CUTOFF, progress=work.progress)
+    results = recommend_in_turns([bundle for bundle, _ in bundles], users.inputs, k=CUTOFF, progress=asset.progress)
     return [
-        Answers(said.lists, bundle.semantic_ids, milliseconds=said.milliseconds, num_bytes=size)
-        for said, (bundle, size) in zip(found, loaded, strict=True)
+        ModelRecommendations(result.lists, bundle.semantic_ids, milliseconds=result.milliseconds, num_bytes=num_bytes)
+        for result, (bundle, num_bytes) in zip(results, bundles, strict=True)
     ]
 
 
-def _load_champion(work: AssetContext, settings: Settings, version: int) -> "Loaded":
-    with settings.tracker().bundle(work.dataset, version) as folder:
-        return _load(work, folder)
+def _load_champion(asset: AssetContext, settings: Settings, version: int) -> "BundleAndSize":
+    with settings.tracker().bundle(asset.dataset, version) as folder:
+        return _load_bundle(asset, folder)
 
 
-def _load(work: AssetContext, folder: Path) -> "Loaded":
+def _load_bundle(asset: AssetContext, folder: Path) -> "BundleAndSize":
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
 
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return RecommenderBundle.load(folder, device=prepare_device(work.config.runtime)), size
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return RecommenderBundle.load(folder, device=prepare_device(asset.config.runtime)), num_bytes
 
 
-def _users(work: AssetContext) -> "HeldOut":
-    from macrec_pipeline.evaluation.promotion.held_out import held_out
+def _held_out_users(asset: AssetContext) -> "HeldOutUsers":
+    from macrec_pipeline.evaluation.promotion.held_out import held_out_users
 
-    return held_out(work.table("histories"), work.table("items")["item_id"].to_list())
+    return held_out_users(asset.read_table("histories"), asset.read_table("items")["item_id"].to_list())
 
 
-def _resampling(work: AssetContext) -> dict[str, Any]:
+def _bootstrap_settings(asset: AssetContext) -> dict[str, Any]:
     return {
-        "num_samples": work.config.evaluation.bootstrap_samples,
-        "confidence": work.config.promotion.confidence,
-        "seed": work.config.seed,
+        "num_samples": asset.config.evaluation.bootstrap_samples,
+        "confidence": asset.config.promotion.confidence,
+        "seed": asset.config.seed,
     }
 
 
-def _report_comparison(work: AssetContext, document: dict[str, Any]) -> dg.MaterializeResult[Any]:
+def _report_comparison(asset: AssetContext, document: dict[str, Any]) -> dg.MaterializeResult[Any]:
     if "card" not in document:
         reason = document["problem"] or "there is no champion yet"
-        return work.report(summary=f"nothing compared: {reason}", nothing_compared=reason)
-    said = "may replace" if document["passed"] else "may not replace"
-    return work.report(
-        summary=f"{said} version {document['champion']}. {document['reason']}",
+        return asset.report(summary=f"nothing compared: {reason}", nothing_compared=reason)
+    verdict = "may replace" if document["passed"] else "may not replace"
+    return asset.report(
+        summary=f"{verdict} version {document['champion']}. {document['reason']}",
         champion=document["champion"],
         may_replace_it=document["passed"],
         reason=document["reason"],

@@ -1,4 +1,4 @@
-"""Embeddings: one vector an item and modality, from an encoder or, where the data set brings them, from its files."""
+"""Embeddings: one vector per item and modality, from an encoder or from files that the data set provides."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import ROUTES, Route
-from macrec_pipeline.defs.asset_context import AssetContext, semantic_ids_are_given, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
+from macrec_pipeline.defs.manifest_keys import MADE_BY
 from macrec_pipeline.defs.presentation import table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.errors import DataError, SchemaError, StorageError
@@ -20,10 +21,10 @@ if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definition
 
 logger = logging.getLogger(__name__)
 
-MADE_BY = "made_by"
-NAMES: dict[Route, str] = {"text": "a text", "image": "a picture"}
 GROUP = "embeddings"
 KINDS = {"torch", "parquet"}
+_MAX_UNREADABLE_SHOWN = 20
+_WITH_ARTICLE: dict[Route, str] = {"text": "a text", "image": "an image"}
 
 
 @dg.asset(
@@ -34,12 +35,13 @@ KINDS = {"torch", "parquet"}
     code_version="4",
     pool=GPU_POOL,
     metadata=table_metadata("text_embeddings"),
-    description="One vector an item from its text. Items without a text get an imputed vector and a flag.",
+    description="One vector per item, computed from its text by the text encoder; unchanged texts are not encoded "
+    "again. Items without a text get an imputed vector and are flagged. Look at `imputed_share`.",
 )
 def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Item texts -> `EMBEDDINGS`."""
-    with stage(context, settings, "text_embeddings") as work:
-        return _embed(work, "text")
+    """Embed the items' texts to `EMBEDDINGS`."""
+    with open_asset(context, settings, "text_embeddings") as asset:
+        return _embed(asset, "text")
 
 
 @dg.asset(
@@ -50,79 +52,86 @@ def text_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg
     code_version="4",
     pool=GPU_POOL,
     metadata=table_metadata("image_embeddings"),
-    description="One vector an item from its picture. Items without a picture get an imputed vector and a flag.",
+    description="One vector per item, computed from its image by the image encoder; unchanged images are not encoded "
+    "again. Items without a readable image get an imputed vector and are flagged. Look at `imputed_share` and "
+    "`unreadable`.",
 )
 def image_embeddings(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Item pictures -> `EMBEDDINGS`."""
-    with stage(context, settings, "image_embeddings") as work:
-        return _embed(work, "image")
+    """Embed the items' images to `EMBEDDINGS`."""
+    with open_asset(context, settings, "image_embeddings") as asset:
+        return _embed(asset, "image")
 
 
-def _embed(work: AssetContext, route: Route) -> dg.MaterializeResult[Any]:
+def _embed(asset: AssetContext, modality: Route) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.data.readers.precomputed import precomputed_embeddings
 
-    items = work.table("items")
-    if (reason := _left_out(work, items, route)) is not None:
-        return work.skip(EMBEDDINGS.empty(), reason)
-    given = precomputed_embeddings(work.spec, work.data, items, route)
-    if given is not None:
-        table = embedding_table(items, vectors=given, imputed=np.zeros(items.height, dtype=np.bool_))
-        return work.save(table, encoder="none: the data set brings its embeddings", dimensions=given.shape[1])
-    if semantic_ids_are_given(work.spec):
-        return work.skip(EMBEDDINGS.empty())
-    return _encode(work, items, route)
+    items = asset.read_table("items")
+    if (reason := _reason_to_skip(asset, items, modality)) is not None:
+        return asset.skip(EMBEDDINGS.empty(), reason)
+    provided = precomputed_embeddings(asset.spec, asset.data_folder, items, modality)
+    if provided is not None:
+        table = embedding_table(items, vectors=provided, imputed=np.zeros(items.height, dtype=np.bool_))
+        return asset.save_table(
+            table, encoder="none: the data set provides its embeddings", dimensions=provided.shape[1]
+        )
+    if asset.has_given_ids:
+        return asset.skip(EMBEDDINGS.empty())
+    return _encode(asset, items, modality)
 
 
-def _left_out(work: AssetContext, items: pl.DataFrame, route: Route) -> str | None:
-    """Why this run does without a modality; None if it does not, or if it lacks both, which the encoder then says.
+def _reason_to_skip(asset: AssetContext, items: pl.DataFrame, modality: Route) -> str | None:
+    """Why this run leaves a modality out; None if it does not.
+
+    A catalogue that lacks both modalities is not skipped, so that the encoder reports the error.
 
     Raises:
-        DataError: the version before had it, and nobody has said that it is to go.
+        DataError: the previous version of the catalogue had this modality, and no setting says to drop it.
     """
-    chosen, others = work.config.routes, [other for other in ROUTES if other != route]
+    chosen, others = asset.config.routes, [other for other in ROUTES if other != modality]
     if chosen is not None:
-        return None if route in chosen else f"routes is {', '.join(chosen)}"
-    if semantic_ids_are_given(work.spec) or _is_there(work, items, route):
+        return None if modality in chosen else f"routes is {', '.join(chosen)}"
+    if asset.has_given_ids or _has_data(asset, items, modality):
         return None
-    if not any(_is_there(work, items, other) for other in others):
+    if not any(_has_data(asset, items, other) for other in others):
         return None
-    if work.store.has(work.asset) and MADE_BY in work.store.manifest(work.asset).details:
+    if asset.store.has(asset.name) and MADE_BY in asset.store.manifest(asset.name).details:
         raise DataError(
-            f"No item of {work.dataset} has {NAMES[route]}, but the last {work.asset} were made from some. Look "
-            f"whether the files are where the data set says. If it is meant, set routes=[{', '.join(others)}]."
+            f"No item of {asset.dataset} has {_WITH_ARTICLE[modality]}, but the previous {asset.name} were computed "
+            f"from some. Check that the files are where the data set's file says. If this is intended, set "
+            f"routes=[{', '.join(others)}]."
         )
-    return f"no item has {NAMES[route]}: one route, {', '.join(others)}"
+    return f"no item has {_WITH_ARTICLE[modality]}: one route, {', '.join(others)}"
 
 
-def _is_there(work: AssetContext, items: pl.DataFrame, route: Route) -> bool:
-    if getattr(work.spec.source, f"{route}_embeddings", None) is not None:
+def _has_data(asset: AssetContext, items: pl.DataFrame, modality: Route) -> bool:
+    if getattr(asset.spec.source, f"{modality}_embeddings", None) is not None:
         return True
-    values = items["text" if route == "text" else "image_path"]
+    values = items["text" if modality == "text" else "image_path"]
     return bool((values.str.strip_chars() != "").any())
 
 
-def _encode(work: AssetContext, items: pl.DataFrame, route: Route) -> dg.MaterializeResult[Any]:
-    from macrec_pipeline.data.readers.item_texts import title_and_rest
+def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.readers.column_parsing import title_and_rest
     from macrec_pipeline.embeddings import embed_images, embed_texts
     from macrec_pipeline.runtime.devices import prepare_device
 
-    runtime = work.config.runtime.for_shards()
+    runtime = asset.config.runtime.for_shards()
     device = prepare_device(runtime)
-    with work.store.scratch(work.asset) as shards:
+    with asset.store.scratch(asset.name) as shards:
         common: dict[str, Any] = {
             "device": device,
-            "progress": work.progress,
-            "before": _made_before(work),
-            "shards": shards,
+            "progress": asset.progress,
+            "cached": _previous_vectors(asset),
+            "shard_folder": shards,
             "runtime": runtime,
         }
-        if route == "text":
-            whole = work.config.text_encoder.fields == "joined"
-            texts = items["text"].to_list() if whole else title_and_rest(items["title"], items["text"])
-            embedded = embed_texts(texts, work.config.text_encoder, **common)
+        if modality == "text":
+            joined = asset.config.text_encoder.fields == "joined"
+            texts = items["text"].to_list() if joined else title_and_rest(items["title"], items["text"])
+            embedded = embed_texts(texts, asset.config.text_encoder, **common)
         else:
-            paths = [None if path is None else work.data / path for path in items["image_path"]]
-            embedded = embed_images(paths, work.config.image_encoder, **common)
+            paths = [None if path is None else asset.data_folder / path for path in items["image_path"]]
+            embedded = embed_images(paths, asset.config.image_encoder, **common)
         table = embedding_table(
             items,
             vectors=embedded.vectors,
@@ -130,9 +139,9 @@ def _encode(work: AssetContext, items: pl.DataFrame, route: Route) -> dg.Materia
             contents=embedded.contents,
             problems=dict(embedded.failures),
         )
-        return work.save(
+        return asset.save_table(
             table,
-            details={MADE_BY: embedded.made_by},
+            details={MADE_BY: embedded.encoder_fingerprint},
             encoder=embedded.encoder,
             dimensions=embedded.vectors.shape[1],
             imputed=int(embedded.imputed.sum()),
@@ -141,20 +150,22 @@ def _encode(work: AssetContext, items: pl.DataFrame, route: Route) -> dg.Materia
             items_per_second=embedded.items_per_second,
             batch_size=embedded.batch_size,
             num_unreadable=len(embedded.failures),
-            unreadable=[f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:20]],
+            unreadable=[
+                f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:_MAX_UNREADABLE_SHOWN]
+            ],
         )
 
 
-def _made_before(work: AssetContext) -> "CachedVectors | None":
-    """The vectors of the version before; none where there is no such version, or it cannot be read."""
+def _previous_vectors(asset: AssetContext) -> "CachedVectors | None":
+    """The vectors of the asset's previous version; None if there is no such version or it cannot be read."""
     from macrec_pipeline.embeddings import CachedVectors
 
-    if not work.store.has(work.asset):
+    if not asset.store.has(asset.name):
         return None
     try:
-        made_by = work.store.manifest(work.asset).details.get(MADE_BY)
-        table = work.table(work.asset) if made_by else None
+        made_by = asset.store.manifest(asset.name).details.get(MADE_BY)
+        table = asset.read_table(asset.name) if made_by else None
     except (StorageError, SchemaError) as error:
-        logger.warning("Everything is encoded anew, since the version before cannot be read: %s", error)
+        logger.warning("Every item is encoded again, because the previous version cannot be read: %s", error)
         return None
     return None if table is None else CachedVectors(str(made_by), table["content"].to_list(), vectors_of(table))

@@ -1,4 +1,4 @@
-"""Evaluation: every test user in every system, on one page and as numbers."""
+"""Evaluation: every system on every test user, as metrics and as a report page."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import dagster as dg
 import polars as pl
 
 from macrec_pipeline.config import ROUTES
-from macrec_pipeline.defs.asset_context import SKIPPED, AssetContext, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
+from macrec_pipeline.defs.manifest_keys import SKIPPED
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality
@@ -34,7 +35,9 @@ SPLIT_BY_TIME = (
     "global time: nothing is trained on that is not before the test period, each user's last item before it "
     "validates, and the first one in it is the test target; the period:"
 )
+"""Written to `metrics.json`: another wording would change the bytes of existing reports."""
 HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
+"""The metrics that Dagster shows; `metrics.json` has all of them."""
 
 
 @dg.asset(
@@ -43,135 +46,142 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     group_name="evaluation",
     kinds={"polars", "html"},
     code_version="4",
-    description="Held-out items in the full catalogue, with intervals, beside baselines: metrics.json and report.html.",
+    description="How well every system ranks the held-out items among the full catalogue, with confidence intervals "
+    "and baselines. The folder holds `metrics.json`, `report.html` and `per_user.parquet`. Open `report.html` first, "
+    "or look at `ndcg_10` and the table `systems`.",
 )
 def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Predictions and histories -> a folder with `metrics.json`, `report.html` and `per_user.parquet`."""
+    """Evaluate the predictions, and write the metrics and the report page."""
     from macrec_pipeline.evaluation.protocol import evaluate, metrics_document
     from macrec_pipeline.evaluation.report.page import render_report
 
-    with stage(context, settings, "evaluation_report") as work:
-        tables = {name: work.table(name) for name in TABLES}
-        details = work.store.manifest("predictions").details
+    with open_asset(context, settings, "evaluation_report") as asset:
+        tables = {name: asset.read_table(name) for name in TABLES}
+        details = asset.store.manifest("predictions").details
         evaluation = evaluate(
             tables["histories"],
             tables["predictions"],
             num_items=tables["items"].height,
-            config=work.config.evaluation,
-            seed=work.config.seed,
-            top_k=work.config.decoding.top_k,
-            items_imputed=_imputed(tables),
+            config=asset.config.evaluation,
+            seed=asset.config.seed,
+            top_k=asset.config.decoding.top_k,
+            items_imputed=_imputed_items(tables),
             sasrec_settings=details.get("sasrec"),
-            split=_split(work),
+            split=_describe_split(asset),
         )
-        rates = work.store.manifest("semantic_ids").details["collision_rate"]
-        agreement = details.get("beam_agreement", {})
-        metrics = metrics_document(evaluation, dataset=work.dataset, collision_rate=rates, beam_agreement=agreement)
-        page = render_report(_report_input(work, tables, evaluation, dagster_run_id=context.run.run_id))
-        with work.new_folder() as folder:
+        metrics = metrics_document(
+            evaluation,
+            dataset=asset.dataset,
+            collision_rate=asset.store.manifest("semantic_ids").details["collision_rate"],
+            beam_agreement=details.get("beam_agreement", {}),
+        )
+        page = render_report(_report_input(asset, tables, evaluation, dagster_run_id=context.run.run_id))
+        with asset.new_folder() as folder:
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
             (folder / "report.html").write_text(page, encoding="utf-8")
             evaluation.per_user.write_parquet(folder / "per_user.parquet")
-        return _report(work, metrics)
+        return _report_evaluation(asset, metrics)
 
 
-def _split(work: AssetContext) -> str:
-    """How targets were held out, in words."""
-    from macrec_pipeline.data.histories.splits import period_of
-    from macrec_pipeline.evaluation.protocol_description import LEAVE_ONE_OUT
+def _describe_split(asset: AssetContext) -> str:
+    """How the test targets were held out, as a sentence for the report."""
+    from macrec_pipeline.data.histories.splits import period_from_details
+    from macrec_pipeline.evaluation.protocol import LEAVE_ONE_OUT
 
-    period = period_of(work.store.manifest("histories").details.get("split"))
+    period = period_from_details(asset.store.manifest("histories").details.get("split"))
     return LEAVE_ONE_OUT if period is None else f"{SPLIT_BY_TIME} {period}"
 
 
-def _report(work: AssetContext, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
+def _report_evaluation(asset: AssetContext, metrics: Mapping[str, Any]) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_metrics
 
-    work.run.log_artifact(work.folder("evaluation_report"), "report")
+    asset.mlflow_run.log_artifact(asset.folder("evaluation_report"), "report")
     for prefix, systems in (("", metrics["systems"]), ("excluding_seen/", metrics["systems_excluding_seen"])):
         for system, values in systems.items():
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-            work.run.log_metrics({f"{prefix}{system}/{name}": value for name, value in numbers.items()})
-    ours = metrics["systems"]["macrec"]
-    return work.report(
-        summary=f"HR@10 {ours['hr_10']:.4f}, NDCG@10 {ours['ndcg_10']:.4f} of {metrics['num_test_users']:,} users",
+            asset.mlflow_run.log_metrics({f"{prefix}{system}/{name}": value for name, value in numbers.items()})
+    model = metrics["systems"]["macrec"]
+    return asset.report(
+        summary=f"HR@10 {model['hr_10']:.4f}, NDCG@10 {model['ndcg_10']:.4f} for {metrics['num_test_users']:,} users",
         test_users=metrics["num_test_users"],
-        **{name: ours[name] for name in HEADLINE},
+        **{name: model[name] for name in HEADLINE},
         systems=_systems_table(metrics["systems"]),
         systems_excluding_seen=_systems_table(metrics["systems_excluding_seen"]),
-        comparison=work.plot("metrics", plot_metrics(metrics["systems"])),
-        report=dg.MetadataValue.path(work.store.location("evaluation_report") / "report.html"),
+        comparison=asset.log_plot("metrics", plot_metrics(metrics["systems"])),
+        report=dg.MetadataValue.path(asset.store.location("evaluation_report") / "report.html"),
     )
 
 
 def _report_input(
-    work: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation", *, dagster_run_id: str
+    asset: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation", *, dagster_run_id: str
 ) -> "ReportInput":
     from macrec_pipeline.evaluation.report.page import QuarantineCount, ReportInput
     from macrec_pipeline.semantic_ids import code_usage
     from macrec_pipeline.tracking.git_commit import git_commit
 
-    ids, details = tables["semantic_ids"], work.store.manifest("semantic_ids").details
+    ids, details = tables["semantic_ids"], asset.store.manifest("semantic_ids").details
     usage = {
-        route: code_usage(codes, codebook_size=details["codebook_size"])
-        for route, codes in codes_by_modality(ids).items()
+        modality: code_usage(codes, codebook_size=details["codebook_size"])
+        for modality, codes in codes_by_modality(ids).items()
     }
-    unreadable = tables["image_embeddings"]["problem"].count()
+    num_unreadable = tables["image_embeddings"]["problem"].count()
     dropped = tables["quarantine"].group_by("table", "reason").len("num_rows").sort("table", "num_rows", "reason")
     return ReportInput(
-        dataset=work.dataset,
-        title=work.spec.title,
+        dataset=asset.dataset,
+        title=asset.spec.title,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        preset=work.config.preset,
-        seed=work.config.seed,
+        preset=asset.config.preset,
+        seed=asset.config.seed,
         git_commit=git_commit() or "unknown",
-        run_ids={"Dagster run": dagster_run_id, "MLflow run": work.run.run_id},
+        run_ids={"Dagster run": dagster_run_id, "MLflow run": asset.mlflow_run.run_id},
         num_users=tables["histories"].height,
         num_items=tables["items"].height,
         num_interactions=tables["interactions"].height,
         evaluation=evaluation,
         collision_rate=details["collision_rate"],
         code_usage=usage,
-        quantizer_log=_log(work.folder("quantizer") / "training_log.json"),
-        recommender_log=_log(work.folder("recommender") / "weights" / "training_log.json"),
+        quantizer_log=_read_training_log(asset.folder("quantizer") / "training_log.json"),
+        recommender_log=_read_training_log(asset.folder("recommender") / "weights" / "training_log.json"),
         quarantine=[
             *(QuarantineCount(*row) for row in dropped.iter_rows()),
-            *([QuarantineCount("image_embeddings", "unreadable_picture", unreadable)] if unreadable else []),
+            *([QuarantineCount("image_embeddings", "unreadable_picture", num_unreadable)] if num_unreadable else []),
         ],
-        sample_users=_sample_users(work, tables, evaluation),
-        beam_agreement=work.store.manifest("predictions").details.get("beam_agreement", {}),
-        items_without={route: int(flags.sum()) for route, flags in _imputed(tables).items()},
+        sample_users=_sample_users(asset, tables, evaluation),
+        beam_agreement=asset.store.manifest("predictions").details.get("beam_agreement", {}),
+        items_without={modality: int(flags.sum()) for modality, flags in _imputed_items(tables).items()},
         left_out={
-            route: work.store.manifest(f"{route}_embeddings").details[SKIPPED] for route in ROUTES if route not in usage
+            modality: asset.store.manifest(f"{modality}_embeddings").details[SKIPPED]
+            for modality in ROUTES
+            if modality not in usage
         },
     )
 
 
 def _sample_users(
-    work: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation"
+    asset: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation"
 ) -> "tuple[SampleUser, ...]":
     from macrec_pipeline.evaluation.report.sample_users import choose_sample_users, sample_users
 
-    wanted = work.config.evaluation.num_sample_users
+    num_users = asset.config.evaluation.num_sample_users
     return sample_users(
-        choose_sample_users(evaluation.per_user, num_users=wanted, seed=work.config.seed),
+        choose_sample_users(evaluation.per_user, num_users=num_users, seed=asset.config.seed),
         histories=tables["histories"],
         predictions=tables["predictions"],
         items=tables["items"],
-        data_dir=work.data,
+        data_dir=asset.data_folder,
     )
 
 
-def _imputed(tables: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
-    """Modality -> bool [N], for those that were embedded here."""
+def _imputed_items(tables: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
+    """For each modality with embeddings, which items have an imputed vector: bool [N]."""
     return {
-        route: tables[f"{route}_embeddings"]["imputed"].to_numpy()
-        for route in ROUTES
-        if tables[f"{route}_embeddings"].height
+        modality: tables[f"{modality}_embeddings"]["imputed"].to_numpy()
+        for modality in ROUTES
+        if tables[f"{modality}_embeddings"].height
     }
 
 
-def _log(path: Path) -> list[dict[str, float]]:
+def _read_training_log(path: Path) -> list[dict[str, float]]:
     log: list[dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return log
 

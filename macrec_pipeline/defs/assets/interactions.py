@@ -1,4 +1,4 @@
-"""Ingestion: the raw tables as found, what is left after cleaning, and one history a user."""
+"""Ingestion: the raw tables as they were found, the clean tables, and one history per user."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.asset_context import CATALOGUE, MAY_BE_UNTOUCHED, stage
+from macrec_pipeline.defs.asset_context import open_asset
+from macrec_pipeline.defs.manifest_keys import CATALOGUE, MAY_BE_UNTOUCHED
 from macrec_pipeline.defs.presentation import markdown, preview, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, Settings
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 GROUP = "ingestion"
 KINDS = {"polars", "parquet"}
-CLEAN = {
-    "interactions": "The interactions that are used: valid, deduplicated, in the k-core, ordered in time.",
-    "items": "The catalogue that is recommended from, one row an item that is left, item_index 0..N-1.",
-    "quarantine": "Every raw row that was dropped, and the reason. Nothing disappears in silence.",
+CLEAN_TABLES = {
+    "interactions": "The interactions that the pipeline uses, in time order. Cleaning drops invalid and duplicate "
+    "rows and applies the k-core: every user and item that is left has a minimum number of interactions. Look at "
+    "`density` and `interactions_a_user_median`.",
+    "items": "The catalogue that is recommended from: one row per item that is left after cleaning, numbered 0 to N-1 "
+    "by `item_index`. Look at `without_text` and `without_picture`.",
+    "quarantine": "Every raw row that cleaning dropped, with the reason. Look at `reasons`, which counts the rows per "
+    "table and reason.",
 }
 
 
@@ -33,17 +38,20 @@ CLEAN = {
     kinds=KINDS,
     code_version="3",
     metadata=table_metadata("raw_interactions"),
-    description="The interaction log as it was found, one row a source row; unreadable cells are empty.",
+    description="The interaction log as it was found: one row per source row, with unreadable cells left empty. It is "
+    "read from the files that the data set names. Look at `unreadable_times` and `rows_with_a_problem`.",
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Files of the data set -> `RAW_INTERACTIONS`, part by part: a log need not fit into memory."""
+    """Read the interaction log to `RAW_INTERACTIONS` in parts, because it may not fit in memory."""
     from macrec_pipeline.data.readers.registry import raw_interaction_parts
 
-    with stage(context, settings, "raw_interactions") as work:
-        work.write_slices(raw_interaction_parts(work.spec, work.data))
-        facts, first_rows = _raw_facts(work.scan("raw_interactions"))
-        rows = facts.pop("rows")
-        return work.report(summary=f"{rows:,} rows", **{"dagster/row_count": rows}, **facts, first_rows=first_rows)
+    with open_asset(context, settings, "raw_interactions") as asset:
+        asset.write_slices(raw_interaction_parts(asset.spec, asset.data_folder))
+        metadata, first_rows = _describe_raw_log(asset.scan_table("raw_interactions"))
+        num_rows = metadata.pop("rows")
+        return asset.report(
+            summary=f"{num_rows:,} rows", **{"dagster/row_count": num_rows}, **metadata, first_rows=first_rows
+        )
 
 
 @dg.asset(
@@ -52,15 +60,16 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
     kinds=KINDS,
     code_version="3",
     metadata=table_metadata("raw_items"),
-    description="The catalogue as it was found: titles, texts, and which pictures are there.",
+    description="The catalogue as it was found: titles, texts and image paths. It is read from the files that the data "
+    "set names. Look at `without_text`, `without_picture` and `repeated_item_ids`.",
 )
 def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Files of the data set -> `RAW_ITEMS`."""
+    """Read the catalogue to `RAW_ITEMS`."""
     from macrec_pipeline.data.readers.registry import read_raw_items
 
-    with stage(context, settings, "raw_items") as work:
-        table = read_raw_items(work.spec, work.data)
-        return work.save(
+    with open_asset(context, settings, "raw_items") as asset:
+        table = read_raw_items(asset.spec, asset.data_folder)
+        return asset.save_table(
             table,
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
@@ -83,31 +92,32 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             description=description,
             metadata=table_metadata(name),
         )
-        for name, description in CLEAN.items()
+        for name, description in CLEAN_TABLES.items()
     ],
     partitions_def=DATASETS,
 )
 def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Iterator[dg.MaterializeResult[Any]]:
-    """Raw tables -> clean interactions, catalogue and quarantine, in one step since each row ends in one of them."""
+    """Clean the raw tables. One step makes all three tables, because each raw row ends in exactly one of them."""
     from macrec_pipeline.data.cleaning.clean import clean_log
 
     with ExitStack() as stack:
-        stages = {name: stack.enter_context(stage(context, settings, name)) for name in CLEAN}
-        work = stages["interactions"]
-        log = clean_log(work.scan("raw_interactions"), work.table("raw_items"), work.config.cleaning)
-        dropped = log.reasons()
+        assets = {name: stack.enter_context(open_asset(context, settings, name)) for name in CLEAN_TABLES}
+        interactions, items, quarantine = assets["interactions"], assets["items"], assets["quarantine"]
+        cleaning = interactions.config.cleaning
+        log = clean_log(interactions.scan_table("raw_interactions"), interactions.read_table("raw_items"), cleaning)
+        reasons = log.quarantine_counts()
         results = [
-            stages["interactions"].save_slices(log.interactions(), rows=log.num_kept, **_interaction_facts(log)),
-            stages["items"].save(
+            interactions.save_slices(log.interactions(), num_rows=log.num_interactions, **_describe_interactions(log)),
+            items.save_table(
                 log.items,
                 details={
-                    CATALOGUE: _item_order(log.items),
-                    MAY_BE_UNTOUCHED: work.config.cleaning.keep_items_without_interactions,
+                    CATALOGUE: _item_order_digest(log.items),
+                    MAY_BE_UNTOUCHED: cleaning.keep_items_without_interactions,
                 },
-                **_item_facts(log.items),
+                **_describe_items(log.items),
             ),
-            stages["quarantine"].save_slices(
-                log.quarantine(), rows=sum(row[-1] for row in dropped), reasons=_reasons(dropped)
+            quarantine.save_slices(
+                log.quarantine(), num_rows=sum(row[-1] for row in reasons), reasons=_reasons_table(reasons)
             ),
         ]
     yield from results
@@ -120,95 +130,96 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
     kinds=KINDS,
     code_version="3",
     metadata=table_metadata("histories"),
-    description="One row a user: the items in time order. [:-2] trains, [-2] validates, [-1] tests; who is not tested "
-    "has no last one.",
+    description="One row per user: the item indices in time order. The last item is the test target, the one before "
+    "it the validation target, and the rest is for training; a user without a test target lacks the last item. Look at "
+    "`median_length` and `training_targets`.",
 )
 def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Clean interactions -> `HISTORIES`."""
+    """Build `HISTORIES` from the clean interactions."""
     from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.data.histories.splits import find_period
 
-    with stage(context, settings, "histories") as work:
-        interactions = work.scan("interactions")
-        period = find_period(interactions, work.config.split)
-        table = build_histories(interactions, work.table("items"), period)
-        lengths, held_out = table["item_indices"].list.len(), 1 + table["tested"].cast(pl.Int64)
-        of_split = {} if period is None else {"test_period": str(period), **_split_facts(table, interactions)}
-        return work.save(
+    with open_asset(context, settings, "histories") as asset:
+        interactions = asset.scan_table("interactions")
+        period = find_period(interactions, asset.config.split)
+        table = build_histories(interactions, asset.read_table("items"), period)
+        lengths, num_held_out = table["item_indices"].list.len(), 1 + table["tested"].cast(pl.Int64)
+        split = {} if period is None else {"test_period": str(period), **_describe_split(table, interactions)}
+        return asset.save_table(
             table,
             details={} if period is None else {"split": period.details()},
             interactions=int(lengths.sum()),
             shortest=int(lengths.min()),  # type: ignore[arg-type]
             median_length=float(lengths.median()),  # type: ignore[arg-type]
             longest=int(lengths.max()),  # type: ignore[arg-type]
-            training_targets=int((lengths.cast(pl.Int64) - held_out - 1).clip(lower_bound=0).sum()),
-            **of_split,
+            training_targets=int((lengths.cast(pl.Int64) - num_held_out - 1).clip(lower_bound=0).sum()),
+            **split,
         )
 
 
-def _split_facts(table: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, Any]:
-    """How many users and interactions a split by time uses, and for what."""
-    users = int(interactions.select(pl.col("user_id").n_unique()).collect(engine="streaming").item())
-    tested = int(table["tested"].sum())
+def _describe_split(histories: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, Any]:
+    """How many users a split by time tests, only trains on, and leaves out."""
+    num_users = int(interactions.select(pl.col("user_id").n_unique()).collect(engine="streaming").item())
+    num_tested = int(histories["tested"].sum())
     return {
-        "users_tested": tested,
-        "users_only_trained_on": table.height - tested,
-        "users_with_too_little_before": users - table.height,
+        "users_tested": num_tested,
+        "users_only_trained_on": histories.height - num_tested,
+        "users_with_too_little_before": num_users - histories.height,
     }
 
 
-def _raw_facts(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataValue[Any]]:
-    """What a person wants to know of `RAW_INTERACTIONS`, and its first rows; the log is read, but not held."""
-    stamp = pl.col("timestamp")
+def _describe_raw_log(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataValue[Any]]:
+    """Metadata and first rows of `RAW_INTERACTIONS`, computed by streaming."""
+    timestamp = pl.col("timestamp")
     counts = log.select(
         pl.len().alias("rows"),
-        stamp.null_count().alias("unreadable_times"),
+        timestamp.null_count().alias("unreadable_times"),
         pl.col("problem").count().alias("rows_with_a_problem"),
-        stamp.min().alias("first"),
-        stamp.max().alias("last"),
+        timestamp.min().alias("first"),
+        timestamp.max().alias("last"),
     )
-    facts = counts.collect(engine="streaming").row(0, named=True)
-    facts["period"] = _period(facts.pop("first"), facts.pop("last"))
-    for name in ("user", "item"):  # distinct hashes take a third of the memory of distinct ids
+    metadata = counts.collect(engine="streaming").row(0, named=True)
+    metadata["period"] = _format_period(metadata.pop("first"), metadata.pop("last"))
+    for name in ("user", "item"):  # distinct hashes take a third of the memory of distinct IDs
         distinct = log.select(pl.col(f"{name}_id").drop_nulls().hash()).unique().select(pl.len())
-        facts[f"{name}s"] = int(distinct.collect(engine="streaming").item())
-    return facts, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
+        metadata[f"{name}s"] = int(distinct.collect(engine="streaming").item())
+    return metadata, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
 
 
-def _interaction_facts(log: "CleaningResult") -> dict[str, Any]:
-    of_user = log.interactions_of_user()
+def _describe_interactions(log: "CleaningResult") -> dict[str, Any]:
+    per_user = log.interactions_per_user()
     return {
-        "users": len(of_user),
+        "users": len(per_user),
         "items": log.items.height,
-        "density": log.num_kept / (len(of_user) * log.items.height),
-        "period": _period(*log.period()),
-        "interactions_a_user_median": float(np.median(of_user)),
+        "density": log.num_interactions / (len(per_user) * log.items.height),
+        "period": _format_period(*log.period()),
+        "interactions_a_user_median": float(np.median(per_user)),
     }
 
 
-def _item_order(table: pl.DataFrame) -> str:
-    """SHA-256, in hexadecimal, of the item ids in their order."""
-    return hashlib.sha256(json.dumps(table["item_id"].to_list()).encode()).hexdigest()
+def _item_order_digest(items: pl.DataFrame) -> str:
+    """SHA-256, in hexadecimal, of the item IDs in their order."""
+    return hashlib.sha256(json.dumps(items["item_id"].to_list()).encode()).hexdigest()
 
 
-def _item_facts(table: pl.DataFrame) -> dict[str, Any]:
+def _describe_items(items: pl.DataFrame) -> dict[str, Any]:
     return {
-        "without_text": table["text"].null_count(),
-        "without_picture": table["image_path"].null_count(),
-        "categories": table["categories"].explode().drop_nulls().n_unique(),
-        "without_interactions": int((table["num_interactions"] == 0).sum()),
-        "interactions_an_item_median": float(table["num_interactions"].median()),  # type: ignore[arg-type]
-        "first_rows": preview(table, ["item_id", "title", "text"]),
+        "without_text": items["text"].null_count(),
+        "without_picture": items["image_path"].null_count(),
+        "categories": items["categories"].explode().drop_nulls().n_unique(),
+        "without_interactions": int((items["num_interactions"] == 0).sum()),
+        "interactions_an_item_median": float(items["num_interactions"].median()),  # type: ignore[arg-type]
+        "first_rows": preview(items, ["item_id", "title", "text"]),
     }
 
 
-def _reasons(dropped: Sequence[tuple[str, str, int]]) -> dg.MetadataValue[Any]:
-    rows = [f"| {name} | {reason} | {count:,} |" for name, reason, count in dropped]
+def _reasons_table(reasons: Sequence[tuple[str, str, int]]) -> dg.MetadataValue[Any]:
+    rows = [f"| {table} | {reason} | {count:,} |" for table, reason, count in reasons]
     return markdown("\n".join(["| table | reason | rows |", "| --- | --- | ---: |", *rows]))
 
 
-def _period(first: Any, last: Any) -> str:
-    """First and last day of times in milliseconds since the epoch; what no calendar holds is said as it is."""
+def _format_period(first: Any, last: Any) -> str:
+    """Format two times in milliseconds since the epoch as dates, or as numbers if no calendar holds them."""
     if not isinstance(first, int) or not isinstance(last, int):
         return "no readable time"
     try:

@@ -1,4 +1,4 @@
-"""What every user of a data set is recommended by a registered model: the table that mails and shop pages read."""
+"""Recommendations by a registered model for every user of a data set, as a table for mailings and shop pages."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.presentation import preview
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
-from macrec_pipeline.defs.sharded_tasks import Recommending
+from macrec_pipeline.defs.sharded_tasks import RecommendationTask
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 from macrec_pipeline.storage.table_files import table_file
 
-# What a worker decodes at least to read its users.
-_USERS_A_GROUP = 10_000
+# To read its users, a worker decodes whole row groups.
+_USERS_PER_ROW_GROUP = 10_000
 
 
 @dg.asset(
@@ -26,63 +26,70 @@ _USERS_A_GROUP = 10_000
     kinds={"torch", "parquet"},
     code_version="1",
     pool=GPU_POOL,
-    description="The top items of every user by the champion, from whole histories: parquet shards of so many users.",
+    description="The top items for every user, recommended by the champion from the user's whole history. The folder "
+    "holds Parquet shards, each with a fixed number of users. Look at `users_without_a_known_item`: those users got "
+    "the most popular items.",
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """All interactions and a registered bundle -> a folder of `RECOMMENDATIONS`, `part-00000.parquet` onwards."""
+    """Recommend for every user with a registered bundle, to shards of `RECOMMENDATIONS` (`part-00000.parquet`, ...)."""
     from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.tracking import model_uri, registered_bundle
 
-    with stage(context, settings, "recommendations") as work, work.store.scratch("recommendations") as scratch:
+    with (
+        open_asset(context, settings, "recommendations") as asset,
+        asset.store.scratch("recommendations") as scratch,
+    ):
         scratch.mkdir(parents=True, exist_ok=True)
-        asked, runtime = work.config.recommendations, work.config.runtime.for_shards()
-        users = build_histories(work.scan("interactions"), work.table("items"))
-        uri, home = model_uri(work.dataset, asked.model), settings.home_folder()
+        config, runtime = asset.config.recommendations, asset.config.runtime.for_shards()
+        users = build_histories(asset.scan_table("interactions"), asset.read_table("items"))
+        uri, home = model_uri(asset.dataset, config.model), settings.home_folder()
         with registered_bundle(uri, home, within=scratch) as registered:
             details = {
                 "model": registered.uri,
                 "bundle_digest": registered.digest,
-                "top_k": asked.top_k,
-                "exclude_seen": asked.exclude_seen,
-                "inputs": {name: work.store.manifest(name).digest for name in ("interactions", "items")},
+                "top_k": config.top_k,
+                "exclude_seen": config.exclude_seen,
+                "inputs": {name: asset.store.manifest(name).digest for name in ("interactions", "items")},
             }
             shards = write_shards(
                 scratch / "shards",
                 RECOMMENDATIONS,
-                Recommending(
+                RecommendationTask(
                     registered.folder,
-                    table_file(work.folder("items"), "items"),
-                    _written(users, scratch / "histories.parquet"),
-                    asked.top_k,
-                    asked.exclude_seen,
+                    table_file(asset.folder("items"), "items"),
+                    _write_histories(users, scratch / "histories.parquet"),
+                    config.top_k,
+                    config.exclude_seen,
                 ),
                 num_rows=users.height,
-                rows_per_shard=asked.users_per_shard,
+                rows_per_shard=config.users_per_shard,
                 depends_on=details,
                 runtime=runtime,
                 device=prepare_device(runtime),
-                progress=work.progress,
+                progress=asset.progress,
             )
-        with work.new_folder(details=details | {"users": users.height}) as folder:
+        with asset.new_folder(details=details | {"users": users.height}) as folder:
             for shard in shards:
-                os.link(shard, folder / shard.name)  # the scratch keeps its name until the whole is published
-        return _report(work, model=registered.uri, users=users.height, shards=len(shards))
+                os.link(shard, folder / shard.name)  # the scratch folder keeps its copy until all are published
+        return _report_recommendations(asset, model=registered.uri, num_users=users.height, num_shards=len(shards))
 
 
-def _written(users: pl.DataFrame, path: Path) -> Path:
-    users.select("user_id", "item_indices").write_parquet(path, row_group_size=_USERS_A_GROUP)
+def _write_histories(users: pl.DataFrame, path: Path) -> Path:
+    users.select("user_id", "item_indices").write_parquet(path, row_group_size=_USERS_PER_ROW_GROUP)
     return path
 
 
-def _report(work: AssetContext, *, model: str, users: int, shards: int) -> dg.MaterializeResult[Any]:
-    table = pl.scan_parquet(work.store.location("recommendations") / "part-*.parquet")
-    unknown = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
-    return work.report(
-        summary=f"{users:,} users by {model}, shards: {shards}",
+def _report_recommendations(
+    asset: AssetContext, *, model: str, num_users: int, num_shards: int
+) -> dg.MaterializeResult[Any]:
+    table = pl.scan_parquet(asset.store.location("recommendations") / "part-*.parquet")
+    num_fallbacks = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
+    return asset.report(
+        summary=f"{num_users:,} users by {model}, shards: {num_shards}",
         model=model,
-        users=users,
-        shards=shards,
-        users_without_a_known_item=unknown,
+        users=num_users,
+        shards=num_shards,
+        users_without_a_known_item=num_fallbacks,
         first_rows=preview(table.head(5).collect(), list(RECOMMENDATIONS.columns)),
     )

@@ -1,4 +1,4 @@
-"""The registry: one version of a model that a service can load without knowing anything of this pipeline."""
+"""The registry: the bundle as a model version that a service can load without this pipeline."""
 
 import dataclasses
 import json
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.asset_context import AssetContext, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.assets.champion import COMPARISON
 from macrec_pipeline.defs.automation import FRESHNESS
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
 
 if TYPE_CHECKING:
-    from macrec_pipeline.tracking import Proposal
+    from macrec_pipeline.tracking import PromotionProposal
 
 
 @dg.asset(
@@ -25,31 +25,32 @@ if TYPE_CHECKING:
     kinds={"mlflow"},
     code_version="2",
     freshness_policy=FRESHNESS,
-    description="The bundle as a version of macrec-<dataset> in MLflow: @challenger, and @champion if there is none or "
-    "the comparison allows it and promotion.automatic is on.",
+    description="The bundle as a version of the model macrec-<dataset> in MLflow, with the alias @challenger. It also "
+    "becomes @champion if there is none yet, or if the comparison allows it and `promotion.automatic` is on. Look at "
+    "`decision` and `aliases`.",
 )
 def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Bundle, metrics and comparison -> a model version, and a folder with `registration.json` that says which."""
-    with stage(context, settings, "registered_model") as work:
-        metrics = json.loads((work.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
+    """Register the bundle, decide on its promotion, and write both to `registration.json`."""
+    with open_asset(context, settings, "registered_model") as asset:
+        metrics = json.loads((asset.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
         headline = {name: value for name, value in metrics["systems"]["macrec"].items() if isinstance(value, float)}
-        bundle, tracker = work.folder("recommender") / "bundle", settings.tracker()
-        proposal = _proposal(work, bundle, metrics=headline)
+        bundle, tracker = asset.folder("recommender") / "bundle", settings.tracker()
+        proposal = _proposal(asset, bundle, metrics=headline)
         version = tracker.register(
             bundle,
-            dataset=work.dataset,
+            dataset=asset.dataset,
             metrics=headline,
             dagster_run_id=context.run.run_id,
-            run_id=work.run.run_id,
+            run_id=asset.mlflow_run.run_id,
         )
-        outcome = tracker.settle(version, work.dataset, proposal)
+        outcome = tracker.decide_promotion(version, asset.dataset, proposal)
         registration = {**dataclasses.asdict(version), **dataclasses.asdict(outcome)}
-        with work.new_folder() as folder:
+        with asset.new_folder() as folder:
             text = json.dumps(registration, indent=1, sort_keys=True)
             (folder / "registration.json").write_text(text + "\n", encoding="utf-8")
         aliases = " and ".join("@" + alias for alias in outcome.aliases)
-        return work.report(
-            summary=f"{version.uri}, now {aliases}. {outcome.decision}",
+        return asset.report(
+            summary=f"{version.uri} is now {aliases}. {outcome.decision}",
             model=version.uri,
             aliases=list(outcome.aliases),
             promotion=outcome.status,
@@ -61,21 +62,24 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
         )
 
 
-def _proposal(work: AssetContext, bundle: Path, *, metrics: Mapping[str, float]) -> "Proposal":
-    """What `champion_comparison` says of this bundle; nothing, if what it compared was another one."""
-    from macrec_pipeline.evaluation.promotion.version_card import plain_card, version_card
-    from macrec_pipeline.tracking import Proposal
+def _proposal(asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float]) -> "PromotionProposal":
+    """What `champion_comparison` says about this bundle. A comparison of another bundle does not count."""
+    from macrec_pipeline.evaluation.promotion.version_card import metrics_card, version_card
+    from macrec_pipeline.tracking import PromotionProposal
     from macrec_pipeline.tracking.registry import bundle_digest
 
-    found = json.loads((work.folder("champion_comparison") / COMPARISON).read_text(encoding="utf-8"))
-    if found["bundle_digest"] != bundle_digest(bundle):
-        found = {"problem": "champion_comparison is of another bundle than this. Materialize it again, then this."}
-    compared = "card" in found
-    return Proposal(
-        over=found["champion"] if compared else None,
-        passed=found.get("passed", False),
-        automatic=work.config.promotion.automatic,
-        reason=found.get("reason") or found["problem"] or "",
-        figures=found.get("figures", {}),
-        card=version_card(work.spec.title, found["card"] if compared else plain_card(metrics)),
+    comparison = json.loads((asset.folder("champion_comparison") / COMPARISON).read_text(encoding="utf-8"))
+    if comparison["bundle_digest"] != bundle_digest(bundle):
+        comparison = {
+            "problem": "champion_comparison is of another bundle than this one. Materialize champion_comparison again, "
+            "then registered_model."
+        }
+    compared = "card" in comparison
+    return PromotionProposal(
+        over=comparison["champion"] if compared else None,
+        passed=comparison.get("passed", False),
+        automatic=asset.config.promotion.automatic,
+        reason=comparison.get("reason") or comparison["problem"] or "",
+        figures=comparison.get("figures", {}),
+        card=version_card(asset.spec.title, comparison["card"] if compared else metrics_card(metrics)),
     )

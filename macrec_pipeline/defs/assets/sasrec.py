@@ -1,11 +1,11 @@
-"""SASRec: what is known of the items from who took them when; a baseline of the report, and a route if asked."""
+"""SASRec: a sequential model of the histories alone, a baseline in the report and an optional retrieval route."""
 
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from macrec_pipeline.defs.asset_context import AssetContext, stage
-from macrec_pipeline.defs.presentation import in_words
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
+from macrec_pipeline.defs.presentation import format_metrics
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.table_conversion import training_sequences
 
@@ -22,48 +22,50 @@ DISABLED = "sasrec.enabled is false"
     kinds={"torch", "safetensors"},
     code_version="1",
     pool=GPU_POOL,
-    description="SASRec, trained on the histories alone: weights with one embedding an item, settings and log.",
+    description="SASRec's weights, settings and training log, trained on the histories alone. It is a baseline in the "
+    "report and, if the settings say so, an input of the quantizer or a retrieval route. Look at `validation_ndcg` and "
+    "its curve.",
 )
 def sasrec(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Histories -> a folder of weights, or a note that SASRec was left out."""
+    """Train SASRec on the histories, or store a note that it is disabled."""
     from macrec_pipeline.recommender import fit_sasrec
     from macrec_pipeline.runtime.devices import prepare_device
 
-    with stage(context, settings, "sasrec") as work:
-        if not work.config.sasrec.enabled:
-            return _no_sasrec(work)
-        with work.store.scratch("sasrec") as scratch:
+    with open_asset(context, settings, "sasrec") as asset:
+        if not asset.config.sasrec.enabled:
+            return _skip_sasrec(asset)
+        with asset.store.scratch("sasrec") as scratch:
             fitted = fit_sasrec(
-                training_sequences(work.table("histories")),
-                num_items=work.table("items").height,
-                config=work.config.sasrec,
-                seed=work.config.seed,
-                device=prepare_device(work.config.runtime),
-                progress=work.progress,
+                training_sequences(asset.read_table("histories")),
+                num_items=asset.read_table("items").height,
+                config=asset.config.sasrec,
+                seed=asset.config.seed,
+                device=prepare_device(asset.config.runtime),
+                progress=asset.progress,
                 checkpoint=scratch / "checkpoint.safetensors",
             )
-            with work.new_folder() as folder:
+            with asset.new_folder() as folder:
                 fitted.save(folder)
-        return _report(work, fitted)
+        return _report_sasrec(asset, fitted)
 
 
-def _report(work: AssetContext, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
+def _report_sasrec(asset: AssetContext, fitted: "FittedSasrec") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
     best = fitted.log[fitted.best_epoch - 1] if fitted.log else {}
-    return work.report(
-        summary=f"best of {len(fitted.log)} epochs: {in_words(best)}" if best else "nothing to train on",
+    return asset.report(
+        summary=f"best of {len(fitted.log)} epochs: {format_metrics(best)}" if best else "nothing to train on",
         epochs=len(fitted.log),
         best_epoch=fitted.best_epoch,
         **{name: value for name, value in best.items() if name != "epoch"},
-        loss_curve=work.plot("loss", plot_training_log(fitted.log, ["train_loss"])),
-        validation_curve=work.plot("validation_ndcg", plot_training_log(fitted.log, ["validation_ndcg"])),
+        loss_curve=asset.log_plot("loss", plot_training_log(fitted.log, ["train_loss"])),
+        validation_curve=asset.log_plot("validation_ndcg", plot_training_log(fitted.log, ["validation_ndcg"])),
     )
 
 
-def _no_sasrec(work: AssetContext) -> dg.MaterializeResult[Any]:
+def _skip_sasrec(asset: AssetContext) -> dg.MaterializeResult[Any]:
     from macrec_pipeline.recommender.sasrec.fitted import write_skipped
 
-    with work.new_folder() as folder:
+    with asset.new_folder() as folder:
         write_skipped(folder, reason=DISABLED)
-    return work.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)
+    return asset.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)

@@ -1,6 +1,9 @@
 """Semantic IDs: pseudo-labels, the cross-modal quantizer, and the table of unique IDs (MACRec section 3.2).
 
-With `identity.mode` append or auto the quantizer and the table go on from their own versions before (`identity.py`).
+With `identity.mode` append or auto, the quantizer and the ID table continue from their previous versions where they
+can (`ids/continuity.py`).
+
+Shapes (docs/notation.md): N items, D width of an embedding.
 """
 
 import json
@@ -15,13 +18,14 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import ROUTES
-from macrec_pipeline.defs.asset_context import GIVEN, AssetContext, semantic_ids_are_given, stage
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.ids import continuity
-from macrec_pipeline.defs.ids.continuity import Choice
-from macrec_pipeline.defs.ids.quality import quality, quality_facts
-from macrec_pipeline.defs.ids.shards import quantizing_in_shards
-from macrec_pipeline.defs.ids.tables import anchors, known_anchors, retired_table, with_every_column
-from macrec_pipeline.defs.presentation import in_words, table_metadata
+from macrec_pipeline.defs.ids.continuity import Decision
+from macrec_pipeline.defs.ids.quality import flatten_quality_report, measure_quality
+from macrec_pipeline.defs.ids.shards import sharded_quantize
+from macrec_pipeline.defs.ids.tables import anchor_vectors, retired_table, sasrec_anchors, with_all_columns
+from macrec_pipeline.defs.manifest_keys import GIVEN
+from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
 from macrec_pipeline.storage import vectors_of
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from macrec_pipeline.semantic_ids import AssignedIds, FittedQuantizer
 
 GROUP = "semantic_ids"
-KEPT = "identity.mode is append, and a kept quantizer needs none"
+QUANTIZER_IS_KEPT = "identity.mode is append, and the quantizer that is kept needs no pseudo-labels"
 
 
 @dg.asset(
@@ -43,24 +47,27 @@ KEPT = "identity.mode is append, and a kept quantizer needs none"
     kinds={"faiss", "parquet"},
     code_version="2",
     metadata=table_metadata("pseudo_labels"),
-    description="The k-means cluster of each item in each modality; it chooses the positives of the other modality.",
+    description="The k-means cluster of each item in each modality. The clusters of one modality choose the positive "
+    "pairs that the other modality's quantizer trains on. Look at `largest_text_cluster` and `largest_image_cluster`: "
+    "one huge cluster makes poor pairs.",
 )
 def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Embeddings -> `PSEUDO_LABELS`."""
+    """Cluster the embeddings to `PSEUDO_LABELS`."""
     from macrec_pipeline.runtime.devices import prepare_device
 
-    with stage(context, settings, "pseudo_labels") as work:
-        if semantic_ids_are_given(work.spec):
-            return work.skip(PSEUDO_LABELS.empty())
-        if continuity.keeps_quantizer(work):
-            return work.skip(PSEUDO_LABELS.empty(), KEPT)
-        prepare_device(work.config.runtime)
-        tables = _embeddings(work)
-        clusters = {f"{route}_cluster": labels for route, labels in _clusters(work, _vectors(tables)).items()}
-        facts: dict[str, Any] = {f"{name}s": np.unique(labels).size for name, labels in clusters.items()}
-        facts |= {f"largest_{name}": int(np.bincount(labels).max()) for name, labels in clusters.items()}
+    with open_asset(context, settings, "pseudo_labels") as asset:
+        if asset.has_given_ids:
+            return asset.skip(PSEUDO_LABELS.empty())
+        if continuity.will_keep_quantizer(asset):
+            return asset.skip(PSEUDO_LABELS.empty(), QUANTIZER_IS_KEPT)
+        prepare_device(asset.config.runtime)
+        tables = _read_embeddings(asset)
+        labels = _fit_clusters(asset, _complete_vectors(tables))
+        clusters = {f"{modality}_cluster": values for modality, values in labels.items()}
+        metadata: dict[str, Any] = {f"{name}s": np.unique(values).size for name, values in clusters.items()}
+        metadata |= {f"largest_{name}": int(np.bincount(values).max()) for name, values in clusters.items()}
         table = next(iter(tables.values())).select("item_index", "item_id").with_columns(**clusters)
-        return work.save(with_every_column(table, PSEUDO_LABELS), **facts)
+        return asset.save_table(with_all_columns(table, PSEUDO_LABELS), **metadata)
 
 
 @dg.asset(
@@ -70,31 +77,32 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
     kinds={"torch", "safetensors"},
     code_version="4",
     pool=GPU_POOL,
-    description="The residual quantizers of both modalities, by `quantizer.method`: codebooks and what makes latents.",
+    description="One residual quantizer per modality: its codebooks and its encoder, fitted to the embeddings by the "
+    "method in `quantizer.method`. Look at the collision rates, which are before resolution, and at the dead codes.",
 )
 def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Embeddings and pseudo-labels -> a folder of weights; the one that is there, if IDs are appended."""
+    """Fit a quantizer to embeddings and pseudo-labels, or keep the previous one if IDs are appended."""
     from macrec_pipeline.runtime.devices import prepare_device
 
-    with stage(context, settings, "quantizer") as work:
-        if semantic_ids_are_given(work.spec):
-            return _no_quantizer(work)
-        labels, vectors = work.table("pseudo_labels"), _vectors(_embeddings(work))
-        device, known = prepare_device(work.config.runtime), known_anchors(work)
-        choice = continuity.choose(work, vectors, device)
-        if choice.append:
-            return _keep_quantizer(work, choice, device)
+    with open_asset(context, settings, "quantizer") as asset:
+        if asset.has_given_ids:
+            return _skip_quantizer(asset)
+        labels, vectors = asset.read_table("pseudo_labels"), _complete_vectors(_read_embeddings(asset))
+        device, anchors = prepare_device(asset.config.runtime), sasrec_anchors(asset)
+        decision = continuity.decide(asset, vectors, device)
+        if decision.append:
+            return _keep_quantizer(asset, decision, device)
         if labels.height:
-            clusters = {route: labels[f"{route}_cluster"].to_numpy(writable=True) for route in vectors}
-        else:  # a run that only appended came before this one, which is without the asset
-            clusters = _clusters(work, vectors)
-        beside = known.of(work.table("items")["item_id"].to_list(), vectors) if known else None
-        fitted = _fit(context, work, vectors, clusters, device=device, collaborative_vectors=beside)
-        with work.new_folder(details=continuity.as_details(choice)) as folder:
+            clusters = {modality: labels[f"{modality}_cluster"].to_numpy(writable=True) for modality in vectors}
+        else:  # the last run of `pseudo_labels` expected to keep the quantizer and skipped them
+            clusters = _fit_clusters(asset, vectors)
+        collaborative = anchors.for_items(asset.read_table("items")["item_id"].to_list(), vectors) if anchors else None
+        fitted = _fit_quantizer(context, asset, vectors, clusters, device=device, collaborative_vectors=collaborative)
+        with asset.new_folder(details=decision.as_details()) as folder:
             fitted.save(folder)
-            if known and fitted.collaborative_dim:
-                known.save(folder)
-        return _report_quantizer(work, fitted)
+            if anchors and fitted.collaborative_dim:
+                anchors.save(folder)
+        return _report_quantizer(asset, fitted)
 
 
 @dg.asset(
@@ -104,60 +112,78 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     kinds={"torch", "parquet"},
     code_version="3",
     metadata=table_metadata("semantic_ids"),
-    description="Each item's semantic ID in each modality: unique, with the collisions that had to be resolved marked.",
+    description="The semantic ID of each item in each modality. The quantizer gives the codes, collisions are resolved "
+    "so that every ID is unique, and the items whose ID was changed for that are flagged. Look at `identity_reason`, "
+    "which says whether earlier IDs were kept, and at the collision rates and perplexities.",
 )
 def semantic_ids(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
-    """Quantizer and embeddings, or the IDs that the data set brings -> `SEMANTIC_IDS`; retired IDs beside them."""
-    with stage(context, settings, "semantic_ids") as work:
-        if semantic_ids_are_given(work.spec):
-            made = _given_ids(work)
+    """Assign `SEMANTIC_IDS` with the quantizer, or read the ones that the data set provides."""
+    with open_asset(context, settings, "semantic_ids") as asset:
+        if asset.has_given_ids:
+            outcome = _read_given_ids(asset)
         else:
-            with work.store.scratch("semantic_ids") as scratch:
-                made = _ids(work, scratch)
-        assigned = made.assigned
+            with asset.store.scratch("semantic_ids") as scratch:
+                outcome = _assign_ids(asset, scratch)
+        assigned = outcome.assigned
         table = (
-            work.table("items")
+            asset.read_table("items")
             .select("item_index", "item_id")
             .with_columns(
-                *(pl.Series(f"{route}_codes", codes.tolist()) for route, codes in assigned.codes.items()),
-                *(pl.Series(f"{route}_moved", moved) for route, moved in assigned.moved.items()),
+                *(pl.Series(f"{modality}_codes", codes.tolist()) for modality, codes in assigned.codes.items()),
+                *(pl.Series(f"{modality}_moved", moved) for modality, moved in assigned.moved.items()),
             )
         )
-        table, plots = with_every_column(table, SEMANTIC_IDS), _usage_plots(work, assigned)
-        details = {"codebook_size": assigned.codebook_size, "collision_rate": assigned.collision_rate, **made.details}
-        return work.save(table, details=details, beside=made.beside, **_id_facts(assigned), **made.facts, **plots)
+        return asset.save_table(
+            with_all_columns(table, SEMANTIC_IDS),
+            details={
+                "codebook_size": assigned.codebook_size,
+                "collision_rate": assigned.collision_rate,
+                **outcome.details,
+            },
+            beside=outcome.beside,
+            **_describe_ids(assigned),
+            **outcome.metadata,
+            **_plot_code_usage(asset, assigned),
+        )
 
 
 @dataclass(frozen=True)
-class _Made:
-    """IDs, what the manifest keeps beside them, what a person is shown, and retired IDs."""
+class _IdOutcome:
+    """Assigned IDs and what is stored with them.
+
+    Attributes:
+        assigned: the IDs.
+        details: for the manifest.
+        metadata: for Dagster.
+        beside: tables that are stored next to the ID table: the retired IDs.
+    """
 
     assigned: "AssignedIds"
     details: dict[str, Any]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     beside: dict[str, pl.DataFrame] = field(default_factory=dict)
 
 
-def _fit(
+def _fit_quantizer(
     context: dg.AssetExecutionContext,
-    work: AssetContext,
+    asset: AssetContext,
     vectors: dict[str, np.ndarray],
     clusters: dict[str, np.ndarray],
     *,
     device: "torch.device",
     collaborative_vectors: np.ndarray | None,
 ) -> "FittedQuantizer":
-    """Fit here, or on several processes if the settings ask for them and there is something to train."""
+    """Fit in this process, or in several if the settings say so and the method trains by gradient descent."""
     from macrec_pipeline.semantic_ids import FittedQuantizer, fit_quantizer
 
-    if work.config.runtime.training_processes > 1 and work.config.quantizer.method != "residual_k_means":
-        from macrec_pipeline.defs.torchrun_training import trained_by_several
+    if asset.config.runtime.training_processes > 1 and asset.config.quantizer.method != "residual_k_means":
+        from macrec_pipeline.defs.torchrun_training import train_with_torchrun
         from macrec_pipeline.torchrun.jobs import quantizer_job
 
-        job = quantizer_job(vectors, clusters, config=work.config, collaborative_vectors=collaborative_vectors)
+        job = quantizer_job(vectors, clusters, config=asset.config, collaborative_vectors=collaborative_vectors)
         with (
-            work.store.scratch("quantizer") as scratch,
-            trained_by_several(context, work, job, scratch) as (folder, _),
+            asset.store.scratch("quantizer") as scratch,
+            train_with_torchrun(context, asset, job, scratch) as (folder, _),
         ):
             return FittedQuantizer.load(folder, device=device)
     return fit_quantizer(
@@ -165,131 +191,137 @@ def _fit(
         vectors.get("image"),
         clusters.get("text"),
         clusters.get("image"),
-        work.config.quantizer,
-        seed=work.config.seed,
+        asset.config.quantizer,
+        seed=asset.config.seed,
         device=device,
-        progress=work.progress,
+        progress=asset.progress,
         collaborative_vectors=collaborative_vectors,
     )
 
 
-def _keep_quantizer(work: AssetContext, choice: Choice, device: "torch.device") -> dg.MaterializeResult[Any]:
-    """Publish the quantizer that is there once more, for the catalogue that there is now."""
+def _keep_quantizer(asset: AssetContext, decision: Decision, device: "torch.device") -> dg.MaterializeResult[Any]:
+    """Store the previous quantizer as a new version for the present catalogue."""
     from macrec_pipeline.semantic_ids import FittedQuantizer
 
-    before = work.folder("quantizer")
-    fitted = FittedQuantizer.load(before, device=device)
-    with work.new_folder(details=continuity.as_details(choice)) as folder:
-        shutil.copytree(before, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_FILE))
-    return work.report(summary=f"kept: {choice.reason}", kept=choice.reason, epochs=len(fitted.log))
+    previous = asset.folder("quantizer")
+    fitted = FittedQuantizer.load(previous, device=device)
+    with asset.new_folder(details=decision.as_details()) as folder:
+        shutil.copytree(previous, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST_FILE))
+    return asset.report(summary=f"kept: {decision.reason}", kept=decision.reason, epochs=len(fitted.log))
 
 
-def _report_quantizer(work: AssetContext, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
+def _report_quantizer(asset: AssetContext, fitted: "FittedQuantizer") -> dg.MaterializeResult[Any]:
     from macrec_pipeline.evaluation.plots import plot_training_log
 
-    routes = list(fitted.modules)
-    rates, dead = ([f"{route}_{figure}" for route in routes] for figure in ("collision_rate", "dead_codes"))
+    modalities = list(fitted.modules)
+    collision_rates, dead_codes = (
+        [f"{modality}_{figure}" for modality in modalities] for figure in ("collision_rate", "dead_codes")
+    )
     last = fitted.log[-1]
-    levels = {
-        f"{route}_level_losses": [name for name in last if name.startswith(f"{route}_level_loss_")] for route in routes
+    level_losses = {
+        f"{modality}_level_losses": [name for name in last if name.startswith(f"{modality}_level_loss_")]
+        for modality in modalities
     }
-    return work.report(
-        summary=in_words({name: last[name] for name in ("loss", *rates, *dead)}),
+    return asset.report(
+        summary=format_metrics({name: last[name] for name in ("loss", *collision_rates, *dead_codes)}),
         **last,
-        **{f"best_{route}_epoch": fitted.best_epoch[route] for route in routes},
-        loss_curve=work.plot("loss", plot_training_log(fitted.log, ["loss"])),
-        **{name: work.plot(name, plot_training_log(fitted.log, keys)) for name, keys in levels.items()},
-        dead_codes=work.plot("dead_codes", plot_training_log(fitted.log, dead)),
-        collision_rates=work.plot("collision_rates", plot_training_log(fitted.log, rates)),
+        **{f"best_{modality}_epoch": fitted.best_epoch[modality] for modality in modalities},
+        loss_curve=asset.log_plot("loss", plot_training_log(fitted.log, ["loss"])),
+        **{name: asset.log_plot(name, plot_training_log(fitted.log, keys)) for name, keys in level_losses.items()},
+        dead_codes=asset.log_plot("dead_codes", plot_training_log(fitted.log, dead_codes)),
+        collision_rates=asset.log_plot("collision_rates", plot_training_log(fitted.log, collision_rates)),
     )
 
 
-def _no_quantizer(work: AssetContext) -> dg.MaterializeResult[Any]:
-    with work.new_folder() as folder:
+def _skip_quantizer(asset: AssetContext) -> dg.MaterializeResult[Any]:
+    with asset.new_folder() as folder:
         (folder / "given.json").write_text(json.dumps({"skipped": GIVEN}) + "\n", encoding="utf-8")
-    return work.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
+    return asset.report(summary=f"skipped, {GIVEN}", skipped=GIVEN)
 
 
-def _given_ids(work: AssetContext) -> _Made:
+def _read_given_ids(asset: AssetContext) -> _IdOutcome:
     from macrec_pipeline.data.readers.precomputed import precomputed_semantic_ids
     from macrec_pipeline.semantic_ids import resolve_given_ids
 
-    given = precomputed_semantic_ids(work.spec, work.data, work.table("items"))
-    assert given is not None, "only called where the data set brings its IDs"
-    routes = work.config.routes or ROUTES
+    provided = precomputed_semantic_ids(asset.spec, asset.data_folder, asset.read_table("items"))
+    assert provided is not None, "only called if the data set provides its IDs"
+    modalities = asset.config.routes or ROUTES
     assigned = resolve_given_ids(
-        given.text_codes if "text" in routes else None,
-        given.image_codes if "image" in routes else None,
-        codebook_size=given.codebook_size,
+        provided.text_codes if "text" in modalities else None,
+        provided.image_codes if "image" in modalities else None,
+        codebook_size=provided.codebook_size,
     )
-    report = quality(work, assigned)
-    return _Made(assigned, {"quality": report}, quality_facts(report))
+    report = measure_quality(asset, assigned)
+    return _IdOutcome(assigned, {"quality": report}, flatten_quality_report(report))
 
 
-def _ids(work: AssetContext, scratch: Path) -> _Made:
+def _assign_ids(asset: AssetContext, scratch: Path) -> _IdOutcome:
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
 
-    device, vectors = prepare_device(work.config.runtime.for_shards()), _vectors(_embeddings(work))
-    quantizer = FittedQuantizer.load(work.folder("quantizer"), device=device)
-    choice = continuity.choice_of_quantizer(work)
-    quantize_by = quantizing_in_shards(work, quantizer, scratch, device=device)
-    details = continuity.origin(work) | continuity.as_details(choice)
-    facts: dict[str, Any] = {"identity": "append" if choice.append else "new", "identity_reason": choice.reason}
-    if not choice.append:
-        collaborative = anchors(work, quantizer, vectors)
+    device, vectors = prepare_device(asset.config.runtime.for_shards()), _complete_vectors(_read_embeddings(asset))
+    quantizer = FittedQuantizer.load(asset.folder("quantizer"), device=device)
+    decision = continuity.decision_for_ids(asset)
+    quantize_modality = sharded_quantize(asset, quantizer, scratch, device=device)
+    details = continuity.provenance(asset) | decision.as_details()
+    metadata: dict[str, Any] = {
+        "identity": "append" if decision.append else "new",
+        "identity_reason": decision.reason,
+    }
+    if not decision.append:
+        collaborative = anchor_vectors(asset, quantizer, vectors)
         assigned = assign_semantic_ids(
             quantizer,
             vectors.get("text"),
             vectors.get("image"),
             device=device,
             collaborative_vectors=collaborative,
-            quantize_by=quantize_by,
+            quantize_modality=quantize_modality,
         )
-        report = quality(work, assigned, quantizer=quantizer, vectors=vectors)
-        return _Made(assigned, details | {"quality": report}, facts | quality_facts(report))
-    appended = continuity.append_ids(work, quantizer, vectors, device, quantize_by)
-    report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
+        report = measure_quality(asset, assigned, quantizer=quantizer, vectors=vectors)
+        return _IdOutcome(assigned, details | {"quality": report}, metadata | flatten_quality_report(report))
+    appended = continuity.append_ids(asset, quantizer, vectors, device, quantize_modality)
+    report = measure_quality(asset, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
     retired = retired_table(appended.retired)
-    facts |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}
-    facts |= {"retired_ids": retired.height, **quality_facts(report)}
-    return _Made(appended.assigned, details | {"quality": report}, facts, {"retired_ids": retired})
+    metadata |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}
+    metadata |= {"retired_ids": retired.height, **flatten_quality_report(report)}
+    return _IdOutcome(appended.assigned, details | {"quality": report}, metadata, {"retired_ids": retired})
 
 
-def _embeddings(work: AssetContext) -> dict[str, pl.DataFrame]:
-    """The embeddings of each modality that the catalogue has."""
-    tables = {route: work.table(f"{route}_embeddings") for route in ROUTES}
-    return {route: table for route, table in tables.items() if table.height}
+def _read_embeddings(asset: AssetContext) -> dict[str, pl.DataFrame]:
+    """Read the embeddings of each modality that the catalogue has."""
+    tables = {modality: asset.read_table(f"{modality}_embeddings") for modality in ROUTES}
+    return {modality: table for modality, table in tables.items() if table.height}
 
 
-def _vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
-    """The modalities' embeddings, writable float32 [N, D] each, with neighbours' vectors where an item lacks one."""
+def _complete_vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
+    """The embeddings of each modality, writable float32 [N, D], with missing ones imputed from neighbours."""
     from macrec_pipeline.semantic_ids import impute_from_neighbours
 
     return impute_from_neighbours(
-        {route: vectors_of(table).copy() for route, table in tables.items()},
-        {route: table["imputed"].to_numpy() for route, table in tables.items()},
+        {modality: vectors_of(table).copy() for modality, table in tables.items()},
+        {modality: table["imputed"].to_numpy() for modality, table in tables.items()},
     )
 
 
-def _clusters(work: AssetContext, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _fit_clusters(asset: AssetContext, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     from macrec_pipeline.semantic_ids import fit_pseudo_labels
 
-    config, seed = work.config.pseudo_labels, work.config.seed
-    return {route: fit_pseudo_labels(matrix, config, seed=seed) for route, matrix in vectors.items()}
+    config, seed = asset.config.pseudo_labels, asset.config.seed
+    return {modality: fit_pseudo_labels(matrix, config, seed=seed) for modality, matrix in vectors.items()}
 
 
-def _id_facts(assigned: "AssignedIds") -> dict[str, Any]:
+def _describe_ids(assigned: "AssignedIds") -> dict[str, Any]:
     sizes = {"levels": next(iter(assigned.codes.values())).shape[1], "codebook_size": assigned.codebook_size}
-    return sizes | {f"{route}_moved": int(moved.sum()) for route, moved in assigned.moved.items()}
+    return sizes | {f"{modality}_moved": int(moved.sum()) for modality, moved in assigned.moved.items()}
 
 
-def _usage_plots(work: AssetContext, assigned: "AssignedIds") -> dict[str, Any]:
+def _plot_code_usage(asset: AssetContext, assigned: "AssignedIds") -> dict[str, Any]:
     from macrec_pipeline.evaluation.plots import plot_code_usage
     from macrec_pipeline.semantic_ids import code_usage
 
     usage = {
-        f"{route}_code_usage": code_usage(codes, codebook_size=assigned.codebook_size)
-        for route, codes in assigned.codes.items()
+        f"{modality}_code_usage": code_usage(codes, codebook_size=assigned.codebook_size)
+        for modality, codes in assigned.codes.items()
     }
-    return {name: work.plot(name, plot_code_usage(counts)) for name, counts in usage.items()}
+    return {name: asset.log_plot(name, plot_code_usage(counts)) for name, counts in usage.items()}

@@ -1,1 +1,1 @@
-"""What the semantic ID assets need besides the core: tables, continuity, quality, shards."""
+"""What the semantic ID assets need besides the numeric core: continuity, quality, sharding and table conversion."""

@@ -1,7 +1,9 @@
-"""Whether semantic IDs go on from the table that is there, or are made anew.
+"""Decides whether semantic IDs continue from the existing table or are assigned from scratch.
 
-In: the settings of `identity`, and the newest quantizer and ID table of the store. Out: the choice with its reason, and
-the IDs of a catalogue that is met again.
+The decision depends on `identity.mode` and on the newest quantizer and ID table in the store. It is made once, by the
+quantizer's asset; the ID table's asset follows it. This module also appends IDs to an existing table.
+
+Shapes (docs/notation.md): N items, D width of an embedding.
 """
 
 import json
@@ -15,176 +17,195 @@ import numpy as np
 
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs.asset_context import AssetContext
-from macrec_pipeline.defs.assets.embeddings import MADE_BY
-from macrec_pipeline.defs.ids.quality import quality
-from macrec_pipeline.defs.ids.tables import anchors, owned_ids
+from macrec_pipeline.defs.ids.quality import measure_quality
+from macrec_pipeline.defs.ids.tables import anchor_vectors, ids_by_item
+from macrec_pipeline.defs.manifest_keys import IDENTITY, MADE_BY
 from macrec_pipeline.errors import SemanticIdError
+from macrec_pipeline.runtime.time_units import DAY_MS
 
 if TYPE_CHECKING:
     import torch
 
     from macrec_pipeline.semantic_ids import AppendedIds, FittedQuantizer
-    from macrec_pipeline.semantic_ids.assignment import Quantize
+    from macrec_pipeline.semantic_ids.assignment import QuantizeModality
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = "identity"
-DAY_MS = 86_400_000
-_MUST_AGREE = ("method", "num_levels", "codebook_size")
-_ANEW = "Run once with identity.mode=new to quantize the whole catalogue"
+_SETTINGS_THAT_MUST_AGREE = ("method", "num_levels", "codebook_size")
+_START_OVER = "Run once with identity.mode=new to assign new IDs to the whole catalogue"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Whether the IDs that are there are kept, under which `identity.mode`, and why."""
+class Decision:
+    """Whether the existing IDs are kept and new ones appended.
+
+    Attributes:
+        mode: the `identity.mode` that the decision was made under.
+        append: whether IDs are appended to the existing table.
+        reason: why, for a person.
+    """
 
     mode: str
     append: bool
     reason: str
 
+    def as_details(self) -> dict[str, Any]:
+        """The decision as it is kept in a manifest."""
+        return {IDENTITY: asdict(self)}
 
-def keeps_quantizer(work: AssetContext) -> bool:
+
+def will_keep_quantizer(asset: AssetContext) -> bool:
     """Whether it is certain, before anything is computed, that this run fits no quantizer."""
-    return work.config.identity.mode == "append" and _first_missing(work) is None
+    return asset.config.identity.mode == "append" and _first_missing(asset) is None
 
 
-def choose(work: AssetContext, vectors: Mapping[str, np.ndarray], device: "torch.device") -> Choice:
-    """What becomes of the quantizer that is there.
+def decide(asset: AssetContext, vectors: Mapping[str, np.ndarray], device: "torch.device") -> Decision:
+    """Decide whether the existing quantizer is kept.
+
+    Args:
+        asset: the quantizer's asset.
+        vectors: the embeddings of each modality, float32 [N, D].
+        device: where to compute.
 
     Raises:
-        SemanticIdError: append is asked for, and settings, encoders or ID table are not those of the quantizer.
+        SemanticIdError: the mode is `append`, but the settings, encoders or ID table do not match the quantizer.
     """
-    mode = work.config.identity.mode
+    mode = asset.config.identity.mode
     if mode == "new":
-        return Choice(mode, append=False, reason="identity.mode is new")
-    if missing := _first_missing(work):
-        return _anew(mode, f"there is no {missing} yet to go on from")
-    problem = _mismatch(work, vectors)
-    if problem and mode == "append":
-        raise SemanticIdError(f"No IDs can be appended: {problem}. {_ANEW}.")
-    if problem:
-        return _anew(mode, problem)
+        return Decision(mode, append=False, reason="identity.mode is new")
+    if missing := _first_missing(asset):
+        return _start_over(mode, f"there is no {missing} yet to continue from")
+    mismatch = _find_mismatch(asset, vectors)
+    if mismatch and mode == "append":
+        raise SemanticIdError(f"No IDs can be appended: {mismatch}. {_START_OVER}.")
+    if mismatch:
+        return _start_over(mode, mismatch)
     if mode == "auto":
-        crossed = _crossed_by_appending(work, vectors, device)
-        if crossed:
-            return _anew(mode, " ".join(crossed))
-    return Choice(mode, append=True, reason="the quantizer is kept, and old items keep their IDs")
+        violations = _violations_after_appending(asset, vectors, device)
+        if violations:
+            return _start_over(mode, " ".join(violations))
+    return Decision(mode, append=True, reason="the quantizer is kept, and existing items keep their IDs")
 
 
-def choice_of_quantizer(work: AssetContext) -> Choice:
-    """What the ID table has to do, which the quantizer's asset decided.
+def decision_for_ids(asset: AssetContext) -> Decision:
+    """The decision of the quantizer's asset, as the ID table's asset must follow it.
 
     Raises:
-        SemanticIdError: the IDs that are there are not of the quantizer that is there, and it is not known why.
+        SemanticIdError: the existing IDs were not made with the existing quantizer, and its manifest does not say why.
     """
-    mode, manifest = work.config.identity.mode, work.store.manifest("quantizer")
+    mode, manifest = asset.config.identity.mode, asset.store.manifest("quantizer")
     if mode == "new":
-        return Choice(mode, append=False, reason="identity.mode is new")
-    if not work.store.has("semantic_ids"):
-        return Choice(mode, append=False, reason="there is no semantic_ids yet to go on from")
-    if work.store.manifest("semantic_ids").details.get("quantizer") == manifest.digest:
-        return Choice(mode, append=True, reason="the quantizer is the one that the IDs before were made with")
-    made = Choice(**manifest.details.get(IDENTITY, {"mode": "unknown", "append": False, "reason": "unknown"}))
-    if made.mode != mode:
+        return Decision(mode, append=False, reason="identity.mode is new")
+    if not asset.store.has("semantic_ids"):
+        return Decision(mode, append=False, reason="there is no semantic_ids yet to continue from")
+    if asset.store.manifest("semantic_ids").details.get("quantizer") == manifest.digest:
+        return Decision(mode, append=True, reason="the existing IDs were made with this quantizer")
+    unknown = {"mode": "unknown", "append": False, "reason": "unknown"}
+    quantizer_decision = Decision(**manifest.details.get(IDENTITY, unknown))
+    if quantizer_decision.mode != mode:
         raise SemanticIdError(
-            f"No IDs can be appended: semantic_ids of {work.dataset} are not of the quantizer that is there, which was "
-            f"made with identity.mode={made.mode}. {_ANEW}."
+            f"No IDs can be appended: semantic_ids of {asset.dataset} were not made with the existing quantizer, which "
+            f"was made with identity.mode={quantizer_decision.mode}. {_START_OVER}."
         )
-    return Choice(mode, append=False, reason=made.reason)
+    return Decision(mode, append=False, reason=quantizer_decision.reason)
 
 
-def origin(work: AssetContext) -> dict[str, Any]:
-    """What a manifest of `semantic_ids` keeps for the next run: which quantizer made it, and which encoders."""
-    return {"quantizer": work.store.manifest("quantizer").digest, MADE_BY: _encoders(work)}
+def provenance(asset: AssetContext) -> dict[str, Any]:
+    """What the manifest of `semantic_ids` keeps for later runs: the quantizer and the encoders that made the IDs."""
+    return {"quantizer": asset.store.manifest("quantizer").digest, MADE_BY: _encoders(asset)}
 
 
 def append_ids(
-    work: AssetContext,
+    asset: AssetContext,
     quantizer: "FittedQuantizer",
     vectors: Mapping[str, np.ndarray],
     device: "torch.device",
-    quantize_by: "Quantize | None" = None,
+    quantize_modality: "QuantizeModality | None" = None,
 ) -> "AppendedIds":
-    """IDs for the catalogue as it is now, going on from the table and the retired IDs that are there."""
+    """Assign IDs to the present catalogue, continuing from the existing table and its retired IDs."""
     from macrec_pipeline.semantic_ids import RetiredIds, append_semantic_ids
 
-    previous = owned_ids(work.store.read_table("semantic_ids"))
-    retired = work.store.read_beside("semantic_ids", "retired_ids")
-    nobody = previous.rows(np.zeros(0, dtype=np.int64))
+    previous = ids_by_item(asset.store.read_table("semantic_ids"))
+    retired = asset.store.read_beside("semantic_ids", "retired_ids")
+    no_ids = previous.select(np.zeros(0, dtype=np.int64))
     return append_semantic_ids(
         quantizer,
         vectors.get("text"),
         vectors.get("image"),
-        item_ids=work.table("items")["item_id"].to_list(),
+        item_ids=asset.read_table("items")["item_id"].to_list(),
         previous=previous,
-        retired=RetiredIds(owned_ids(retired) if retired.height else nobody, retired["retired_at"].to_numpy()),
+        retired=RetiredIds(ids_by_item(retired) if retired.height else no_ids, retired["retired_at"].to_numpy()),
         now=today(),
-        retire_for_days=work.config.identity.retire_for_days,
+        retire_for_days=asset.config.identity.retire_for_days,
         device=device,
-        collaborative_vectors=anchors(work, quantizer, vectors),
-        quantize_by=quantize_by,
+        collaborative_vectors=anchor_vectors(asset, quantizer, vectors),
+        quantize_modality=quantize_modality,
     )
 
 
 def today() -> int:
-    """This day's beginning, UTC, in ms since the epoch: two runs on one day write the same bytes."""
+    """The start of this day (UTC) in milliseconds since the epoch, so that two runs on one day write the same bytes."""
     return int(time.time() * 1000) // DAY_MS * DAY_MS
 
 
-def as_details(choice: Choice) -> dict[str, Any]:
-    """A choice as it is kept in a manifest."""
-    return {IDENTITY: asdict(choice)}
+def _first_missing(asset: AssetContext) -> str | None:
+    """The first asset that append mode continues from and that does not exist yet."""
+    return next((name for name in ("quantizer", "semantic_ids") if not asset.store.has(name)), None)
 
 
-def _first_missing(work: AssetContext) -> str | None:
-    """The first of what append mode goes on from that is not there."""
-    return next((name for name in ("quantizer", "semantic_ids") if not work.store.has(name)), None)
+def _start_over(mode: str, reason: str) -> Decision:
+    logger.warning("identity.mode is %s, but every item gets a new semantic ID: %s", mode, reason)
+    return Decision(mode, append=False, reason=reason)
 
 
-def _anew(mode: str, reason: str) -> Choice:
-    logger.warning("identity.mode is %s, but all semantic IDs are made anew: %s", mode, reason)
-    return Choice(mode, append=False, reason=reason)
-
-
-def _mismatch(work: AssetContext, vectors: Mapping[str, np.ndarray]) -> str | None:
-    """What of the settings, the embeddings or the ID table is not the quantizer's, in words."""
-    description = json.loads((work.store.folder("quantizer") / "quantizer.json").read_text(encoding="utf-8"))
-    made, wanted = description["config"], work.config.quantizer
-    for name in _MUST_AGREE:
-        if made[name] != getattr(wanted, name):
-            return f"the quantizer has {name} {made[name]}, but quantizer.{name} is {getattr(wanted, name)}"
-    if bool(description["collaborative_dim"]) != (wanted.collaborative_input_weight > 0):
+def _find_mismatch(asset: AssetContext, vectors: Mapping[str, np.ndarray]) -> str | None:
+    """The first of the settings, embeddings or IDs that does not match the existing quantizer, as a clause."""
+    description = json.loads((asset.store.folder("quantizer") / "quantizer.json").read_text(encoding="utf-8"))
+    fitted_config, config = description["config"], asset.config.quantizer
+    for name in _SETTINGS_THAT_MUST_AGREE:
+        if fitted_config[name] != getattr(config, name):
+            return f"the quantizer has {name} {fitted_config[name]}, but quantizer.{name} is {getattr(config, name)}"
+    if bool(description["collaborative_dim"]) != (config.collaborative_input_weight > 0):
         return (
-            f"the quantizer's input has {description['collaborative_dim']} collaborative numbers, but "
-            f"quantizer.collaborative_input_weight is {wanted.collaborative_input_weight}"
+            f"the quantizer's input has {description['collaborative_dim']} collaborative dimensions, but "
+            f"quantizer.collaborative_input_weight is {config.collaborative_input_weight}"
         )
-    known = description["embedding_dim"]
-    if known.keys() != vectors.keys():
-        return f"the quantizer knows {' and '.join(known)} embeddings, and the catalogue has {' and '.join(vectors)}"
-    for route, matrix in vectors.items():
-        if known[route] != matrix.shape[1]:
-            return f"the quantizer knows {route} embeddings of {known[route]} numbers, and they have {matrix.shape[1]}"
-    details, digest = work.store.manifest("semantic_ids").details, work.store.manifest("quantizer").digest
+    dimensions = description["embedding_dim"]
+    if dimensions.keys() != vectors.keys():
+        return (
+            f"the quantizer was fitted to {' and '.join(dimensions)} embeddings, but the catalogue has "
+            f"{' and '.join(vectors)} embeddings"
+        )
+    for modality, matrix in vectors.items():
+        if dimensions[modality] != matrix.shape[1]:
+            return (
+                f"the quantizer was fitted to {modality} embeddings with {dimensions[modality]} dimensions, but they "
+                f"now have {matrix.shape[1]}"
+            )
+    details, digest = asset.store.manifest("semantic_ids").details, asset.store.manifest("quantizer").digest
     if details.get("quantizer") != digest:
-        other = str(details.get("quantizer", "not known"))[:12]
-        return f"semantic_ids were made with another quantizer ({other}) than the one that is there ({digest[:12]})"
-    changed = [route for route, by in _encoders(work).items() if details.get(MADE_BY, {}).get(route) != by]
-    return f"the encoder of {' and '.join(changed)} is another one than for the IDs that are there" if changed else None
+        used_quantizer = str(details.get("quantizer", "unknown"))[:12]
+        return f"semantic_ids were made with another quantizer ({used_quantizer}) than the stored one ({digest[:12]})"
+    previous = details.get(MADE_BY, {})
+    changed = [modality for modality, encoder in _encoders(asset).items() if previous.get(modality) != encoder]
+    return f"the encoder of {' and '.join(changed)} has changed since the existing IDs were made" if changed else None
 
 
-def _crossed_by_appending(work: AssetContext, vectors: Mapping[str, np.ndarray], device: "torch.device") -> list[str]:
-    """Which limits the table would cross if IDs were appended, in words."""
-    from macrec_pipeline.semantic_ids import FittedQuantizer, breaches
+def _violations_after_appending(
+    asset: AssetContext, vectors: Mapping[str, np.ndarray], device: "torch.device"
+) -> list[str]:
+    """The limits that the table would break if IDs were appended, one sentence per limit."""
+    from macrec_pipeline.semantic_ids import FittedQuantizer, limit_violations
 
-    quantizer = FittedQuantizer.load(work.store.folder("quantizer"), device=device)
+    quantizer = FittedQuantizer.load(asset.store.folder("quantizer"), device=device)
     try:
-        appended = append_ids(work, quantizer, vectors, device)
-    except SemanticIdError as error:  # there is no room left: a reason to quantize anew
+        appended = append_ids(asset, quantizer, vectors, device)
+    except SemanticIdError as error:  # no free code is left, which is a reason to start over
         return [str(error)]
-    report = quality(work, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
-    return [breach.message for breach in breaches(report["worst"], work.config.identity.limits)]
+    report = measure_quality(asset, appended.assigned, quantizer=quantizer, vectors=vectors, drift=appended.drift)
+    return [violation.message for violation in limit_violations(report["worst"], asset.config.identity.limits)]
 
 
-def _encoders(work: AssetContext) -> dict[str, Any]:
-    """By what each route's embeddings were made; None where the data set brings them."""
-    return {route: work.store.manifest(f"{route}_embeddings").details.get(MADE_BY) for route in ROUTES}
+def _encoders(asset: AssetContext) -> dict[str, Any]:
+    """The encoder of each modality's embeddings; None if the data set provides them."""
+    return {modality: asset.store.manifest(f"{modality}_embeddings").details.get(MADE_BY) for modality in ROUTES}

@@ -1,4 +1,7 @@
-"""Semantic IDs between tables and arrays: who owns which, which are retired, what anchors the quantizer's input."""
+"""Converts between the stored ID tables and the numeric core: retired IDs, collaborative anchors.
+
+Shapes (docs/notation.md): N items, F width of a collaborative vector.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -13,63 +16,70 @@ from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 
 if TYPE_CHECKING:
-    from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, OwnedIds, RetiredIds
+    from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, IdsByItem, RetiredIds
 
 logger = logging.getLogger(__name__)
 
 
-def owned_ids(table: pl.DataFrame) -> "OwnedIds":
-    """Item ids, codes and flags of `SEMANTIC_IDS` or `RETIRED_IDS`."""
-    from macrec_pipeline.semantic_ids import OwnedIds
+def ids_by_item(table: pl.DataFrame) -> "IdsByItem":
+    """Convert `SEMANTIC_IDS` or `RETIRED_IDS` to item IDs, codes and flags."""
+    from macrec_pipeline.semantic_ids import IdsByItem
 
     codes = codes_by_modality(table)
-    return OwnedIds(table["item_id"].to_list(), codes, {route: table[f"{route}_moved"].to_numpy() for route in codes})
+    moved = {modality: table[f"{modality}_moved"].to_numpy() for modality in codes}
+    return IdsByItem(table["item_id"].to_list(), codes, moved)
 
 
-def previous_ids(work: AssetContext) -> "OwnedIds | None":
-    """The ID table before this run; none where there is none, or it cannot be read."""
-    if not work.store.has("semantic_ids"):
+def previous_ids(asset: AssetContext) -> "IdsByItem | None":
+    """The ID table before this run; None if there is none or it cannot be read."""
+    if not asset.store.has("semantic_ids"):
         return None
     try:
-        return owned_ids(work.store.read_table("semantic_ids"))
+        return ids_by_item(asset.store.read_table("semantic_ids"))
     except (StorageError, SchemaError) as error:
-        logger.warning("Nothing is compared with the IDs before, since they cannot be read: %s", error)
+        logger.warning("The new IDs are not compared with the previous ones, which cannot be read: %s", error)
         return None
 
 
 def retired_table(retired: "RetiredIds") -> pl.DataFrame:
-    """`RETIRED_IDS`."""
-    owned = retired.owned
-    columns: dict[str, Any] = {"item_id": pl.Series(owned.item_ids, dtype=pl.String)}
-    for route, codes in owned.codes.items():
-        columns[f"{route}_codes"] = pl.Series(codes.tolist(), dtype=pl.List(pl.Int64))
-        columns[f"{route}_moved"] = pl.Series(owned.moved[route], dtype=pl.Boolean)
+    """Convert retired IDs to `RETIRED_IDS`."""
+    retired_ids = retired.ids
+    columns: dict[str, Any] = {"item_id": pl.Series(retired_ids.item_ids, dtype=pl.String)}
+    for modality, codes in retired_ids.codes.items():
+        columns[f"{modality}_codes"] = pl.Series(codes.tolist(), dtype=pl.List(pl.Int64))
+        columns[f"{modality}_moved"] = pl.Series(retired_ids.moved[modality], dtype=pl.Boolean)
     columns["retired_at"] = pl.Series(retired.retired_at, dtype=pl.Int64)
-    return with_every_column(pl.DataFrame(columns), RETIRED_IDS).sort("item_id")
+    return with_all_columns(pl.DataFrame(columns), RETIRED_IDS).sort("item_id")
 
 
-def with_every_column(table: pl.DataFrame, schema: TableSchema) -> pl.DataFrame:
-    """The table in the schema's columns, those of a modality that the catalogue lacks without a value."""
+def with_all_columns(table: pl.DataFrame, schema: TableSchema) -> pl.DataFrame:
+    """Complete a table to the columns of a schema; those of a modality that the catalogue lacks are null."""
     return pl.concat([schema.empty(), table], how="diagonal")
 
 
-def known_anchors(work: AssetContext) -> "Anchors | None":
-    """SASRec's embeddings of the items that anybody touched, if the quantizer is told to look at them."""
+def sasrec_anchors(asset: AssetContext) -> "Anchors | None":
+    """SASRec's embeddings of the items that have interactions, if the settings let the quantizer use them."""
     from macrec_pipeline.recommender.sasrec.fitted import load_item_embeddings
     from macrec_pipeline.semantic_ids import Anchors
 
-    config = work.config.quantizer
+    config = asset.config.quantizer
     if not (config.collaborative_input_weight or config.collaborative_contrast_weight):
         return None
-    embeddings, items = load_item_embeddings(work.folder("sasrec")), work.table("items")
-    touched = (items["num_interactions"] > 0).to_numpy()
-    return None if embeddings is None else Anchors(items.filter(touched)["item_id"].to_list(), embeddings[touched])
+    embeddings, items = load_item_embeddings(asset.folder("sasrec")), asset.read_table("items")
+    has_interactions = (items["num_interactions"] > 0).to_numpy()
+    if embeddings is None:
+        return None
+    return Anchors(items.filter(has_interactions)["item_id"].to_list(), embeddings[has_interactions])
 
 
-def anchors(work: AssetContext, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """An anchor for every item, float32 [N, C], if the quantizer's input has them."""
+def anchor_vectors(
+    asset: AssetContext, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """A collaborative vector for every item, float32 [N, F]; None if the quantizer's input has none."""
     from macrec_pipeline.semantic_ids import Anchors
 
     if not quantizer.collaborative_dim:
         return None
-    return Anchors.load(work.store.folder("quantizer")).of(work.table("items")["item_id"].to_list(), vectors)
+    return Anchors.load(asset.store.folder("quantizer")).for_items(
+        asset.read_table("items")["item_id"].to_list(), vectors
+    )

@@ -1,1 +1,1 @@
-"""Runs: launch, resume, clean up, report failures."""
+"""Dagster runs: launching, resuming, cleaning up after dead ones, and reporting failures."""

@@ -1,8 +1,8 @@
-"""What the owner is told when a run has failed, and where it stays: what failed, why, and how to go on.
+"""Reports a failed run to its owner: what failed, why, and how to continue.
 
-In: a Dagster run that failed or died. Out: tags on its page in Dagster, and a call of the owner's command or webhook,
-if the environment names one. That is the operator's to say: a data set's file comes with the data and may not make
-this machine run a command or call an address.
+The report becomes tags on the run's page in Dagster. It is also sent to a command or a webhook, if the environment
+names one. Only the environment can name them, because it belongs to the operator: a data set's file comes with the data
+and must not make this machine run a command or call an address.
 """
 
 import json
@@ -15,18 +15,18 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import dagster as dg
-from dagster._core.storage.tags import PARTITION_NAME_TAG, WILL_RETRY_TAG
 
+from macrec_pipeline.defs.dagster_private import PARTITION_TAG, WILL_RETRY_TAG
 from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS, EVALUATE_CHAMPION, FULL_PIPELINE, REFRESH
+from macrec_pipeline.defs.run_tags import ERROR_TAG, RESUME_TAG
 
 logger = logging.getLogger(__name__)
 
 COMMAND = "MACREC_ON_FAILURE_COMMAND"
 WEBHOOK = "MACREC_ON_FAILURE_WEBHOOK"
-ERROR_TAG, RESUME_TAG = "macrec/error", "macrec/resume"
 _TIMEOUT_SECONDS = 30.0
 _MAX_ERROR_LENGTH = 1000
-_COMMANDS = {
+_COMMAND_OF_JOB = {
     FULL_PIPELINE: "macrec run",
     REFRESH: "macrec refresh",
     BATCH_RECOMMENDATIONS: "macrec recommend-all",
@@ -34,63 +34,72 @@ _COMMANDS = {
 }
 
 
-def tell_of_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, why: str | None = None) -> dict[str, str]:
-    """Write down on a run's page why it failed and how to go on, and call the owner's hooks; never raises for a hook.
+def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: str | None = None) -> dict[str, str]:
+    """Tag a failed run with why it failed and how to continue, and send the same to the owner's hooks.
 
-    The hooks are left in peace while the daemon takes the run up again by itself; its last attempt is told of.
+    The hooks are not called if the daemon will launch the run again by itself; they are for the last attempt. A hook
+    that fails is logged, and never raises.
 
     Args:
-        instance: that the run belongs to.
+        instance: the run's instance.
         run: a run that has ended.
-        why: what is known of its end; None: what its events say.
+        reason: why the run ended, if that is known; None: what its events say.
 
     Returns:
-        What the hooks get: `text` for a chat, and `dataset`, `job`, `run_id`, `error`, `resume` by themselves.
+        What the hooks get: `text` for a chat, and `dataset`, `job`, `run_id`, `error` and `resume` as single values.
     """
-    dataset = run.tags.get(PARTITION_NAME_TAG, "")
-    error = " ".join((why or _error_of(instance, run.run_id)).split())[:_MAX_ERROR_LENGTH]
-    retried = run.tags.get(WILL_RETRY_TAG) == "true"
-    resume = "On the run's page in Dagster: Re-execute, from failure; steps that are finished are not run again."
-    if retried:
-        resume = "Nothing: the daemon launches it again by itself, and steps that are finished are not run again."
-    elif run.job_name in _COMMANDS:
-        resume += f" Or `{_COMMANDS[run.job_name]} {dataset}`, in which a training goes on after its last epoch."
-    told = {"dataset": dataset, "job": run.job_name, "run_id": run.run_id, "error": error, "resume": resume}
+    dataset = run.tags.get(PARTITION_TAG, "")
+    error = " ".join((reason or _error_from_events(instance, run.run_id)).split())[:_MAX_ERROR_LENGTH]
+    will_retry = run.tags.get(WILL_RETRY_TAG) == "true"
+    if will_retry:
+        resume = "Nothing to do: the daemon launches the run again by itself, and finished steps are not repeated."
+    else:
+        resume = "On the run's page in Dagster, choose Re-execute, From failure; finished steps are not repeated."
+        if run.job_name in _COMMAND_OF_JOB:
+            resume += f" Or run `{_COMMAND_OF_JOB[run.job_name]} {dataset}`: training continues after its last epoch."
     instance.add_run_tags(run.run_id, {ERROR_TAG: error, RESUME_TAG: resume})
-    message = {"text": f"macrec: {run.job_name} of {dataset} failed. {error} {resume}", **told}
-    for name, call in ((COMMAND, _run_command), (WEBHOOK, _post)):
-        if os.environ.get(name) and not retried:
+    message = {
+        "text": f"macrec: {run.job_name} of {dataset} failed. {error} {resume}",
+        "dataset": dataset,
+        "job": run.job_name,
+        "run_id": run.run_id,
+        "error": error,
+        "resume": resume,
+    }
+    for variable, send in ((COMMAND, _run_command), (WEBHOOK, _post)):
+        if os.environ.get(variable) and not will_retry:
             try:
-                call(os.environ[name], message)
-            except (OSError, ValueError, subprocess.SubprocessError) as failure:
-                # not the failure itself, whose words may hold the address: with many chats the address is the secret
-                logger.warning("The hook of %s could not be told: %s.", name, type(failure).__name__)
+                send(os.environ[variable], message)
+            except (OSError, ValueError, subprocess.SubprocessError) as hook_error:
+                # Only the type: the message may contain the address, and for many chats the address is the secret.
+                logger.warning("The hook in %s failed with %s.", variable, type(hook_error).__name__)
     return message
 
 
 def failed_checks(instance: dg.DagsterInstance, run_id: str, *, blocking: bool) -> list[str]:
-    """A line for each check of a run that failed, with what it found."""
+    """One line for each failed check of a run, with what the check found."""
     lines = []
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-        verdict = entry.get_dagster_event().asset_check_evaluation_data
-        if not verdict.passed and verdict.blocking == blocking:
-            lines.append(f"{verdict.asset_key.to_user_string()} ({verdict.check_name}): {verdict.description}")
+        evaluation = entry.get_dagster_event().asset_check_evaluation_data
+        if not evaluation.passed and evaluation.blocking == blocking:
+            asset = evaluation.asset_key.to_user_string()
+            lines.append(f"Check `{evaluation.check_name}` of {asset} failed: {evaluation.description}")
     return lines
 
 
-def _error_of(instance: dg.DagsterInstance, run_id: str) -> str:
+def _error_from_events(instance: dg.DagsterInstance, run_id: str) -> str:
     checks = failed_checks(instance, run_id, blocking=True)
     if checks:
-        return f"Stopped by a check. {' '.join(checks)}"
+        return " ".join(checks)
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         event = entry.get_dagster_event()
         error = event.step_failure_data.error
-        if error is not None:  # what the stage raised is the cause of what Dagster made of it
+        if error is not None:  # Dagster wraps the error of the asset, which is the cause
             message = (error.cause or error).message.removeprefix("macrec_pipeline.errors.")
             return f"{event.step_key}: {message}"
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE):
         return entry.get_dagster_event().message or entry.user_message
-    return "Nothing is known of why."
+    return "The run's events do not say why."
 
 
 def _run_command(command: str, message: Mapping[str, str]) -> None:
@@ -106,10 +115,10 @@ def _run_command(command: str, message: Mapping[str, str]) -> None:
 
 
 def _post(address: str, message: Mapping[str, str]) -> None:
-    """Send the message as JSON."""
+    """Send the message as JSON to an http or https address."""
     if urlsplit(address).scheme not in ("http", "https"):
         raise ValueError("not an http or https address")
-    request = urllib.request.Request(  # noqa: S310  # the scheme has just been looked at
+    request = urllib.request.Request(  # noqa: S310  # the scheme is checked above
         address, data=json.dumps(message).encode(), headers={"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):  # noqa: S310

@@ -1,8 +1,10 @@
-"""Runs of the pipeline started from the command line, in this process, on the Dagster instance that the UI shows.
+"""Runs that are started from the command line, in this process, on the same Dagster instance that the UI shows.
 
-In: a data set, folders, overrides, which assets. Out: the run's id; or one `MacrecError` that says what went wrong.
+`launch` takes a `LaunchRequest` (data set, folders, overrides, which assets) and returns the run's ID. If the run fails
+for a reason that a person can act on, it raises a single `MacrecError` that says what went wrong.
 """
 
+import difflib
 import logging
 import os
 import uuid
@@ -12,39 +14,41 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.instance.ref import InstanceRef
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
 
-from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.dagster_private import REPOSITORY_TAG, open_instance_without_output_capture
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.runs.abandoned import release, sign_of_life, turn_of, who_computes
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
 from macrec_pipeline.defs.runs.failures import failed_checks
-from macrec_pipeline.defs.runs.resume import CONFIG_DIGEST, unfinished_run
+from macrec_pipeline.defs.runs.liveness import hold_run_lock, release_run, runs_holding_gpu_pool, wait_for_turn
+from macrec_pipeline.defs.runs.resume import find_resumable_run
 from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
 
 logger = logging.getLogger(__name__)
 
-# The UI files a run under a job of a code location by this tag; a run that the UI itself launches gets it from Dagster.
-CODE_LOCATION = {".dagster/repository": "__repository__@macrec_pipeline.definitions"}
-_CHECKOUT = Path(__file__).resolve().parents[2]
-_PLAIN_INSTANCE = b"telemetry: {enabled: false}\nnux: {enabled: false}\n"
+# With this tag the UI lists a run under its job in the code location. Dagster adds it to the runs that the UI launches.
+CODE_LOCATION = {REPOSITORY_TAG: "__repository__@macrec_pipeline.definitions"}
+_CHECKOUT = Path(__file__).resolve().parents[3]
+_MINIMAL_INSTANCE = b"telemetry: {enabled: false}\nnux: {enabled: false}\n"
 
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What a person asks for.
+    """Which assets of a data set to materialize, and where.
 
     Attributes:
-        home, data: absolute folders of the state and of the data set's files.
+        dataset: the data set's name.
+        home: the absolute folder of the state.
+        data: the absolute folder of the data set's files.
+        overrides: settings as `section.field=value`; they must be valid.
+        job: the job that the run belongs to, and whose assets it materializes.
+        until: materialize this asset and everything upstream of it; None: all assets of the job.
+        only: materialize this asset alone from its stored inputs; None: see `until`.
+        resume: continue the data set's last run, which failed or was killed, with its settings and assets. The fields
+            `overrides` to `only` must then have their defaults.
         url: where the assets are published; None: in the home.
-        overrides: `section.field=value`, already known to be valid.
-        job: the job that the run is filed under, and whose assets it makes.
-        until: run this asset and all that it needs; None: every asset of the job.
-        only: run this asset alone on what is there; None: see `until`.
-        resume: go on from the data set's last run, which failed or was killed, with its settings and its assets;
-            the fields between are then left at their defaults.
     """
 
     dataset: str
@@ -59,66 +63,83 @@ class LaunchRequest:
 
 
 def dagster_folder(home: Path) -> Path:
-    """`DAGSTER_HOME`, else `<home>/dagster`, created and furnished with the checkout's dagster.yaml where it has none.
+    """Return Dagster's folder: `DAGSTER_HOME`, or else `<home>/dagster`. It is created if it does not exist.
+
+    A folder without a dagster.yaml gets a copy of the checkout's.
 
     Raises:
-        ConfigError: DAGSTER_HOME is relative (Dagster refuses that), or the folder cannot be written.
+        ConfigError: DAGSTER_HOME is relative, which Dagster refuses, or the folder cannot be written.
     """
     configured = os.environ.get("DAGSTER_HOME")
     folder = Path(configured) if configured else home / "dagster"
     if not folder.is_absolute():
-        raise ConfigError(f"DAGSTER_HOME is {configured!r}; Dagster needs an absolute path.")
+        raise ConfigError(f"DAGSTER_HOME is {configured!r}, but Dagster needs an absolute path.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        settings, ours = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
+        settings, template = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
         if not settings.exists():
             part = folder / f".dagster.yaml-{uuid.uuid4().hex}"
-            part.write_bytes(ours.read_bytes() if ours.is_file() else _PLAIN_INSTANCE)
-            # as a whole: a process that read half of it would have no pools, and take the others' out of the records
+            part.write_bytes(template.read_bytes() if template.is_file() else _MINIMAL_INSTANCE)
+            # The file must appear complete: a process that read half of it would have no pools, and would delete the
+            # recorded pool limits of the others.
             part.replace(settings)
     except OSError as error:
         raise ConfigError(
-            f"The Dagster folder {folder} cannot be written: {error.strerror}. Set DAGSTER_HOME."
+            f"The Dagster folder {folder} cannot be written: {error.strerror}. Set DAGSTER_HOME to another folder."
         ) from None
     return folder
 
 
 def asset_names(defs: dg.Definitions, job: str = FULL_PIPELINE) -> list[str]:
     """The names of a job's assets, upstream before downstream."""
-    made = defs.resolve_job_def(job).asset_layer.executable_asset_keys
+    in_job = defs.resolve_job_def(job).asset_layer.executable_asset_keys
     levels = defs.resolve_asset_graph().toposorted_asset_keys_by_level
-    return [key.to_user_string() for level in levels for key in sorted(level) if key in made]
+    return [key.to_user_string() for level in levels for key in sorted(level) if key in in_job]
 
 
 def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
-    """Materialize the assets asked for and return the Dagster run's id; of the run before, if it left nothing to make.
+    """Materialize the requested assets and return the Dagster run's ID.
+
+    With `resume`, if the last run left nothing to materialize, its own ID is returned.
 
     Args:
         request: what to run.
-        defs: the definitions, with the job asked for.
+        defs: the definitions, with the requested job.
 
     Raises:
-        ConfigError: no such asset, no run to go on from, or a folder that cannot be written.
-        DataError: a blocking check failed; says which and why.
-        StorageError: Dagster's records cannot be written, as on a full disk.
-        MacrecError: whatever a stage raised on purpose.
+        ConfigError: an unknown asset, no run to resume, or a folder that cannot be written.
+        DataError: a blocking check failed; the message names the check and what it found.
+        StorageError: Dagster's database cannot be written, for example because the disk is full.
+        MacrecError: an error that a stage raised on purpose.
         KeyboardInterrupt: the run was interrupted; it is closed as canceled.
     """
     with (
-        _database_errors_are_told(request),
+        _database_errors_reported(request),
         open_instance(request.home) as instance,
-        turn_of(instance, request.home, request.dataset),
+        wait_for_turn(instance, request.home, request.dataset),
     ):
         if not request.resume:
-            return _execute(request, instance, defs, selection=_selection(defs, request), tags={})
-        before = unfinished_run(instance, request.dataset, settings=_settings(request), defs=defs)
-        logger.info("Going on from the run %s. Assets left to make: %d.", before.run_id, len(before.left))
-        if not before.left:
-            return before.run_id
-        request = replace(request, overrides=before.overrides, job=before.job)
-        with _tracking_errors_are_told():  # the MLflow store may have been away when that run ended
-            release(instance, before.run_id, _settings(request))
-        return _execute(request, instance, defs, selection=before.left, tags=before.tags)
+            return _execute(request, instance, defs, selection=_selected_assets(defs, request), tags={})
+        previous = find_resumable_run(instance, request.dataset, settings=_settings(request), defs=defs)
+        logger.info("Resuming run %s. Assets left to materialize: %d.", previous.run_id, len(previous.remaining))
+        if not previous.remaining:
+            return previous.run_id
+        request = replace(request, overrides=previous.overrides, job=previous.job)
+        with _tracking_errors_logged():  # the MLflow store may have been away when the previous run ended
+            release_run(instance, previous.run_id, _settings(request))
+        return _execute(request, instance, defs, selection=previous.remaining, tags=previous.tags)
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the Dagster instance of a home for the duration of the block. Raises `ConfigError`."""
+    folder = dagster_folder(home)
+    with FileLock(folder / "opening.lock"):  # two processes must not create the tables of a new folder at once
+        # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
+        instance = open_instance_without_output_capture(folder)
+        _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage  # each is created on first use
+    with instance:
+        yield instance
 
 
 def _execute(
@@ -132,9 +153,9 @@ def _execute(
     settings = _settings(request)
     digest = settings.config(request.dataset).digest()
     run_id = str(uuid.uuid4())
-    with sign_of_life(request.home, run_id):
-        for other in who_computes(instance):
-            logger.info("The run %s computes on this machine. This one waits for it before it does so too.", other)
+    with hold_run_lock(request.home, run_id):
+        for other in runs_holding_gpu_pool(instance):
+            logger.info("Run %s uses the GPU pool of this machine. Assets that need it wait until it is free.", other)
         try:
             defs.resolve_job_def(request.job).execute_in_process(
                 instance=instance,
@@ -147,10 +168,10 @@ def _execute(
         except dg.DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None
         except dg.DagsterError as error:
-            raise _plain_error(error, instance, run_id) from error
+            raise _underlying_error(error, instance, run_id) from error
         finally:
-            with _tracking_errors_are_told():
-                release(instance, run_id, settings)
+            with _tracking_errors_logged():
+                release_run(instance, run_id, settings)
         for warning in failed_checks(instance, run_id, blocking=False):
             logger.warning("Warning: %s", warning)
     return run_id
@@ -162,65 +183,54 @@ def _settings(request: LaunchRequest) -> Settings:
 
 def _run_config(request: LaunchRequest) -> dict[str, object]:
     home = request.url or str(request.home)
-    folders = {"home": home, "data": str(request.data), "overrides": list(request.overrides)}
-    # Only the terminal is quiet: the event log keeps every line.
-    quiet = {"console": {"config": {"log_level": "CRITICAL"}}}
-    return {"resources": {"settings": {"config": folders}}, "loggers": quiet}
+    settings = {"home": home, "data": str(request.data), "overrides": list(request.overrides)}
+    # This silences Dagster's log in the terminal only. Its event log keeps every line.
+    loggers = {"console": {"config": {"log_level": "CRITICAL"}}}
+    return {"resources": {"settings": {"config": settings}}, "loggers": loggers}
 
 
-def _selection(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.AssetKey] | None:
+def _selected_assets(defs: dg.Definitions, request: LaunchRequest) -> Sequence[dg.AssetKey] | None:
     name = request.only or request.until
     if name is None:
         return None
     names = asset_names(defs, request.job)
     if name not in names:
-        raise ConfigError(f"There is no asset {name!r}. Use one of: {', '.join(names)}.")
-    chosen: dg.AssetSelection = dg.AssetSelection.assets(name)
+        similar = difflib.get_close_matches(name, names, n=1)
+        suggestion = f" Did you mean `{similar[0]}`?" if similar else ""
+        raise ConfigError(f"Unknown asset `{name}`.{suggestion} The assets of {request.job} are: {', '.join(names)}.")
+    selection: dg.AssetSelection = dg.AssetSelection.assets(name)
     if request.until:
-        chosen = chosen.upstream()
-    # Assets that one function makes together can only run together.
-    return sorted(chosen.required_multi_asset_neighbors().resolve(defs.resolve_asset_graph()))
+        selection = selection.upstream()
+    # The assets of one `multi_asset` can only be materialized together.
+    return sorted(selection.required_multi_asset_neighbors().resolve(defs.resolve_asset_graph()))
 
 
 @contextmanager
-def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of a home, for as long as the block lasts. Raises `ConfigError`."""
-    folder = dagster_folder(home)
-    # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
-    captured = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    with FileLock(folder / "opening.lock"):  # two processes that make the tables of a new folder break each other
-        instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": captured}))
-        _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage  # opened when first asked for
-    with instance:
-        yield instance
-
-
-@contextmanager
-def _database_errors_are_told(request: LaunchRequest) -> Iterator[None]:
+def _database_errors_reported(request: LaunchRequest) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
         raise StorageError(
-            f"Dagster's records in {dagster_folder(request.home)} cannot be read or written: {error.orig}. Is the disk "
-            f"full? Put that right, then go on: run `macrec run {request.dataset} --resume`."
+            f"Dagster's database in {dagster_folder(request.home)} cannot be read or written: {error.orig}. Check that "
+            f"the disk has free space, then run `macrec run {request.dataset} --resume`."
         ) from error
 
 
 @contextmanager
-def _tracking_errors_are_told() -> Iterator[None]:
-    """For what may wait: how the run itself ended is what a person must see."""
+def _tracking_errors_logged() -> Iterator[None]:
+    """Log tracking errors instead of raising them, so that they do not hide how the run itself ended."""
     try:
         yield
     except TrackingError as error:
         logger.warning("Warning: %s", error)
 
 
-def _plain_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
-    """The error of this package behind one of Dagster's, or a failed check told in a line; else the error itself."""
+def _underlying_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
+    """The error of this package behind one of Dagster's, or else the failed checks, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MacrecError):
             return cause
         cause = cause.__cause__
-    failed = failed_checks(instance, run_id, blocking=True)
-    return DataError(f"Stopped by a check. {' '.join(failed)}") if failed else error
+    checks = failed_checks(instance, run_id, blocking=True)
+    return DataError(" ".join(checks)) if checks else error

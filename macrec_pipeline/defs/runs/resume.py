@@ -1,10 +1,9 @@
-"""What is left of a run that failed or was killed, so that the next one does not make again what is there.
+"""Finds the last run of a data set that failed or was killed, and which of its assets are still to be materialized.
 
-In: the Dagster instance, and the store of the data set. Out: the assets that are still to be made.
-
-An asset is finished when that run, or one that it went on from, materialized it by today's code and passed its blocking
-checks, and what lies on disk is what was materialized, whole, and made from what its inputs are now. Nothing that
-follows an asset had begun before its checks had passed, so to make that asset again costs nothing else.
+An asset is finished if all of this holds: the run, or a run that it resumed, materialized it with today's code; its
+blocking checks passed; the stored files are complete and are the ones that were materialized; and they were made from
+the present version of every input. Nothing downstream of an asset starts before its checks have passed, so
+materializing the asset again repeats no further work.
 """
 
 from collections.abc import Sequence
@@ -12,126 +11,133 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG, PARTITION_NAME_TAG, ROOT_RUN_ID_TAG
 
-from macrec_pipeline.defs.asset_context import COMMAND_LINE, INPUTS, LAUNCHED_BY
+from macrec_pipeline.defs.dagster_private import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_TAG,
+    PARENT_RUN_ID_TAG,
+    PARTITION_TAG,
+    ROOT_RUN_ID_TAG,
+    AssetGraph,
+)
+from macrec_pipeline.defs.manifest_keys import INPUTS
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.runs.run_sensors import settings_of
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
+from macrec_pipeline.defs.runs.run_sensors import settings_from_run_config
 from macrec_pipeline.errors import ConfigError, StorageError
 from macrec_pipeline.storage import AssetStore, Manifest
 
-CONFIG_DIGEST = "macrec/config_digest"
-"""Tag of a run: the digest of its resolved settings."""
-
-_CODE_VERSION, _DATA_VERSION = "dagster/code_version", "dagster/data_version"
-
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A run that broke off.
+class ResumableRun:
+    """A run that did not finish.
 
     Attributes:
-        run_id: the run's.
-        job: whose run it was.
+        run_id: its ID.
+        job: its job.
         overrides: the settings that it was launched with, each `section.field=value`.
-        left: what is still to be made, sorted; nothing if the run died after its last asset.
-        tags: say to Dagster which run the next one goes on from.
+        remaining: the assets that are still to be materialized, sorted; empty if the run died after its last asset.
+        tags: tell Dagster which run the next one continues.
     """
 
     run_id: str
     job: str
     overrides: tuple[str, ...]
-    left: tuple[dg.AssetKey, ...]
+    remaining: tuple[dg.AssetKey, ...]
     tags: dict[str, str]
 
 
 @dataclass
-class _Made:
-    """What a run and those before it have made: the newest materialization, and the checks that passed on it."""
+class _Progress:
+    """What a chain of resumed runs has achieved.
 
-    assets: dict[dg.AssetKey, tuple[str, dg.AssetMaterialization]] = field(default_factory=dict)
+    Attributes:
+        materializations: the newest materialization of each asset, with the ID of its run.
+        passed: the checks that passed, with the ID of their run.
+    """
+
+    materializations: dict[dg.AssetKey, tuple[str, dg.AssetMaterialization]] = field(default_factory=dict)
     passed: set[tuple[dg.AssetCheckKey, str]] = field(default_factory=set)
 
 
-def unfinished_run(
+def find_resumable_run(
     instance: dg.DagsterInstance, dataset: str, *, settings: Settings, defs: dg.Definitions
-) -> Unfinished:
-    """The newest command-line run of a data set, if it failed or was killed.
+) -> ResumableRun:
+    """Find the newest command-line run of a data set, which must have failed or have been killed.
 
     Args:
-        instance: where runs are kept; abandoned ones are closed already.
-        dataset: whose run.
-        settings: the folders of this run; its overrides do not count.
+        instance: the Dagster instance; dead runs in it must be closed already.
+        dataset: the data set's name.
+        settings: the folders of the new run; its overrides are not used.
         defs: the definitions.
 
     Raises:
-        ConfigError: there is no such run, it succeeded, it is still at work, or the settings are no longer its own.
+        ConfigError: there is no such run, it succeeded or is still in progress, or the settings have changed since.
     """
-    tags = {PARTITION_NAME_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
+    tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
     newest = instance.get_runs(filters=dg.RunsFilter(tags=tags), limit=1)
-    anew = f"`macrec run {dataset}`"
+    start_new = f"Start a new one: `macrec run {dataset}`."
     if not newest:
-        raise ConfigError(f"There is no run of {dataset} to go on from. Start one: {anew}.")
+        raise ConfigError(f"There is no run of {dataset} to resume. {start_new}")
     (run,) = newest
     if run.status not in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
-        state = "has finished" if run.is_success else "is still at work"
-        raise ConfigError(f"The last run of {dataset}, {run.run_id}, {state}. Start another: {anew}.")
-    overrides = tuple(settings_of(run.run_config).overrides)
+        state = "has finished" if run.is_success else "is still in progress"
+        raise ConfigError(f"The last run of {dataset}, {run.run_id}, {state}. {start_new}")
+    overrides = tuple(settings_from_run_config(run.run_config).overrides)
     config = Settings(home=settings.home, data=settings.data, overrides=list(overrides)).config(dataset)
     if config.digest() != run.tags.get(CONFIG_DIGEST):
-        raise ConfigError(f"The settings of {dataset} are no longer those of its run {run.run_id}. Start anew: {anew}.")
-    chain, graph = _with_those_before(instance, run), defs.resolve_asset_graph()
-    made, selection = _made(instance, chain), chain[0].asset_selection or _assets_of(run, defs)
-    broken = [key for key in selection if not _is_finished(key, made, graph, settings.store(dataset))]
-    # Assets that one function makes together can only be made together, and what follows them follows.
-    again = dg.AssetSelection.assets(*broken).required_multi_asset_neighbors().downstream()
-    left = (again & dg.AssetSelection.assets(*selection)).resolve(graph) if broken else ()
+        raise ConfigError(f"The settings of {dataset} have changed since its run {run.run_id}. {start_new}")
+    chain, graph = _resumed_chain(instance, run), defs.resolve_asset_graph()
+    progress, selection = _read_progress(instance, chain), chain[0].asset_selection or _assets_of_job(run, defs)
+    unfinished = [key for key in selection if not _is_finished(key, progress, graph, settings.store(dataset))]
+    # The assets of one `multi_asset` can only be materialized together, and what is downstream of them follows.
+    affected = dg.AssetSelection.assets(*unfinished).required_multi_asset_neighbors().downstream()
+    remaining = (affected & dg.AssetSelection.assets(*selection)).resolve(graph) if unfinished else ()
     lineage = {PARENT_RUN_ID_TAG: run.run_id, ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG, run.run_id)}
-    return Unfinished(run.run_id, run.job_name, overrides, tuple(sorted(left)), lineage)
+    return ResumableRun(run.run_id, run.job_name, overrides, tuple(sorted(remaining)), lineage)
 
 
-def _assets_of(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.AssetKey]:
+def _assets_of_job(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.AssetKey]:
     return set(defs.resolve_job_def(run.job_name).asset_layer.executable_asset_keys)
 
 
-def _made(instance: dg.DagsterInstance, chain: Sequence[dg.DagsterRun]) -> _Made:
-    made = _Made()
-    for each in chain:
-        for entry in instance.all_logs(each.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
-            materialization = entry.get_dagster_event().step_materialization_data.materialization
-            made.assets[materialization.asset_key] = (each.run_id, materialization)
-        for entry in instance.all_logs(each.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
-            verdict = entry.get_dagster_event().asset_check_evaluation_data
-            if verdict.passed:
-                made.passed.add((verdict.asset_check_key, each.run_id))
-    return made
-
-
-def _with_those_before(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Sequence[dg.DagsterRun]:
-    """A run and those that it went on from, oldest first."""
+def _resumed_chain(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Sequence[dg.DagsterRun]:
+    """The run and the runs that it resumed, oldest first."""
     chain = [run]
-    while (parent := chain[0].tags.get(PARENT_RUN_ID_TAG)) and (before := instance.get_run_by_id(parent)):
-        chain.insert(0, before)
+    while (parent_id := chain[0].tags.get(PARENT_RUN_ID_TAG)) and (parent := instance.get_run_by_id(parent_id)):
+        chain.insert(0, parent)
     return chain
 
 
-def _is_finished(key: dg.AssetKey, made: _Made, graph: AssetGraph, store: AssetStore) -> bool:
-    if key not in made.assets:
+def _read_progress(instance: dg.DagsterInstance, chain: Sequence[dg.DagsterRun]) -> _Progress:
+    progress = _Progress()
+    for run in chain:
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
+            materialization = entry.get_dagster_event().step_materialization_data.materialization
+            progress.materializations[materialization.asset_key] = (run.run_id, materialization)
+        for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
+            evaluation = entry.get_dagster_event().asset_check_evaluation_data
+            if evaluation.passed:
+                progress.passed.add((evaluation.asset_check_key, run.run_id))
+    return progress
+
+
+def _is_finished(key: dg.AssetKey, progress: _Progress, graph: AssetGraph, store: AssetStore) -> bool:
+    if key not in progress.materializations:
         return False
-    run_id, materialization = made.assets[key]
+    run_id, materialization = progress.materializations[key]
     name, tags, node = key.to_user_string(), materialization.tags or {}, graph.get(key)
-    checked = all((check, run_id) in made.passed for check in node.check_keys if graph.get(check).blocking)
-    if not checked or tags.get(_CODE_VERSION) != node.code_version:
+    checks_passed = all((check, run_id) in progress.passed for check in node.check_keys if graph.get(check).blocking)
+    if not checks_passed or tags.get(CODE_VERSION_TAG) != node.code_version:
         return False
     try:
-        store.folder(name)  # every file is read: what was damaged is made again
+        store.folder(name)  # reads every file, so that a damaged asset is materialized again
         manifest = store.manifest(name)
         inputs = {parent.to_user_string() for parent in node.parent_keys}
-        return manifest.digest == tags.get(_DATA_VERSION) and _made_from(manifest, inputs, store)
+        return manifest.digest == tags.get(DATA_VERSION_TAG) and _has_present_inputs(manifest, inputs, store)
     except StorageError:
         return False
 
 
-def _made_from(manifest: Manifest, inputs: set[str], store: AssetStore) -> bool:
+def _has_present_inputs(manifest: Manifest, inputs: set[str], store: AssetStore) -> bool:
     return manifest.details.get(INPUTS) == {name: store.manifest(name).digest for name in inputs}

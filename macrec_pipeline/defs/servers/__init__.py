@@ -1,1 +1,1 @@
-"""Servers: the Dagster code server and the local UIs."""
+"""Servers: Dagster's code server in a deployment, and the user interfaces on this machine."""

@@ -1,9 +1,9 @@
 """The code server of a deployment: `python -m macrec_pipeline.defs.servers.code_server --host HOST --port PORT`.
 
-Dagster's default launcher starts a run as a child of the code server, and nothing looks after it when the server's
-container goes: the run stays STARTED for ever and keeps its slots. In: the Dagster instance of `DAGSTER_HOME`. Out:
-this process becomes `dagster code-server start`; once that answers, a child of it fails the runs that went down with
-the server before, so that the daemon takes them up again (`run_retries`).
+Dagster's default launcher starts runs as children of the code server. When the server's container goes away, nothing
+ends those runs: they stay STARTED forever and keep their slots. So before this process becomes `dagster code-server
+start`, it looks in the instance of `DAGSTER_HOME` for runs that were interrupted in this way. A child process waits
+until the new server responds and then fails them, so that the daemon launches them again (`run_retries`).
 """
 
 import argparse
@@ -15,65 +15,69 @@ import time
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.errors import DagsterUserCodeUnreachableError
-from dagster._core.events import JobFailureData, RunFailureReason
-from dagster._grpc.client import DagsterGrpcClient
 
-from macrec_pipeline.defs.asset_context import COMMAND_LINE, LAUNCHED_BY
+from macrec_pipeline.defs.dagster_private import (
+    DagsterGrpcClient,
+    DagsterUserCodeUnreachableError,
+    unexpected_termination,
+)
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.errors import MacrecError
 
 logger = logging.getLogger(__name__)
 
-_AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-_WHY = "The code server was stopped or killed while this run was at work."
+_IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+_FAILURE_MESSAGE = "The code server was stopped or killed while this run was in progress."
 _START_SECONDS = 600.0
-# The daemon gives a run up for good if it does not see the server at the first try; it looks for it every ten seconds.
-_NOTICED_SECONDS = 25.0
+# The daemon checks every ten seconds whether the server is there, and gives a run up if it is not at the first try.
+_DISCOVERY_SECONDS = 25.0
 
 
-def runs_at_work(instance: dg.DagsterInstance) -> list[str]:
-    """The ids of the runs that are children of a code server; asked before there is one, those that are dead.
+def runs_of_code_server(instance: dg.DagsterInstance) -> list[str]:
+    """The IDs of the runs in progress that are children of a code server. Before a server starts, they are all dead.
 
-    A run of the command line is a process of its own (see `abandoned_runs`) and is left alone.
+    A run of the command line has a process of its own and is left alone (see `runs.liveness`).
     """
-    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_AT_WORK))
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS))
     return [run.run_id for run in runs if run.tags.get(LAUNCHED_BY) != COMMAND_LINE]
 
 
 def fail_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
-    """Fail runs that are still marked as at work, for a reason that the daemon retries, and free their slots."""
+    """Fail the runs that are still in progress, for a reason that the daemon retries, and free their slots."""
     for run_id in run_ids:
         run = instance.get_run_by_id(run_id)
-        if run is not None and run.status in _AT_WORK:
-            reason = JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION)
-            instance.report_run_failed(run, _WHY, reason)
+        if run is not None and run.status in _IN_PROGRESS:
+            instance.report_run_failed(run, _FAILURE_MESSAGE, unexpected_termination())
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
-            logger.warning("%s went down with the code server before; it is failed now.", run_id)
+            logger.warning("Run %s was interrupted with the previous code server. It is now marked as failed.", run_id)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Become the code server, or, with `--went-down`, fail runs once it answers."""
-    parser = argparse.ArgumentParser(description="Serve the package's definitions to Dagster.")
-    parser.add_argument("--host", required=True)
-    parser.add_argument("--port", required=True, type=int)
-    parser.add_argument("--went-down", nargs="+", metavar="RUN", default=[])
-    asked = parser.parse_args(arguments)
-    address = ["--host", asked.host, "--port", str(asked.port)]
+    """Become the code server or, with `--fail-runs`, fail runs once the code server responds."""
+    parser = argparse.ArgumentParser(description="Serve the definitions of this package to Dagster.")
+    parser.add_argument("--host", required=True, help="address to listen on")
+    parser.add_argument("--port", required=True, type=int, help="port to listen on")
+    parser.add_argument(
+        "--fail-runs", nargs="+", metavar="RUN_ID", default=[], help="wait for the server, then fail these runs"
+    )
+    options = parser.parse_args(arguments)
+    address = ["--host", options.host, "--port", str(options.port)]
     with dg.DagsterInstance.get() as instance:
-        if asked.went_down:
-            _wait_until_it_answers(asked.host, asked.port)
-            time.sleep(_NOTICED_SECONDS)
-            fail_runs(instance, asked.went_down)
+        if options.fail_runs:
+            _wait_until_server_responds(options.host, options.port)
+            time.sleep(_DISCOVERY_SECONDS)
+            fail_runs(instance, options.fail_runs)
             return
-        dead = runs_at_work(instance)
-    if dead:
-        later = [sys.executable, "-m", "macrec_pipeline.defs.servers.code_server", *address, "--went-down", *dead]
-        subprocess.Popen(later)  # noqa: S603  # this package's own words and ids, no shell
+        interrupted = runs_of_code_server(instance)
+    if interrupted:
+        module = ["-m", "macrec_pipeline.defs.servers.code_server"]
+        command = [sys.executable, *module, *address, "--fail-runs", *interrupted]
+        subprocess.Popen(command)  # noqa: S603  # fixed words and run IDs, no shell
     server = ["-m", "dagster", "code-server", "start", "-m", "macrec_pipeline.definitions", *address]
     os.execv(sys.executable, [sys.executable, *server])  # noqa: S606  # no shell, by design
 
 
-def _wait_until_it_answers(host: str, port: int) -> None:
+def _wait_until_server_responds(host: str, port: int) -> None:
     client = DagsterGrpcClient(host=host, port=port)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
@@ -83,7 +87,9 @@ def _wait_until_it_answers(host: str, port: int) -> None:
             time.sleep(1)
         else:
             return
-    raise MacrecError(f"The code server on {host}:{port} did not answer within {_START_SECONDS:.0f} seconds.")
+    raise MacrecError(
+        f"The code server on {host}:{port} did not respond within {_START_SECONDS:.0f} seconds. Its log says why."
+    )
 
 
 if __name__ == "__main__":

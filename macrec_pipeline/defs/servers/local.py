@@ -1,6 +1,6 @@
 """The Dagster UI and the MLflow UI on this machine, as child processes that end with this one.
 
-In: folders and two ports of 127.0.0.1. Out: two servers that answer; their output goes to files below the home folder.
+They use the state of one home and two ports of 127.0.0.1. Their output goes to files below the home.
 """
 
 import os
@@ -29,7 +29,14 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Server:
-    """A child process that serves on a port of this machine."""
+    """A running server.
+
+    Attributes:
+        name: its name, for a person.
+        url: where it responds.
+        log: the file with its output.
+        process: the child process.
+    """
 
     name: str
     url: str
@@ -39,7 +46,15 @@ class Server:
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """How a server is started, and which path of it answers when it is ready."""
+    """How a server is started.
+
+    Attributes:
+        name: its name, for a person.
+        port: the port that it listens on.
+        port_option: the option of `macrec ui` that chooses the port.
+        probe: a path of the server that responds once it is ready.
+        command, environment: of the child process.
+    """
 
     name: str
     port: int
@@ -50,15 +65,18 @@ class ServerPlan:
 
 
 def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int, url: str | None = None) -> list[ServerPlan]:
-    """Dagster (webserver, daemon and code server) and MLflow on the state of one home.
+    """Plan Dagster (webserver, daemon and code server) and MLflow for the state of one home.
 
     Args:
-        home, data: absolute folders.
+        home: the absolute folder of the state.
+        data: the absolute folder of the data sets' files.
+        port: the port of Dagster.
+        mlflow_port: the port of MLflow.
         url: where the assets are published; None: in the home.
 
     Raises:
         ConfigError: the home cannot be written.
-        TrackingError: the MLflow store is a server, which has a UI of its own, or cannot be opened.
+        TrackingError: the MLflow store is a server, which has its own UI, or it cannot be opened.
     """
     mlflow_command, mlflow_environment = server_command(home, mlflow_port)
     dagster_command = (sys.executable, "-m", "dagster", "dev", "-m", "macrec_pipeline.definitions")
@@ -70,7 +88,7 @@ def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int, url: str
         "MACREC_DATA": str(data),
         "MACREC_DATASETS": str(datasets_folder().absolute()),
         "MACREC_MLFLOW_UI_URL": f"http://{ADDRESS}:{mlflow_port}",
-        # Dagster calls its own command superseded; the person who asked for the UI can do nothing about it.
+        # Dagster warns that this command is superseded, which a user of `macrec ui` can do nothing about.
         "PYTHONWARNINGS": "ignore",
     }
     return [
@@ -88,51 +106,56 @@ def local_plans(home: Path, data: Path, *, port: int, mlflow_port: int, url: str
 
 @contextmanager
 def serving(plans: list[ServerPlan], *, logs: Path) -> Iterator[list[Server]]:
-    """Start the servers, yield when all of them answer, end them with everything that they started.
+    """Start the servers, yield once all of them respond, and finally end them with all processes they started.
+
+    Args:
+        plans: the servers.
+        logs: the folder for the files with their output.
 
     Raises:
-        ConfigError: a port is taken.
-        MacrecError: a server ended or did not answer in time; quotes the end of its output.
+        ConfigError: a port is in use.
+        MacrecError: a server ended or did not respond in time; the message quotes the end of its output.
     """
     for plan in plans:
-        _require_free(plan)
+        _require_free_port(plan)
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         servers = [stack.enter_context(_child(plan, logs / f"{plan.name.lower()}.log")) for plan in plans]
-        # All are asked to end before the first is waited for.
+        # All servers are asked to end before the first one is waited for.
         for server in servers:
             stack.callback(server.process.terminate)
         for plan, server in zip(plans, servers, strict=True):
-            _wait_until_it_answers(plan, server)
+            _wait_until_ready(plan, server)
         yield servers
 
 
-def wait_for_the_end(servers: list[Server]) -> None:
-    """Block until a server ends by itself, which is an error; Ctrl-C and SIGTERM raise `KeyboardInterrupt`."""
+def wait_until_stopped(servers: list[Server]) -> None:
+    """Block until Ctrl-C or SIGTERM raises `KeyboardInterrupt`, or raise `MacrecError` if a server ends by itself."""
     while True:
         for server in servers:
             if server.process.poll() is not None:
-                raise MacrecError(f"{server.name} ended by itself. {_end_of(server.log)}")
+                raise MacrecError(f"{server.name} stopped unexpectedly. {_last_output(server.log)}")
         time.sleep(_POLL_SECONDS)
 
 
-def _require_free(plan: ServerPlan) -> None:
+def _require_free_port(plan: ServerPlan) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((ADDRESS, plan.port))
         except OSError as error:
             raise ConfigError(
-                f"Port {plan.port} of {ADDRESS} cannot be used for {plan.name} ({error.strerror}). "
-                f"Choose another with {plan.port_option}."
+                f"Port {plan.port} of {ADDRESS} cannot be used for {plan.name}: {error.strerror}. "
+                f"Choose another one with {plan.port_option}."
             ) from None
 
 
 @contextmanager
 def _child(plan: ServerPlan, log: Path) -> Iterator[Server]:
-    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the whole group.
+    # The child gets a session of its own, so that Ctrl-C in the terminal reaches only this process, which then ends the
+    # child's whole process group.
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603  # this package's own words and numbers, no shell
+        process = subprocess.Popen(  # noqa: S603  # a fixed command with numbers, no shell
             plan.command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -153,25 +176,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # Whatever the server started and left behind is in its process group.
+        # Processes that the server started and left behind are in its process group.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _wait_until_it_answers(plan: ServerPlan, server: Server) -> None:
+def _wait_until_ready(plan: ServerPlan, server: Server) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise MacrecError(f"{plan.name} ended while it started. {_end_of(server.log)}")
+            raise MacrecError(f"{plan.name} stopped while it was starting. {_last_output(server.log)}")
         try:
             with urllib.request.urlopen(server.url + plan.probe, timeout=2):  # noqa: S310  # always http on loopback
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(_POLL_SECONDS)
-    raise MacrecError(f"{plan.name} did not answer within {_START_SECONDS:.0f} seconds. {_end_of(server.log)}")
+    raise MacrecError(f"{plan.name} did not respond within {_START_SECONDS:.0f} seconds. {_last_output(server.log)}")
 
 
-def _end_of(log: Path) -> str:
+def _last_output(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"Its last words in {log}: {lines[-1] if lines else 'none'}"
+    return f"The last line in {log} is: {lines[-1] if lines else '(none)'}"

@@ -1,8 +1,10 @@
-"""Challenger against champion: both models on the same test users, now, as they would serve them.
+"""Compare the challenger with the champion: both models recommend to the same test users, as they would in service.
 
-What enters: the lists that both give to the same histories, as item ids, since the champion may be of an older
-catalogue with other item indices. What leaves: `HeadToHead`, figures of both and their paired differences. A target
-that a model does not know is a miss of that model; how many those are is told. U users.
+The input is the lists that both models give for the same histories. They contain item ids, because the champion may
+have been trained on an older catalogue with other item indices. The output is `ModelComparison`: the metrics of both
+models and their paired differences. If a model does not know a test target, that target counts as a miss of the model;
+the share of such targets is part of the metrics.
+Shapes (docs/notation.md): U users.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,43 +14,43 @@ import numpy as np
 
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.evaluation.metrics import MISSED, FloatArray, hit_rate, ndcg
-from macrec_pipeline.evaluation.promotion.held_out import HeldOut
+from macrec_pipeline.evaluation.promotion.held_out import HeldOutUsers
 from macrec_pipeline.evaluation.statistics import PairedDifference, paired_differences
 from macrec_pipeline.runtime.seeds import numpy_generator
 
 CUTOFF = 10
 _STREAM = "evaluation/head_to_head"
-Codes = tuple[tuple[int, ...], ...]
-"""An item's semantic IDs, one a modality in the same order for every item."""
+SemanticIds = tuple[tuple[int, ...], ...]
+"""The semantic IDs of an item (tuples of codes), one per modality, in the same order for every item."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one model says to the test users.
+class ModelRecommendations:
+    """The recommendations of one model for the test users.
 
     Attributes:
-        lists: item ids of each user, best first.
-        catalogue: the item ids that the model knows, each with its semantic IDs.
-        milliseconds: a history, asked in batches.
-        num_bytes: of the bundle's files that answers are made of; its quantizer is none.
+        lists: item ids recommended to each user, best first.
+        catalogue: item id -> semantic IDs, for every item that the model knows.
+        milliseconds: time per history when histories are processed in batches.
+        num_bytes: size of the bundle's files that serving needs; its quantizer is not one of them.
     """
 
     lists: Sequence[Sequence[str]]
-    catalogue: Mapping[str, Codes]
+    catalogue: Mapping[str, SemanticIds]
     milliseconds: float
     num_bytes: int
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How one model did.
+class ModelMetrics:
+    """The metrics of one model.
 
     Attributes:
         hr_10, ndcg_10: means over the test users.
         coverage: share of the newest catalogue that is among the first ten items of at least one list.
         unknown_targets: share of the test targets that are not in the model's catalogue.
-        milliseconds, num_bytes: as in `Answers`.
-        num_items: the size of the model's catalogue.
+        milliseconds, num_bytes: as in `ModelRecommendations`.
+        num_items: size of the model's catalogue.
     """
 
     hr_10: float
@@ -61,22 +63,23 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class HeadToHead:
-    """Challenger against champion.
+class ModelComparison:
+    """The challenger compared with the champion.
 
     Attributes:
-        challenger, champion: how each did.
-        ndcg_10, hr_10: challenger less champion, over all test users.
-        ndcg_10_known: the same NDCG@10 over the users whose target both know; None if there are none.
-        popularity_ndcg_10: of the most popular items, on the same users.
-        moved_ids: share of the items that both know whose semantic ID differs in a modality; None if they share none.
-        num_shared_items: how many those are.
+        challenger, champion: the metrics of each model.
+        ndcg_10, hr_10: challenger minus champion, over all test users.
+        ndcg_10_known: the difference in NDCG@10 over the users whose target both models know; None if there are none.
+        popularity_ndcg_10: NDCG@10 of recommending the most popular items to the same users.
+        moved_ids: share of the items known to both models whose semantic ID differs in at least one modality; None if
+            the models have no item in common.
+        num_shared_items: number of items known to both models.
         num_users: U.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
     """
 
-    challenger: Standing
-    champion: Standing
+    challenger: ModelMetrics
+    champion: ModelMetrics
     ndcg_10: PairedDifference
     hr_10: PairedDifference
     ndcg_10_known: PairedDifference | None
@@ -87,108 +90,128 @@ class HeadToHead:
     confidence: float
 
     def figures(self) -> dict[str, float]:
-        """All of it as name -> number, for tags and metrics."""
-        found: dict[str, float] = {
+        """Flatten the comparison to name -> number, for tags and metrics."""
+        figures: dict[str, float] = {
             "num_users": self.num_users,
             "confidence": self.confidence,
             "popularity_ndcg_10": self.popularity_ndcg_10,
             "num_shared_items": self.num_shared_items,
         }
         if self.moved_ids is not None:
-            found["moved_ids"] = self.moved_ids
-        for role, one in (("challenger", self.challenger), ("champion", self.champion)):
-            found |= {f"{role}.{name}": value for name, value in asdict(one).items()}
+            figures["moved_ids"] = self.moved_ids
+        for role, metrics in (("challenger", self.challenger), ("champion", self.champion)):
+            figures |= {f"{role}.{name}": value for name, value in asdict(metrics).items()}
         for name in ("ndcg_10", "hr_10", "ndcg_10_known"):
             paired: PairedDifference | None = getattr(self, name)
             if paired is not None:
-                found |= {f"{name}.{part}": getattr(paired, part) for part in ("difference", "low", "high")}
-        return found
+                figures |= {f"{name}.{part}": getattr(paired, part) for part in ("difference", "low", "high")}
+        return figures
 
 
-def compare(
-    challenger: Answers,
-    champion: Answers,
-    users: HeldOut,
+def compare_models(
+    challenger: ModelRecommendations,
+    champion: ModelRecommendations,
+    users: HeldOutUsers,
     *,
     num_samples: int,
     confidence: float,
     seed: int,
-) -> HeadToHead:
-    """Score both on the same users.
+) -> ModelComparison:
+    """Measure both models on the same users.
 
     Args:
-        challenger, champion: their answers to the same histories, in the same order.
-        users: whose histories those were, with the newest catalogue.
-        num_samples: resamples of the users.
-        confidence: of the intervals, as in 0.95.
+        challenger, champion: the recommendations of each model for the histories of `users`, in their order.
+        users: the test users and the newest catalogue.
+        num_samples: number of resamples of the users.
+        confidence: confidence level of the intervals, such as 0.95.
         seed: root seed of the resamples.
 
     Raises:
-        DataError: there are no users, or a model did not answer each of them once.
+        DataError: there are no users, or a model does not have exactly one list per user.
     """
-    ours, theirs = (_metrics(answers.lists, users) for answers in (challenger, champion))  # [U, 2] each
+    challenger_values = _metrics_by_user(challenger.lists, users)
+    champion_values = _metrics_by_user(champion.lists, users)
 
     def paired(chosen: slice | np.ndarray) -> list[PairedDifference]:
-        generator = numpy_generator(seed, _STREAM)
         return paired_differences(
-            ours[chosen], theirs[chosen], num_samples=num_samples, confidence=confidence, generator=generator
+            challenger_values[chosen],
+            champion_values[chosen],
+            num_samples=num_samples,
+            confidence=confidence,
+            generator=numpy_generator(seed, _STREAM),
         )
 
-    known = np.array([target in challenger.catalogue and target in champion.catalogue for target in users.targets])
-    both = paired(slice(None))
+    known_to_both = np.array(
+        [target in challenger.catalogue and target in champion.catalogue for target in users.targets]
+    )
+    ndcg_10, hr_10 = paired(slice(None))
     shared = challenger.catalogue.keys() & champion.catalogue.keys()
-    moved = sum(challenger.catalogue[item] != champion.catalogue[item] for item in shared)
-    return HeadToHead(
-        challenger=standing(challenger, users),
-        champion=standing(champion, users),
-        ndcg_10=both[0],
-        hr_10=both[1],
-        ndcg_10_known=paired(known)[0] if known.any() else None,
-        popularity_ndcg_10=float(_metrics(users.popular, users)[:, 0].mean()),
-        moved_ids=moved / len(shared) if shared else None,
+    num_moved = sum(challenger.catalogue[item] != champion.catalogue[item] for item in shared)
+    return ModelComparison(
+        challenger=model_metrics(challenger, users),
+        champion=model_metrics(champion, users),
+        ndcg_10=ndcg_10,
+        hr_10=hr_10,
+        ndcg_10_known=paired(known_to_both)[0] if known_to_both.any() else None,
+        popularity_ndcg_10=float(_metrics_by_user(users.popular, users)[:, 0].mean()),
+        moved_ids=num_moved / len(shared) if shared else None,
         num_shared_items=len(shared),
         num_users=len(users.targets),
         confidence=confidence,
     )
 
 
-def against_popularity(
-    champion: Answers, users: HeldOut, *, num_samples: int, confidence: float, seed: int
-) -> tuple[Standing, PairedDifference]:
-    """How the champion does by itself, and its NDCG@10 less that of the most popular items; see `compare`."""
+def compare_with_popularity(
+    champion: ModelRecommendations, users: HeldOutUsers, *, num_samples: int, confidence: float, seed: int
+) -> tuple[ModelMetrics, PairedDifference]:
+    """Measure the champion alone, and compare its NDCG@10 with that of the most popular items.
+
+    Arguments and errors are those of `compare_models`.
+
+    Returns:
+        The champion's metrics, and its NDCG@10 minus that of the most popular items.
+    """
     (difference,) = paired_differences(
-        _metrics(champion.lists, users)[:, :1],
-        _metrics(users.popular, users)[:, :1],
+        _metrics_by_user(champion.lists, users)[:, :1],
+        _metrics_by_user(users.popular, users)[:, :1],
         num_samples=num_samples,
         confidence=confidence,
         generator=numpy_generator(seed, _STREAM),
     )
-    return standing(champion, users), difference
+    return model_metrics(champion, users), difference
 
 
-def standing(answers: Answers, users: HeldOut) -> Standing:
-    """How one model did; see `compare`. Raises `DataError`."""
-    ndcg_10, hr_10 = _metrics(answers.lists, users).mean(axis=0)
-    shown = {item for row in answers.lists for item in row[:CUTOFF]}
-    return Standing(
+def model_metrics(recommendations: ModelRecommendations, users: HeldOutUsers) -> ModelMetrics:
+    """Compute the metrics of one model.
+
+    Raises:
+        DataError: there are no users, or the model does not have exactly one list per user.
+    """
+    ndcg_10, hr_10 = _metrics_by_user(recommendations.lists, users).mean(axis=0)
+    recommended = {item for row in recommendations.lists for item in row[:CUTOFF]}
+    num_unknown = sum(target not in recommendations.catalogue for target in users.targets)
+    return ModelMetrics(
         hr_10=float(hr_10),
         ndcg_10=float(ndcg_10),
-        coverage=len(shown & users.catalogue) / len(users.catalogue),
-        unknown_targets=sum(target not in answers.catalogue for target in users.targets) / len(users.targets),
-        milliseconds=answers.milliseconds,
-        num_bytes=answers.num_bytes,
-        num_items=len(answers.catalogue),
+        coverage=len(recommended & users.catalogue) / len(users.catalogue),
+        unknown_targets=num_unknown / len(users.targets),
+        milliseconds=recommendations.milliseconds,
+        num_bytes=recommendations.num_bytes,
+        num_items=len(recommendations.catalogue),
     )
 
 
-def _metrics(lists: Sequence[Sequence[str]], users: HeldOut) -> FloatArray:
-    """NDCG@10 and HR@10 a user: float64 [U, 2]."""
+def _metrics_by_user(lists: Sequence[Sequence[str]], users: HeldOutUsers) -> FloatArray:
+    """NDCG@10 and HR@10 of each user: float64 [U, 2]."""
     num_users = len(users.targets)
     if len(lists) != num_users or not num_users:
-        raise DataError(f"{num_users} test users need one list each, got {len(lists)}. Materialize histories again.")
-    places = [
+        raise DataError(
+            f"There are {num_users} test users and {len(lists)} recommendation lists, but there must be at least one "
+            "user and exactly one list per user. Materialize histories again."
+        )
+    ranks = [
         row.index(target) + 1 if target in row else MISSED
         for row, target in zip((list(row[:CUTOFF]) for row in lists), users.targets, strict=True)
     ]
-    ranks = np.array(places, dtype=np.int64)
-    return np.stack([ndcg(ranks, cutoff=CUTOFF), hit_rate(ranks, cutoff=CUTOFF)], axis=1)
+    rank_array = np.array(ranks, dtype=np.int64)
+    return np.stack([ndcg(rank_array, cutoff=CUTOFF), hit_rate(rank_array, cutoff=CUTOFF)], axis=1)

@@ -1,6 +1,7 @@
-"""The test users of a split by item id, for models that number the items otherwise.
+"""The test users of a split, identified by item id, for models that number the items differently.
 
-In: `histories` and the catalogue that its indices are of. Out: `HeldOut`. U users, N items.
+The input is the `histories` table and the catalogue that its item indices refer to. The output is `HeldOutUsers`.
+Shapes (docs/notation.md): U users, N items in the catalogue.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,13 @@ _NUM_POPULAR = 10
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutUsers:
     """U test users.
 
     Attributes:
-        inputs: the item ids that each user took before the last, oldest first.
-        targets: the last item id of each.
-        popular: the ten most popular items of the training parts, best first, a user.
+        inputs: the item ids of each user's history before the last item, oldest first.
+        targets: the last item id of each user.
+        popular: for each user, the ten most popular items of the training parts, most popular first.
         catalogue: all N item ids.
     """
 
@@ -31,13 +32,21 @@ class HeldOut:
     catalogue: frozenset[str]
 
 
-def held_out(histories: pl.DataFrame, item_ids: Sequence[str]) -> HeldOut:
-    """Every tested user of `HISTORIES`, in its order; `item_ids` in that of the item index. Raises `DataError`."""
+def held_out_users(histories: pl.DataFrame, item_ids: Sequence[str]) -> HeldOutUsers:
+    """Collect the tested users of a `histories` table.
+
+    Args:
+        histories: schema HISTORIES; the users keep its order.
+        item_ids: the item ids of the catalogue, in the order of the item index.
+
+    Raises:
+        DataError: there are no test users, or an item index is outside the catalogue.
+    """
     untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
     flat = flat_histories(histories, num_items=len(item_ids), untested=untested)
     popular = recommend_popular(flat, num_items=len(item_ids), top_k=_NUM_POPULAR)[False]
     rows = [[item_ids[index] for index in row] for row in histories["item_indices"].to_list()]
-    return HeldOut(
+    return HeldOutUsers(
         inputs=[row[:-1] for row in rows],
         targets=[row[-1] for row in rows],
         popular=[[item_ids[index] for index in row if index != NO_ITEM] for row in popular],

@@ -1,7 +1,7 @@
-"""The description of a registered version, as Markdown: its figures beside the champion's, and what the rules say.
+"""Write the description of a registered version as Markdown: its metrics, the champion's, and the results of the rules.
 
-In: a `HeadToHead` and a `Verdict`, or metrics alone where there is none. Out: text for MLflow's page of the version and
-for Dagster's metadata. What was decided is added by whoever decides.
+The input is a `ModelComparison` and its `PromotionVerdict`, or metrics alone if there was no comparison. The output is
+shown on MLflow's page of the version and in Dagster's metadata. Whoever decides about the version appends the decision.
 """
 
 from __future__ import annotations
@@ -12,63 +12,71 @@ from typing import TYPE_CHECKING
 from macrec_pipeline.runtime.text_sanitizing import as_markdown
 
 if TYPE_CHECKING:
-    from macrec_pipeline.evaluation.promotion.comparison import HeadToHead
-    from macrec_pipeline.evaluation.promotion.rules import Verdict
+    from macrec_pipeline.evaluation.promotion.comparison import ModelComparison
+    from macrec_pipeline.evaluation.promotion.rules import PromotionVerdict
     from macrec_pipeline.evaluation.statistics import PairedDifference
 
 
-def match_card(match: HeadToHead, verdict: Verdict, *, champion: int) -> str:
-    """The figures of both, the differences with their intervals, and what each rule says.
+def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, champion: int) -> str:
+    """Show the metrics of both models, the differences with their intervals, and the result of each rule.
 
     Args:
-        match: the comparison.
-        verdict: of the rules on it.
-        champion: the version that it was compared with.
+        comparison: this version (the challenger) compared with the champion.
+        verdict: the results of the rules.
+        champion: the champion's version number.
     """
-    head = ["| | this version | version " + f"{champion} | difference |", "| --- | ---: | ---: | ---: |"]
-    rows = ["| " + " | ".join(row) + " |" for row in _rows(match)]
-    rules = [f"- {'kept' if finding.kept else '**broken**'}: {finding.sentence}" for finding in verdict.findings]
+    head = [f"| | this version | champion (version {champion}) | difference |", "| --- | ---: | ---: | ---: |"]
+    rows = ["| " + " | ".join(row) + " |" for row in _rows(comparison)]
+    rules = [f"- {'passed' if result.passed else '**failed**'}: {result.sentence}" for result in verdict.results]
     note = (
-        f"Both models asked in turn for the same {match.num_users:,} test users of the newest histories; intervals: "
-        f"paired bootstrap, {100 * match.confidence:g}%. Of these users the most popular items reach NDCG@10 "
-        f"{match.popularity_ndcg_10:.4f}. {_moved(match)}"
+        f"Both models recommended to the same {comparison.num_users:,} test users of the newest histories. Brackets "
+        f"hold {100 * comparison.confidence:g}% intervals of a paired bootstrap. On these users, recommending the most "
+        f"popular items reaches NDCG@10 {comparison.popularity_ndcg_10:.4f}. {_moved_ids(comparison)}"
     )
     return "\n".join([*head, *rows, "", note, "", "Rules of promotion:", "", *rules])
 
 
-def plain_card(metrics: Mapping[str, float]) -> str:
-    """The figures of a version that was compared with nobody: of its own run's evaluation."""
+def metrics_card(metrics: Mapping[str, float]) -> str:
+    """Show the metrics of a version that was not compared, taken from the evaluation of its own run."""
     rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
     return "\n".join(["| metric | this version |", "| --- | ---: |", *rows])
 
 
 def version_card(title: str, figures: str) -> str:
-    """The whole description: `match_card` or `plain_card` below the data set's title, as its owner wrote it."""
+    """Build the whole description: the data set's title, escaped, and below it the figures.
+
+    Args:
+        title: the title of the data set, plain text.
+        figures: Markdown of `comparison_card` or `metrics_card`.
+    """
     return f"**{as_markdown(title)}**\n\n{figures}\n"
 
 
-def _rows(match: HeadToHead) -> Iterator[tuple[str, str, str, str]]:
-    ours, theirs = match.challenger, match.champion
-    yield "NDCG@10", f"{ours.ndcg_10:.4f}", f"{theirs.ndcg_10:.4f}", _interval(match.ndcg_10)
-    yield "HR@10", f"{ours.hr_10:.4f}", f"{theirs.hr_10:.4f}", _interval(match.hr_10)
-    if match.ndcg_10_known is not None:
-        name = f"NDCG@10, {match.ndcg_10_known.num_users:,} users whose target both know"
-        yield name, "", "", _interval(match.ndcg_10_known)
-    yield "targets unknown to it", f"{ours.unknown_targets:.1%}", f"{theirs.unknown_targets:.1%}", ""
-    yield "coverage", f"{ours.coverage:.3f}", f"{theirs.coverage:.3f}", f"{ours.coverage - theirs.coverage:+.3f}"
-    for name, new, old in (
-        ("milliseconds a history", ours.milliseconds, theirs.milliseconds),
-        ("size of the bundle, MB", ours.num_bytes / 1e6, theirs.num_bytes / 1e6),
+def _rows(comparison: ModelComparison) -> Iterator[tuple[str, str, str, str]]:
+    new, old = comparison.challenger, comparison.champion
+    yield "NDCG@10", f"{new.ndcg_10:.4f}", f"{old.ndcg_10:.4f}", _with_interval(comparison.ndcg_10)
+    yield "HR@10", f"{new.hr_10:.4f}", f"{old.hr_10:.4f}", _with_interval(comparison.hr_10)
+    if comparison.ndcg_10_known is not None:
+        name = f"NDCG@10 on the {comparison.ndcg_10_known.num_users:,} users whose target both models know"
+        yield name, "", "", _with_interval(comparison.ndcg_10_known)
+    yield "targets that the model does not know", f"{new.unknown_targets:.1%}", f"{old.unknown_targets:.1%}", ""
+    yield "coverage", f"{new.coverage:.3f}", f"{old.coverage:.3f}", f"{new.coverage - old.coverage:+.3f}"
+    for name, new_value, old_value in (
+        ("milliseconds per history", new.milliseconds, old.milliseconds),
+        ("size of the bundle in MB", new.num_bytes / 1e6, old.num_bytes / 1e6),
     ):
-        yield name, f"{new:.2f}", f"{old:.2f}", f"x {new / old:.2f}"
-    yield "items", f"{ours.num_items:,}", f"{theirs.num_items:,}", f"{ours.num_items - theirs.num_items:+,}"
+        yield name, f"{new_value:.2f}", f"{old_value:.2f}", f"x {new_value / old_value:.2f}"
+    yield "items", f"{new.num_items:,}", f"{old.num_items:,}", f"{new.num_items - old.num_items:+,}"
 
 
-def _interval(paired: PairedDifference) -> str:
+def _with_interval(paired: PairedDifference) -> str:
     return f"{paired.difference:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]"
 
 
-def _moved(match: HeadToHead) -> str:
-    if match.moved_ids is None:
-        return "They have no item in common."
-    return f"{match.moved_ids:.1%} of the {match.num_shared_items:,} items that both know have another semantic ID."
+def _moved_ids(comparison: ModelComparison) -> str:
+    if comparison.moved_ids is None:
+        return "The models have no item in common."
+    return (
+        f"Of the {comparison.num_shared_items:,} items that both models know, {comparison.moved_ids:.1%} have another "
+        "semantic ID (the tuple of codes that stands for an item) than before."
+    )

@@ -1,1 +1,1 @@
-"""The evaluation report: one self-contained HTML page."""
+"""Render the HTML page of an evaluation: tables, charts, sample users with images, and how the numbers were made."""

@@ -1,7 +1,8 @@
-"""Numbers -> the geometry of the report's charts, in percent of the drawing, so that the page can scale and theme them.
+"""Compute the geometry of the report's charts in percent of the drawing, so that the page can scale and theme them.
 
-What enters: metrics with intervals, training logs, code counts. What leaves: frozen records that the template draws as
-SVG with the page's own colours and fonts. Nothing here knows HTML.
+The input is metrics with intervals, training logs and code counts. The output is frozen records that the template draws
+as SVG with the colours and fonts of the page. This module contains no HTML.
+Shapes (docs/notation.md): K codes per level, L levels.
 """
 
 import math
@@ -11,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# More points than this cannot be told apart on a page; a longer curve is thinned evenly.
+# More points than this are not distinguishable on a page, so longer curves are thinned evenly.
 _MAX_POINTS = 400
 _MAX_BINS = 256
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: its place in percent and what is written there."""
+    """A mark on an axis: its position in percent and its label."""
 
     place: float
     label: str
@@ -26,7 +27,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """One line of an interval plot; places in percent of the axis."""
+    """One row of an interval plot.
+
+    Attributes:
+        name: the label of the row.
+        place, low, high: positions of the value and of its interval, in percent of the axis.
+        value, interval: the numbers themselves.
+        note: text to show instead of the value; may be empty.
+    """
 
     name: str
     place: float
@@ -39,7 +47,7 @@ class IntervalRow:
 
 @dataclass(frozen=True)
 class IntervalPlot:
-    """Values with intervals on one axis. `zero`: the place of 0 in percent, None if the axis begins there."""
+    """Values with intervals on a common axis. `zero` is the position of 0 in percent; None if the axis starts at 0."""
 
     rows: tuple[IntervalRow, ...]
     ticks: tuple[Tick, ...]
@@ -48,17 +56,23 @@ class IntervalPlot:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: `points` is an SVG list in a 100 x 100 box, y downwards; `last` and `best` are its values."""
+    """A curve.
+
+    Attributes:
+        name: its label in the legend.
+        points: SVG point list in a 100 x 100 box, with y pointing downwards.
+        last, lowest: the last and the lowest value.
+    """
 
     name: str
     points: str
     last: float
-    best: float
+    lowest: float
 
 
 @dataclass(frozen=True)
 class LineChart:
-    """Curves over one x axis."""
+    """Curves over a common x axis."""
 
     title: str
     x_label: str
@@ -69,26 +83,28 @@ class LineChart:
 
 @dataclass(frozen=True)
 class UsageStrip:
-    """How often each code of a level is used, most used first.
+    """How often each code of a level is used, most used codes first.
 
     Attributes:
-        level: 1-based.
+        level: number of the level, starting at 1.
         area: SVG points of a filled step curve in a 100 x 100 box.
-        num_used, num_codes: codes with an item, and K.
-        most: items of the most used code.
-        perplexity: 2 to the entropy in bits: as many codes, used evenly, would tell items apart as well.
+        num_used: number of codes with at least one item.
+        codebook_size: K, the number of codes.
+        max_items: items of the most used code.
+        perplexity: 2 to the power of the entropy in bits. That many codes, if used evenly, would distinguish the items
+            equally well.
     """
 
     level: int
     area: str
     num_used: int
-    num_codes: int
-    most: int
+    codebook_size: int
+    max_items: int
     perplexity: float
 
 
 def interval_plot(rows: Sequence[tuple[str, float, tuple[float, float], str]], *, num_ticks: int = 5) -> IntervalPlot:
-    """Lay out (name, value, (low, high), note) rows on one axis that holds zero and every interval."""
+    """Lay out rows of (name, value, (low, high), note) on an axis that covers zero and every interval."""
     edges = [edge for _, value, interval, _ in rows for edge in (value, *interval)]
     low, high = min(0.0, *edges), max(0.0, *edges)
     ticks = nice_ticks(low, high, target=num_ticks)
@@ -111,22 +127,22 @@ def interval_plot(rows: Sequence[tuple[str, float, tuple[float, float], str]], *
 def line_chart(
     log: Sequence[Mapping[str, float]], *, title: str, series: Mapping[str, str], x_key: str = "epoch"
 ) -> LineChart | None:
-    """Curves of a training log.
+    """Lay out curves of a training log.
 
     Args:
-        log: one mapping a measurement; a key may be absent from some rows.
-        title: what the chart shows.
+        log: one mapping per measurement; a key may be absent from some rows.
+        title: the title of the chart.
         series: key in the log -> name in the legend.
-        x_key: what the x axis counts; the row number where the log lacks it.
+        x_key: key of the x axis; rows without it are placed at their row number.
 
     Returns:
-        None if no series has a finite value.
+        The chart; None if no series has a finite value.
     """
     curves = _curves(log, series=series, x_key=x_key)
     if not curves:
         return None
-    everything = np.array([point for points in curves.values() for point in points])
-    (x_low, y_low), (x_high, y_high) = everything.min(axis=0), everything.max(axis=0)
+    all_points = np.array([point for points in curves.values() for point in points])
+    (x_low, y_low), (x_high, y_high) = all_points.min(axis=0), all_points.max(axis=0)
     y_ticks = nice_ticks(0.0 if 0 <= y_low < 0.5 * y_high else y_low, y_high, target=4)
     y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
     x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
@@ -142,7 +158,7 @@ def line_chart(
                     for x, y in _thinned(points)
                 ),
                 last=points[-1][1],
-                best=min(y for _, y in points),
+                lowest=min(y for _, y in points),
             )
             for name, points in curves.items()
         ),
@@ -154,12 +170,12 @@ def line_chart(
 
 
 def usage_strips(usage: NDArray[np.int64]) -> tuple[UsageStrip, ...]:
-    """One strip a level from items a code: int64 [L, K]."""
+    """Lay out one strip per level from the number of items per code, int64 [L, K]."""
     return tuple(_usage_strip(level, counts) for level, counts in enumerate(usage, start=1))
 
 
 def nice_ticks(low: float, high: float, *, target: int) -> list[float]:
-    """About `target` round numbers that enclose [low, high], evenly spaced."""
+    """Return about `target` evenly spaced round numbers that enclose [low, high]."""
     span = high - low
     if span <= 0:
         return [low, low + (abs(low) or 1.0)]
@@ -171,7 +187,7 @@ def nice_ticks(low: float, high: float, *, target: int) -> list[float]:
 
 
 def tick_label(value: float, ticks: Sequence[float]) -> str:
-    """`value` with as many decimals as the distance of the ticks needs."""
+    """Format `value` with as many decimals as the distance between the ticks needs."""
     step = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(value) or 1.0
     decimals = next((digits for digits in range(9) if math.isclose(round(step, digits), step, rel_tol=1e-6)), 9)
     return f"{value:.{decimals}f}"
@@ -180,7 +196,7 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
 def _curves(
     log: Sequence[Mapping[str, float]], *, series: Mapping[str, str], x_key: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """Name -> its finite (x, y) points; without series that have none."""
+    """Return name -> finite (x, y) points, without series that have none."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for key, name in series.items():
         points = [(float(row.get(x_key, number)), float(row[key])) for number, row in enumerate(log) if key in row]
@@ -205,8 +221,8 @@ def _usage_strip(level: int, counts: NDArray[np.int64]) -> UsageStrip:
         level=level,
         area=" ".join(["0,100", *steps, "100,100"]),
         num_used=int((counts > 0).sum()),
-        num_codes=len(counts),
-        most=int(counts.max(initial=0)),
+        codebook_size=len(counts),
+        max_items=int(counts.max(initial=0)),
         perplexity=perplexity,
     )
 
@@ -214,5 +230,5 @@ def _usage_strip(level: int, counts: NDArray[np.int64]) -> UsageStrip:
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= _MAX_POINTS:
         return list(points)
-    kept = np.unique(np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int))
-    return [points[index] for index in kept]
+    indices = np.unique(np.linspace(0, len(points) - 1, _MAX_POINTS).round().astype(int))
+    return [points[index] for index in indices]

@@ -1,7 +1,8 @@
-"""Everything a run found out -> one self-contained HTML page.
+"""Render the results of a run as one self-contained HTML page.
 
-What enters: `ReportInput`. What leaves: a page without scripts and without anything loaded from elsewhere; pictures
-are data URIs, charts are SVG in the reader's colour scheme. The same input gives the same bytes.
+The input is `ReportInput`. The output is a page without scripts and without external resources: images are data URIs,
+and charts are SVG in the reader's colour scheme. The same input gives the same bytes.
+Shapes (docs/notation.md): K codes per level, L levels.
 """
 
 from collections import Counter
@@ -21,27 +22,30 @@ from macrec_pipeline.evaluation.report.charts import LineChart, line_chart, usag
 from macrec_pipeline.evaluation.report.sample_users import SampleItem, SampleUser
 from macrec_pipeline.evaluation.report.tables import (
     comparison_plot,
+    conclusions,
     headline_plots,
     metric_table,
     slice_groups,
-    verdicts,
 )
 from macrec_pipeline.evaluation.report.thumbnails import Thumbnail, thumbnails
 
 _QUANTIZER_CURVES = {
     "Quantizer: training loss": {"loss": "loss"},
-    "Quantizer: collision rate before resolution": {"text_collision_rate": "text", "image_collision_rate": "image"},
+    "Quantizer: collision rate before collision resolution": {
+        "text_collision_rate": "text",
+        "image_collision_rate": "image",
+    },
 }
 _RECOMMENDER_CURVES = {
     "Recommender: loss": {"train_loss": "training", "validation_loss": "validation"},
-    "Recommender: validation loss a route": {"validation_loss_text": "text", "validation_loss_image": "image"},
+    "Recommender: validation loss per route": {"validation_loss_text": "text", "validation_loss_image": "image"},
 }
 _MIN_TILE_RATIO, _MAX_TILE_RATIO = 0.6, 1.4
 
 
 @dataclass(frozen=True)
 class QuarantineCount:
-    """Rows of one table that were dropped for one reason."""
+    """The number of rows of one table that were quarantined for one reason."""
 
     table: str
     reason: str
@@ -50,23 +54,24 @@ class QuarantineCount:
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        dataset, title: the data set's name and how it is called.
-        date: when the run was made, as it shall be printed.
-        preset, seed, git_commit: what made it.
-        run_ids: what a run is called -> its id, in the order of showing.
-        num_users, num_items, num_interactions: of the cleaned data.
-        evaluation: what `evaluate` returned.
-        collision_rate: route -> {"before": share, "after": share}.
-        code_usage: route -> items a code, int64 [L, K].
-        quantizer_log, recommender_log: one mapping a measurement; empty where nothing was trained.
-        quarantine: dropped rows by reason.
-        sample_users: users to show with pictures.
-        items_without: modality -> items that have none.
-        left_out: modality that has no route -> why.
-        beam_agreement: route -> {"same_top_10": share of users, "overlap_10": mean share}, beam against exact scores.
+        dataset, title: the data set's name and its title.
+        date: date of the run, formatted.
+        preset, seed, git_commit: settings and code version of the run.
+        num_users, num_items, num_interactions: size of the cleaned data.
+        evaluation: the result of `evaluate`.
+        collision_rate: modality -> {"before": share, "after": share}, before and after collision resolution.
+        code_usage: modality -> items per code, int64 [L, K].
+        run_ids: label of a run -> its id, in the order in which they are shown.
+        quantizer_log, recommender_log: one mapping per measurement; empty if nothing was trained.
+        quarantine: quarantined rows by table and reason.
+        sample_users: users to show with images.
+        items_without: modality -> number of items that lack it.
+        left_out: modality without a retrieval route -> the reason.
+        beam_agreement: route -> {"same_top_10": share of users, "overlap_10": mean share}, the agreement of beam search
+            with exact scores.
     """
 
     dataset: str
@@ -93,7 +98,7 @@ class ReportInput:
 
 @dataclass(frozen=True)
 class Tile:
-    """An item of a sample user as drawn: a thumbnail, or the title's first letters on a plain tile."""
+    """An item of a sample user as drawn: its thumbnail, or the initials of its title on a plain tile."""
 
     title: str
     initials: str
@@ -105,34 +110,34 @@ def render_report(report: ReportInput) -> str:
     """Render the page.
 
     Args:
-        report: what to show. Texts are escaped; pictures that cannot be read get a placeholder tile.
+        report: the content. Texts are escaped; images that cannot be read get a placeholder tile.
 
     Returns:
-        A complete HTML document with at most about 2 MB of pictures.
+        A complete HTML document with at most about 2 MB of images.
     """
     evaluation = report.evaluation
-    shown, ratio = _sample_tiles(report.sample_users)
+    sample_users, ratio = _sample_tiles(report.sample_users)
     context: dict[str, Any] = {
         "report": report,
         "evaluation": evaluation,
-        "verdicts": verdicts(evaluation),
+        "conclusions": conclusions(evaluation),
         "table": metric_table(evaluation.systems),
         "table_excluding_seen": metric_table(evaluation.systems_excluding_seen),
         "headline_plots": headline_plots(evaluation.systems),
         "comparisons": comparison_plot(evaluation, exclude_seen=False),
         "comparisons_excluding_seen": comparison_plot(evaluation, exclude_seen=True),
         "slice_groups": slice_groups(evaluation),
-        "usage": {route: usage_strips(counts) for route, counts in report.code_usage.items()},
+        "usage": {modality: usage_strips(counts) for modality, counts in report.code_usage.items()},
         "quantizer_charts": _charts(report.quantizer_log, _QUANTIZER_CURVES),
         "recommender_charts": _charts(report.recommender_log, _RECOMMENDER_CURVES),
-        "sample_users": shown,
+        "sample_users": sample_users,
         "tile_ratio": ratio,
     }
     return _environment().get_template("report.html.jinja").render(context)
 
 
 def quarantine_counts(quarantine: pl.DataFrame) -> tuple[QuarantineCount, ...]:
-    """Rows of the quarantine table by table and reason, the most frequent reason of each table first."""
+    """Count the rows of the quarantine table by table and reason, with the most frequent reason of each table first."""
     counted = (
         quarantine.group_by("table", "reason").len().sort("table", "len", "reason", descending=[False, True, False])
     )
@@ -141,7 +146,7 @@ def quarantine_counts(quarantine: pl.DataFrame) -> tuple[QuarantineCount, ...]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -160,38 +165,38 @@ def _charts(log: Sequence[Mapping[str, float]], curves: Mapping[str, Mapping[str
 
 
 def _sample_tiles(users: Sequence[SampleUser]) -> tuple[list[dict[str, Any]], float]:
-    """What the template draws of each user, and the width of a tile's picture as a share of its height."""
+    """Prepare each user for the template, and compute the common aspect ratio (width / height) of the tile images."""
     uses = Counter(
         item.image
         for user in users
         for item in (*user.history, user.target, *user.recommendations)
         if item.image is not None
     )
-    pictures = thumbnails(uses)
-    ratios = [small.width / small.height for small in pictures.values()]
+    images = thumbnails(uses)
+    ratios = [thumbnail.width / thumbnail.height for thumbnail in images.values()]
     ratio = min(max(median(ratios), _MIN_TILE_RATIO), _MAX_TILE_RATIO) if ratios else 1.0
 
     def tile(item: SampleItem, target: SampleItem) -> Tile:
-        picture = pictures.get(item.image) if item.image is not None else None
-        return Tile(item.title, _initials(item.title), picture, item.item_id == target.item_id)
+        thumbnail = images.get(item.image) if item.image is not None else None
+        return Tile(item.title, _initials(item.title), thumbnail, item.item_id == target.item_id)
 
-    shown = [
+    prepared = [
         {
             "user_id": user.user_id,
             "history_length": user.history_length,
             "history": [tile(item, user.target) for item in user.history],
             "target": tile(user.target, user.target),
             "recommendations": [tile(item, user.target) for item in user.recommendations],
-            "hit_place": _hit_place(user),
+            "hit_rank": _hit_rank(user),
         }
         for user in users
     ]
-    return shown, round(ratio, 3)
+    return prepared, round(ratio, 3)
 
 
-def _hit_place(user: SampleUser) -> int | None:
-    places = [place for place, item in enumerate(user.recommendations, start=1) if item.item_id == user.target.item_id]
-    return places[0] if places else None
+def _hit_rank(user: SampleUser) -> int | None:
+    ranks = [rank for rank, item in enumerate(user.recommendations, start=1) if item.item_id == user.target.item_id]
+    return ranks[0] if ranks else None
 
 
 def _initials(title: str) -> str:

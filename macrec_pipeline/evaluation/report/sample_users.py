@@ -1,7 +1,7 @@
-"""A few test users to look at: what they had, what they took next, what they were recommended.
+"""Choose a few test users to show in the report, with their history, their next item and their recommendations.
 
-What enters: the tables of the run. What leaves: `SampleUser` records with titles and picture files, ready to draw.
-The users are drawn at random, hits and misses apart, so that the page shows hits without hiding misses.
+The input is the tables of the run. The output is `SampleUser` records with titles and image files, ready to be drawn.
+Hits and misses are drawn at random but separately, so that the page always shows both where both exist.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ NUM_HISTORY = 10
 
 @dataclass(frozen=True)
 class SampleItem:
-    """An item as it is shown.
+    """An item as shown on the page.
 
     Attributes:
-        item_id: the shop's key.
+        item_id: the key of the item in the source data.
         title: any text; it is escaped when drawn.
-        image: a picture file, None where the item has none.
+        image: an image file; None if the item has none.
     """
 
     item_id: str
@@ -36,14 +36,14 @@ class SampleItem:
 
 @dataclass(frozen=True)
 class SampleUser:
-    """A test user as shown.
+    """A test user as shown on the page.
 
     Attributes:
-        user_id: the shop's key.
-        history: the newest items of the input, oldest first.
-        history_length: items of the whole input.
-        target: the true next item.
-        recommendations: the fused system's items with seen items allowed, best first.
+        user_id: the key of the user in the source data.
+        history: the newest items of the input history, oldest first.
+        history_length: number of items in the whole input history.
+        target: the item that came next.
+        recommendations: the first items of the fused system with seen items allowed, best first.
     """
 
     user_id: str
@@ -54,15 +54,17 @@ class SampleUser:
 
 
 def choose_sample_users(per_user: pl.DataFrame, *, num_users: int, seed: int) -> list[int]:
-    """Draw user indices: a third with the target among the first ten (if there are as many), the rest without.
+    """Draw users at random: a third with the target among the first ten items (a hit), the rest without (a miss).
+
+    If there are too few hits or misses, the other kind fills up.
 
     Args:
         per_user: `Evaluation.per_user`.
-        num_users: how many; fewer come back only where there are fewer test users.
+        num_users: number of users to draw; if there are fewer test users, all of them are returned.
         seed: root seed.
 
     Returns:
-        `user_index` values: those with a hit by rank, then the others, equal ones by index.
+        `user_index` values: the hits by rank, then the misses. Users with equal ranks are ordered by index.
     """
     fused = per_user.filter((pl.col("system") == FUSED_SYSTEM) & ~pl.col("exclude_seen")).sort("user_index")
     is_hit = pl.col("rank").fill_null(NUM_RECOMMENDED + 1) <= NUM_RECOMMENDED
@@ -71,13 +73,13 @@ def choose_sample_users(per_user: pl.DataFrame, *, num_users: int, seed: int) ->
     num_hits = min(len(hits), max(round(num_users * HIT_SHARE), num_users - len(misses)))
     num_misses = min(len(misses), num_users - num_hits)
     generator = numpy_generator(seed, "evaluation/sample_users")
-    chosen = [
+    drawn = [
         *generator.choice(hits, size=num_hits, replace=False).tolist(),
         *generator.choice(misses, size=num_misses, replace=False).tolist(),
     ]
-    shown = fused.filter(pl.col("user_index").is_in(chosen)).with_columns(is_hit.alias("hit"))
+    chosen = fused.filter(pl.col("user_index").is_in(drawn)).with_columns(is_hit.alias("hit"))
     order = [pl.col("hit"), pl.when("hit").then(pl.col("rank")), pl.col("user_index")]
-    return shown.sort(order, descending=[True, False, False])["user_index"].to_list()
+    return chosen.sort(order, descending=[True, False, False])["user_index"].to_list()
 
 
 def sample_users(
@@ -88,29 +90,31 @@ def sample_users(
     items: pl.DataFrame,
     data_dir: Path,
 ) -> tuple[SampleUser, ...]:
-    """Collect titles and pictures of the histories, targets and recommendations of some users.
+    """Collect the titles and images of the histories, targets and recommendations of some users.
 
     Args:
-        user_indices: whom to show, in this order.
+        user_indices: the users to show, in this order.
         histories, predictions, items: the tables of one run.
         data_dir: the folder that `items.image_path` is relative to.
 
     Raises:
-        DataError: a user is not in the tables, or a picture path leaves the data folder.
+        DataError: a user is not in the tables, or an image path leads out of the data folder.
     """
     catalogue = [
-        SampleItem(item_id, title or f"Item {item_id}", _picture(data_dir, path))
+        SampleItem(item_id, title or f"Item {item_id}", _image_file(data_dir, path))
         for item_id, title, path in items.sort("item_index").select("item_id", "title", "image_path").iter_rows()
     ]
     fused = predictions.filter((pl.col("system") == FUSED_SYSTEM) & ~pl.col("exclude_seen"))
     lists = dict(fused.select("user_index", "item_indices").iter_rows())
     rows = {row["user_index"]: row for row in histories.iter_rows(named=True) if row["user_index"] in user_indices}
-    shown = []
+    samples = []
     for user in user_indices:
         if user not in rows or user not in lists:
-            raise DataError(f"user_index {user} is not in both histories and predictions; materialize them together.")
+            raise DataError(
+                f"user_index {user} is missing from histories or predictions. Materialize both tables together."
+            )
         *inputs, target = rows[user]["item_indices"]
-        shown.append(
+        samples.append(
             SampleUser(
                 user_id=rows[user]["user_id"],
                 history=tuple(catalogue[index] for index in inputs[-NUM_HISTORY:]),
@@ -119,13 +123,15 @@ def sample_users(
                 recommendations=tuple(catalogue[index] for index in lists[user][:NUM_RECOMMENDED]),
             )
         )
-    return tuple(shown)
+    return tuple(samples)
 
 
-def _picture(data_dir: Path, relative: str | None) -> Path | None:
+def _image_file(data_dir: Path, relative: str | None) -> Path | None:
     if relative is None:
         return None
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts:
-        raise DataError(f"items: image_path {relative!r} leaves the data folder; it must be a relative path inside it.")
+        raise DataError(
+            f"items: image_path {relative!r} leads out of the data folder. It must be a relative path inside it."
+        )
     return data_dir / pure

@@ -1,6 +1,6 @@
-"""Picture files -> small JPEG data URIs, so that the report is one page that needs nothing else.
+"""Encode image files as small JPEG data URIs, so that the report is a single file without external resources.
 
-A file that is missing, unreadable or absurdly large gives no thumbnail; the page draws a placeholder tile for it.
+A file that is missing, unreadable or far too large gets no thumbnail; the page draws a placeholder tile for it.
 """
 
 import base64
@@ -14,15 +14,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_TOTAL_CHARACTERS = 2_000_000
 MAX_PIXELS = 50_000_000
-# What an encoder reads; without those for which Pillow would start another program.
+# The formats that the image encoders read, except those for which Pillow would start an external program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-# Longest side in pixels and JPEG quality; the first pair with which all thumbnails stay below the limit is used.
-_LADDER = ((176, 78), (144, 72), (112, 66), (84, 60), (60, 50), (40, 40))
+# (longest side in pixels, JPEG quality), largest first. The first pair that fits all thumbnails into the limit is used.
+_SIZES = ((176, 78), (144, 72), (112, 66), (84, 60), (60, 50), (40, 40))
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture: `uri` is `data:image/jpeg;base64,...`, width and height are in pixels."""
+    """A small image: `uri` is `data:image/jpeg;base64,...`, width and height are in pixels."""
 
     uri: str
     width: int
@@ -30,50 +30,50 @@ class Thumbnail:
 
 
 def thumbnails(uses: Mapping[Path, int], *, max_total: int = MAX_TOTAL_CHARACTERS) -> dict[Path, Thumbnail]:
-    """Encode each readable picture.
+    """Encode each readable image, all at the same size and quality.
 
     Args:
-        uses: file -> how many times the page shows it; each use costs its length again.
-        max_total: characters that all uses may take together.
+        uses: image file -> how many times the page shows it. Every use embeds the data URI again.
+        max_total: number of characters that all uses together may take.
 
     Returns:
-        file -> its thumbnail; without those that cannot be read. Should even the smallest size be too
-        much, the last files in path order are left out.
+        Image file -> its thumbnail, without the files that cannot be read. If even the smallest size exceeds the
+        limit, the last files in path order are left out.
     """
-    pictures = {path: picture for path in sorted(uses) if (picture := _open(path)) is not None}
+    images = {path: image for path in sorted(uses) if (image := _open(path)) is not None}
     encoded: dict[Path, Thumbnail] = {}
-    for side, quality in _LADDER:
-        encoded = {path: _encode(picture, side=side, quality=quality) for path, picture in pictures.items()}
-        if sum(len(small.uri) * uses[path] for path, small in encoded.items()) <= max_total:
+    for side, quality in _SIZES:
+        encoded = {path: _encode(image, side=side, quality=quality) for path, image in images.items()}
+        if sum(len(thumbnail.uri) * uses[path] for path, thumbnail in encoded.items()) <= max_total:
             return encoded
-    kept: dict[Path, Thumbnail] = {}
+    within_limit: dict[Path, Thumbnail] = {}
     total = 0
-    for path, small in encoded.items():
-        total += len(small.uri) * uses[path]
+    for path, thumbnail in encoded.items():
+        total += len(thumbnail.uri) * uses[path]
         if total > max_total:
             break
-        kept[path] = small
-    return kept
+        within_limit[path] = thumbnail
+    return within_limit
 
 
-def _formats() -> list[str]:
-    """Those of `_FORMATS` that this build of Pillow knows; it fails on a format that it does not."""
+def _supported_formats() -> list[str]:
+    """The members of `_FORMATS` that this build of Pillow supports; `Image.open` raises an error for any other."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _open(path: Path) -> Image.Image | None:
-    """The picture as RGB at the largest thumbnail size, upright, on white; None if it cannot be read."""
-    largest = _LADDER[0][0]
+    """Load an image as RGB at the largest thumbnail size, upright, on white; None if it cannot be read."""
+    largest = _SIZES[0][0]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata is no reason to show nothing
+            warnings.simplefilter("ignore")  # an image with damaged metadata can still be shown
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_formats()) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
+            with Image.open(path, formats=_supported_formats()) as image:
+                if image.width * image.height > MAX_PIXELS:
                     return None
-                picture.draft("RGB", (2 * largest, 2 * largest))
-                upright = ImageOps.exif_transpose(picture)
+                image.draft("RGB", (2 * largest, 2 * largest))
+                upright = ImageOps.exif_transpose(image)
                 upright.thumbnail((largest, largest), Image.Resampling.LANCZOS)
                 return _on_white(upright)
     except (
@@ -87,16 +87,16 @@ def _open(path: Path) -> Image.Image | None:
         return None
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("RGBA", "LA", "PA", "P"):
-        return picture.convert("RGB")
-    transparent = picture.convert("RGBA")
-    ground = Image.new("RGBA", transparent.size, "white")
-    return Image.alpha_composite(ground, transparent).convert("RGB")
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode not in ("RGBA", "LA", "PA", "P"):
+        return image.convert("RGB")
+    transparent = image.convert("RGBA")
+    background = Image.new("RGBA", transparent.size, "white")
+    return Image.alpha_composite(background, transparent).convert("RGB")
 
 
-def _encode(picture: Image.Image, *, side: int, quality: int) -> Thumbnail:
-    small = picture.copy()
+def _encode(image: Image.Image, *, side: int, quality: int) -> Thumbnail:
+    small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=quality, optimize=True)

@@ -1,1 +1,1 @@
-"""The bundle: everything that a service needs to recommend, as one folder that verifies itself."""
+"""The bundle: a folder with everything that a service needs to recommend, and the code that serves and evaluates it."""

@@ -1,1 +1,1 @@
-"""The model: vocabulary, history encoding and the T5 network."""
+"""The recommender's network: what it reads (`history_encoding`) and what it computes (`generative_recommender`)."""

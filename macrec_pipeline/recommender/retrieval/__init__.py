@@ -1,1 +1,1 @@
-"""Retrieval: histories become ranked items, by beam search over the prefix tree, SASRec and their fusion."""
+"""Retrieval: histories become ranked items, by beam search over semantic IDs, by SASRec, and by fusing both."""

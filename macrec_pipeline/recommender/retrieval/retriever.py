@@ -1,51 +1,81 @@
-"""From histories to ranked items: encode, search each route, fuse.
+"""Retrieval: histories of item indices become ranked items (MACRec section 3.4).
 
-The generative routes, text and image, are searched with a beam; the collaborative one, SASRec, scores every item.
+`MultiRouteRetriever.rank` is the entry point. It splits the histories into batches of similar length, and each batch
+becomes a `BatchRetrieval`, which encodes the histories once per retrieval route and finds items by each of them:
 
-Shapes: B rows, N items.
+- "text" and "image", the generative routes, by beam search over the semantic IDs of that modality;
+- "collaborative", if there is a SASRec, by scoring the whole catalogue;
+- "fused", which combines these into one ranking.
+
+Shapes (docs/notation.md): B batch rows, C candidate items per row, N items, T items of a history, W beams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.retrieval.beam_search import Beams
+from macrec_pipeline.recommender.model.history_encoding import HistoryBatch, ItemCodes, batches_by_length
+from macrec_pipeline.recommender.retrieval.beam_search import (
+    Beams,
+    PrefixTree,
+    beam_search,
+    score_catalogue,
+    score_items,
+)
 from macrec_pipeline.recommender.retrieval.fusion import (
     COLLABORATIVE,
     CalibratedFusion,
-    filled_up,
-    fuse,
-    fuse_candidates,
+    Candidates,
+    append_missing,
+    best_items,
+    distinct_candidates,
+    fuse_calibrated,
+    fuse_published,
 )
-from macrec_pipeline.recommender.retrieval.prefix_tree import PrefixTree
-from macrec_pipeline.recommender.retrieval.ranking import Ranked, as_ranked
-from macrec_pipeline.recommender.retrieval.reading import BatchRetrieval
-from macrec_pipeline.recommender.training.batching import batches_by_length, receptive_field
-from macrec_pipeline.recommender.training.losses import ItemCodes
+from macrec_pipeline.recommender.sasrec.model import CELLS_AT_ONCE, next_item_scores
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
-    from macrec_pipeline.recommender.model.generative_recommender import GenerativeRecommender
+    from macrec_pipeline.config import Task
+    from macrec_pipeline.recommender.model.generative_recommender import CrossAttentionCache, GenerativeRecommender
     from macrec_pipeline.recommender.retrieval.eligible_items import EligibleItems
     from macrec_pipeline.recommender.sasrec.model import Sasrec
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The ranked items for one history, best first.
+
+    Attributes:
+        item_indices: int64 [at most k].
+        scores: float64, of the same length; comparable only within one history.
+    """
+
+    item_indices: np.ndarray
+    scores: np.ndarray
+
 
 class MultiRouteRetriever:
-    """A trained model with the prefix index of each of its routes, and SASRec beside it as a route of its own.
+    """A trained recommender with one prefix tree per generative route, and optionally SASRec as a further route.
 
     Args:
         model: in evaluation mode.
-        items: the catalogue's codes, on the model's device.
-        fusion: the rule that fuses the routes; None is the published one, which leaves the collaborative route out.
-        collaborative: a trained SASRec on the same device, in evaluation mode; None for no such route.
+        items: the semantic IDs of the catalogue, on the model's device.
+        fusion: the calibrated rule that fuses the routes; None for the published rule, which ignores the collaborative
+            route.
+        sasrec: a trained SASRec on the same device, in evaluation mode; None for no collaborative route.
 
     Attributes:
-        generative: the routes that the model was trained for, of "text" and "image".
-        routes: those, and "collaborative" where there is a SASRec.
+        generative_routes: the routes that the model was trained for: "text", "image" or both.
+        routes: the generative routes, and "collaborative" if there is a SASRec.
+        trees: the prefix tree of each generative route.
     """
 
     def __init__(
@@ -54,13 +84,13 @@ class MultiRouteRetriever:
         items: ItemCodes,
         *,
         fusion: CalibratedFusion | None = None,
-        collaborative: Sasrec | None = None,
+        sasrec: Sasrec | None = None,
     ) -> None:
-        self.model, self.items, self.fusion, self.collaborative = model, items, fusion, collaborative
+        self.model, self.items, self.fusion, self.sasrec = model, items, fusion, sasrec
         size = model.vocabulary.codebook_size
-        self.generative = [route for route in items.codes if f"{route}_to_{route}" in model.config.tasks]
-        self.routes = self.generative + ([COLLABORATIVE] if collaborative is not None else [])
-        self.indices = {route: PrefixTree(items.codes[route], codebook_size=size) for route in self.generative}
+        self.generative_routes = [route for route in items.codes if f"{route}_to_{route}" in model.spec.tasks]
+        self.routes = self.generative_routes + ([COLLABORATIVE] if sasrec is not None else [])
+        self.trees = {route: PrefixTree(items.codes[route], codebook_size=size) for route in self.generative_routes}
 
     def rank(
         self,
@@ -71,81 +101,288 @@ class MultiRouteRetriever:
         beam_width: int,
         batch_size: int,
         exclude_seen: bool = False,
-        legal: EligibleItems | None = None,
-        progress: Progress = quiet_progress,
+        eligible: EligibleItems | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, list[Ranked]]:
-        """Rank the catalogue for every history.
+        """Rank items for every history.
 
         Args:
             histories: int64 [T] item indices each, T >= 1, oldest first.
-            routes: "fused" or any of `self.routes`; a route is searched once for all that need it.
-            top_k: items returned; a narrower beam is widened to it.
-            beam_width: W, beams a route, or more where rules leave few items.
-            batch_size: histories decoded at once.
-            exclude_seen: never return an item of the history, however long ago; where it is False, a calibrated rule
-                may still have learned to.
-            legal: what business rules leave of the catalogue, one row a history or one for all; None for everything.
-                They change no item's score, and min(k, legal items) come back.
+            routes: any of "fused" and `routes`.
+            top_k: k, the number of items per history.
+            beam_width: W, beams per route; a larger `top_k` raises it, and so do rules that leave few items.
+            batch_size: number of histories decoded at once.
+            exclude_seen: leave out every item of the history, however old. If False, a calibrated rule may still leave
+                them out.
+            eligible: the items that business rules permit, with rules for each history or shared by all; None for all
+                items. The rules change no item's score, and min(k, number of eligible items) items come back.
+            progress: receives the number of decoded histories; None to report nothing.
 
         Returns:
-            For each asked route one `Ranked` a history, in the order given.
+            For each of `routes` one `Ranked` per history, in the order given.
         """
         results: dict[str, list[Ranked]] = {
             route: [Ranked(np.empty(0), np.empty(0))] * len(histories) for route in routes
         }
-        width, done = max(beam_width, top_k), 0
-        width = width if legal is None else legal.widened(width)
+        width, num_done = max(beam_width, top_k), 0
+        width = width if eligible is None else eligible.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
-            mask = None if legal is None else legal.mask(chosen).to(self.model.t5.device)
-            reading = BatchRetrieval(self, [histories[index] for index in chosen], legal=mask)
+            mask = None if eligible is None else eligible.mask(chosen).to(self.model.t5.device)
+            batch = BatchRetrieval(self, [histories[index] for index in chosen], eligible=mask)
             for route in routes:
                 if route == "fused":
-                    beams = self._fused(reading, top_k=top_k, width=width, exclude_seen=exclude_seen)
+                    beams = self._fused(batch, top_k=top_k, width=width, exclude_seen=exclude_seen)
                 else:
-                    beams = reading.beams(route, width=width, exclude_seen=exclude_seen)
-                for index, found in zip(chosen, as_ranked(beams, top_k), strict=True):
-                    results[route][index] = found
-            done += len(chosen)
-            progress("decoding", done, len(histories))
+                    beams = batch.beams(route, width=width, exclude_seen=exclude_seen)
+                for index, ranked in zip(chosen, as_ranked(beams, top_k), strict=True):
+                    results[route][index] = ranked
+            num_done += len(chosen)
+            if progress is not None:
+                progress("decoding", num_done, len(histories))
         return results
 
     def batches(self, histories: Sequence[np.ndarray], *, batch_size: int) -> Iterator[np.ndarray]:
-        """Places of histories of like length, int64 [B] with B <= `batch_size`: each place once, shortest first."""
-        lengths = np.minimum([len(history) for history in histories], receptive_field(self.model.config))
+        """Yield positions of histories of similar length, int64 [B], B <= `batch_size`; each once, shortest first."""
+        lengths = np.minimum([len(history) for history in histories], self.model.spec.receptive_field)
         return batches_by_length(lengths, batch_size=batch_size, device=self.model.t5.device)
 
-    def read(self, histories: Sequence[np.ndarray]) -> BatchRetrieval:
-        """One batch of histories, int64 [T] item indices each, T >= 1, oldest first, for all routes to look at."""
-        return BatchRetrieval(self, histories)
-
     def exact_scores(self, histories: Sequence[np.ndarray], *, route: str) -> torch.Tensor:
-        """Score the whole catalogue for a few histories by one route, without a beam: float [B, N] on the device.
+        """Score the whole catalogue for one batch of histories, without a beam.
 
-        Mean nats a code by a generative route, nats by the collaborative one.
+        Returns:
+            float [B, N] on the model's device: mean log-probability per code for a generative route, log-probability
+            for the collaborative route, in nats.
         """
-        return self.read(histories).catalogue(route)
+        return BatchRetrieval(self, histories).catalogue_scores(route)
 
-    def _fused(self, reading: BatchRetrieval, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
-        """All routes as one ranking: by the calibrated rule if there is one, else the published one."""
-        if self.fusion is not None:
-            left_out = exclude_seen or not self.fusion.recommend_seen
-            beams = self._calibrated(reading, self.fusion, width=width, exclude_seen=left_out)
-            if reading.has_rules() and left_out != exclude_seen and _shortest(beams) < top_k:
-                # what was learned is no rule of the shop's: it must not make a list of legal items shorter
-                seen_too = self._calibrated(reading, self.fusion, width=width, exclude_seen=False)
-                return filled_up(beams, seen_too)
-            return beams
-        routes = [reading.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative]
-        return routes[0] if len(routes) == 1 else fuse(*routes)
+    def _fused(self, batch: BatchRetrieval, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
+        """Fuse all routes by the calibrated rule if there is one, and by the published rule otherwise."""
+        if self.fusion is None:
+            routes = [batch.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative_routes]
+            return routes[0] if len(routes) == 1 else fuse_published(*routes)
+        leave_out_seen = exclude_seen or not self.fusion.recommend_seen
+        beams = self._calibrated(batch, self.fusion, width=width, exclude_seen=leave_out_seen)
+        if batch.has_rules() and leave_out_seen != exclude_seen and _fewest_items(beams) < top_k:
+            # the caller did not ask to leave out seen items, so doing so must not make a list of eligible items shorter
+            with_seen = self._calibrated(batch, self.fusion, width=width, exclude_seen=False)
+            return append_missing(beams, with_seen)
+        return beams
 
-    def _calibrated(
-        self, reading: BatchRetrieval, fusion: CalibratedFusion, *, width: int, exclude_seen: bool
-    ) -> Beams:
-        # a route that validation gave no weight changes nothing, so it is not asked
-        weighed = [route for route in self.routes if fusion.weights.get(route, 0) > 0]
-        return fuse_candidates(reading.candidates(weighed, width=width, exclude_seen=exclude_seen), fusion)
+    def _calibrated(self, batch: BatchRetrieval, fusion: CalibratedFusion, *, width: int, exclude_seen: bool) -> Beams:
+        # routes without weight do not change the result, so they do not score the candidates
+        weighted = [route for route in self.routes if fusion.weights.get(route, 0) > 0]
+        return fuse_calibrated(batch.candidates(weighted, width=width, exclude_seen=exclude_seen), fusion)
 
 
-def _shortest(beams: Beams) -> int:
-    """The fewest items that a row has."""
+class BatchRetrieval:
+    """What each route of a retriever finds for one batch of histories; results are computed on first use and cached.
+
+    Args:
+        retriever: holds the models and the prefix trees.
+        histories: int64 [T] item indices each, T >= 1, oldest first.
+        eligible: bool [B, N], or [1, N] for all rows, on the model's device: the items that beams and candidates may
+            contain; None for all items.
+    """
+
+    def __init__(
+        self, retriever: MultiRouteRetriever, histories: Sequence[np.ndarray], *, eligible: torch.Tensor | None = None
+    ) -> None:
+        self._retriever, self._histories, self._eligible = retriever, histories, eligible
+        self._cache: dict[tuple[object, ...], object] = {}
+
+    def beams(self, route: str, *, width: int, exclude_seen: bool) -> Beams:
+        """Find the best items of one route, [B, W]: exactly for the collaborative one, otherwise by beam search."""
+
+        def find() -> Beams:
+            if route == COLLABORATIVE:
+                scores = self._collaborative_scores(exclude_seen=exclude_seen)
+                if self._eligible is not None:
+                    scores = scores.masked_fill(~self._eligible, float("-inf"))
+                return best_items(scores, width=width)
+            return beam_search(
+                self._retriever.model,
+                self._cross_cache(route),
+                self._retriever.trees[route],
+                modality=route,
+                beam_width=width,
+                excluded=self._excluded(exclude_seen),
+                eligible=self._eligible,
+            )
+
+        return self._cached(("beams", route, width, exclude_seen), find)
+
+    def candidates(self, routes: Sequence[str], *, width: int, exclude_seen: bool) -> Candidates:
+        """Collect the items that the routes find, and score each of them by each route.
+
+        Args:
+            routes: the routes that score the candidates. The generative routes always contribute items; the
+                collaborative route does only if it is one of `routes`.
+            width: W, number of items that each route finds.
+            exclude_seen: leave out the items of a row's history.
+        """
+        generative = self._retriever.generative_routes
+        finders = [*generative, *([COLLABORATIVE] if COLLABORATIVE in routes else [])]
+        items_of_routes = [self.beams(route, width=width, exclude_seen=exclude_seen).items for route in finders]
+        items = distinct_candidates(items_of_routes)
+        scores = {route: self._candidate_scores(route, items, exclude_seen=exclude_seen) for route in routes}
+        num_generative = sum(found.shape[1] for found in items_of_routes[: len(generative)])
+        return Candidates(items, scores, num_generative)
+
+    def has_rules(self) -> bool:
+        """Tell whether business rules apply to this batch."""
+        return self._eligible is not None
+
+    def catalogue_scores(self, route: str) -> torch.Tensor:
+        """Score every item by one route, without a beam and including seen items.
+
+        Returns:
+            float [B, N], as `MultiRouteRetriever.exact_scores`.
+        """
+        if route == COLLABORATIVE:
+            return self._collaborative_scores(exclude_seen=False)
+        return score_catalogue(
+            self._retriever.model, self._cross_cache(route), self._retriever.trees[route], modality=route
+        )
+
+    def _candidate_scores(self, route: str, items: torch.Tensor, *, exclude_seen: bool) -> torch.Tensor:
+        """Return the log-probability of whole IDs: int64 [B, C] -> float [B, C], arbitrary where there is no item."""
+        if route == COLLABORATIVE:
+            return self._collaborative_scores(exclude_seen=exclude_seen).gather(1, items.clamp(min=0))
+        tree = self._retriever.trees[route]
+        mean_scores = score_items(
+            self._retriever.model,
+            self._cross_cache(route),
+            tree,
+            items,
+            modality=route,
+            excluded=self._excluded(exclude_seen),
+        )
+        return mean_scores * tree.num_levels
+
+    def _collaborative_scores(self, *, exclude_seen: bool) -> torch.Tensor:
+        """Score every item by SASRec: float [B, N] in nats, minus infinity for excluded items."""
+        sasrec = self._retriever.sasrec
+        assert sasrec is not None, "only a retriever with a SASRec has the collaborative route"
+        return self._cached(
+            (COLLABORATIVE, exclude_seen),
+            lambda: log_probabilities(sasrec, self._histories, excluded=self._excluded(exclude_seen)),
+        )
+
+    @torch.no_grad()
+    def _cross_cache(self, route: str) -> CrossAttentionCache:
+        model, items = self._retriever.model, self._retriever.items
+        return self._cached(
+            ("cross_cache", route),
+            lambda: model.encode_histories(items, self._history_batch(), tasks=[cast("Task", f"{route}_to_{route}")]),
+        )
+
+    def _excluded(self, exclude_seen: bool) -> torch.Tensor | None:
+        if not exclude_seen:
+            return None
+        num_items, device = self._retriever.items.num_items, self._retriever.model.t5.device
+        return self._cached(("seen",), lambda: _seen_items(self._histories, num_items=num_items).to(device))
+
+    def _history_batch(self) -> HistoryBatch:
+        """Pad the recent items of each history, as far back as the model looks; the target is a placeholder."""
+        model = self._retriever.model
+        recent = [history[-model.spec.receptive_field :] for history in self._histories]
+        lengths = torch.tensor([len(history) for history in recent])
+        padded_histories = torch.zeros(len(recent), int(lengths.max()), dtype=torch.int64)
+        is_item = torch.arange(padded_histories.shape[1]) < lengths[:, None]
+        padded_histories[is_item] = torch.from_numpy(np.concatenate(recent).astype(np.int64))
+        targets = torch.zeros(len(recent), 1, dtype=torch.int64)
+        return HistoryBatch(
+            history=padded_histories,
+            lengths=lengths,
+            targets=targets,
+            target_mask=targets.bool(),
+            target_offset=0,
+            only_last=True,
+            padded=not bool(is_item.all()),
+        ).to(model.t5.device)
+
+    def _cached(self, key: tuple[object, ...], compute: Callable[[], T]) -> T:
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]  # type: ignore[return-value]
+
+
+def log_probabilities(
+    sasrec: Sasrec, histories: Sequence[np.ndarray], *, excluded: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Score the whole catalogue by SASRec.
+
+    As in beam search, the distribution covers only the items that are not excluded.
+
+    Args:
+        sasrec: in evaluation mode.
+        histories: int64 [T] item indices each, oldest first. An empty history scores minus infinity everywhere.
+        excluded: bool [B, N] on the model's device, items removed from a row's distribution; they score minus infinity.
+
+    Returns:
+        float32 [B, N] in nats, on the model's device.
+    """
+    device = sasrec.items.weight.device
+    result = torch.full((len(histories), sasrec.num_items), float("-inf"), device=device)
+    for rows, scores in next_item_scores(sasrec, histories):
+        chosen = torch.from_numpy(rows).to(device)
+        if excluded is not None:
+            scores = scores.masked_fill_(excluded[chosen], float("-inf"))
+        result[chosen] = torch.log_softmax(scores, dim=1)
+    # softmax over a row in which everything is excluded gives NaN
+    return result if excluded is None else result.masked_fill_(excluded, float("-inf"))
+
+
+def rank_catalogue(
+    sasrec: Sasrec,
+    histories: Sequence[np.ndarray],
+    *,
+    top_k: int,
+    exclude_seen: bool = False,
+    progress: Progress = quiet_progress,
+) -> list[Ranked]:
+    """Rank items for every history by SASRec alone, outside a retriever.
+
+    Args:
+        sasrec: in evaluation mode.
+        histories: int64 [T] item indices each, oldest first.
+        top_k: number of items per history; fewer come back where fewer exist.
+        exclude_seen: leave out every item of the history, however old.
+        progress: receives the number of ranked histories.
+
+    Returns:
+        One `Ranked` per history, in the order given; equal scores are ordered by item index.
+    """
+    results: list[Ranked] = []
+    batch_size = max(1, CELLS_AT_ONCE // sasrec.num_items)
+    for begin in range(0, len(histories), batch_size):
+        batch = histories[begin : begin + batch_size]
+        excluded = _seen_items(batch, num_items=sasrec.num_items) if exclude_seen else None
+        excluded = excluded if excluded is None else excluded.to(sasrec.items.weight.device)
+        results += as_ranked(best_items(log_probabilities(sasrec, batch, excluded=excluded), width=top_k), top_k)
+        progress("collaborative decoding", len(results), len(histories))
+    return results
+
+
+def as_ranked(beams: Beams, top_k: int) -> list[Ranked]:
+    """Return the first `top_k` items of each row, without padding."""
+    items = beams.items[:, :top_k].cpu().numpy()
+    scores = beams.scores[:, :top_k].double().cpu().numpy()
+    exists = items >= 0
+    return [
+        Ranked(row_items[mask], row_scores[mask])
+        for row_items, row_scores, mask in zip(items, scores, exists, strict=True)
+    ]
+
+
+def _seen_items(histories: Sequence[np.ndarray], *, num_items: int) -> torch.Tensor:
+    """Mark the items of each history: bool [B, N], on the CPU."""
+    rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    seen = torch.zeros(len(histories), num_items, dtype=torch.bool)
+    seen[torch.from_numpy(rows), torch.from_numpy(np.concatenate(histories).astype(np.int64))] = True
+    return seen
+
+
+def _fewest_items(beams: Beams) -> int:
+    """Return the number of items of the row that has the fewest."""
     return int((beams.items >= 0).sum(dim=1).min())

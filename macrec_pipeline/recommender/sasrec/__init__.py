@@ -1,1 +1,1 @@
-"""SASRec: the collaborative retrieval route and baseline."""
+"""SASRec, a collaborative model: a baseline, and optionally a retrieval route."""

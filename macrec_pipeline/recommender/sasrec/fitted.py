@@ -1,11 +1,11 @@
-"""A trained SASRec as a folder: weights, settings and log; and what others read out of that folder.
+"""A trained SASRec, and its folder on disk.
 
-    model.safetensors    the weights; `items.weight` is what was learned of each item
-    sasrec.json          the settings, the size of the catalogue, the epoch of the weights
-    training_log.json    one row an epoch
-    skipped.json         instead of all that, where SASRec was left out
+    model.safetensors    the weights; `items.weight` holds the item embeddings
+    sasrec.json          the settings, the size of the catalogue and the epoch of the weights
+    training_log.json    one row per epoch
+    skipped.json         instead of all of these, if SASRec was not trained
 
-N items, D `d_model`.
+Shapes (docs/notation.md): D hidden width (`d_model`), N items.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from macrec_pipeline.errors import StorageError
-from macrec_pipeline.recommender.sasrec.model import Sasrec
+from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from macrec_pipeline.config import SasrecConfig
 
 WEIGHTS_FILE, DESCRIPTION_FILE, LOG_FILE, SKIPPED_FILE = (
     "model.safetensors",
@@ -41,31 +38,33 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class FittedSasrec:
-    """A trained SASRec and how it came about.
+    """A trained SASRec and how it was trained.
 
     Attributes:
         model: on the training device, in evaluation mode.
-        log: one mapping an epoch: epoch, train_loss (nats a target) and validation_ndcg (seen items allowed).
-        best_epoch: the epoch whose weights the model has, from 1; 0 if there was nothing to train on.
+        config: the section `sasrec` that it was trained with, without `enabled`, as plain values.
+        log: one row per epoch: epoch, train_loss (nats per target) and validation_ndcg (seen items allowed).
+        best_epoch: the epoch of the model's weights, counted from 1; 0 if there was nothing to train on.
     """
 
     model: Sasrec
+    config: Mapping[str, Any]
     log: list[dict[str, float]] = field(repr=False)
     best_epoch: int
 
     @property
     def item_embeddings(self) -> np.ndarray:
-        """What was learned of each item from who took it when: float32 [N, D]."""
+        """A collaborative vector per item, learned from the histories: float32 [N, D]."""
         return self.model.item_embeddings()
 
     @property
     def validation_ndcg(self) -> float:
-        """NDCG@10 of the epoch that was kept, on the validation targets; 0 if there was nothing to train on."""
+        """NDCG@10 of the best epoch on the validation targets; 0 if there was nothing to train on."""
         return self.log[self.best_epoch - 1]["validation_ndcg"] if self.log else 0.0
 
     def settings(self) -> dict[str, Any]:
-        """What it was set to and which epoch was used, as plain values for a report."""
-        return _plain(self.model.config) | {
+        """Returns the settings, the best epoch and its validation figure, as plain values for a report."""
+        return dict(self.config) | {
             "num_epochs": len(self.log),
             "best_epoch": self.best_epoch,
             "validation_ndcg_10": self.validation_ndcg,
@@ -76,7 +75,7 @@ class FittedSasrec:
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
         save_file(tensors, folder / WEIGHTS_FILE)
         description = {
-            "config": _plain(self.model.config),
+            "config": dict(self.config),
             "num_items": self.model.num_items,
             "best_epoch": self.best_epoch,
         }
@@ -88,35 +87,36 @@ class FittedSasrec:
         """Read what `save` wrote.
 
         Raises:
-            StorageError: the folder says that SASRec was left out, or a file is missing or damaged.
+            StorageError: SASRec was not trained, or a file is missing or damaged.
         """
         if is_skipped(folder):
             raise StorageError(
-                f"{folder} holds no model, since SASRec was left out when it was made, and here it is needed. "
-                "Materialize `sasrec` again with sasrec.enabled=true."
+                f"{folder} holds no SASRec model: `sasrec` was materialized with `sasrec.enabled` set to false, but "
+                "this step needs the model. Materialize `sasrec` again with sasrec.enabled=true."
             )
         description, log = (_read_json(folder / name) for name in (DESCRIPTION_FILE, LOG_FILE))
         model = load_sasrec(folder / WEIGHTS_FILE, description)
-        return FittedSasrec(model.to(device), log, int(description["best_epoch"]))
+        return FittedSasrec(model.to(device), description["config"], log, int(description["best_epoch"]))
 
 
 def load_sasrec(weights: Path, description: Mapping[str, Any]) -> Sasrec:
-    """A model in evaluation mode from its weights and what `sasrec.json` says.
+    """Returns a model in evaluation mode from its weights and the contents of `sasrec.json`.
 
     Raises:
-        StorageError: the weights are missing, damaged or of another size than the description says.
+        StorageError: the weights are missing or damaged, or their sizes differ from the description.
     """
     try:
-        config = cast("SasrecConfig", SimpleNamespace(**description["config"]))
-        model = Sasrec(int(description["num_items"]), config)
+        model = Sasrec(int(description["num_items"]), SasrecSpec.from_settings(description["config"]))
         model.load_state_dict(load_file(weights))
     except (SafetensorError, OSError, RuntimeError, AttributeError, KeyError, TypeError) as error:
-        raise StorageError(f"{weights} is not the SASRec that is described beside it: {error}. {_REMEDY}") from error
+        raise StorageError(
+            f"{weights} does not hold the SASRec model that its description gives: {error}. {_REMEDY}"
+        ) from error
     return model.eval()
 
 
 def load_item_embeddings(folder: Path) -> np.ndarray | None:
-    """What SASRec learned of each item, float32 [N, D] in the order of the item index; None if it was left out.
+    """Returns the item embeddings, float32 [N, D] by item index; None if SASRec was not trained.
 
     Raises:
         StorageError: the weights are missing or damaged.
@@ -133,18 +133,13 @@ def load_item_embeddings(folder: Path) -> np.ndarray | None:
 
 
 def write_skipped(folder: Path, *, reason: str) -> None:
-    """Say in a folder why there is no SASRec in it."""
+    """Record in a folder why SASRec was not trained."""
     (folder / SKIPPED_FILE).write_text(json.dumps({"skipped": reason}) + "\n", encoding="utf-8")
 
 
 def is_skipped(folder: Path) -> bool:
-    """Whether a folder says that SASRec was left out."""
+    """Whether `write_skipped` has written to this folder."""
     return (folder / SKIPPED_FILE).is_file()
-
-
-def _plain(config: SasrecConfig) -> dict[str, Any]:
-    """The settings that make the model what it is."""
-    return {name: value for name, value in vars(config).items() if name != "enabled"}
 
 
 def _read_json(path: Path) -> Any:

@@ -1,17 +1,21 @@
-"""SASRec: causal self-attention over the items of a history, a collaborative model that knows items by who took them.
+"""SASRec: causal self-attention over the items of a history, a collaborative model.
 
-Kang & McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), but for three things. The loss is cross-entropy
-over the whole catalogue: with it SASRec is better than with one sampled negative, and than BERT4Rec (Klenitskiy &
-Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). A block adds to its input what it makes of the normalized input,
-queries, keys and values alike. And attention weights are not dropped out, which would be most of the random draws.
-What enters: item indices. What leaves: states, and scores of all items; `sasrec_fitting` trains it.
-B rows, T positions, N items, D `d_model`, A heads, M targets.
+Item indices enter; hidden states and scores of all items leave. `training` trains it.
+
+The model follows Kang & McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), with three differences. The
+loss is cross-entropy over the whole catalogue, which makes SASRec better than one sampled negative does, and better
+than BERT4Rec (Klenitskiy & Vasilev, "Turning Dross Into Gold Loss", RecSys 2023). A block normalizes its input before
+attention, for queries, keys and values alike, and adds the result to the input. Attention weights have no dropout,
+since that would be most of the random draws.
+
+Shapes (docs/notation.md): A heads, B batch rows, D hidden width (`d_model`), N items, T history items.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,39 +23,53 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from macrec_pipeline.runtime.fast_dropout import ByteDropout
-from macrec_pipeline.runtime.fast_layers import Linear, linear
+from macrec_pipeline.runtime.fast_layers import ByteDropout, Linear, linear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from macrec_pipeline.config import SasrecConfig
-
-# Scores held at once, 64 MiB of float32: bounds memory whatever the size of the catalogue.
+# Maximum number of scores held at once; bounds memory whatever the size of the catalogue.
 CELLS_AT_ONCE = 16_000_000
 _INITIAL_DEVIATION = 0.02
 
 
-class Sasrec(nn.Module):
-    """The encoder; its item embeddings are also the output layer.
+@dataclass(frozen=True)
+class SasrecSpec:
+    """The sizes of the network: the settings of the same names in the section `sasrec`."""
 
-    There is no padding item: a row is filled up at its end, where no earlier position looks.
+    d_model: int
+    num_layers: int
+    num_heads: int
+    dropout: float
+    max_length: int
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> SasrecSpec:
+        """Picks the fields out of the section `sasrec`, as plain values. Raises `KeyError` if one is missing."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+
+class Sasrec(nn.Module):
+    """The encoder. Its item embeddings are also the output layer.
+
+    There is no padding item: short rows are filled up at their end, where no earlier position attends.
 
     Args:
         num_items: N.
-        config: the sizes and the dropout rate.
-        generator: draws the initial weights; None is torch's own, for weights that are loaded over them.
+        spec: the sizes and the dropout rate.
+        generator: draws the initial weights; None draws them from torch's global generator, for a model whose weights
+            will be loaded.
     """
 
-    def __init__(self, num_items: int, config: SasrecConfig, generator: torch.Generator | None = None) -> None:
+    def __init__(self, num_items: int, spec: SasrecSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config, self.num_items = config, num_items
-        with torch.random.fork_rng(devices=[]):  # what the layers draw by themselves is drawn anew below
-            self.items = nn.Embedding(num_items, config.d_model)
-            self.positions = nn.Embedding(config.max_length, config.d_model)
-            self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
-            self.norm = nn.LayerNorm(config.d_model)
-        self.dropout = ByteDropout(config.dropout)
+        self.spec, self.num_items = spec, num_items
+        with torch.random.fork_rng(devices=[]):  # the layers draw weights that are replaced below
+            self.items = nn.Embedding(num_items, spec.d_model)
+            self.positions = nn.Embedding(spec.max_length, spec.d_model)
+            self.blocks = nn.ModuleList(_Block(spec) for _ in range(spec.num_layers))
+            self.norm = nn.LayerNorm(spec.d_model)
+        self.dropout = ByteDropout(spec.dropout)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=_INITIAL_DEVIATION, generator=generator)
@@ -59,7 +77,7 @@ class Sasrec(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """States after each item; a state depends on the items up to its own.
+        """Returns the hidden state after each item; it depends only on the items up to its own.
 
         Args:
             inputs: int64 [B, T], each in [0, N), T at most `max_length`.
@@ -74,24 +92,24 @@ class Sasrec(nn.Module):
         return cast(torch.Tensor, self.norm(states))
 
     def scores(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of every item as the next one: float32 [..., D] -> [..., N]."""
+        """Returns the logits of every item as the next one: float32 [..., D] -> [..., N]."""
         return linear(states, self.items.weight)
 
     def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy over the whole catalogue, in nats a target.
+        """Returns the mean cross-entropy over the whole catalogue, in nats per target.
 
-        Where M times N scores are too many for memory they are made in parts, and made again for the gradient.
+        If the scores of all targets do not fit into memory, they are computed in parts, and again for the gradient.
 
         Args:
-            states: float32 [M, D], M at least 1.
-            targets: int64 [M], each in [0, N).
+            states: float32 [targets, D], at least one target.
+            targets: int64 [targets], each in [0, N).
         """
-        rows = max(1, CELLS_AT_ONCE // self.num_items)
-        if len(targets) <= rows:
+        targets_at_once = max(1, CELLS_AT_ONCE // self.num_items)
+        if len(targets) <= targets_at_once:
             return F.cross_entropy(self.scores(states), targets)
         total = states.new_zeros(())
-        for begin in range(0, len(targets), rows):
-            part = slice(begin, begin + rows)
+        for begin in range(0, len(targets), targets_at_once):
+            part = slice(begin, begin + targets_at_once)
             total = total + checkpoint(self._summed_loss, states[part], targets[part], use_reentrant=False)
         return total / len(targets)
 
@@ -99,11 +117,11 @@ class Sasrec(nn.Module):
         return F.cross_entropy(self.scores(states), targets, reduction="sum")
 
     def item_embeddings(self) -> np.ndarray:
-        """A copy of what was learned of each item: float32 [N, D], on the CPU."""
+        """Returns a copy of the item embeddings: float32 [N, D], on the CPU."""
         return self.items.weight.detach().cpu().numpy().copy()
 
     def draw_dropout_from(self, generator: torch.Generator) -> None:
-        """Let every dropout draw its masks from this generator, which is on the CPU."""
+        """Let every dropout layer draw its masks from this CPU generator."""
         for module in self.modules():
             if isinstance(module, ByteDropout):
                 module.generator = generator
@@ -112,15 +130,15 @@ class Sasrec(nn.Module):
 class _Block(nn.Module):
     """Causal self-attention, then two pointwise layers of width D, each on its normalized input (section III.B)."""
 
-    def __init__(self, config: SasrecConfig) -> None:
+    def __init__(self, spec: SasrecSpec) -> None:
         super().__init__()
-        width = config.d_model
-        self.num_heads = config.num_heads
+        width = spec.d_model
+        self.num_heads = spec.num_heads
         self.attention_norm, self.feed_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.projections = Linear(width, 3 * width)
         self.merge = Linear(width, width)
         self.feed = nn.Sequential(Linear(width, width), nn.ReLU(), Linear(width, width))
-        self.dropout = ByteDropout(config.dropout)
+        self.dropout = ByteDropout(spec.dropout)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """float32 [B, T, D] -> the same shape."""
@@ -128,53 +146,64 @@ class _Block(nn.Module):
         return states + cast(torch.Tensor, self.dropout(self.feed(self.feed_norm(states))))
 
     def _attend(self, states: torch.Tensor) -> torch.Tensor:
-        rows, length, width = states.shape
-        projected = self.projections(states).view(rows, length, 3, self.num_heads, width // self.num_heads)
+        num_rows, length, width = states.shape
+        projected = self.projections(states).view(num_rows, length, 3, self.num_heads, width // self.num_heads)
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # [B, A, T, D / A] each
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        return cast(torch.Tensor, self.merge(mixed.transpose(1, 2).reshape(rows, length, width)))
+        return cast(torch.Tensor, self.merge(mixed.transpose(1, 2).reshape(num_rows, length, width)))
 
 
 @torch.no_grad()
 def next_item_scores(model: Sasrec, histories: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Logits of the item after each history, of which the newest `max_length` items are read; like lengths at once.
+    """Yields the logits of the item after each history, in batches of histories of similar length.
+
+    The model reads the newest `max_length` items of a history. Histories without an item are left out.
 
     Args:
         model: in evaluation mode.
         histories: int64 [T] item indices each, oldest first.
 
     Yields:
-        int64 [B], which histories, and float32 [B, N] on the model's device; histories without an item are left out.
+        int64 [B], the numbers of the histories, and float32 [B, N] on the model's device.
     """
     device = model.items.weight.device
-    flat, starts = flatten(histories)
-    lengths = np.minimum(np.diff(starts), model.config.max_length)
+    items, starts = flatten(histories)
+    lengths = np.minimum(np.diff(starts), model.spec.max_length)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
-    widest = max(model.num_items, 3 * model.config.d_model * int(lengths.max(initial=0)))
-    rows = max(1, CELLS_AT_ONCE // widest)
-    for begin in range(0, len(order), rows):
-        chosen = order[begin : begin + rows]
-        inputs = windows_of(flat, starts[chosen + 1] - lengths[chosen], lengths[chosen])[0].to(device)  # [B, T]
+    cells_per_row = max(model.num_items, 3 * model.spec.d_model * int(lengths.max(initial=0)))
+    rows_at_once = max(1, CELLS_AT_ONCE // cells_per_row)
+    for begin in range(0, len(order), rows_at_once):
+        chosen = order[begin : begin + rows_at_once]
+        inputs = cut_windows(items, starts[chosen + 1] - lengths[chosen], lengths[chosen])[0].to(device)  # [B, T]
         last = torch.from_numpy(lengths[chosen] - 1).to(device)
         states = model(inputs)[torch.arange(len(chosen), device=device), last]  # [B, D]
         yield chosen, model.scores(states)
 
 
 def flatten(histories: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """All items end to end, int64 [sum of T], and where each history starts and the last one ends, int64 [B + 1]."""
-    lengths = [len(history) for history in histories]
-    flat = np.concatenate([np.zeros(0, dtype=np.int64), *histories]).astype(np.int64)
-    return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def windows_of(items: np.ndarray, firsts: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut `items[first:first + length]` out for each row.
+    """Lay histories end to end.
 
     Returns:
-        int64 [B, T], filled up with item 0 at the end, and bool [B, T], true where there is an item.
+        int64 [sum of T], all items; and int64 [B + 1], where each history starts and the last one ends.
     """
-    places = np.arange(int(lengths.max()))
-    exists = places < lengths[:, None]  # [B, T]
-    cut = np.where(exists, items[np.minimum(firsts[:, None] + places, len(items) - 1)], 0)
-    return torch.from_numpy(cut), torch.from_numpy(exists)
+    lengths = [len(history) for history in histories]
+    items = np.concatenate([np.zeros(0, dtype=np.int64), *histories]).astype(np.int64)
+    return items, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def cut_windows(items: np.ndarray, firsts: np.ndarray, lengths: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut `items[first:first + length]` out for each row.
+
+    Args:
+        items: int64, histories laid end to end.
+        firsts: int64 [B].
+        lengths: int64 [B].
+
+    Returns:
+        int64 [B, T], filled up with item 0 at the end; and bool [B, T], True where there is an item.
+    """
+    positions = np.arange(int(lengths.max()))
+    exists = positions < lengths[:, None]  # [B, T]
+    window = np.where(exists, items[np.minimum(firsts[:, None] + positions, len(items) - 1)], 0)
+    return torch.from_numpy(window), torch.from_numpy(exists)

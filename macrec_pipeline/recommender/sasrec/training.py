@@ -1,13 +1,15 @@
-"""Training of SASRec on the training parts of the histories, stopped by its own validation figure.
+"""Trains SASRec on the training parts of the histories.
 
-What enters: histories. What leaves: `FittedSasrec`, the weights of the epoch with the best NDCG@10 for
-`history[:-2]` -> `history[-2]`. Training sees neither that target nor the test target.
-B rows of a batch, T positions, W windows, N items, U users.
+Histories enter; the weights of the epoch with the best NDCG@10 for `history[:-2]` -> `history[-2]` leave. Training sees
+neither that validation target nor the test target.
+
+Shapes (docs/notation.md): B batch rows, D hidden width (`d_model`), N items, R training windows, T history items,
+U users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +18,11 @@ import numpy as np
 import torch
 
 from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec
-from macrec_pipeline.recommender.sasrec.model import Sasrec, flatten, next_item_scores, windows_of
-from macrec_pipeline.runtime.checkpoint import (
-    load_checkpoint,
-    restore_training,
-    save_checkpoint,
-    training_identity,
-    training_tensors,
-)
+from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec, cut_windows, flatten, next_item_scores
+from macrec_pipeline.runtime.checkpoint import Checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import adam_w, guarded_step
+from macrec_pipeline.runtime.training import ResumableTrainable, Trainer, adam_w, guarded_step
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import SasrecConfig
@@ -38,11 +34,11 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of the histories, each item but the first of a history a target in exactly one.
+    """Stretches of the histories. Each item after the first of a training part is a target in exactly one of them.
 
     Attributes:
-        firsts: where the first input of a window is among all items end to end, int64 [W].
-        lengths: inputs of a window, as many as its targets, which come one item later; int64 [W].
+        firsts: int64 [R], position of the first input of each window among all items laid end to end.
+        lengths: int64 [R], inputs per window. There are as many targets, each one item after its input.
     """
 
     firsts: np.ndarray
@@ -62,138 +58,147 @@ def fit_sasrec(
     """Train until the epochs or the patience run out.
 
     Args:
-        histories: whole histories, int64 [T] item indices each, oldest first, targets included.
+        histories: whole histories including the held-out targets, int64 [T] item indices each, oldest first.
         num_items: N.
-        seed: root seed; weights, order and dropout draw from streams of their own.
+        config: the section `sasrec`.
+        seed: root seed. Weights, order and dropout draw from separate streams.
+        device: where to train.
         progress: called after every optimizer step and every epoch with stage "sasrec"; counts targets of all epochs.
-        checkpoint: a file to go on from and to write after every epoch. A training that was cut off ends, on the CPU,
-            with the bytes of one that was not; a file of other data or settings is not used.
+        checkpoint: file to resume from; rewritten after every epoch. On the CPU, an interrupted training ends with the
+            same bytes as an uninterrupted one. A file with other data or settings is ignored.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
     """
-    identity = training_identity(
-        {"config": dict(vars(config)), "seed": seed, "num_items": num_items}, flatten(histories)
-    )
-    model = Sasrec(num_items, config, torch_generator(seed, "sasrec/weights")).to(device)
+    settings = dict(vars(config))
+    resume_from = None
+    if checkpoint is not None:
+        identity = training_identity({"config": settings, "seed": seed, "num_items": num_items}, flatten(histories))
+        resume_from = Checkpoint(checkpoint, identity)
+    model = Sasrec(num_items, SasrecSpec.from_settings(settings), torch_generator(seed, "sasrec/weights")).to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _Fit(model, histories, config, seed, progress).run(checkpoint, identity)
+        training = SasrecTraining(model, histories, config, seed=seed, progress=progress)
+        num_epochs = config.max_epochs if training.num_targets else 0
+        trainer = Trainer(training, num_epochs=num_epochs, patience=config.patience)
+        trainer.run(resume_from)
+    settings.pop("enabled", None)
+    fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"])
+    if fitted.log:  # patience may have ended the training before the last epoch
+        progress(_STAGE, training.total_progress, training.total_progress, {"validation_ndcg": fitted.validation_ndcg})
+    return fitted
 
 
 def training_windows(lengths: np.ndarray, *, max_length: int) -> Windows:
-    """Cut the training part `[:-2]` of every history into windows of at most `max_length` targets, from its end on.
+    """Cut the training part `[:-2]` of every history into windows, starting from its end.
 
     Args:
-        lengths: items of each whole history, int64 [U].
-        max_length: targets of a window.
+        lengths: int64 [U], items of each whole history.
+        max_length: maximum number of targets per window.
     """
-    targets = np.maximum(lengths - 3, 0)  # the first item of a training part has nothing before it
-    num_windows = -(-targets // max_length)
+    num_targets = np.maximum(lengths - 3, 0)  # the first item of a training part is no target
+    num_windows = -(-num_targets // max_length)
     users = np.repeat(np.arange(len(lengths)), num_windows)
-    places = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
-    ends = targets[users] - places * max_length
+    number_from_end = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    ends = num_targets[users] - number_from_end * max_length
     firsts = np.maximum(ends - max_length, 0)
     return Windows((np.cumsum(lengths) - lengths)[users] + firsts, ends - firsts)
 
 
 def validation_ndcg(model: Sasrec, histories: Sequence[np.ndarray]) -> float:
-    """Mean NDCG@10 of the validation target over the users who have one, seen items allowed; 0 without users."""
+    """Returns the mean NDCG@10 of the validation targets with seen items allowed; 0 if no user has such a target."""
     model.eval()
     gains = [np.zeros(0)]
-    flat, starts = flatten(histories)
+    items, starts = flatten(histories)
     for users, scores in next_item_scores(model, [history[:-2] for history in histories]):
-        targets = torch.from_numpy(flat[starts[users + 1] - 2]).to(scores.device)
-        reached = scores.gather(1, targets[:, None])
-        ranks = (scores >= reached).sum(dim=1).cpu().numpy()  # a tie counts against the model
+        targets = torch.from_numpy(items[starts[users + 1] - 2]).to(scores.device)
+        target_scores = scores.gather(1, targets[:, None])
+        ranks = (scores >= target_scores).sum(dim=1).cpu().numpy()  # a tie counts against the model
         gains.append(np.where(ranks <= VALIDATION_CUTOFF, 1.0 / np.log2(ranks + 1.0), 0.0))
-    found = np.concatenate(gains)
-    return float(found.mean()) if len(found) else 0.0
+    all_gains = np.concatenate(gains)
+    return float(all_gains.mean()) if len(all_gains) else 0.0
 
 
-class _Fit:
-    """One training run: the data, the optimizer and the best weights so far."""
+class SasrecTraining(ResumableTrainable):
+    """SASRec with its data and optimizer, for `Trainer`.
+
+    Args:
+        model: on the training device.
+        histories: whole histories, int64 [T] item indices each, oldest first.
+        config: the training settings.
+        seed: root seed.
+        progress: called after every optimizer step and every epoch.
+
+    Attributes:
+        num_targets: targets per epoch.
+        total_progress: the number that `progress` counts to: the targets of all epochs, and 1 for the end.
+    """
 
     def __init__(
-        self, model: Sasrec, histories: Sequence[np.ndarray], config: SasrecConfig, seed: int, progress: Progress
+        self, model: Sasrec, histories: Sequence[np.ndarray], config: SasrecConfig, *, seed: int, progress: Progress
     ) -> None:
-        self.model, self.histories, self.config, self.progress = model, histories, config, progress
-        self.seed = seed
-        self.order, self.dropout = numpy_generator(seed, "sasrec/order"), torch_generator(seed, "sasrec/dropout")
-        model.draw_dropout_from(self.dropout)
+        self.modules = {"sasrec": model}
+        self._model, self._histories, self._config, self._progress = model, histories, config, progress
+        self._seed = seed
+        self._order, self._dropout = numpy_generator(seed, "sasrec/order"), torch_generator(seed, "sasrec/dropout")
+        model.draw_dropout_from(self._dropout)
         self.optimizer = adam_w(model.parameters(), config)
-        self.flat, starts = flatten(histories)
-        self.windows = training_windows(np.diff(starts), max_length=config.max_length)
-        self.num_targets = int(self.windows.lengths.sum())
-        self.total = config.max_epochs * self.num_targets + 1  # the last step: the best weights are put back
-        self.log: list[dict[str, float]] = []
-        self.best_epoch, self.best_state = 0, self._state()
+        self._items, starts = flatten(histories)
+        self._windows = training_windows(np.diff(starts), max_length=config.max_length)
+        self.num_targets = int(self._windows.lengths.sum())
+        self.total_progress = config.max_epochs * self.num_targets + 1
 
-    def run(self, checkpoint: Path | None, identity: str) -> FittedSasrec:
-        """Train from the checkpoint, if there is one of this training, to the end; write it after every epoch."""
-        if checkpoint is not None and (stored := load_checkpoint(checkpoint, identity=identity)) is not None:
-            self._restore(*stored)
-        for epoch in range(len(self.log) + 1, self.config.max_epochs + 1) if self.num_targets else ():
-            if self.log and epoch - 1 - self.best_epoch >= self.config.patience:
-                break
-            loss = self._train_epoch(epoch)
-            validation = validation_ndcg(self.model, self.histories)
-            if validation > max((row["validation_ndcg"] for row in self.log), default=-1.0):
-                self.best_epoch, self.best_state = epoch, self._state()
-            self.log.append({"epoch": float(epoch), "train_loss": loss, "validation_ndcg": validation})
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, identity=identity, tensors=self._tensors(), values=self._values())
-            self.progress(_STAGE, epoch * self.num_targets, self.total, {"validation_ndcg": validation})
-        self.model.load_state_dict(self.best_state)
-        fitted = FittedSasrec(self.model.eval(), self.log, self.best_epoch)
-        if self.log:  # patience is an end, too
-            self.progress(_STAGE, self.total, self.total, {"validation_ndcg": fitted.validation_ndcg})
-        return fitted
-
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over all windows; the mean loss a target in nats."""
-        self.model.train()
-        torch.manual_seed(derived_seed(self.seed, f"sasrec/dropout/{epoch}"))  # for devices other than the CPU
-        device = self.model.items.weight.device
-        total, count = 0.0, 0
-        for step, batch in enumerate(plan_batches(self.windows, self.config.batch_size, self.order), start=1):
-            inputs, exists = (part.to(device) for part in windows_of(self.flat, batch.firsts, batch.lengths))
-            targets, _ = windows_of(self.flat, batch.firsts + 1, batch.lengths)
-            # the output layer is the greater part of the work, so padding is dropped before it
-            states = self.model(inputs)[exists]  # [targets, D]
-            loss = self.model.loss(states, targets.to(device)[exists])
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        """Pass once over all windows; returns the mean `train_loss` in nats per target."""
+        self._model.train()
+        torch.manual_seed(derived_seed(self._seed, f"sasrec/dropout/{epoch}"))  # for devices other than the CPU
+        device = self._model.items.weight.device
+        summed_loss, num_done = 0.0, 0
+        batches = plan_batches(self._windows, targets_per_batch=self._config.batch_size, generator=self._order)
+        for step, batch in enumerate(batches, start=1):
+            inputs, exists = (part.to(device) for part in cut_windows(self._items, batch.firsts, batch.lengths))
+            targets, _ = cut_windows(self._items, batch.firsts + 1, batch.lengths)
+            # padding is dropped here, because the output layer is most of the work
+            states = self._model(inputs)[exists]  # [targets, D]
+            loss = self._model.loss(states, targets.to(device)[exists])
             where = f"SASRec training, epoch {epoch}, step {step}"
-            guarded_step([loss], self.optimizer, self.model.parameters(), where=where)
+            guarded_step([loss], self.optimizer, self._model.parameters(), where=where)
             value = loss.item()
-            total, count = total + value * len(states), count + len(states)
-            self.progress(_STAGE, (epoch - 1) * self.num_targets + count, self.total, {"train_loss": value})
-        return total / self.num_targets
+            summed_loss, num_done = summed_loss + value * len(states), num_done + len(states)
+            done = (epoch - 1) * self.num_targets + num_done
+            self._progress(_STAGE, done, self.total_progress, {"train_loss": value})
+        return {"train_loss": summed_loss / self.num_targets}
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+    def validate(self) -> dict[str, float]:
+        """Returns NDCG@10 on the validation targets."""
+        return {"validation_ndcg": validation_ndcg(self._model, self._histories)}
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        tensors = training_tensors(self.model, self.best_state, self.optimizer)
-        return tensors | {"generator/dropout": self.dropout.get_state()}
+    def scores(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Returns the negative validation NDCG@10."""
+        return {"sasrec": -row["validation_ndcg"]}
 
-    def _values(self) -> dict[str, Any]:
-        return {"log": self.log, "best_epoch": self.best_epoch, "order": self.order.bit_generator.state}
+    def finish_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Report the validation figure."""
+        metrics = {"validation_ndcg": row["validation_ndcg"]}
+        self._progress(_STAGE, epoch * self.num_targets, self.total_progress, metrics)
 
-    def _restore(self, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        self.log, self.best_epoch = values["log"], values["best_epoch"]
-        self.order.bit_generator.state = values["order"]
-        groups = restore_training(tensors, self.model, self.optimizer)
-        self.best_state = groups["best"]
-        self.dropout.set_state(groups["generator"]["dropout"])
+    def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Returns the states of the two generators."""
+        return {"generator/dropout": self._dropout.get_state()}, {"order": self._order.bit_generator.state}
+
+    def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
+        """Restore the states of the two generators."""
+        self._order.bit_generator.state = values["order"]
+        self._dropout.set_state(tensors["generator"]["dropout"])
 
 
-def plan_batches(windows: Windows, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:
-    """Batches of windows of similar length and about `targets_per_batch` targets, in random order."""
+def plan_batches(windows: Windows, *, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:
+    """Returns batches of windows of similar length, with about `targets_per_batch` targets each, in random order."""
     shuffled = generator.permutation(len(windows.firsts))
     order = shuffled[np.argsort(windows.lengths[shuffled], kind="stable")]
     ends = np.cumsum(windows.lengths[order])
-    numbers = (ends - 1) // targets_per_batch  # the batch in which a window's last target falls
-    batches = np.split(order, np.flatnonzero(np.diff(numbers)) + 1)
+    batch_numbers = (ends - 1) // targets_per_batch  # of the last target of each window
+    batches = np.split(order, np.flatnonzero(np.diff(batch_numbers)) + 1)
     return [
-        Windows(windows.firsts[batches[one]], windows.lengths[batches[one]])
-        for one in generator.permutation(len(batches))
+        Windows(windows.firsts[batches[number]], windows.lengths[batches[number]])
+        for number in generator.permutation(len(batches))
     ]

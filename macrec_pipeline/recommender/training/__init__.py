@@ -1,1 +1,1 @@
-"""Training: histories become batches, losses and the weights of the best epoch."""
+"""Training of the generative recommender: histories become batches and losses, and the best weights are kept."""

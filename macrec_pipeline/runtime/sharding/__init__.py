@@ -1,1 +1,1 @@
-"""Sharded work: one process, worker processes or Ray compute the shards of a long table."""
+"""Splits the work on a long table into shards and runs them in this process, in worker processes or on Ray."""

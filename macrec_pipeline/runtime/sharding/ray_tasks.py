@@ -1,7 +1,7 @@
-"""Shards made by Ray tasks: on this machine, or on a cluster whose machines see the same files under the same paths.
+"""Runs shards as Ray tasks, on this machine or on a cluster whose machines see the same files under the same paths.
 
-`RAY_ADDRESS` names a running cluster; without it Ray is started here for as long as the work lasts, on the loopback
-interface. Ray makes a shard again whose worker, or machine, has died.
+`RAY_ADDRESS` names a running cluster. Without it, a local Ray is started for the duration of the work and listens on
+the loopback interface only. Ray computes a shard again if its worker or machine dies.
 """
 
 from __future__ import annotations
@@ -18,97 +18,113 @@ from typing import TYPE_CHECKING, Any
 
 from macrec_pipeline.errors import ConfigError, WorkerError
 from macrec_pipeline.runtime.devices import prepare_device
-from macrec_pipeline.runtime.sharding.shards import MAX_ATTEMPTS, Failure, Load, Make, Shard, attempted
+from macrec_pipeline.runtime.sharding.shards import (
+    MAX_ATTEMPTS,
+    Shard,
+    ShardFailure,
+    ShardTask,
+    TaskLoader,
+    run_in_worker,
+)
+from macrec_pipeline.runtime.text_sanitizing import one_line_error
 
 if TYPE_CHECKING:
     import torch
 
     from macrec_pipeline.config import RuntimeConfig
 
-_ADDRESS = "RAY_ADDRESS"
-# Read when Ray is imported. It would report to its makers; and a Ray of this machine alone would listen on all networks
-# if it did not take the machine for one where it makes no clusters, and let whoever reaches it run what they like.
-_SILENT = {"RAY_USAGE_STATS_ENABLED": "0"}
-_LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-# Nothing but words travels through Ray's store, and this is the least that it takes.
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
+# Environment variables that Ray reads when it is imported. The first turns off usage reports to Ray's makers. The
+# others keep a local Ray off the network: it would otherwise listen on all interfaces and run code for anyone who
+# connects. It binds to the loopback interface where it believes that it cannot form a cluster
+# (docs/decisions/023-drivers.md).
+_NO_USAGE_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0"}
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# The smallest object store that Ray accepts; only shards and failures pass through it.
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
-def map_in_ray(
-    load: Load,
+def map_with_ray(
+    load: TaskLoader,
     shards: Sequence[Shard],
     runtime: RuntimeConfig,
     *,
     device: torch.device,
-    done: Callable[[Shard], None],
+    on_finished: Callable[[Shard], None],
 ) -> None:
-    """See `map_shards`; no more than `runtime.workers` tasks are at work at a time."""
-    ray = _imported()
+    """Compute every shard as a Ray task, at most `runtime.workers` at a time; see `drivers.map_shards`."""
+    ray = _import_ray()
     waiting, running = deque(shards), dict[Any, Shard]()
-    with _connected(ray, runtime):
-        task = ray.remote(_made).options(
+    with _ray_connection(ray, runtime):
+        compute_remotely = ray.remote(_compute_shard).options(
             num_cpus=runtime.num_threads, num_gpus=int(device.type == "cuda"), max_retries=MAX_ATTEMPTS - 1
         )
         try:
             while waiting or running:
                 while waiting and len(running) < runtime.workers:
                     shard = waiting.popleft()
-                    running[task.remote(load, shard, runtime)] = shard
-                (answer,), _ = ray.wait(list(running), num_returns=1)
-                shard = running.pop(answer)
-                failure = _answer(ray, answer, shard)
+                    running[compute_remotely.remote(load, shard, runtime)] = shard
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                shard = running.pop(reference)
+                failure = _fetch_result(ray, reference, shard)
                 if failure is not None:
                     failure.raise_for(shard)
-                done(shard)
+                on_finished(shard)
         finally:
-            for answer in running:
-                ray.cancel(answer, force=True)
+            for reference in running:
+                ray.cancel(reference, force=True)
 
 
-def _answer(ray: Any, answer: Any, shard: Shard) -> Failure | None:
+def _fetch_result(ray: Any, reference: Any, shard: Shard) -> ShardFailure | None:
     try:
-        failure: Failure | None = ray.get(answer)
+        failure: ShardFailure | None = ray.get(reference)
     except ray.exceptions.RayError as error:
         raise WorkerError(
-            f"Ray could not make {shard}, tried up to {MAX_ATTEMPTS} times: {' '.join(str(error).split())} "
-            "If memory was short, lower runtime.workers or the batch size. The shards that are finished are kept."
+            f"Ray could not compute {shard} in up to {MAX_ATTEMPTS} attempts: {one_line_error(error)} If the machine "
+            "ran out of memory, lower runtime.workers or the batch size. The next run reuses the shards that are "
+            "finished."
         ) from error
     return failure
 
 
-def _made(load: Load, shard: Shard, runtime: RuntimeConfig) -> Failure | None:
-    return attempted(lambda: _loaded(load, runtime), shard)
+def _compute_shard(load: TaskLoader, shard: Shard, runtime: RuntimeConfig) -> ShardFailure | None:
+    """The body of a Ray task."""
+    return run_in_worker(lambda: _load_task(load, runtime), shard)
 
 
-@lru_cache(maxsize=1)  # the next task in this worker finds what this one has loaded
-def _loaded(load: Load, runtime: RuntimeConfig) -> Make:
+@lru_cache(maxsize=1)  # Ray reuses a worker, so its next task finds what this one loaded
+def _load_task(load: TaskLoader, runtime: RuntimeConfig) -> ShardTask:
     return load(prepare_device(runtime))
 
 
-def _imported() -> Any:
-    for name, value in (_SILENT if _ADDRESS in os.environ else _SILENT | _LOCAL).items():
+def _import_ray() -> Any:
+    defaults = _NO_USAGE_REPORTS if _ADDRESS_VARIABLE in os.environ else _NO_USAGE_REPORTS | _LOOPBACK_ONLY
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
         raise ConfigError(
             "runtime.driver is 'ray', but Ray is not installed. Install the extra: pip install -c constraints.txt "
-            "'macrec_pipeline[ray]'; or use runtime.driver=processes."
+            "'macrec_pipeline[ray]'; or set runtime.driver=processes."
         ) from None
     return ray
 
 
 @contextmanager
-def _connected(ray: Any, runtime: RuntimeConfig) -> Iterator[None]:
-    """Join the cluster of `RAY_ADDRESS`, or start one that ends with the block; one that is there already stays."""
+def _ray_connection(ray: Any, runtime: RuntimeConfig) -> Iterator[None]:
+    """Connect to the cluster that `RAY_ADDRESS` names, or start a local Ray and end it with the block.
+
+    If this process is already connected to a Ray, that one is used and stays.
+    """
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"address": os.environ.get(_ADDRESS, "local"), "logging_level": logging.WARNING}
-    if _ADDRESS not in os.environ:
+    options: dict[str, Any] = {"address": os.environ.get(_ADDRESS_VARIABLE, "local"), "logging_level": logging.WARNING}
+    if _ADDRESS_VARIABLE not in os.environ:
         cpus = runtime.workers * runtime.num_threads
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    with _own_sigterm():
+    with _sigterm_handler_restored():
         ray.init(**options)
         try:
             yield
@@ -117,13 +133,13 @@ def _connected(ray: Any, runtime: RuntimeConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Put back what this process does at SIGTERM, which Ray replaces."""
+def _sigterm_handler_restored() -> Iterator[None]:
+    """Put back this process's SIGTERM handler, which Ray replaces. Only the main thread may set one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)

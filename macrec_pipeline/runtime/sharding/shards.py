@@ -1,35 +1,33 @@
-"""A long piece of work in shards, and who makes them: this process, worker processes of this machine, or Ray.
+"""A shard, what computes one, and how a worker reports that it could not.
 
-In: shards, and what loads the function that makes one (a model, say) from a few words and paths. Out: each shard made
-once, its rows in a file that the function writes. What a shard holds depends on its rows and the settings alone, never
-on who made it, beside which others or in which order (docs/decisions/023-drivers.md).
+A shard is a range of rows of a long table. What it contains depends only on its rows and the settings, never on which
+worker computed it, on the other shards or on their order (docs/decisions/023-drivers.md).
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from macrec_pipeline.errors import MacrecError
 
-if TYPE_CHECKING:  # torch is loaded when there is work, and numeric code must run where pydantic is not installed
+if TYPE_CHECKING:  # torch is loaded only when there is work, and numeric code must run where pydantic is not installed
     import torch
 
-    from macrec_pipeline.config import RuntimeConfig
-
 MAX_ATTEMPTS = 3
-"""How many workers may die over one shard before it is given up."""
+"""How many workers may die on one shard before the run gives up."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of a long table.
+    """A range of rows of a long table.
 
     Attributes:
-        number: counted from 0.
-        first, count: the first row, and how many.
+        number: index of the shard, from 0.
+        first: index of its first row.
+        count: number of rows.
     """
 
     number: int
@@ -40,69 +38,32 @@ class Shard:
         return f"shard {self.number} ({self.count} rows from row {self.first})"
 
 
-Make = Callable[[Shard], None]
-"""Makes the rows of a shard and writes them down, whole or not at all."""
+ShardTask = Callable[[Shard], None]
+"""Computes the rows of a shard and writes them to disk, either completely or not at all."""
 
-Load: TypeAlias = "Callable[[torch.device], Make]"
-"""Loads what it takes, on the device of a worker. What travels to workers is a frozen dataclass of a module that they
-can import; equal ones are loaded once."""
+TaskLoader: TypeAlias = "Callable[[torch.device], ShardTask]"
+"""Loads what a shard task needs, such as a model, on the device of a worker. The loader is what gets sent to workers: a
+frozen dataclass from a module that they can import. A worker loads equal loaders only once."""
 
 
-def shards_of(num_rows: int, rows_per_shard: int) -> list[Shard]:
-    """All rows in order, so many a shard, the last one shorter; one shard without rows if there are none."""
+def split_into_shards(num_rows: int, rows_per_shard: int) -> list[Shard]:
+    """Split a table into shards of consecutive rows.
+
+    Returns:
+        Shards of `rows_per_shard` rows, in order; the last may be shorter. A table without rows has one empty shard.
+    """
     starts = range(0, max(num_rows, 1), rows_per_shard)
     return [Shard(number, first, min(rows_per_shard, num_rows - first)) for number, first in enumerate(starts)]
 
 
-def map_shards(
-    load: Load,
-    shards: Sequence[Shard],
-    runtime: RuntimeConfig,
-    *,
-    device: torch.device,
-    done: Callable[[Shard], None] = lambda _: None,
-) -> None:
-    """Have every shard made.
-
-    Args:
-        load: see `Load`; for `runtime.driver` in_process any function will do.
-        shards: those that are missing.
-        runtime: the driver, the number of workers, and the threads and the device of each.
-        device: of this process.
-        done: called here after each shard, in whatever order they are finished.
-
-    Raises:
-        MacrecError: what making a shard raised, as the error that it was, with the shard in front of its message.
-        WorkerError: `MAX_ATTEMPTS` workers died over one shard.
-    """
-    if not shards:
-        return
-    if runtime.driver == "processes":
-        from macrec_pipeline.runtime.sharding.worker_processes import map_in_processes
-
-        map_in_processes(load, shards, runtime, done=done)
-    elif runtime.driver == "ray":
-        from macrec_pipeline.runtime.sharding.ray_tasks import map_in_ray
-
-        map_in_ray(load, shards, runtime, device=device, done=done)
-    else:
-        make = load(device)
-        for shard in shards:
-            try:
-                make(shard)
-            except MacrecError as error:
-                raise type(error)(f"{shard}: {error}") from error
-            done(shard)
-
-
 @dataclass(frozen=True)
-class Failure:
-    """What a worker says of a shard that it could not make; errors themselves may not survive the way.
+class ShardFailure:
+    """A worker's report of an error, in a form that can always be sent to another process; exceptions cannot.
 
     Attributes:
-        kind: of an error of this package; None for a fault.
-        message: its message; of a fault the traceback.
-        errno: of the operating system's error behind it, by which a network or disk that hiccups is known.
+        kind: type of the error if this package raised it; None for an unexpected exception.
+        message: the error's message, or the traceback of an unexpected exception.
+        errno: number of the operating system's error that caused it, which shows whether a retry may help.
     """
 
     kind: type[MacrecError] | None
@@ -110,19 +71,27 @@ class Failure:
     errno: int | None
 
     def raise_for(self, shard: Shard) -> None:
-        """Raise what it stands for."""
+        """Raise the error that this report describes, with the shard in front of its message."""
         error = (self.kind or RuntimeError)(f"{shard}: {self.message}")
         raise error from (None if self.errno is None else OSError(self.errno, self.message))
 
 
-def attempted(make: Callable[[], Make], shard: Shard) -> Failure | None:
-    """Make a shard in a worker, and say what went wrong if it did; what loads `make` counts as part of the first."""
+def run_in_worker(load_task: Callable[[], ShardTask], shard: Shard) -> ShardFailure | None:
+    """Compute a shard inside a worker and catch whatever goes wrong.
+
+    Args:
+        load_task: returns the task. It is called here so that an error while loading is reported as well.
+        shard: the shard to compute.
+
+    Returns:
+        None on success, else a description of the error.
+    """
     try:
-        make()(shard)
+        load_task()(shard)
     except MacrecError as error:
-        return Failure(type(error), str(error), _errno(error))
+        return ShardFailure(type(error), str(error), _errno(error))
     except Exception as error:
-        return Failure(None, traceback.format_exc(), _errno(error))
+        return ShardFailure(None, traceback.format_exc(), _errno(error))
     return None
 
 

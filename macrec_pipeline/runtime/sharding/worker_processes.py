@@ -1,8 +1,8 @@
-"""Shards made by worker processes of this machine (multiprocessing, spawned).
+"""Runs shards in worker processes on this machine (multiprocessing, spawned).
 
-Each worker loads once and makes one shard at a time, whichever is next. Only the words of `load`, shards and failures
-pass between the processes. A worker that dies is replaced and its shard made again; one whose parent dies goes with it,
-whether that ends, is interrupted or killed.
+Each worker loads the task once, then computes one shard at a time, always the next one that is waiting. Only the task
+loader, shards and failures travel between processes. A worker that dies is replaced, and its shard is computed again.
+Workers end with their parent, whether it finishes, is interrupted or is killed.
 """
 
 from __future__ import annotations
@@ -21,65 +21,81 @@ from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import WorkerError
 from macrec_pipeline.runtime.devices import prepare_device
-from macrec_pipeline.runtime.sharding.shards import MAX_ATTEMPTS, Failure, Load, Make, Shard, attempted
+from macrec_pipeline.runtime.sharding.shards import (
+    MAX_ATTEMPTS,
+    Shard,
+    ShardFailure,
+    ShardTask,
+    TaskLoader,
+    run_in_worker,
+)
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import RuntimeConfig
 
 _log = logging.getLogger(__name__)
-# A forked process would share a GPU's state and locks with threads that it does not have.
+# A forked process would share the state of a GPU, and inherit locks held by threads that it does not have.
 _SPAWN = multiprocessing.get_context("spawn")
-_SECONDS_TO_LEAVE = 10.0
+_SHUTDOWN_SECONDS = 10.0
 
 
 def map_in_processes(
-    load: Load, shards: Sequence[Shard], runtime: RuntimeConfig, *, done: Callable[[Shard], None]
+    load: TaskLoader, shards: Sequence[Shard], runtime: RuntimeConfig, *, on_finished: Callable[[Shard], None]
 ) -> None:
-    """See `map_shards`."""
+    """Compute every shard in worker processes; see `drivers.map_shards`."""
     waiting, deaths, workers = deque(shards), Counter[int](), list[_Worker]()
     try:
         while waiting and len(workers) < runtime.workers:
             workers.append(_Worker(load, runtime))
-            workers[-1].begin(waiting.popleft())
+            workers[-1].start(waiting.popleft())
         while busy := [worker for worker in workers if worker.shard is not None]:
-            answered = wait([worker.pipe for worker in busy])
-            for worker in (each for each in busy if each.pipe in answered):
-                shard = worker.finished()
+            ready = wait([worker.connection for worker in busy])
+            for worker in (candidate for candidate in busy if candidate.connection in ready):
+                shard = worker.receive_finished()
                 if shard is None:
-                    workers[workers.index(worker)] = _replaced(worker, deaths, load, runtime)
+                    workers[workers.index(worker)] = _replace_dead_worker(worker, deaths, load, runtime)
                     continue
-                done(shard)
+                on_finished(shard)
                 if waiting:
-                    worker.begin(waiting.popleft())
+                    worker.start(waiting.popleft())
     finally:
         for worker in workers:
             worker.stop()
 
 
 class _Worker:
-    """One process, seen from its parent; `shard` is what it has in hand."""
+    """A worker process as its parent sees it.
 
-    def __init__(self, load: Load, runtime: RuntimeConfig) -> None:
-        self.pipe, own = _SPAWN.Pipe()
+    Attributes:
+        shard: the shard that the worker is computing; None while it is idle.
+        connection: the parent's end of the pipe to the worker.
+    """
+
+    def __init__(self, load: TaskLoader, runtime: RuntimeConfig) -> None:
+        self.connection, worker_end = _SPAWN.Pipe()
         self.shard: Shard | None = None
-        self.process = _SPAWN.Process(target=_work, args=(own, load, runtime), daemon=True)
+        self.process = _SPAWN.Process(target=_run_worker, args=(worker_end, load, runtime), daemon=True)
         self.process.start()
-        own.close()
+        worker_end.close()
 
-    def begin(self, shard: Shard) -> None:
-        """Give it a shard; whether it is alive shows when it answers."""
+    def start(self, shard: Shard) -> None:
+        """Send the worker a shard. If the worker has died, `receive_finished` reports it."""
         self.shard = shard
         try:
-            self.pipe.send(shard)
+            self.connection.send(shard)
         except OSError:
-            _log.debug("The worker is gone already.")
+            _log.debug("The worker for %s has already ended.", shard)
 
-    def finished(self) -> Shard | None:
-        """The shard that it has made; None if it has died. Raises what the worker met."""
+    def receive_finished(self) -> Shard | None:
+        """Returns the shard that the worker has finished, or None if the worker has died.
+
+        Raises:
+            Exception: the error that the worker reported.
+        """
         shard = self.shard
-        assert shard is not None, "only those that have a shard are asked"
+        assert shard is not None, "only a busy worker has something to report"
         try:
-            failure: Failure | None = self.pipe.recv()
+            failure: ShardFailure | None = self.connection.recv()
         except (EOFError, OSError):
             return None
         self.shard = None
@@ -88,48 +104,50 @@ class _Worker:
         return shard
 
     def stop(self) -> None:
-        """End it, in the middle of a shard if need be: what it has written is whole or not there."""
-        self.pipe.close()
-        if self.shard is None:  # it leaves by itself, and tidies up
-            self.process.join(_SECONDS_TO_LEAVE)
+        """End the worker, if necessary in the middle of a shard: a task writes a shard completely or not at all."""
+        self.connection.close()
+        if self.shard is None:  # an idle worker notices the closed connection and exits cleanly
+            self.process.join(_SHUTDOWN_SECONDS)
         self.process.kill()
         self.process.join()
 
 
-def _replaced(worker: _Worker, deaths: Counter[int], load: Load, runtime: RuntimeConfig) -> _Worker:
-    """A new worker with the shard of one that died."""
+def _replace_dead_worker(worker: _Worker, deaths: Counter[int], load: TaskLoader, runtime: RuntimeConfig) -> _Worker:
+    """Start a new worker on the shard of one that died."""
     shard = worker.shard
-    assert shard is not None, "a worker without a shard is not waited for"
+    assert shard is not None, "the parent waits only for busy workers"
     worker.stop()
     deaths[shard.number] += 1
-    how = f"A worker process died over {shard} (exit code {worker.process.exitcode})"
+    description = f"A worker process died over {shard} (exit code {worker.process.exitcode})"
     if deaths[shard.number] >= MAX_ATTEMPTS:
         raise WorkerError(
-            f"{how}, as {MAX_ATTEMPTS - 1} did before it. Exit code -9 is the kernel short of memory, as a rule: lower "
-            "runtime.workers or the batch size. The shards that are finished are kept for the next run."
+            f"{description}. It was attempt {MAX_ATTEMPTS} of {MAX_ATTEMPTS}. Exit code -9 usually means that the "
+            "kernel ran out of memory: lower runtime.workers or the batch size. The next run reuses the shards that "
+            "are finished."
         )
-    _log.warning("%s. The shard is made again.", how)
-    new = _Worker(load, runtime)
-    new.begin(shard)
-    return new
+    _log.warning("%s. Another worker computes the shard again.", description)
+    replacement = _Worker(load, runtime)
+    replacement.start(shard)
+    return replacement
 
 
-def _work(pipe: Connection, load: Load, runtime: RuntimeConfig) -> None:
-    """The life of a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _run_worker(connection: Connection, load: TaskLoader, runtime: RuntimeConfig) -> None:
+    """Compute shards until the parent closes the connection; runs in the worker process."""
+    # Ctrl-C reaches every process in the terminal. The parent handles it and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
     @cache
-    def make() -> Make:
+    def task() -> ShardTask:
         return load(prepare_device(runtime))
 
-    with suppress(EOFError):  # there is no more to do
+    with suppress(EOFError):  # the parent has closed the connection
         while True:
-            pipe.send(attempted(make, pipe.recv()))
+            connection.send(run_in_worker(task, connection.recv()))
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has been started by somebody"
+    assert parent is not None, "a worker process has a parent"
     parent.join()
     os._exit(1)

@@ -1,0 +1,63 @@
+"""The settings of a whole run: every section in one tree."""
+
+import hashlib
+import json
+
+from pydantic import Field, model_validator
+
+from macrec_pipeline.config.data import CleaningConfig, ImageEncoderConfig, SplitConfig, TextEncoderConfig
+from macrec_pipeline.config.operation import EvaluationConfig, PromotionConfig, RecommendationsConfig, RuntimeConfig
+from macrec_pipeline.config.recommender import DecodingConfig, RecommenderConfig, SasrecConfig
+from macrec_pipeline.config.sections import Route, Section
+from macrec_pipeline.config.semantic_ids import IdentityConfig, PseudoLabelConfig, QuantizerConfig
+
+
+class PipelineConfig(Section):
+    """Every setting of a pipeline run."""
+
+    preset: str = Field(
+        "default",
+        description="Name of the preset that the settings started from. The data set file chooses the preset; changing "
+        "the name here applies no other preset.",
+    )
+    seed: int = Field(20260, ge=0, lt=2**32, description="Root seed of every random draw of the run.")
+    routes: tuple[Route, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Modalities to use (text, image); the run fails if the catalogue lacks one of them. null uses "
+        "those that the catalogue has.",
+    )
+    runtime: RuntimeConfig = RuntimeConfig()
+    cleaning: CleaningConfig = CleaningConfig()
+    split: SplitConfig = SplitConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
+    sasrec: SasrecConfig = SasrecConfig()
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    identity: IdentityConfig = IdentityConfig()
+    recommender: RecommenderConfig = RecommenderConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    recommendations: RecommendationsConfig = RecommendationsConfig()
+
+    @model_validator(mode="after")
+    def _check_collaborative_settings_have_sasrec(self) -> "PipelineConfig":
+        collaborative = ["decoding.collaborative_route"] * self.decoding.collaborative_route
+        collaborative += [
+            f"quantizer.{name}"
+            for name in ("collaborative_input_weight", "collaborative_contrast_weight")
+            if getattr(self.quantizer, name) > 0
+        ]
+        if collaborative and not self.sasrec.enabled:
+            verb = "need" if len(collaborative) > 1 else "needs"
+            raise ValueError(
+                f"{' and '.join(collaborative)} {verb} sasrec.enabled=true: SASRec provides the collaborative signal"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the tree's canonical JSON, in hexadecimal."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,28 @@
+"""Keys of the `details` that assets keep in their manifests, where a later asset or run reads them.
+
+Details do not count towards an asset's digest.
+"""
+
+INPUTS = "inputs"
+"""The digest of each asset that this one was made from."""
+
+CATALOGUE = "catalogue"
+"""The digest of the item order that the asset's `item_index` refers to."""
+
+SKIPPED = "skipped"
+"""Why the asset was not computed and its table has no rows."""
+
+MAY_BE_UNTOUCHED = "may_be_untouched"
+"""On `items`: whether items without interactions were kept on purpose."""
+
+MADE_BY = "made_by"
+"""On an embedding asset: the encoder and its settings. On `semantic_ids`: the same for each modality."""
+
+IDENTITY = "identity"
+"""On `quantizer` and `semantic_ids`: whether earlier IDs were kept, and why (see `ids.continuity.Decision`)."""
+
+CODES_OF = "codes_of"
+"""On `recommender`: the digest of what gave the codes their meaning when the model was trained."""
+
+GIVEN = "semantic IDs are given"
+"""A value of `SKIPPED`: the data set provides semantic IDs, so nothing before them is computed."""
