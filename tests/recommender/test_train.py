@@ -1,6 +1,7 @@
 """Training of the recommender: it learns, repeats itself to the byte, resumes, and respects its settings."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +20,15 @@ from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from tests.recommender.cyclic_catalogue import CPU, SMALL, codes, cyclic_histories
 from tests.recommender.interrupted_training import InterruptedTrainingError, interrupt_after, saved_files
 
+NUM_USERS = 24  # few, since most tests train more than once
+
 
 def fit(
     checkpoint: Path | None = None, progress: Progress = quiet_progress, seed: int = 5, **settings: object
 ) -> FittedRecommender:
     config = RecommenderConfig.model_validate(SMALL | {"num_epochs": 4} | settings)
     return fit_recommender(
-        cyclic_histories(),
+        cyclic_histories(NUM_USERS),
         codes(1),
         codes(2),
         codebook_size=4,
@@ -35,6 +38,20 @@ def fit(
         progress=progress,
         checkpoint=checkpoint,
     )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, object]], dict[str, bytes]]:
+    """Returns the files of an uninterrupted training with some settings, trained once per module."""
+    found: dict[str, dict[str, bytes]] = {}
+
+    def train_once(settings: dict[str, object]) -> dict[str, bytes]:
+        key = json.dumps(settings, sort_keys=True)
+        if key not in found:
+            found[key] = saved_files(fit(**settings), tmp_path_factory.mktemp("uninterrupted") / "files")
+        return found[key]
+
+    return train_once
 
 
 @pytest.mark.parametrize("encoding", ["exact", "item_causal"])
@@ -54,7 +71,7 @@ def test_training_learns_a_certain_sequence(trained_model: FittedRecommender) ->
 
 def test_validation_and_test_targets_are_never_trained_on() -> None:
     """Changing the last two items of each history does not change the training loss of the first epoch."""
-    histories = cyclic_histories()
+    histories = cyclic_histories(NUM_USERS)
     changed = [np.concatenate([history[:-2], [0, 0]]) for history in histories]
     config = RecommenderConfig.model_validate(SMALL | {"num_epochs": 1})
     first, second = (
@@ -76,7 +93,10 @@ def test_validation_and_test_targets_are_never_trained_on() -> None:
 )
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(
-    settings: dict[str, object], share: float, tmp_path: Path
+    settings: dict[str, object],
+    share: float,
+    uninterrupted_files: Callable[[dict[str, object]], dict[str, bytes]],
+    tmp_path: Path,
 ) -> None:
     """It is interrupted in the first or the third epoch, and the global generator has another state when it resumes."""
     checkpoint = tmp_path / "scratch" / "checkpoint.safetensors"
@@ -86,8 +106,7 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(
     torch.rand(11)
     steps: list[int] = []
     resumed = fit(checkpoint, lambda _stage, done, *_: steps.append(done), **settings)
-    uninterrupted = fit(**settings)
-    assert saved_files(resumed, tmp_path / "resumed") == saved_files(uninterrupted, tmp_path / "uninterrupted")
+    assert saved_files(resumed, tmp_path / "resumed") == uninterrupted_files(settings)
     assert (steps[0] > 1) == (share > 0.25), "finished epochs must not be repeated"
 
 
@@ -135,7 +154,7 @@ def test_label_smoothing_acts_only_in_training() -> None:
     smoothed, plain = (fit(label_smoothing=share, dropout=0.0, num_epochs=1) for share in (0.2, 0.0))
     assert smoothed.log[0]["train_loss"] != pytest.approx(plain.log[0]["train_loss"], rel=1e-3)
     items = ItemCodes({"text": torch.from_numpy(codes(1)), "image": torch.from_numpy(codes(2))})
-    measured = validation_losses(smoothed.model, items, [history[:-1] for history in cyclic_histories()])
+    measured = validation_losses(smoothed.model, items, [history[:-1] for history in cyclic_histories(NUM_USERS)])
     assert smoothed.log[0]["validation_loss"] == pytest.approx(measured["validation_loss"], rel=1e-6)
 
 
