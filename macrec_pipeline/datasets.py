@@ -148,16 +148,20 @@ class IndexedSource(Section):
     folder: DataPath = Field(description=_FOLDER)
     prefix: FilePrefix = Field(description="Beginning of all file names: X of X.inter.json.")
     text_index: str | None = Field(
-        None, description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: none."
+        None,
+        description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: there is no such "
+        "file.",
     )
     image_index: str | None = Field(
         None, description="Rest of the name of the file of image semantic IDs. Set both index files, or neither."
     )
     text_embeddings: str | None = Field(
-        None, description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: none."
+        None,
+        description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: there is no such "
+        "file.",
     )
     image_embeddings: str | None = Field(
-        None, description="Rest of the name of the file of image embeddings. null: none."
+        None, description="Rest of the name of the file of image embeddings. null: there is no such file."
     )
 
 
@@ -284,10 +288,14 @@ class DatasetSpec(Section):
         default_factory=dict, description="Settings for this data set, as {section: {setting: value}}."
     )
     schedule: Schedule | None = Field(
-        None, description="When a job is launched automatically. null: never; {}: a weekly refresh."
+        None,
+        description="When a job is launched automatically. null: no job is launched on a schedule. {}: a refresh is "
+        "launched every week.",
     )
     on_new_data: Literal["refresh", "full_pipeline", "evaluate_champion"] | None = Field(
-        None, description="Job that is launched when the files of the interactions or items change. null: none."
+        None,
+        description="Job that is launched when the files of the interactions or items change. null: no job is "
+        "launched.",
     )
 
     @property
@@ -309,7 +317,7 @@ class DatasetSpec(Section):
         ]
 
     def config(self, overrides: dict[str, Any] | None = None) -> PipelineConfig:
-        """Resolve the settings: the preset, then this file, then `overrides`. Raises `ConfigError`."""
+        """Resolve the settings: the preset, then this file, then `overrides`. Raise `ConfigError`."""
         return resolve_config(self.preset, *(layer.values for layer in self.layers()), overrides or {})
 
 

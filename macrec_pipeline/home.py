@@ -33,7 +33,7 @@ class Home:
 
 
 def home_of(text: str) -> Home:
-    """Returns the home that a path or URL stands for.
+    """Return the home that a path or URL stands for.
 
     Args:
         text: a path, or a URL such as s3://bucket/prefix, which also needs the environment variable `MACREC_STATE`.

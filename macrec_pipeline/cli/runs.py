@@ -213,7 +213,7 @@ def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *,
 
 
 def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
-    """Prints the metrics, if the run computed them, and where its results are."""
+    """Print the metrics, if the run computed them, and where its results are."""
     from macrec_pipeline.tracking.store import tracking_uri, without_password
 
     out = console()
@@ -239,7 +239,7 @@ def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
 
 
 def _update_local_copies(home: Home, dataset: str) -> None:
-    """Copies the assets shown at the end of a run again if another machine has published newer versions."""
+    """Copy the assets shown at the end of a run again if another machine has published newer versions."""
     from macrec_pipeline.storage import AssetStore
 
     store = AssetStore(home.folder, dataset, url=home.url)

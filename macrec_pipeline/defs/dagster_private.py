@@ -67,5 +67,5 @@ def open_instance_without_output_capture(folder: Path) -> dg.DagsterInstance:
 
 
 def unexpected_termination() -> JobFailureData:
-    """The failure data of a run whose process died, which the daemon's `run_retries` accept as a reason to retry."""
+    """Return the failure data of a run whose process died, which the daemon's `run_retries` accept for a retry."""
     return JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION)

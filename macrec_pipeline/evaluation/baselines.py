@@ -139,7 +139,7 @@ class _SeenItems:
         self._lengths = histories.lengths
 
     def max_per_user(self, users: IntArray) -> int:
-        """An upper bound of the number of items that any of `users` has seen."""
+        """Return an upper bound of the number of items that any of `users` has seen."""
         return int(self._lengths[users].max())
 
     def contains(self, users: IntArray, items: IntArray) -> NDArray[np.bool_]:
@@ -206,7 +206,7 @@ def _follower_vectors(
 
 
 def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> NDArray[np.float32]:
-    """The most recent items of each user, weighted by age: float32 [B, num_indexed].
+    """Return the most recent items of each user, weighted by age: float32 [B, num_indexed].
 
     Args:
         recent: int64 [B, history_length], newest item first, padded with `NO_ITEM`.
@@ -221,7 +221,7 @@ def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> 
 
 
 def _index_places(indexed: IntArray, *, num_items: int) -> IntArray:
-    """The position of each item in the index, `NO_ITEM` for items that are not indexed: int64 [N]."""
+    """Return the position of each item in the index, `NO_ITEM` for items that are not indexed: int64 [N]."""
     places = np.full(num_items, NO_ITEM, dtype=np.int64)
     places[indexed] = np.arange(len(indexed))
     return places

@@ -78,7 +78,7 @@ def test_quoted_cells_may_span_several_lines(tmp_path: Path, newline: str) -> No
 
 
 def test_a_row_with_extra_cells_becomes_null(tmp_path: Path) -> None:
-    """Its columns cannot be told apart, so no cell is trusted. Short rows and blank lines end in nulls."""
+    """A row with extra cells is null in all columns, as its cells have unknown columns; short rows end in nulls."""
     table = _read(tmp_path, "a,b\n1,2\n3,4,5\n6\n\n7,8,\n9,10,11,,12\n")
     assert table.column("a").to_list() == ["1", None, "6", None, "7", None]
     assert table.column("b").to_list() == ["2", None, None, None, "8", None]

@@ -115,7 +115,7 @@ def test_impossible_requests_are_rejected(cyclic_bundle_folder: Path, arguments:
 
 
 def test_the_quantizer_is_part_of_the_bundle(trained_model: FittedRecommender, tmp_path: Path) -> None:
-    """Its files are those of training. A bundle whose IDs came with the data set has none, and loads."""
+    """The bundle has the quantizer's files. A bundle whose IDs came with the data set has none, and loads."""
     for name, content in (("with", b"{}"), ("without", None)):
         (tmp_path / name / "bundle").mkdir(parents=True)
         trained_model.save(tmp_path / name)

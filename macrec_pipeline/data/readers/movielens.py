@@ -123,7 +123,7 @@ class MovielensReader(Reader):
         return problems
 
     def source_files(self) -> list[Path]:
-        """Return the files of ratings and movies. Raises `MissingFileError`."""
+        """Return the files of ratings and movies. Raise `MissingFileError`."""
         layout = _LAYOUTS[self.source.layout]
         return [self._find(name)[0] for name in (layout.ratings, layout.movies)]
 

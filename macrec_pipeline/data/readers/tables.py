@@ -87,7 +87,7 @@ class TablesReader(Reader):
         return problems + _image_problems(self.source.items, self.data_dir)
 
     def source_files(self) -> list[Path]:
-        """Return the files of interactions and items. Raises `MissingFileError`."""
+        """Return the files of interactions and items. Raise `MissingFileError`."""
         return [self._path(mapping) for mapping in (self.source.interactions, self.source.items)]
 
     def image_template(self) -> str | None:

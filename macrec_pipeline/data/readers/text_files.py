@@ -180,7 +180,7 @@ def line_blocks(path: Path, file: str, *, block_bytes: int = BLOCK_BYTES) -> Ite
 
 
 def column_position(ref: str | int, names: tuple[str, ...] | None, num_columns: int, file: str) -> int:
-    """Return the position of a column, from 0. Raises `SchemaError` as `SourceTable.column` does."""
+    """Return the position of a column, from 0. Raise `SchemaError` as `SourceTable.column` does."""
     if isinstance(ref, int):
         if 0 <= ref < num_columns:
             return ref

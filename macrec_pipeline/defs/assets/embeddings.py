@@ -80,7 +80,7 @@ def _embed(asset: AssetContext, modality: Route) -> dg.MaterializeResult[Any]:
 
 
 def _reason_to_skip(asset: AssetContext, items: pl.DataFrame, modality: Route) -> str | None:
-    """Why this run leaves a modality out; None if it does not.
+    """Return why this run leaves a modality out; None if it does not.
 
     A catalogue that lacks both modalities is not skipped, so that the encoder reports the error.
 
@@ -157,7 +157,7 @@ def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.Mat
 
 
 def _previous_vectors(asset: AssetContext) -> "CachedVectors | None":
-    """The vectors of the asset's previous version; None if there is no such version or it cannot be read."""
+    """Return the vectors of the asset's previous version; None if there is no such version or it cannot be read."""
     from macrec_pipeline.embeddings import CachedVectors
 
     if not asset.store.has(asset.name):

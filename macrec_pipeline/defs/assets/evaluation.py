@@ -84,7 +84,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
 
 
 def _describe_split(asset: AssetContext) -> str:
-    """How the test targets were held out, as a sentence for the report."""
+    """Return how the test targets were held out, as a sentence for the report."""
     from macrec_pipeline.data.histories.splits import period_from_details
     from macrec_pipeline.evaluation.protocol import LEAVE_ONE_OUT
 

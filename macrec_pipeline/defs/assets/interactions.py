@@ -158,7 +158,7 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
 
 def _describe_split(histories: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, Any]:
-    """How many users a split by time tests, only trains on, and leaves out."""
+    """Return how many users a split by time tests, only trains on, and leaves out."""
     num_users = int(interactions.select(pl.col("user_id").n_unique()).collect(engine="streaming").item())
     num_tested = int(histories["tested"].sum())
     return {

@@ -172,7 +172,7 @@ def _load_sasrec(asset: AssetContext, device: "torch.device") -> "FittedSasrec":
 
 
 def _starting_weights(asset: AssetContext) -> tuple["Path | None", str | None]:
-    """The previous weights for a warm start, or the reason why the settings' request for one cannot be met.
+    """Return the previous weights for a warm start, or the reason why the settings' request for one cannot be met.
 
     Weights are reused only if codes still mean what they meant when those weights were trained.
     """
@@ -188,13 +188,13 @@ def _starting_weights(asset: AssetContext) -> tuple["Path | None", str | None]:
 
 
 def _origin_of_codes(asset: AssetContext) -> str:
-    """The digest of what gives codes their meaning: the quantizer, or the ID table if the data set provides it."""
+    """Return the digest of what defines the codes: the quantizer, or the ID table if the data set provides it."""
     manifest = asset.store.manifest("semantic_ids")
     return str(manifest.details.get("quantizer", manifest.digest))
 
 
 def _quantizer_files(asset: AssetContext) -> "list[Path]":
-    """The files of the quantizer that assigned the semantic IDs; none if the data set provides the IDs.
+    """Return the files of the quantizer that assigned the semantic IDs; none if the data set provides the IDs.
 
     Raises:
         StorageError: the stored quantizer is not the one that assigned the IDs.

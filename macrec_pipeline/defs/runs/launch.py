@@ -91,7 +91,7 @@ def dagster_folder(home: Path) -> Path:
 
 
 def asset_names(defs: dg.Definitions, job: str = FULL_PIPELINE) -> list[str]:
-    """The names of a job's assets, upstream before downstream."""
+    """Return the names of a job's assets, upstream before downstream."""
     in_job = defs.resolve_job_def(job).asset_layer.executable_asset_keys
     levels = defs.resolve_asset_graph().toposorted_asset_keys_by_level
     return [key.to_user_string() for level in levels for key in sorted(level) if key in in_job]
@@ -132,7 +132,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
 @contextmanager
 def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
-    """Open the Dagster instance of a home for the duration of the block. Raises `ConfigError`."""
+    """Open the Dagster instance of a home for the duration of the block. Raise `ConfigError`."""
     folder = dagster_folder(home)
     with FileLock(folder / "opening.lock"):  # two processes must not create the tables of a new folder at once
         # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
@@ -226,7 +226,7 @@ def _tracking_errors_logged() -> Iterator[None]:
 
 
 def _underlying_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
-    """The error of this package behind one of Dagster's, or else the failed checks, or else the error itself."""
+    """Return the error of this package behind one of Dagster's, or else the failed checks, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MacrecError):

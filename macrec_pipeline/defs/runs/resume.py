@@ -102,7 +102,7 @@ def _assets_of_job(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.A
 
 
 def _resumed_chain(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Sequence[dg.DagsterRun]:
-    """The run and the runs that it resumed, oldest first."""
+    """Return the run and the runs that it resumed, oldest first."""
     chain = [run]
     while (parent_id := chain[0].tags.get(PARENT_RUN_ID_TAG)) and (parent := instance.get_run_by_id(parent_id)):
         chain.insert(0, parent)
