@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import StoreUnavailableError, TrackingError
+from macrec_pipeline.tracking.relocation import update_locations
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,7 +113,7 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         TrackingError: the store cannot be reached, belongs to another MLflow version, or does not exist and `create` is
             false.
     """
-    home = Path(home).absolute()
+    home = Path(home).resolve()  # a home has one address, however it is reached
     uri = tracking_uri(home)
     database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
     if database is not None and not create and not database.exists():
@@ -129,11 +130,18 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         ) from error
     with one_line_errors(f"MLflow store {uri}"), _locked(mlflow_folder(home) / "store.lock"), mlflow_warnings_ignored():
         from mlflow import MlflowClient
+        from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
+        # MLflow remembers in each process where a run has its artifacts, which is wrong for a copy of the run's home.
+        _artifact_repos_cache.clear()
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             logging.getLogger("mlflow").setLevel(logging.WARNING)
         if database is not None:
             _prepare_database(database, artifact_folder(home))
+            if database.parent == mlflow_folder(
+                home
+            ):  # a database that MLFLOW_TRACKING_URI names is not ours to change
+                update_locations(database, home)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         # These calls open the tracking store and the registry, and check their schema.
         client.search_experiments(max_results=1)

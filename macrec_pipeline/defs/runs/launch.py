@@ -23,6 +23,7 @@ from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
 from macrec_pipeline.defs.runs.failures import failed_checks
 from macrec_pipeline.defs.runs.liveness import hold_run_lock, release_run, runs_holding_gpu_pool, wait_for_turn
+from macrec_pipeline.defs.runs.relocation import update_home_of_runs
 from macrec_pipeline.defs.runs.resume import find_resumable_run
 from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
 
@@ -132,12 +133,20 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
 @contextmanager
 def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
-    """Open the Dagster instance of a home for the duration of the block. Raises `ConfigError`."""
+    """Open the Dagster instance of a home for the duration of the block.
+
+    If the home was moved or copied, the records of its runs are made to refer to its present folder first.
+
+    Raises:
+        ConfigError: Dagster's folder cannot be written.
+    """
     folder = dagster_folder(home)
     with FileLock(folder / "opening.lock"):  # two processes must not create the tables of a new folder at once
         # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
         instance = open_instance_without_output_capture(folder)
         _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage  # each is created on first use
+        if folder == home / "dagster":
+            update_home_of_runs(folder, home)
     with instance:
         yield instance
 
