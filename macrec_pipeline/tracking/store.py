@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import StoreUnavailableError, TrackingError
+from macrec_pipeline.home import restrict_access
 from macrec_pipeline.tracking.relocation import update_locations
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         )
     prepare_environment()
     try:
+        restrict_access(home)
         mlflow_folder(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrackingError(

@@ -26,6 +26,7 @@ from macrec_pipeline.defs.runs.liveness import hold_run_lock, release_run, runs_
 from macrec_pipeline.defs.runs.relocation import update_home_of_runs
 from macrec_pipeline.defs.runs.resume import find_resumable_run
 from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
+from macrec_pipeline.home import restrict_access, use_private_umask
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def dagster_folder(home: Path) -> Path:
     if not folder.is_absolute():
         raise ConfigError(f"DAGSTER_HOME is {configured!r}, but Dagster needs an absolute path.")
     try:
+        restrict_access(home)
         folder.mkdir(parents=True, exist_ok=True)
         settings, template = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
         if not settings.exists():
@@ -140,6 +142,7 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     Raises:
         ConfigError: Dagster's folder cannot be written.
     """
+    use_private_umask()
     folder = dagster_folder(home)
     with FileLock(folder / "opening.lock"):  # two processes must not create the tables of a new folder at once
         # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
