@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
@@ -43,7 +44,7 @@ _ENVIRONMENT_DEFAULTS = {
 _PERMANENT_ERRORS = (400, 404, 409)
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
-_SQLITE = "sqlite:///"
+_SQLITE, _QUOTED_SQLITE = "sqlite:///", "sqlite+pysqlite:///"
 _LOCK_SECONDS = 300.0
 
 
@@ -116,7 +117,7 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
     """
     home = Path(home).resolve()  # a home has one address, however it is reached
     uri = tracking_uri(home)
-    database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    database = _database_file(uri)
     if database is not None and not create and not database.exists():
         raise TrackingError(
             f"There is no MLflow store in {home}. Run `macrec run DATASET` to create it, or set MACREC_HOME to another "
@@ -157,13 +158,26 @@ def tracking_uri(home: Path) -> str:
     Raises:
         TrackingError: the URI of a server contains a password, which links, logs and MLflow's own errors would reveal.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{mlflow_folder(home) / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(mlflow_folder(home) / "mlflow.db")
     if is_server(uri) and uri != without_password(uri):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI contains a user name or password for {without_password(uri)}. Remove them from the "
             "URI and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return uri
+
+
+def _sqlite_uri(database: Path) -> str:
+    """Return the URI of a database, with those characters of its path quoted that mean something in a URI."""
+    path = str(database)
+    # MLflow creates the folder in a URI of the first kind without unquoting it, so a quoted path needs the second.
+    return f"{_QUOTED_SQLITE}{quote(path)}" if any(character in path for character in "%?#") else f"{_SQLITE}{path}"
+
+
+def _database_file(uri: str) -> Path | None:
+    if uri.startswith(_QUOTED_SQLITE):
+        return Path(unquote(uri.removeprefix(_QUOTED_SQLITE)))
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def without_password(text: str) -> str:
@@ -271,12 +285,12 @@ def _create_database(database: Path, artifacts: Path) -> None:
     unfinished.unlink(missing_ok=True)
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", disable_flushing)
     try:
-        store = SqlAlchemyStore(f"{_SQLITE}{unfinished}", artifacts.as_uri())  # type: ignore[no-untyped-call]
+        store = SqlAlchemyStore(_sqlite_uri(unfinished), artifacts.as_uri())  # type: ignore[no-untyped-call]
         store.engine.dispose()
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", disable_flushing)
         with suppress(KeyError):
-            del SqlAlchemyStore._engine_map[f"{_SQLITE}{unfinished}"]
+            del SqlAlchemyStore._engine_map[_sqlite_uri(unfinished)]
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(database)
