@@ -64,7 +64,9 @@ def run(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the last run, which failed or was stopped, with its settings."),
+        typer.Option(
+            "--resume", help="Continue the last `macrec run`, which failed or was stopped, with its settings."
+        ),
     ] = False,
 ) -> None:
     """Run the pipeline on a data set, from its files to a registered model, and show the metrics.
@@ -109,19 +111,31 @@ def refresh(
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the last `macrec refresh`, which failed or was stopped, with its settings."
+        ),
+    ] = False,
 ) -> None:
     """Update the model after new interactions: known items keep their IDs, training continues from the last weights.
 
     The data set must have been run before.
 
-    Example: `macrec refresh demo`
+    Examples:
+
+    - `macrec refresh demo`
+    - `macrec refresh demo --resume`: continue after a failure or Ctrl-C
     """
     from macrec_pipeline.defs.jobs import JOB_OVERRIDES, REFRESH
 
+    if resume and settings:
+        raise ConfigError("--resume repeats the options of the last run: leave out --set.")
     spec = load_dataset(dataset)
     spec.config(parse_overrides([*JOB_OVERRIDES[REFRESH], *(settings or [])]))
-    require_files(spec, data.resolve())
-    _launch(dataset, home, data, settings, job=REFRESH)
+    if not resume:
+        require_files(spec, data.resolve())
+    _launch(dataset, home, data, settings, job=REFRESH, resume=resume)
     _show_results(dataset, home, has_new_metrics=True)
 
 
@@ -202,14 +216,17 @@ def evaluate_champion(
     console().print(champion_lines(dataset, json.loads(path.read_text(encoding="utf-8"))), highlight=False)
 
 
-def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str) -> None:
+def _launch(
+    dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str, resume: bool = False
+) -> None:
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
     from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     overrides = tuple(settings or ())
-    launch(LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, url=home.url), defs=defs)
+    request = LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, resume=resume, url=home.url)
+    launch(request, defs=defs)
 
 
 def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:

@@ -26,12 +26,13 @@ COMMAND = "MACREC_ON_FAILURE_COMMAND"
 WEBHOOK = "MACREC_ON_FAILURE_WEBHOOK"
 _TIMEOUT_SECONDS = 30.0
 _MAX_ERROR_LENGTH = 1000
-_COMMAND_OF_JOB = {
+COMMAND_OF_JOB = {
     FULL_PIPELINE: "macrec run",
     REFRESH: "macrec refresh",
     BATCH_RECOMMENDATIONS: "macrec recommend-all",
     EVALUATE_CHAMPION: "macrec evaluate-champion",
 }
+"""The command that launches each job, without the data set."""
 
 
 def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: str | None = None) -> dict[str, str]:
@@ -55,8 +56,8 @@ def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: 
         resume = "No action is needed: the daemon launches the run again, and finished steps are not repeated."
     else:
         resume = "On the run's page in Dagster, choose Re-execute, From failure; finished steps are not repeated."
-        if run.job_name in _COMMAND_OF_JOB:
-            resume += f" Or run `{_COMMAND_OF_JOB[run.job_name]} {dataset}`: training continues after its last epoch."
+        if run.job_name in COMMAND_OF_JOB:
+            resume += f" Or run `{COMMAND_OF_JOB[run.job_name]} {dataset}`: training continues after its last epoch."
     instance.add_run_tags(run.run_id, {ERROR_TAG: error, RESUME_TAG: resume})
     message = {
         "text": f"macrec: {run.job_name} of {dataset} failed. {error} {resume}",
