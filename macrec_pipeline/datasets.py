@@ -272,6 +272,67 @@ class Schedule(Section):
     )
 
 
+class Retention(Section):
+    """How much of a data set's past is kept. Versions in use and what they need are never removed."""
+
+    cron: Annotated[str, AfterValidator(_check_cron)] | None = Field(
+        "30 1 * * 0",
+        description="Times at which the job `prune` is launched, as a cron line. The default is Sundays at 1:30 a.m. "
+        "It applies if the file has a schedule, on_new_data or a section `retention`. null: only `macrec prune`.",
+    )
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field(
+        "UTC", description="IANA time zone of the cron line, such as Europe/Berlin."
+    )
+    versions: int = Field(
+        8,
+        ge=1,
+        le=10_000,
+        description="Number of newest model versions that are kept. Versions with an alias, such as champion or "
+        "challenger, and those that `macrec rollback` may need are kept in addition.",
+    )
+    previous_champions: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="Number of former champions that are kept, counted from the champion backwards, so that "
+        "`macrec rollback` can go back this many times.",
+    )
+    mlflow_runs: int = Field(
+        30,
+        ge=1,
+        le=100_000,
+        description="Number of newest pipeline runs that are kept in MLflow, each with the runs of its assets.",
+    )
+    mlflow_weeks: int = Field(
+        26, ge=1, le=520, description="Weeks after which a pipeline run is removed from MLflow, however few there are."
+    )
+    artifact_weeks: int = Field(
+        8,
+        ge=1,
+        le=520,
+        description="Weeks after which the plots and files of a run are removed from MLflow. Its settings and metrics "
+        "stay until the run is removed.",
+    )
+    dagster_runs: int = Field(
+        30, ge=1, le=100_000, description="Number of newest runs that are kept in Dagster, each with its events."
+    )
+    dagster_weeks: int = Field(
+        26,
+        ge=1,
+        le=520,
+        description="Weeks after which a run, or a tick of a schedule or sensor, is removed from Dagster.",
+    )
+    backtest_weeks: int = Field(
+        12, ge=1, le=520, description="Weeks after which the reports and tables of the last backtest are removed."
+    )
+    unsent_weeks: int = Field(
+        8,
+        ge=1,
+        le=520,
+        description="Weeks after which data that MLflow refused, or that could not be sent to it, is removed.",
+    )
+
+
 class DatasetSpec(Section):
     """One data set, as its YAML file describes it."""
 
@@ -297,11 +358,18 @@ class DatasetSpec(Section):
         description="Job that is launched when the files of the interactions or items change. null: no job is "
         "launched.",
     )
+    retention: Retention = Field(Retention(), description="How much of the past is kept, and when the rest is removed.")
 
     @property
     def reader_name(self) -> str:
         """The reader as the YAML file names it."""
         return self.source.name if isinstance(self.source, CustomSource) else self.source.reader
+
+    @property
+    def is_pruned_automatically(self) -> bool:
+        """Whether `prune` is launched without a person: the data set runs unattended, or its file has `retention`."""
+        is_unattended = bool(self.schedule or self.on_new_data or "retention" in self.model_fields_set)
+        return is_unattended and self.retention.cron is not None
 
     def layers(self) -> list[SettingsLayer]:
         """Return the settings that this file puts on top of the preset, later ones winning."""

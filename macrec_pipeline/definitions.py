@@ -13,9 +13,9 @@ from macrec_pipeline.defs.assets import (
     sasrec,
     semantic_ids,
 )
-from macrec_pipeline.defs.automation import CHANGE_SENSOR, NEW_DATA_SENSORS, ON_CHANGE, SCHEDULES
+from macrec_pipeline.defs.automation import CHANGE_SENSOR, NEW_DATA_SENSORS, ON_CHANGE, PRUNE_SCHEDULES, SCHEDULES
 from macrec_pipeline.defs.checks import CHECKS
-from macrec_pipeline.defs.jobs import EXECUTOR, JOBS
+from macrec_pipeline.defs.jobs import EXECUTOR, JOBS, prune_job
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.runs.run_sensors import SENSORS
 from macrec_pipeline.home import use_private_umask
@@ -30,8 +30,8 @@ defs = dg.Definitions(
         automation_condition=ON_CHANGE,
     ),
     asset_checks=CHECKS,
-    jobs=JOBS,
-    schedules=SCHEDULES,
+    jobs=[*JOBS, prune_job],
+    schedules=[*SCHEDULES, *PRUNE_SCHEDULES],
     sensors=[*SENSORS, *NEW_DATA_SENSORS, CHANGE_SENSOR],
     resources={"settings": Settings()},
     executor=EXECUTOR,

@@ -21,6 +21,7 @@ from rich.table import Table
 from macrec_pipeline.runtime.text_sanitizing import one_line
 
 if TYPE_CHECKING:
+    from macrec_pipeline.defs.retention import PruneReport
     from macrec_pipeline.tracking import ChampionChange
 
 WIDE = 115
@@ -178,6 +179,15 @@ def champion_lines(dataset: str, evaluation: Mapping[str, Any]) -> str:
             f"  latency          {evaluation['milliseconds']:.2f} ms per history",
         ]
     )
+
+
+def removals_table(report: "PruneReport") -> Table:
+    """Returns what retention removes, one row per thing, with its reason."""
+    table = Table("what", "name", "size", "reason", box=None, pad_edge=False)
+    for removal in report.removals:
+        size = f"{removal.num_bytes / 1e6:.1f} MB" if removal.num_bytes else "-"
+        table.add_row(removal.kind, _as_markup(removal.name), size, _as_markup(removal.reason))
+    return table
 
 
 def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:

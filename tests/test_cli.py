@@ -22,6 +22,7 @@ COMMANDS = (
     "backtest",
     "recommend",
     "recommend-all",
+    "prune",
     "evaluate-champion",
     "promote",
     "rollback",

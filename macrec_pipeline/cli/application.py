@@ -14,7 +14,7 @@ from macrec_pipeline import __version__
 from macrec_pipeline.cli.datasets import datasets_app, fetch_app
 from macrec_pipeline.cli.help_formatting import Command, Group
 from macrec_pipeline.cli.models import promote, recommend, rollback
-from macrec_pipeline.cli.runs import backtest, evaluate_champion, recommend_all, refresh, run
+from macrec_pipeline.cli.runs import backtest, evaluate_champion, prune, recommend_all, refresh, run
 from macrec_pipeline.cli.settings import settings
 from macrec_pipeline.cli.ui import ui
 from macrec_pipeline.errors import MacrecError, did_you_mean
@@ -44,7 +44,7 @@ app = typer.Typer(
 _PANELS = {
     "Run the pipeline": (run, refresh, backtest),
     "Use a model": (recommend, recommend_all, evaluate_champion, promote, rollback),
-    "Inspect and prepare": (settings, ui),
+    "Inspect and prepare": (settings, ui, prune),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -1,6 +1,7 @@
 """The commands that run the pipeline or a part of it.
 
-`macrec run`, `macrec refresh`, `macrec backtest`, `macrec recommend-all` and `macrec evaluate-champion`.
+`macrec run`, `macrec refresh`, `macrec backtest`, `macrec recommend-all`, `macrec evaluate-champion` and
+`macrec prune`.
 """
 
 import json
@@ -31,6 +32,7 @@ from macrec_pipeline.terminal import (
     console,
     metrics_table,
     quieten_libraries,
+    removals_table,
     show_finished_assets,
 )
 
@@ -214,6 +216,51 @@ def evaluate_champion(
     _launch(dataset, home, data, settings, job=EVALUATE_CHAMPION)
     path = home.folder / dataset / "champion_evaluation" / "evaluation.json"
     console().print(champion_lines(dataset, json.loads(path.read_text(encoding="utf-8"))), highlight=False)
+
+
+def prune(
+    dataset: DatasetArgument,
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed, with sizes and reasons.")
+    ] = False,
+) -> None:
+    """Remove old model versions, runs, events and backtests, as the data set's section `retention` says.
+
+    The champion, the challenger and what they need are never removed.
+
+    Examples:
+
+    - `macrec prune demo --dry-run`: see what would be removed
+    - `macrec prune demo`
+    """
+    load_dataset(dataset)
+    if not home.folder.is_dir():
+        raise ConfigError(f"There is no folder {home.folder}. Run `macrec run {dataset}` first, or choose with --home.")
+    quieten_libraries()
+    from macrec_pipeline.defs.jobs import PRUNE
+    from macrec_pipeline.defs.resources import Settings
+    from macrec_pipeline.defs.retention import plan, read_report
+    from macrec_pipeline.defs.runs.launch import open_instance
+
+    if dry_run:
+        with open_instance(home.folder) as instance:
+            report = plan(instance, Settings(home=home.url or str(home.folder), data=str(data.resolve())), dataset)
+    else:
+        _launch(dataset, home, data, None, job=PRUNE)
+        report = read_report(home.folder, dataset)
+    out = console()
+    if report.removals:
+        out.print(removals_table(report))
+    size = f"{report.freed_bytes / 1e6:,.1f} MB"
+    number = len(report.removals)
+    if dry_run:
+        out.print(f"Would remove {number:,} things and free {size}. To remove them, leave out --dry-run.")
+    else:
+        out.print(f"Removed {number:,} things and freed {size}.")
+    for note in report.notes:
+        out.print(escape(note), highlight=False, soft_wrap=True)
 
 
 def _launch(

@@ -13,7 +13,7 @@ import dagster as dg
 from macrec_pipeline.data.new_data import KnownFiles, find_changed_files
 from macrec_pipeline.data.readers.registry import source_files
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
-from macrec_pipeline.defs.jobs import JOBS
+from macrec_pipeline.defs.jobs import JOBS, PRUNE, prune_job
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.run_tags import RAW_DATA_TAG
 from macrec_pipeline.errors import ConfigError, DataError
@@ -57,6 +57,26 @@ def build_schedule(spec: DatasetSpec) -> dg.ScheduleDefinition:
     )
 
 
+def build_prune_schedule(spec: DatasetSpec) -> dg.ScheduleDefinition:
+    """Build the schedule that removes what a data set no longer needs."""
+    cron = spec.retention.cron
+    assert cron is not None, "only called for a data set that is pruned automatically"
+
+    def request_run(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        when = context.scheduled_execution_time.isoformat()
+        return dg.RunRequest(f"{PRUNE}:{spec.name}:{when}", partition_key=spec.name)
+
+    return dg.ScheduleDefinition(
+        f"{PRUNE}_{_python_name(spec)}",
+        job=prune_job,
+        cron_schedule=cron,
+        execution_timezone=spec.retention.timezone,
+        execution_fn=request_run,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Removes old versions, runs and events of {spec.name}, at the times in the data set's file.",
+    )
+
+
 def build_new_data_sensor(spec: DatasetSpec) -> dg.SensorDefinition:
     """Build the sensor that launches a job when a data set's raw files have new content and have stopped changing."""
     assert spec.on_new_data is not None, "only called for a data set that waits for new data"
@@ -89,7 +109,7 @@ def build_new_data_sensor(spec: DatasetSpec) -> dg.SensorDefinition:
 
 
 def automated_datasets(names: Sequence[str]) -> list[DatasetSpec]:
-    """Load the data sets that request a schedule or a sensor.
+    """Load the data sets for which something is launched without a person.
 
     A data set with an invalid file is logged and left out, so that it does not keep the others from loading.
     """
@@ -98,21 +118,23 @@ def automated_datasets(names: Sequence[str]) -> list[DatasetSpec]:
         try:
             spec = load_dataset(name)
             if spec.schedule:
-                _require_possible_time(spec.schedule.cron)
+                _require_possible_time("schedule.cron", spec.schedule.cron)
+            if spec.retention.cron:
+                _require_possible_time("retention.cron", spec.retention.cron)
         except ConfigError as error:  # the data set's own runs report the error too
             logger.warning("Automation is off for %s: %s", name, error)
             continue
-        if spec.schedule or spec.on_new_data:
+        if spec.schedule or spec.on_new_data or spec.is_pruned_automatically:
             specs.append(spec)
     return specs
 
 
-def _require_possible_time(cron: str) -> None:
+def _require_possible_time(setting: str, cron: str) -> None:
     """Raise `ConfigError` for a cron line that Dagster refuses although its fields are valid, such as February 31."""
     try:
         dg.ScheduleDefinition(name="probe", job_name="probe", cron_schedule=cron)
     except dg.DagsterInvalidDefinitionError:
-        raise ConfigError(f"schedule.cron is {cron!r}, a time that never comes. Choose a date that exists.") from None
+        raise ConfigError(f"{setting} is {cron!r}, a time that never comes. Choose a date that exists.") from None
 
 
 def _python_name(spec: DatasetSpec) -> str:
@@ -121,6 +143,7 @@ def _python_name(spec: DatasetSpec) -> str:
 
 _AUTOMATED = automated_datasets(dataset_names())
 SCHEDULES = [build_schedule(spec) for spec in _AUTOMATED if spec.schedule]
+PRUNE_SCHEDULES = [build_prune_schedule(spec) for spec in _AUTOMATED if spec.is_pruned_automatically]
 NEW_DATA_SENSORS = [build_new_data_sensor(spec) for spec in _AUTOMATED if spec.on_new_data]
 CHANGE_SENSOR = dg.AutomationConditionSensorDefinition(
     "make_again_what_changed",

@@ -12,6 +12,8 @@ Why each name is needed:
 - `DagsterSqliteStorage` and the modules that put a path into a database URL: `dagster_sqlite` quotes the path.
 - `InstanceRef` and the no-op compute log manager: the only way to open an instance folder with one setting replaced.
 - `JobFailureData` and `RunFailureReason`: the daemon retries a failed run only if the failure event says why it failed.
+- `SqliteEventLogStorage`: it keeps a file for each run, which it empties but does not remove when the run is deleted.
+- `SqlEventLogStorage` and `AssetCheckExecutionsTable`: the results of checks are not deleted with their run.
 - `DagsterGrpcClient` and `DagsterUserCodeUnreachableError`: whether a code server answers. The public command for it,
   `dagster api grpc-health-check`, starts an interpreter for each attempt.
 
@@ -30,6 +32,9 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.errors import DagsterPipesExecutionError, DagsterUserCodeUnreachableError
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 
@@ -48,7 +53,10 @@ __all__ = [
     "DagsterPipesExecutionError",
     "DagsterSqliteStorage",
     "DagsterUserCodeUnreachableError",
+    "delete_check_results",
+    "event_files",
     "open_instance_without_output_capture",
+    "runs_with_event_files",
     "unexpected_termination",
 ]
 
@@ -89,3 +97,26 @@ def open_instance_without_output_capture(
 def unexpected_termination() -> JobFailureData:
     """Return the failure data of a run whose process died, which the daemon's `run_retries` accept for a retry."""
     return JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION)
+
+
+def event_files(instance: dg.DagsterInstance, run_id: str) -> list[Path]:
+    """The files that hold the events of one run; none if the events of all runs are in one database."""
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqliteEventLogStorage):
+        return []
+    database = storage.path_for_shard(run_id)
+    return [path for path in map(Path, (database, f"{database}-wal", f"{database}-shm")) if path.is_file()]
+
+
+def runs_with_event_files(instance: dg.DagsterInstance) -> set[str]:
+    """The ids of all runs that have a file of events, whether the runs still exist or not."""
+    storage = instance.event_log_storage
+    return set(storage.get_all_run_ids()) if isinstance(storage, SqliteEventLogStorage) else set()
+
+
+def delete_check_results(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Delete the results of a run's checks, which Dagster keeps when it deletes the run."""
+    storage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage):
+        with storage.index_connection() as connection:
+            connection.execute(AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.run_id == run_id))

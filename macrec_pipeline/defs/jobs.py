@@ -2,12 +2,15 @@
 
 import dagster as dg
 
+from macrec_pipeline.defs.prune import remove_what_is_no_longer_needed
+from macrec_pipeline.defs.resources import DATASETS
 from macrec_pipeline.defs.run_tags import SETTINGS_TAG
 
 FULL_PIPELINE = "full_pipeline"
 REFRESH = "refresh"
 EVALUATE_CHAMPION = "evaluate_champion"
 BATCH_RECOMMENDATIONS = "batch_recommendations"
+PRUNE = "prune"
 
 JOB_OVERRIDES: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
 """Settings that a job applies to each of its runs, wherever the run is launched from."""
@@ -22,6 +25,19 @@ EXECUTOR = dg.multiprocess_executor.configured(
     },
     name="two_at_a_time",
 )
+
+
+@dg.job(
+    name=PRUNE,
+    partitions_def=DATASETS,
+    executor_def=dg.in_process_executor,
+    description="Removes old model versions, MLflow runs, Dagster runs and backtests of a data set, as its section "
+    "`retention` says. The champion, the challenger and what they need are never removed.",
+)
+def prune_job() -> None:
+    """The job `prune`."""
+    remove_what_is_no_longer_needed()
+
 
 # Using the champion, for recommendations or for monitoring, is not part of building a model.
 _MODEL_ASSETS = dg.AssetSelection.all() - dg.AssetSelection.groups("recommendations", "monitoring")

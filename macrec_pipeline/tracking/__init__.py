@@ -8,6 +8,7 @@ from macrec_pipeline.tracking.loading import RegisteredBundle, load_model, model
 from macrec_pipeline.tracking.promotion import ChampionChange, VersionSummary
 from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, PromotionProposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
+from macrec_pipeline.tracking.retention import PlannedRemoval, Removal
 from macrec_pipeline.tracking.server import server_command
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
 from macrec_pipeline.tracking.tracker import Tracker, open_tracking
@@ -16,10 +17,12 @@ __all__ = [
     "DEFAULT_UI_PORT",
     "AssetRun",
     "ChampionChange",
+    "PlannedRemoval",
     "PromotionOutcome",
     "PromotionProposal",
     "RegisteredBundle",
     "RegisteredVersion",
+    "Removal",
     "Tracker",
     "VersionSummary",
     "load_model",

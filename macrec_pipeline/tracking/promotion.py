@@ -73,7 +73,7 @@ def promote(
         if over is not None and current != over:
             raise ChampionMovedError(f"The champion of {name} is now {_version_text(current)}, not version {over}.")
         decision = f"promoted over {_version_text(current)}"
-        return _set_champion(store, model, [*_champions(model), chosen], decision=decision, reason=reason)
+        return _set_champion(store, model, [*champion_history(model), chosen], decision=decision, reason=reason)
 
 
 def rollback(store: TrackingStore, dataset: str, *, reason: str) -> ChampionChange:
@@ -85,7 +85,7 @@ def rollback(store: TrackingStore, dataset: str, *, reason: str) -> ChampionChan
         if current is None:
             raise TrackingError(f"{name} has no champion. Choose one: `macrec promote {dataset} --version N`.")
         existing = {int(found.version) for found in _versions(store, name)}
-        champions = _champions(model)
+        champions = champion_history(model)
         while champions and (champions[-1] == current or champions[-1] not in existing):
             champions.pop()
         if not champions:
@@ -105,7 +105,8 @@ def _set_champion(
 ) -> ChampionChange:
     """Move the alias to the last of `champions`, then record the decision.
 
-    If the process dies between the two steps, the champion is missing in the recorded history; `_champions` adds it.
+    If the process dies between the two steps, the champion is missing in the recorded history;
+    `champion_history` adds it.
     """
     chosen, current = champions[-1], _version_with_alias(model, CHAMPION)
     change = ChampionChange(
@@ -186,7 +187,7 @@ def _version_with_alias(model: RegisteredModel, alias: str) -> int | None:
     return int(model.aliases[alias]) if alias in model.aliases else None
 
 
-def _champions(model: RegisteredModel) -> list[int]:
+def champion_history(model: RegisteredModel) -> list[int]:
     """List all champions so far, the present one last, even if it got the alias in MLflow's UI."""
     champions = [int(number) for number in json.loads(model.tags.get(CHAMPIONS_TAG, "[]"))]
     current = _version_with_alias(model, CHAMPION)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macrec_pipeline.tracking import loading, promotion, promotion_outcome, registry, runs
+from macrec_pipeline.tracking import loading, promotion, promotion_outcome, registry, retention, runs
 from macrec_pipeline.tracking.asset_run import AssetRun
 from macrec_pipeline.tracking.promotion import ChampionChange
 from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, PromotionProposal
@@ -16,6 +16,7 @@ from macrec_pipeline.tracking.store import TrackingStore, connect
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import PipelineConfig
+    from macrec_pipeline.datasets import Retention
 
 
 def open_tracking(home: Path, *, create: bool = True) -> Tracker:
@@ -193,3 +194,24 @@ class Tracker:
             TrackingError: there is no such model or no previous champion, or the store rejects a request.
         """
         return promotion.rollback(self._store, dataset, reason=reason)
+
+    @contextmanager
+    def retention_plan(
+        self, dataset: str, limits: Retention, *, pinned: Collection[int] = ()
+    ) -> Iterator[retention.MlflowPlan]:
+        """List what a data set no longer needs. During the block no version can be promoted, so the plan stays valid.
+
+        Args:
+            dataset: name of the data set.
+            limits: the data set's settings.
+            pinned: versions that settings name, which are kept.
+
+        Raises:
+            TrackingError: the store rejects a request.
+        """
+        with self._store.lock("aliases"):
+            yield retention.plan_mlflow(self._store, dataset, limits, pinned=pinned)
+
+    def compact(self) -> int:
+        """Give free pages of the home's database back to the file system; return the number of bytes."""
+        return retention.compact_mlflow(self._store)
