@@ -12,6 +12,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.ids import continuity
 from macrec_pipeline.defs.manifest_keys import CATALOGUE, MAY_BE_UNTOUCHED
@@ -93,7 +94,8 @@ def _former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
     """The items that an earlier version of the catalogue had and the present one lacks, as `FORMER_ITEMS`."""
     from macrec_pipeline.data.cleaning.clean import remember_former_items
 
-    if not asset.store.has("raw_items"):
+    # Indexed files number their items, so they always belong to one edition with all of them.
+    if not asset.store.has("raw_items") or isinstance(asset.spec.source, IndexedSource):
         return FORMER_ITEMS.empty()
     try:
         previous = asset.store.read_table("raw_items")
