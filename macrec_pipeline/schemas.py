@@ -331,6 +331,9 @@ SEMANTIC_IDS = table_schema(
     sorted_by=("item_index",),
     description="One row per item: its semantic ID in each modality.",
 )
+_TOLD = ("title", "text", "image_path", "image_url", "categories")
+"""What the catalogue tells about an item."""
+
 RETIRED_IDS = table_schema(
     "retired_ids",
     {
@@ -345,6 +348,32 @@ RETIRED_IDS = table_schema(
     sorted_by=("item_id",),
     description="One row per item that has left the catalogue but whose semantic IDs are still reserved; stored beside "
     "semantic_ids.",
+)
+FORMER_ITEMS = table_schema(
+    "former_items",
+    {
+        "item_id": _ITEM_ID,
+        **{name: Column(RAW_ITEMS.columns[name], RAW_ITEMS.column_descriptions[name], nullable=True) for name in _TOLD},
+        "source_file": _SOURCE_FILE,
+        "source_row": _SOURCE_ROW,
+        "left_at": Column(_INT, "the day on which the item was first missing, in ms since the epoch"),
+    },
+    unique=(("item_id",),),
+    sorted_by=("item_id",),
+    description="One row per item that was once in the catalogue and no longer is, as it was last seen; stored beside "
+    "raw_items.",
+)
+UNLISTED_ITEMS = table_schema(
+    "unlisted_items",
+    {
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "left_at": Column(_INT, "the day on which the item was first missing, in ms since the epoch"),
+    },
+    unique=(("item_index",), ("item_id",)),
+    sorted_by=("item_index",),
+    description="One row per item of `items` that is no longer in the catalogue. It stays in histories and is trained "
+    "on, but it is never recommended; stored beside items.",
 )
 PREDICTIONS = table_schema(
     "predictions",
@@ -406,5 +435,9 @@ TABLES: dict[str, TableSchema] = {
     "predictions": PREDICTIONS,
 }
 """Asset name -> the schema of its table."""
-SIDE_TABLES: dict[str, TableSchema] = {"retired_ids": RETIRED_IDS}
+SIDE_TABLES: dict[str, TableSchema] = {
+    "former_items": FORMER_ITEMS,
+    "unlisted_items": UNLISTED_ITEMS,
+    "retired_ids": RETIRED_IDS,
+}
 """Tables that are stored in the same version as an asset's own table, and left out if they would have no rows."""

@@ -12,6 +12,7 @@ from macrec_pipeline.defs.manifest_keys import CODES_OF
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality, item_sequences, training_sequences
+from macrec_pipeline.defs.unlisted_items import evaluation_histories, unlisted_items
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
@@ -63,7 +64,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
 
 @dg.asset(
-    deps=["histories", "recommender", "sasrec"],
+    deps=["histories", "items", "recommender", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
@@ -82,7 +83,7 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     with open_asset(context, settings, "predictions") as asset:
         device = prepare_device(asset.config.runtime)
         bundle = RecommenderBundle.load(asset.folder("recommender") / "bundle", device=device)
-        users = asset.read_table("histories").filter("tested")
+        users = evaluation_histories(asset).filter("tested")
         sasrec = _load_sasrec(asset, device) if asset.config.sasrec.enabled else None
         ranked = predict_test_users(
             bundle,
@@ -250,7 +251,9 @@ def _write_bundle(
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=asset.config.decoding.model_dump(mode="json"),
-        catalogue=items.select("title", "image_path", "categories").to_dicts(),
+        catalogue=items.select(
+            "title", "image_path", "categories", listed=~pl.col("item_index").is_in(unlisted_items(asset).tolist())
+        ).to_dicts(),
         provenance={
             "dataset": asset.dataset,
             "config_digest": asset.config.digest(),
