@@ -22,6 +22,7 @@ from macrec_pipeline.data.readers.column_parsing import (
 )
 from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.text_files import (
     SourceTable,
     column_position,
@@ -111,12 +112,19 @@ class TablesReader(Reader):
     def _parts(self, mapping: TableFile, columns: Iterable[str | int]) -> Iterator[SourceTable]:
         path = self._path(mapping)
         if not _is_parquet(mapping):
-            yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+            yield from read_delimited_parts(
+                path,
+                mapping.file,
+                separator=_separator(mapping),
+                header=mapping.header,
+                quoting=_quoting(mapping),
+                encoding=mapping.encoding,
+            )
             return
         names, num_columns = _header(path, mapping)
         positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
         try:
-            source = pl.scan_parquet(path)
+            source = pl.scan_parquet(path, glob=False)
             num_rows = int(source.select(pl.len()).collect().item())
             for start in range(0, num_rows, _PARQUET_ROWS):
                 frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
@@ -214,10 +222,17 @@ def _categories(table: SourceTable, mapping: ItemsTable) -> pl.Series:
 def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int]:
     """Return the column names, None without header, and the number of columns."""
     if not _is_parquet(mapping):
-        names, num_columns, _ = read_header(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        names, num_columns, _ = read_header(
+            path,
+            mapping.file,
+            separator=_separator(mapping),
+            header=mapping.header,
+            quoting=_quoting(mapping),
+            encoding=mapping.encoding,
+        )
         return names, num_columns
     try:
-        columns = tuple(pl.read_parquet_schema(path))
+        columns = tuple(pl.scan_parquet(path, glob=False).collect_schema())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable_parquet(mapping.file, error) from None
     return columns, len(columns)
@@ -235,5 +250,13 @@ def _is_parquet(mapping: TableFile) -> bool:
 
 def _separator(mapping: TableFile) -> str:
     """Return the separator: a tab for a file named `.tsv`, unless the data set sets one."""
-    is_tsv = mapping.file.lower().removesuffix(".gz").endswith(".tsv")
+    is_tsv = mapping.file.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
     return "\t" if is_tsv and "separator" not in mapping.model_fields_set else mapping.separator
+
+
+def _quoting(mapping: TableFile) -> Quoting:
+    if mapping.quote == "none":
+        return Quoting(None, mapping.escape, is_declared=True)
+    return Quoting(
+        '"' if mapping.quote == "auto" else mapping.quote, mapping.escape, is_declared=mapping.quote != "auto"
+    )
