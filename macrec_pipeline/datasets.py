@@ -80,6 +80,14 @@ def _check_separator(separator: str) -> str:
     return separator
 
 
+def _check_time_format(time_format: str) -> str:
+    directives = set(re.findall(r"%-?\.?\d?(.)", time_format))
+    unknown = directives - set("YymbBdeHIMSfpzjTDFRs")
+    if unknown or not directives & set("YyDFs"):
+        raise ValueError("must be a strptime format with a year, such as %Y%m%d or %d.%m.%Y %H:%M")
+    return time_format
+
+
 def _read_quote(quote: Any) -> Any:
     return "none" if quote is None else quote
 
@@ -132,6 +140,11 @@ class TableFile(Section):
         "null: a quote inside a quoted cell is doubled.",
     )
 
+    null_words: tuple[str, ...] = Field(
+        ("NULL", "null", "NaN", "nan", "None", "\\N", "<NA>", "NaT"),
+        description="Cells that stand for a missing value. []: none does, as for a user who is called None.",
+    )
+
 
 class InteractionsTable(TableFile):
     """The interaction log, and the meaning of its columns."""
@@ -144,6 +157,12 @@ class InteractionsTable(TableFile):
         description="Unit of the times since 1970: seconds, milliseconds or microseconds; or iso for texts such as "
         "2018-01-31T10:00:00+02:00. Without a time zone they are UTC.",
     )
+    timestamp_format: Annotated[str, AfterValidator(_check_time_format)] | None = Field(
+        None,
+        description="Format of times that are texts or numbers such as 20180131, in the notation of strptime: %Y%m%d. "
+        "It replaces timestamp_unit.",
+    )
+    decimal: Literal[".", ","] = Field(".", description="Sign before the fraction of a rating, as in 4.5 or 4,5.")
     rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
 
 

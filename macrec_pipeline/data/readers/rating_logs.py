@@ -69,18 +69,19 @@ def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separat
     cells = _split(block.data, columns, separator)
     rating, timestamp = number_cells(cells["rating"]), time_cells(cells["timestamp"], "s")
     has_extra_cells = cells[OVERFLOW].is_not_null()
-    is_invalid = pl.repeat(False, cells.height, eager=True)
-    is_invalid = is_invalid.scatter(lines, True) if (lines := invalid_lines(block)) else is_invalid
-    problem = (
-        pl.when(is_invalid)
-        .then(pl.lit("invalid_text: bytes that are not UTF-8"))
-        .when(has_extra_cells)
+    problem: pl.Expr = (
+        pl.when(has_extra_cells)
         .then(pl.lit(f"wrong_number_of_cells: more than {len(columns)}, separated by {separator!r}"))
         .when(cells["rating"].is_not_null() & rating.is_null())
         .then(_not_a_number(cells["rating"]))
         .when(cells["timestamp"].is_not_null() & timestamp.is_null())
         .then(_not_a_number(cells["timestamp"]))
     )
+    problem, is_usable = problem.cast(pl.String), ~has_extra_cells
+    if lines := invalid_lines(block):
+        is_invalid = pl.repeat(False, cells.height, eager=True).scatter(lines, True)
+        problem = pl.when(is_invalid).then(pl.lit("invalid_text: bytes that are not UTF-8")).otherwise(problem)
+        is_usable &= ~is_invalid
     return pl.DataFrame(
         {
             "user_id": id_cells(cells["user_id"]),
@@ -90,10 +91,10 @@ def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separat
         }
     ).select(
         # No cell of a line with extra cells is trusted: its columns cannot be told apart. Replaced bytes are no ID.
-        pl.when(~has_extra_cells & ~is_invalid).then(pl.all()),
+        pl.when(is_usable).then(pl.all()),
         pl.lit(file).alias("source_file"),
         pl.int_range(block.first_line, pl.len() + block.first_line, dtype=pl.Int64).alias("source_row"),
-        problem.cast(pl.String).alias("problem"),
+        problem.alias("problem"),
     )
 
 

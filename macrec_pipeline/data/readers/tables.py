@@ -10,15 +10,13 @@ from pathlib import Path
 
 import polars as pl
 
+from macrec_pipeline.data.readers.column_checks import ColumnReader
 from macrec_pipeline.data.readers.column_parsing import (
     category_cells,
     compose_texts,
     flag_cells,
-    id_cells,
     join_flags,
-    number_cells,
     text_cells,
-    time_cells,
 )
 from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
 from macrec_pipeline.data.readers.reader import Reader
@@ -51,10 +49,13 @@ class TablesReader(Reader):
 
         Raises:
             MissingFileError: the file does not exist.
-            SchemaError: a column is missing, or the file cannot be split into rows.
+            SchemaError: a column is missing or filled but unreadable, or the file cannot be split into rows.
         """
         mapping = self.source.interactions
-        return (_interactions(part, mapping) for part in self._parts(mapping, _interaction_columns(mapping)))
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        for part in self._parts(mapping, _interaction_columns(mapping)):
+            yield _interactions(part, mapping, columns)
+        columns.check()
 
     def items(self) -> pl.DataFrame:
         """Return the catalogue as `RAW_ITEMS`: title, text composed of the mapped columns, and image if it exists.
@@ -65,7 +66,9 @@ class TablesReader(Reader):
         """
         mapping = self.source.items
         parts = self._parts(mapping, _item_columns(mapping))
-        frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, self.data_dir) for part in parts)])
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, self.data_dir, columns) for part in parts)])
+        columns.check()
         return RAW_ITEMS.check(frame, mapping.file)
 
     def problems(self) -> list[str]:
@@ -135,15 +138,17 @@ class TablesReader(Reader):
             raise _unreadable_parquet(mapping.file, error) from None
 
 
-def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame:
+def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
     no_ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
     return pl.DataFrame(
         {
-            "user_id": id_cells(part.column(mapping.user_id)),
-            "item_id": id_cells(part.column(mapping.item_id)),
-            "rating": no_ratings if mapping.rating is None else number_cells(part.column(mapping.rating)),
-            "timestamp": time_cells(part.column(mapping.timestamp), mapping.timestamp_unit),
+            "user_id": columns.ids(part, mapping.user_id),
+            "item_id": columns.ids(part, mapping.item_id),
+            "rating": no_ratings
+            if mapping.rating is None
+            else columns.numbers(part, mapping.rating, decimal=mapping.decimal),
+            "timestamp": columns.times(part, mapping.timestamp, mapping.timestamp_unit, mapping.timestamp_format),
             "source_file": pl.repeat(part.file, num_rows, eager=True),
             "source_row": part.line_numbers,
             "problem": part.problems(),
@@ -151,17 +156,17 @@ def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame
     )
 
 
-def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
-    item_ids, titles = id_cells(part.column(mapping.item_id)), text_cells(part.column(mapping.title))
+def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: ColumnReader) -> pl.DataFrame:
+    item_ids, titles = columns.ids(part, mapping.item_id), text_cells(columns.cells(part, mapping.title))
     nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
     return pl.DataFrame(
         {
             "item_id": item_ids,
             "title": titles,
-            "text": compose_texts(titles, _text_parts(part, mapping)),
+            "text": compose_texts(titles, _text_parts(part, mapping, columns)),
             "image_path": nulls if mapping.image is None else existing_images(item_ids, mapping.image, data_dir),
-            "image_url": nulls if mapping.image_url is None else text_cells(part.column(mapping.image_url)),
-            "categories": _categories(part, mapping),
+            "image_url": nulls if mapping.image_url is None else text_cells(columns.cells(part, mapping.image_url)),
+            "categories": _categories(part, mapping, columns),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
             "problem": part.problems(),
@@ -200,22 +205,22 @@ def _item_columns(mapping: ItemsTable) -> list[str | int]:
     return columns
 
 
-def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
+def _text_parts(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) -> list[pl.Series]:
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(table.column(part))
+        else text_cells(columns.cells(table, part))
         for part in mapping.texts
     ]
 
 
-def _categories(table: SourceTable, mapping: ItemsTable) -> pl.Series:
-    columns = mapping.categories
-    if columns is None:
+def _categories(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) -> pl.Series:
+    categories = mapping.categories
+    if categories is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
-    if not isinstance(columns, FlagColumns):
-        return category_cells(table.column(columns), separator=mapping.categories_separator)
-    names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in columns.flags]
+    if not isinstance(categories, FlagColumns):
+        return category_cells(columns.cells(table, categories), separator=mapping.categories_separator)
+    names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in categories.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 
 
