@@ -93,7 +93,8 @@ class RowSplitter:
             if _UNIT_SEPARATOR in data:
                 return None
             data, separator = data.replace(separator, _UNIT_SEPARATOR), _UNIT_SEPARATOR
-        rows = read_lines(data, num_columns, separator.decode(), quote=quote if is_quoted else None).rechunk()
+        rows = read_lines(data, num_columns, separator.decode(), quote=quote if is_quoted else None)
+        rows = rows.rechunk() if is_quoted else rows
         if rows.height != data.count(b"\n") + (not data.endswith(b"\n") and bool(data)):
             return None
         has_odd_row = rows[str(num_columns - 1)].null_count() > 0 or rows[OVERFLOW].null_count() < rows.height

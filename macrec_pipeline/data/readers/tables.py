@@ -19,6 +19,13 @@ from macrec_pipeline.data.readers.column_parsing import (
     text_cells,
 )
 from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
+from macrec_pipeline.data.readers.parquet_columns import (
+    Meaning,
+    as_plain_cells,
+    parquet_columns,
+    type_problem,
+    unreadable_parquet,
+)
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.text_files import (
@@ -30,7 +37,6 @@ from macrec_pipeline.data.readers.text_files import (
 )
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
-from macrec_pipeline.runtime.text_sanitizing import one_line_error
 from macrec_pipeline.schemas import RAW_ITEMS
 
 _PARQUET_ROWS = 1_000_000  # read at once
@@ -88,6 +94,7 @@ class TablesReader(Reader):
                     column_position(column, names, num_columns, mapping.file)
                 except SchemaError as error:
                     problems.append(str(error))
+            problems += self._type_problems(mapping)
         return problems + _image_problems(self.source.items, self.data_dir)
 
     def source_files(self) -> list[Path]:
@@ -108,6 +115,23 @@ class TablesReader(Reader):
             )
         return None if mapping.image_url is None else mapping.image
 
+    def _type_problems(self, mapping: TableFile) -> list[str]:
+        """Return one sentence per parquet column whose type cannot hold what the data set maps it to."""
+        if not _is_parquet(mapping):
+            return []
+        types = parquet_columns(self._path(mapping), mapping.file)
+        names = tuple(types)
+        problems = []
+        for ref, meaning in _meanings(mapping):
+            try:
+                position = column_position(ref, names, len(names), mapping.file)
+            except SchemaError:
+                continue  # reported as a missing column
+            found = type_problem(types[names[position]].dtype, meaning)
+            if found is not None:
+                problems.append(f"{mapping.file}, column {names[position]!r}: {found}")
+        return problems
+
     def _path(self, mapping: TableFile) -> Path:
         section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
         return require_file(self.data_dir, mapping.file, what=f"source.{section}.file")
@@ -124,18 +148,42 @@ class TablesReader(Reader):
                 encoding=mapping.encoding,
             )
             return
-        names, num_columns = _header(path, mapping)
-        positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
+        problems = self._type_problems(mapping)
+        if problems:
+            raise SchemaError(" ".join(problems))
+        types = parquet_columns(path, mapping.file)
+        names = tuple(types)
+        positions = sorted({column_position(column, names, len(names), mapping.file) for column in columns})
+        wanted = [types[names[position]].expression.alias(str(position)) for position in positions]
         try:
             source = pl.scan_parquet(path, glob=False)
             num_rows = int(source.select(pl.len()).collect().item())
             for start in range(0, num_rows, _PARQUET_ROWS):
-                frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
-                frame.columns = [str(position) for position in positions]
+                frame = source.slice(start, _PARQUET_ROWS).select(wanted).collect()
+                frame = frame.select(as_plain_cells(column, mapping.file, start + 1) for column in frame)
                 row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
-                yield SourceTable(mapping.file, names, num_columns, frame, row_numbers)
+                yield SourceTable(mapping.file, names, len(names), frame, row_numbers)
         except pl.exceptions.PolarsError as error:
-            raise _unreadable_parquet(mapping.file, error) from None
+            raise unreadable_parquet(mapping.file, error) from None
+
+
+def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
+    """Return each mapped column, and what the data set takes its cells for."""
+    if isinstance(mapping, InteractionsTable):
+        meanings: list[tuple[str | int, Meaning]] = [(mapping.user_id, "id"), (mapping.item_id, "id")]
+        meanings.append((mapping.timestamp, "time"))
+        return meanings if mapping.rating is None else [*meanings, (mapping.rating, "number")]
+    if not isinstance(mapping, ItemsTable):
+        return []
+    meanings = [(mapping.item_id, "id"), (mapping.title, "text")]
+    if mapping.image_url is not None:
+        meanings.append((mapping.image_url, "text"))
+    for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
+        if isinstance(part, FlagColumns):
+            meanings.extend((flag, "flag") for flag in part.flags)
+        else:
+            meanings.append((part, "texts"))
+    return meanings
 
 
 def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
@@ -236,15 +284,8 @@ def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int
             encoding=mapping.encoding,
         )
         return names, num_columns
-    try:
-        columns = tuple(pl.scan_parquet(path, glob=False).collect_schema())
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable_parquet(mapping.file, error) from None
+    columns = tuple(parquet_columns(path, mapping.file))
     return columns, len(columns)
-
-
-def _unreadable_parquet(file: str, error: Exception) -> SchemaError:
-    return SchemaError(f"{file} cannot be read as parquet: {one_line_error(error)}")
 
 
 def _is_parquet(mapping: TableFile) -> bool:
