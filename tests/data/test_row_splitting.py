@@ -168,7 +168,7 @@ def test_packed_files_are_recognised_by_their_content(tmp_path: Path, pack) -> N
     ("start", "what"),
     [
         (b"PK\x03\x04", "a zip archive or an Excel workbook"),
-        (b"BZh9", "packed with bzip2"),
+        (b"BZh91AY&SY", "packed with bzip2"),
         (b"\xfd7zXZ\x00", "packed with xz"),
         (b"PAR1", "a parquet file"),
     ],

@@ -35,7 +35,11 @@ _REFUSED_FORMATS = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook (.xlsx)", "Unpack the archive, or export the sheet as CSV"),
     (b"PK\x05\x06", "an empty zip archive", "Export the file again"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "Export the sheet as CSV"),
-    (b"BZh", "packed with bzip2", "Unpack it with bunzip2, or pack it with gzip or zstd instead"),
+    (
+        tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+        "packed with bzip2",
+        "Unpack it with bunzip2, or pack it with gzip or zstd instead",
+    ),
     (b"\xfd7zXZ\x00", "packed with xz", "Unpack it with unxz, or pack it with gzip or zstd instead"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it, or pack the file with gzip or zstd instead"),
     (b"\x04\x22\x4d\x18", "packed with lz4", "Unpack it with unlz4, or pack it with gzip or zstd instead"),
@@ -148,7 +152,7 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with path.open("rb") as raw:
-            start = raw.read(8)
+            start = raw.read(16)
         for magic, what, remedy in _REFUSED_FORMATS:
             if start.startswith(magic):
                 raise SchemaError(f"{path.name} is {what}, expected a text file, plain or packed with gzip. {remedy}.")
