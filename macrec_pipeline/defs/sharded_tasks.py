@@ -44,9 +44,8 @@ class RecommendationTask:
         from macrec_pipeline.recommender import RecommenderBundle
 
         bundle = RecommenderBundle.load(self.bundle, device=device)
-        item_ids = np.array(
-            pl.read_parquet(self.items, columns=["item_id"], glob=False)["item_id"].to_list(), dtype=object
-        )
+        items = pl.read_parquet(self.items, glob=False, columns=["item_id"])
+        item_ids = np.array(items["item_id"].to_list(), dtype=object)
 
         def recommend(first: int, count: int) -> pl.DataFrame:
             users = pl.scan_parquet(self.histories, glob=False).slice(first, count).collect()
