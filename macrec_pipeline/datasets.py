@@ -141,6 +141,18 @@ class DemoSource(Section):
     seed: int = Field(7, ge=0, description="Seed of the generator. The same seed and sizes give the same files.")
 
 
+class SequencesSource(Section):
+    """Lines of a user and the user's items in time order, as in the benchmarks of S3-Rec."""
+
+    reader: Literal["sequences"] = Field(description="Name of the reader.")
+    file: DataPath = Field(
+        description="Path of the file, relative to the data folder. It may be gzipped, with or without the ending .gz."
+    )
+    items: ItemsTable | None = Field(
+        None, description="The item catalogue. null: the ids of the file are the items and their titles."
+    )
+
+
 class IndexedSource(Section):
     """LC-Rec and MQL4GRec files: integer ids, precomputed embeddings and semantic IDs. Any file may end in .gz."""
 
@@ -224,8 +236,10 @@ class CustomSource(Section):
         return self
 
 
-BuiltInSource = TablesSource | DemoSource | IndexedSource | Amazon2018Source | Amazon2023Source | MovielensSource
-BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "amazon2018", "amazon2023", "movielens")
+BuiltInSource = (
+    TablesSource | DemoSource | IndexedSource | SequencesSource | Amazon2018Source | Amazon2023Source | MovielensSource
+)
+BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "sequences", "amazon2018", "amazon2023", "movielens")
 
 
 def _separate_options(source: Any) -> Any:

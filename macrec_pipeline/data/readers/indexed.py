@@ -15,15 +15,11 @@ import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import compose_texts, text_cells
 from macrec_pipeline.data.readers.reader import Reader, raw_table
+from macrec_pipeline.data.readers.sequence_times import made_up_times
 from macrec_pipeline.data.readers.text_files import open_unpacked, require_file_or_gz
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
-from macrec_pipeline.runtime.time_units import MINUTE_MS
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
-
-# Made-up times for a log that only has an order: from 2018-01-01 00:00 UTC, one minute per position, for every user.
-_FIRST_TIME = 1_514_764_800_000
-_STEP = MINUTE_MS
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class IndexedReader(Reader):
         columns = pl.DataFrame(
             {"user_id": user_ids, "item_id": item_ids, "position": positions},
             schema={"user_id": pl.String, "item_id": pl.String, "position": pl.Int64},
-        ).select("user_id", "item_id", (_FIRST_TIME + _STEP * pl.col("position")).alias("timestamp"))
+        ).select("user_id", "item_id", made_up_times(pl.col("position")).alias("timestamp"))
         return raw_table(RAW_INTERACTIONS, columns, file=file)
 
     def _item_details(self) -> dict[str, dict[str, Any]]:

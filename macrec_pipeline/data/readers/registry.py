@@ -20,6 +20,7 @@ from macrec_pipeline.data.readers.demo import DemoReader
 from macrec_pipeline.data.readers.indexed import IndexedReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.sequences import SequencesReader
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import CustomSource, DatasetSpec, reader_entry_points, unknown_reader_message
 from macrec_pipeline.errors import ConfigError, did_you_mean
@@ -30,6 +31,7 @@ BUILT_IN_READERS: dict[str, Callable[[Any, Path], Reader]] = {
     "tables": TablesReader,
     "demo": DemoReader,
     "indexed": IndexedReader,
+    "sequences": SequencesReader,
     "amazon2018": AmazonReader,
     "amazon2023": AmazonReader,
     "movielens": MovielensReader,

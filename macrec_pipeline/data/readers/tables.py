@@ -53,7 +53,7 @@ class TablesReader(Reader):
             SchemaError: a column is missing, or the file cannot be split into rows.
         """
         mapping = self.source.interactions
-        return (_interactions(part, mapping) for part in self._parts(mapping, _interaction_columns(mapping)))
+        return (_interactions(part, mapping) for part in _parts(mapping, _interaction_columns(mapping), self.data_dir))
 
     def items(self) -> pl.DataFrame:
         """Return the catalogue as `RAW_ITEMS`: title, text composed of the mapped columns, and image if it exists.
@@ -62,33 +62,17 @@ class TablesReader(Reader):
             MissingFileError: the file does not exist. A missing image is not an error.
             SchemaError: a column is missing, or the file cannot be split into rows.
         """
-        mapping = self.source.items
-        parts = self._parts(mapping, _item_columns(mapping))
-        frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, self.data_dir) for part in parts)])
-        return RAW_ITEMS.check(frame, mapping.file)
+        return read_items(self.source.items, self.data_dir)
 
     def problems(self) -> list[str]:
         """Return the missing files and columns; reads no more than the headers of the files."""
-        problems = []
-        for mapping, columns in (
-            (self.source.interactions, _interaction_columns(self.source.interactions)),
-            (self.source.items, _item_columns(self.source.items)),
-        ):
-            try:
-                names, num_columns = _header(self._path(mapping), mapping)
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            for column in columns:
-                try:
-                    column_position(column, names, num_columns, mapping.file)
-                except SchemaError as error:
-                    problems.append(str(error))
-        return problems + _image_problems(self.source.items, self.data_dir)
+        mapping = self.source.interactions
+        problems = _column_problems(mapping, _interaction_columns(mapping), self.data_dir)
+        return problems + item_problems(self.source.items, self.data_dir)
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raises `MissingFileError`."""
-        return [self._path(mapping) for mapping in (self.source.interactions, self.source.items)]
+        return [_path(mapping, self.data_dir) for mapping in (self.source.interactions, self.source.items)]
 
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses.
@@ -96,35 +80,71 @@ class TablesReader(Reader):
         Raises:
             ConfigError: the data set names a column of image addresses, but not where the images belong.
         """
-        mapping = self.source.items
-        if mapping.image_url is not None and mapping.image is None:
-            raise ConfigError(
-                f"source.items.image_url names the column {mapping.image_url!r} of image addresses, but there is no "
-                f"source.items.image. Add it to say where the images belong, for example posters/{PLACEHOLDER}.jpg."
-            )
-        return None if mapping.image_url is None else mapping.image
+        return image_template_of_items(self.source.items)
 
-    def _path(self, mapping: TableFile) -> Path:
-        section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
-        return require_file(self.data_dir, mapping.file, what=f"source.{section}.file")
 
-    def _parts(self, mapping: TableFile, columns: Iterable[str | int]) -> Iterator[SourceTable]:
-        path = self._path(mapping)
-        if not _is_parquet(mapping):
-            yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
-            return
-        names, num_columns = _header(path, mapping)
-        positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
+def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
+    """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`."""
+    parts = _parts(mapping, _item_columns(mapping), data_dir)
+    frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir) for part in parts)])
+    return RAW_ITEMS.check(frame, mapping.file)
+
+
+def item_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
+    """Return what is missing of a table of items: its file, columns, or folder of images."""
+    return _column_problems(mapping, _item_columns(mapping), data_dir) + _image_problems(mapping, data_dir)
+
+
+def image_template_of_items(mapping: ItemsTable) -> str | None:
+    """Return where the images of a table of items are fetched to; None if it has no image addresses.
+
+    Raises:
+        ConfigError: the data set names a column of image addresses, but not where the images belong.
+    """
+    if mapping.image_url is not None and mapping.image is None:
+        raise ConfigError(
+            f"source.items.image_url names the column {mapping.image_url!r} of image addresses, but there is no "
+            f"source.items.image. Add it to say where the images belong, for example posters/{PLACEHOLDER}.jpg."
+        )
+    return None if mapping.image_url is None else mapping.image
+
+
+def _column_problems(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> list[str]:
+    problems = []
+    try:
+        names, num_columns = _header(_path(mapping, data_dir), mapping)
+    except DataError as error:
+        return [str(error)]
+    for column in columns:
         try:
-            source = pl.scan_parquet(path)
-            num_rows = int(source.select(pl.len()).collect().item())
-            for start in range(0, num_rows, _PARQUET_ROWS):
-                frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
-                frame.columns = [str(position) for position in positions]
-                row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
-                yield SourceTable(mapping.file, names, num_columns, frame, row_numbers)
-        except pl.exceptions.PolarsError as error:
-            raise _unreadable_parquet(mapping.file, error) from None
+            column_position(column, names, num_columns, mapping.file)
+        except SchemaError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _path(mapping: TableFile, data_dir: Path) -> Path:
+    section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
+    return require_file(data_dir, mapping.file, what=f"source.{section}.file")
+
+
+def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+    path = _path(mapping, data_dir)
+    if not _is_parquet(mapping):
+        yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        return
+    names, num_columns = _header(path, mapping)
+    positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
+    try:
+        source = pl.scan_parquet(path)
+        num_rows = int(source.select(pl.len()).collect().item())
+        for start in range(0, num_rows, _PARQUET_ROWS):
+            frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
+            frame.columns = [str(position) for position in positions]
+            row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
+            yield SourceTable(mapping.file, names, num_columns, frame, row_numbers)
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable_parquet(mapping.file, error) from None
 
 
 def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame:

@@ -1,0 +1,55 @@
+"""The data set files that docs/data.md shows for common exports, each on a small export that the test writes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
+from macrec_pipeline.datasets import DatasetSpec
+
+_DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+
+
+def _documented() -> dict[str, DatasetSpec]:
+    text = _DOCS.read_text("utf-8")
+    (section,) = re.findall(r"^## Common exports\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)]
+    return {block["name"]: DatasetSpec.model_validate(block) for block in blocks}
+
+
+def _write(data: Path, **files: str) -> None:
+    for name, content in files.items():
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def _beauty(data: Path) -> list[tuple[str, str, int]]:
+    _write(data, **{"amazon-beauty/Beauty.txt": "u1 A B\nu2 B\n"})
+    first = 1_514_764_800_000
+    return [("u1", "A", first), ("u1", "B", first + 60_000), ("u2", "B", first)]
+
+
+EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {"beauty": _beauty}
+
+
+def test_every_documented_export_is_tested() -> None:
+    """No data set file is shown that has not been read."""
+    assert _documented().keys() == EXPORTS.keys()
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_the_documented_file_reads_the_export(name: str, tmp_path: Path) -> None:
+    """Validation has no complaint, each interaction is read with its time, and both items have a title."""
+    expected = EXPORTS[name](tmp_path)
+    spec = _documented()[name]
+    assert validate_source(spec, tmp_path) == []
+    log = read_raw_interactions(spec, tmp_path).filter(pl.col("problem").is_null())
+    assert sorted(log.select("user_id", "item_id", "timestamp").rows()) == sorted(expected)
+    items = read_raw_items(spec, tmp_path)
+    assert set(items["item_id"]) >= {"A", "B"}
+    assert items["title"].null_count() == 0
