@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from macrec_pipeline.config import PipelineConfig, Section
+from macrec_pipeline.config import PipelineConfig, Route, Section
 from macrec_pipeline.config.validation_messages import describe_validation_error
 from macrec_pipeline.errors import ConfigError, UnknownDatasetError, did_you_mean
 from macrec_pipeline.presets import SettingsLayer, resolve_config
@@ -162,15 +162,19 @@ class IndexedSource(Section):
     text_index: str | None = Field(
         None, description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: none."
     )
-    image_index: str | None = Field(
-        None, description="Rest of the name of the file of image semantic IDs. Set both index files, or neither."
-    )
+    image_index: str | None = Field(None, description="Rest of the name of the file of image semantic IDs. null: none.")
     text_embeddings: str | None = Field(
         None, description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: none."
     )
     image_embeddings: str | None = Field(
         None, description="Rest of the name of the file of image embeddings. null: none."
     )
+
+    @property
+    def given_modalities(self) -> dict[Route, str]:
+        """The modalities whose semantic IDs come with the data set, and the rest of the name of each index file."""
+        files: dict[Route, str | None] = {"text": self.text_index, "image": self.image_index}
+        return {modality: file for modality, file in files.items() if file is not None}
 
 
 class AmazonSource(Section):

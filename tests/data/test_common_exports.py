@@ -11,6 +11,7 @@ import yaml
 from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.datasets import DatasetSpec
 
+_FIRST = 1_514_764_800_000  # the time of the first position where a log has no times
 _DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
 
 
@@ -30,11 +31,19 @@ def _write(data: Path, **files: str) -> None:
 
 def _beauty(data: Path) -> list[tuple[str, str, int]]:
     _write(data, **{"amazon-beauty/Beauty.txt": "u1 A B\nu2 B\n"})
-    first = 1_514_764_800_000
-    return [("u1", "A", first), ("u1", "B", first + 60_000), ("u2", "B", first)]
+    return [("u1", "A", _FIRST), ("u1", "B", _FIRST + 60_000), ("u2", "B", _FIRST)]
 
 
-EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {"beauty": _beauty}
+def _letter(data: Path) -> list[tuple[str, str, int]]:
+    _write(data, **{"amazon-beauty/Beauty.inter.json": '{"0": [1, 0], "1": [0]}'})
+    _write(data, **{"amazon-beauty/Beauty.index.json": '{"0": ["<a_1>"], "1": ["<a_2>"]}'})
+    return [("0", "1", _FIRST), ("0", "0", _FIRST + 60_000), ("1", "0", _FIRST)]
+
+
+EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
+    "beauty": _beauty,
+    "beauty-letter": _letter,
+}
 
 
 def test_every_documented_export_is_tested() -> None:
@@ -51,5 +60,5 @@ def test_the_documented_file_reads_the_export(name: str, tmp_path: Path) -> None
     log = read_raw_interactions(spec, tmp_path).filter(pl.col("problem").is_null())
     assert sorted(log.select("user_id", "item_id", "timestamp").rows()) == sorted(expected)
     items = read_raw_items(spec, tmp_path)
-    assert set(items["item_id"]) >= {"A", "B"}
+    assert set(items["item_id"]) == {item for _, item, _ in expected}
     assert items["title"].null_count() == 0
