@@ -63,7 +63,10 @@ ImageTemplate = DataPath
 FilePrefix = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
-_COLUMN = "name of the column, or its position from 0 in a file without header."
+_COLUMN = (
+    "name of the column, its position from 0 in a file without header, or the path of a field in JSON lines, as in "
+    "item.id."
+)
 _IMAGE = "File of an item's image, with {item_id} in it, as in posters/{item_id}.jpg."
 _FOLDER = "Folder of the files, relative to the data folder."
 
@@ -76,11 +79,16 @@ class FlagColumns(Section):
 
 
 class TableFile(Section):
-    """A CSV, TSV or parquet file."""
+    """Files of one kind: CSV, TSV, parquet or JSON lines."""
 
-    file: DataPath = Field(description="Path of the file, relative to the data folder. Text files may be gzipped.")
-    format: Literal["csv", "parquet"] | None = Field(
-        None, description="Format of the file. null: parquet if the name ends in .parquet or .pq, else csv."
+    file: DataPath = Field(
+        description="Path of the file, relative to the data folder. Text files may be gzipped. It may also be a folder "
+        "of files, or a pattern in which * stands for other characters, as in orders/2024-*.csv."
+    )
+    format: Literal["csv", "parquet", "jsonl"] | None = Field(
+        None,
+        description="Format of the files. null: parquet if the name ends in .parquet or .pq, jsonl (one JSON object "
+        "per line) if it ends in .jsonl or .ndjson, else csv.",
     )
     separator: str = Field(
         ",",

@@ -1,5 +1,6 @@
 """The data set files that docs/data.md shows for common exports, each on a small export that the test writes."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +41,34 @@ def _letter(data: Path) -> list[tuple[str, str, int]]:
     return [("0", "1", _FIRST), ("0", "0", _FIRST + 60_000), ("1", "0", _FIRST)]
 
 
+def _daily(data: Path) -> list[tuple[str, str, int]]:
+    _write(data, **{"shop/catalogue-1.csv": "sku,name\nA,Ball\n", "shop/catalogue-2.csv": "sku,name\nB,Kite\n"})
+    for day, item in (("2024-01-01", "A"), ("2024-01-02", "B")):
+        (data / f"shop/events/day={day}").mkdir(parents=True)
+        frame = pl.DataFrame({"customer": [1], "sku": [item]})
+        frame.write_parquet(data / f"shop/events/day={day}/part-0.parquet")
+    return [("1", "A", 1_704_067_200_000), ("1", "B", 1_704_153_600_000)]
+
+
+def _ga4(data: Path) -> list[tuple[str, str, int]]:
+    events = [
+        {"user_pseudo_id": "12.34", "event_timestamp": "1704103200000000", "items": [{"item_id": "A"}]},
+        {"user_pseudo_id": "12.35", "event_timestamp": "1704103260000000", "items": [{"item_id": "B"}]},
+    ]
+    _write(data, **{"ga4/events-000.json.gz": json.dumps(events[0]) + "\n"})
+    _write(data, **{"ga4/events-001.json.gz": json.dumps(events[1]) + "\n"})
+    items = [
+        {"id": name, "name": name, "description": "x", "brand": {"name": "y"}, "categories": ["z"]} for name in "AB"
+    ]
+    _write(data, **{"ga4/catalogue.jsonl": "".join(json.dumps(item) + "\n" for item in items)})
+    return [("12.34", "A", 1_704_103_200_000), ("12.35", "B", 1_704_103_260_000)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
+    "daily": _daily,
+    "ga4": _ga4,
 }
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from macrec_pipeline.data.readers.reader import Reader, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
-from macrec_pipeline.data.readers.tables import image_template_of_items, item_problems, read_items
+from macrec_pipeline.data.readers.tables import files_of, image_template_of_items, item_problems, read_items
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz
 from macrec_pipeline.datasets import SequencesSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
@@ -80,10 +80,8 @@ class SequencesReader(Reader):
 
     def source_files(self) -> list[Path]:
         """Return the file of the sequences and the files of the items. Raises `MissingFileError`."""
-        files = [self._find()[0]]
-        if self.source.items is not None:
-            files.append(self.data_dir / self.source.items.file)
-        return files
+        items = self.source.items
+        return [self._find()[0], *([] if items is None else files_of(items, self.data_dir))]
 
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses."""

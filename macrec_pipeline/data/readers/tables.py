@@ -1,11 +1,11 @@
-"""Reader `tables`: CSV, TSV or parquet files with a column mapping become raw interactions and raw items.
+"""Reader `tables`: CSV, TSV, parquet or JSON lines with a column mapping become raw interactions and raw items.
 
 Every row of a file becomes a row of the result. Cells that cannot be read are null; cleaning moves those rows to
 quarantine, with file and line.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -21,13 +21,14 @@ from macrec_pipeline.data.readers.column_parsing import (
     time_cells,
 )
 from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
+from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
 from macrec_pipeline.data.readers.text_files import (
     SourceTable,
     column_position,
     read_delimited_parts,
     read_header,
-    require_file,
 )
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
@@ -35,7 +36,6 @@ from macrec_pipeline.runtime.text_sanitizing import one_line_error
 from macrec_pipeline.schemas import RAW_ITEMS
 
 _PARQUET_ROWS = 1_000_000  # read at once
-_PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class TablesReader(Reader):
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raises `MissingFileError`."""
-        return [_path(mapping, self.data_dir) for mapping in (self.source.interactions, self.source.items)]
+        tables: tuple[TableFile, ...] = (self.source.interactions, self.source.items)
+        return [file for mapping in tables for file in files_of(mapping, self.data_dir)]
 
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses.
@@ -109,34 +110,113 @@ def image_template_of_items(mapping: ItemsTable) -> str | None:
     return None if mapping.image_url is None else mapping.image
 
 
+def files_of(mapping: TableFile, data_dir: Path) -> list[Path]:
+    """Return the files of a table in the order in which they are read.
+
+    Raises:
+        MissingFileError: a file does not exist.
+        SchemaError: a folder holds files of several formats.
+    """
+    return [data_dir / each.file for each in _single_files(mapping, data_dir)]
+
+
+def _single_files(mapping: TableFile, data_dir: Path) -> list[TableFile]:
+    """Return the mapping of each file of a table, in the order of their paths."""
+    section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
+    files = matching_files(data_dir, mapping.file, file_format=mapping.format, what=f"source.{section}.file")
+    return [mapping.model_copy(update={"file": file}) for file in files]
+
+
 def _column_problems(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> list[str]:
-    problems = []
+    columns = list(columns)
     try:
-        names, num_columns = _header(_path(mapping, data_dir), mapping)
+        files = _single_files(mapping, data_dir)
     except DataError as error:
         return [str(error)]
+    return [problem for each in files for problem in _column_problems_of_file(each, columns, data_dir)]
+
+
+def _column_problems_of_file(mapping: TableFile, columns: list[str | int], data_dir: Path) -> list[str]:
+    path = data_dir / mapping.file
+    problems = []
+    try:
+        if _format(mapping) == "jsonl":
+            return missing_fields(
+                path, mapping.file, [each for each in columns if each not in partition_columns(mapping.file)]
+            )
+        names, num_columns = _header(path, mapping)
+    except DataError as error:
+        return [str(error)]
+    partitions = _partitions(mapping.file, names)
     for column in columns:
         try:
-            column_position(column, names, num_columns, mapping.file)
+            if column not in partitions:
+                column_position(column, names, num_columns, mapping.file)
         except SchemaError as error:
             problems.append(str(error))
     return problems
 
 
-def _path(mapping: TableFile, data_dir: Path) -> Path:
-    section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
-    return require_file(data_dir, mapping.file, what=f"source.{section}.file")
+def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | None]:
+    """Return the columns that the folders of a file hold, without those that the file has itself."""
+    return {name: value for name, value in partition_columns(file).items() if name not in (names or ())}
 
 
 def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
-    path = _path(mapping, data_dir)
+    columns = list(columns)
+    for each in _single_files(mapping, data_dir):
+        if _format(each) == "jsonl":
+            partitions = partition_columns(each.file)
+            fields = [column for column in columns if column not in partitions]
+            parts: Iterator[SourceTable] = json_table_parts(data_dir / each.file, each.file, fields, _lists(each))
+        else:
+            partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
+            parts = _parts_of_file(each, [column for column in columns if column not in partitions], data_dir)
+        for part in parts:
+            yield _with_partitions(part, partitions) if partitions else part
+
+
+def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> SourceTable:
+    """Add the columns that the folders of a file hold."""
+    if isinstance(part, JsonTable):
+        values = [pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()]
+        return replace(part, cells=part.cells.with_columns(values))
+    if part.column_names is None:
+        return part
+    positions = range(part.num_columns, part.num_columns + len(partitions))
+    values = [
+        pl.lit(value, dtype=pl.String).alias(str(position))
+        for position, value in zip(positions, partitions.values(), strict=True)
+    ]
+    return replace(
+        part,
+        column_names=(*part.column_names, *partitions),
+        num_columns=part.num_columns + len(partitions),
+        cells=part.cells.with_columns(values),
+    )
+
+
+def _lists(mapping: TableFile) -> dict[str | int, str | None]:
+    """Return the columns that may hold lists, and the text at which a single text of the column is split."""
+    if not isinstance(mapping, ItemsTable):
+        return {}
+    columns: dict[str | int, str | None] = {part: None for part in mapping.texts if not isinstance(part, FlagColumns)}
+    if mapping.image_url is not None:
+        columns[mapping.image_url] = None
+    if mapping.categories is not None and not isinstance(mapping.categories, FlagColumns):
+        columns[mapping.categories] = mapping.categories_separator
+    return columns
+
+
+def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+    path = data_dir / mapping.file
     if not _is_parquet(mapping):
         yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
         return
     names, num_columns = _header(path, mapping)
     positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
     try:
-        source = pl.scan_parquet(path)
+        source = pl.scan_parquet(path, glob=False)
         num_rows = int(source.select(pl.len()).collect().item())
         for start in range(0, num_rows, _PARQUET_ROWS):
             frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
@@ -237,7 +317,7 @@ def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int
         names, num_columns, _ = read_header(path, mapping.file, separator=_separator(mapping), header=mapping.header)
         return names, num_columns
     try:
-        columns = tuple(pl.read_parquet_schema(path))
+        columns = tuple(pl.scan_parquet(path, glob=False).collect_schema())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable_parquet(mapping.file, error) from None
     return columns, len(columns)
@@ -248,9 +328,12 @@ def _unreadable_parquet(file: str, error: Exception) -> SchemaError:
 
 
 def _is_parquet(mapping: TableFile) -> bool:
-    if mapping.format is not None:
-        return mapping.format == "parquet"
-    return mapping.file.lower().endswith(_PARQUET_ENDINGS)
+    return _format(mapping) == "parquet"
+
+
+def _format(mapping: TableFile) -> str:
+    """Return the format of one file: csv, parquet or jsonl."""
+    return mapping.format or format_of(mapping.file) or "csv"
 
 
 def _separator(mapping: TableFile) -> str:
