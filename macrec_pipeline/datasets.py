@@ -111,6 +111,26 @@ class InteractionsTable(TableFile):
         "2018-01-31T10:00:00+02:00. Without a time zone they are UTC.",
     )
     rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
+    event: ColumnRef | None = Field(None, description=f"Kind of the event, as in view or purchase: {_COLUMN}")
+    events: tuple[str, ...] | dict[str, float] = Field(
+        (),
+        description="Kinds of events to keep, as in [purchase]. With weights, as in {view: 1, purchase: 3}, the weight "
+        "of an event is its rating.",
+    )
+
+    @model_validator(mode="after")
+    def _check_events(self) -> Self:
+        if (self.event is None) != (not self.events):
+            raise ValueError(
+                "`event` and `events` belong together: `event` names the column, and `events` the kinds to keep, as in "
+                "[purchase]"
+            )
+        if isinstance(self.events, dict) and self.rating is not None:
+            raise ValueError(
+                "`rating` and the weights of `events` exclude each other, because a weight is the rating of its event. "
+                "Remove `rating`, or list the events without weights, as in [purchase]"
+            )
+        return self
 
 
 class ItemsTable(TableFile):

@@ -64,9 +64,20 @@ def _ga4(data: Path) -> list[tuple[str, str, int]]:
     return [("12.34", "A", 1_704_103_200_000), ("12.35", "B", 1_704_103_260_000)]
 
 
+def _retailrocket(data: Path) -> list[tuple[str, str, int]]:
+    log = (
+        "timestamp,visitorid,event,itemid,transactionid\n1704103200000,7,view,A,\n1704103200000,7,addtocart,A,\n"
+        "1704103260000,8,transaction,B,99\n"
+    )
+    _write(data, **{"retailrocket/events.csv": log})
+    _write(data, **{"retailrocket/catalogue.csv": "itemid,title\nA,Ball\nB,Kite\n"})
+    return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
+    "retailrocket": _retailrocket,
     "daily": _daily,
     "ga4": _ga4,
 }

@@ -33,8 +33,9 @@ from macrec_pipeline.data.readers.text_files import (
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
 from macrec_pipeline.runtime.text_sanitizing import one_line_error
-from macrec_pipeline.schemas import RAW_ITEMS
+from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
 
+_MAX_QUOTED_CHARACTERS = 40
 _PARQUET_ROWS = 1_000_000  # read at once
 
 
@@ -229,18 +230,40 @@ def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: P
 
 def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
-    no_ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
+    ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
+    if mapping.rating is not None:
+        ratings = number_cells(part.column(mapping.rating))
+    problems = part.problems()
+    if mapping.event is not None:
+        kinds = text_cells(part.column(mapping.event))
+        problems, ratings = _other_events(kinds, problems, mapping), _event_weights(kinds, ratings, mapping)
     return pl.DataFrame(
         {
             "user_id": id_cells(part.column(mapping.user_id)),
             "item_id": id_cells(part.column(mapping.item_id)),
-            "rating": no_ratings if mapping.rating is None else number_cells(part.column(mapping.rating)),
+            "rating": ratings,
             "timestamp": time_cells(part.column(mapping.timestamp), mapping.timestamp_unit),
             "source_file": pl.repeat(part.file, num_rows, eager=True),
             "source_row": part.line_numbers,
-            "problem": part.problems(),
+            "problem": problems,
         }
     )
+
+
+def _other_events(kinds: pl.Series, problems: pl.Series, mapping: InteractionsTable) -> pl.Series:
+    """Return the problems of the rows, with `other_event` for each kind of event that the data set leaves out."""
+    detail = pl.format(
+        f"{OTHER_EVENT}: '{{}}' is not in `events`", kinds.fill_null("").str.slice(0, _MAX_QUOTED_CHARACTERS)
+    )
+    is_other = ~kinds.is_in(list(mapping.events)).fill_null(False)
+    return pl.select(pl.coalesce(problems, pl.when(is_other).then(detail)).alias("problem")).to_series()
+
+
+def _event_weights(kinds: pl.Series, ratings: pl.Series, mapping: InteractionsTable) -> pl.Series:
+    """Return the weight of each event as its rating; without weights, the ratings as they are."""
+    if not isinstance(mapping.events, dict):
+        return ratings
+    return kinds.replace_strict(mapping.events, default=None, return_dtype=pl.Float64)
 
 
 def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
@@ -279,8 +302,8 @@ def _image_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
 
 
 def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
-    columns = [mapping.user_id, mapping.item_id, mapping.timestamp]
-    return columns if mapping.rating is None else [*columns, mapping.rating]
+    optional = (mapping.rating, mapping.event)
+    return [mapping.user_id, mapping.item_id, mapping.timestamp, *(each for each in optional if each is not None)]
 
 
 def _item_columns(mapping: ItemsTable) -> list[str | int]:
