@@ -74,10 +74,22 @@ def _retailrocket(data: Path) -> list[tuple[str, str, int]]:
     return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
 
 
+def _shopify(data: Path) -> list[tuple[str, str, int]]:
+    products = (
+        'Handle,Title,Body (HTML),Vendor,Tags,Image Src\nA,Ball,"<p>Round &amp; soft</p>",Acme,"toy, ball",http://x/1.jpg\n'
+        "B,Kite,<p>Flies</p>,Acme,toy,http://x/2.jpg\n"
+    )
+    _write(data, **{"shopify/products_export.csv": products})
+    orders = "Customer,Handle,Created at\n7,A,2024-01-01 10:00:00 +0000\n8,B,2024-01-01 10:01:00 +0000\n"
+    _write(data, **{"shopify/orders.csv": orders})
+    return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
     "retailrocket": _retailrocket,
+    "shopify": _shopify,
     "daily": _daily,
     "ga4": _ga4,
 }

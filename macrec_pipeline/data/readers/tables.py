@@ -20,6 +20,8 @@ from macrec_pipeline.data.readers.column_parsing import (
     text_cells,
     time_cells,
 )
+from macrec_pipeline.data.readers.html_text import plain_text_cells
+from macrec_pipeline.data.readers.image_addresses import address_cells
 from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
 from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
 from macrec_pipeline.data.readers.reader import Reader
@@ -267,7 +269,7 @@ def _event_weights(kinds: pl.Series, ratings: pl.Series, mapping: InteractionsTa
 
 
 def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
-    item_ids, titles = id_cells(part.column(mapping.item_id)), text_cells(part.column(mapping.title))
+    item_ids, titles = id_cells(part.column(mapping.item_id)), text_cells(plain_text_cells(part.column(mapping.title)))
     nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
     return pl.DataFrame(
         {
@@ -275,7 +277,7 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFra
             "title": titles,
             "text": compose_texts(titles, _text_parts(part, mapping)),
             "image_path": nulls if mapping.image is None else existing_images(item_ids, mapping.image, data_dir),
-            "image_url": nulls if mapping.image_url is None else text_cells(part.column(mapping.image_url)),
+            "image_url": nulls if mapping.image_url is None else address_cells(part.column(mapping.image_url)),
             "categories": _categories(part, mapping),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
@@ -319,7 +321,7 @@ def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(table.column(part))
+        else text_cells(plain_text_cells(table.column(part)))
         for part in mapping.texts
     ]
 
@@ -329,7 +331,7 @@ def _categories(table: SourceTable, mapping: ItemsTable) -> pl.Series:
     if columns is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
     if not isinstance(columns, FlagColumns):
-        return category_cells(table.column(columns), separator=mapping.categories_separator)
+        return category_cells(plain_text_cells(table.column(columns)), separator=mapping.categories_separator)
     names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in columns.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 
