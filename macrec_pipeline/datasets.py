@@ -181,6 +181,27 @@ class SequencesSource(Section):
     )
 
 
+class RecboleSource(Section):
+    """The atomic files of RecBole: X.inter, and X.item if it exists. Any file may end in .gz."""
+
+    reader: Literal["recbole"] = Field(description="Name of the reader.")
+    folder: DataPath = Field(description=_FOLDER)
+    prefix: FilePrefix = Field(description="Beginning of all file names: X of X.inter.")
+    user_id: str = Field("user_id", description="Field of the user in X.inter, without its type.")
+    item_id: str = Field("item_id", description="Field of the item in X.inter and X.item.")
+    timestamp: str = Field("timestamp", description="Field of the time in X.inter.")
+    timestamp_unit: TimestampUnit = Field("s", description="Unit of the times since 1970, as for the reader tables.")
+    rating: str = Field("rating", description="Field of the rating in X.inter. Without this field, there are none.")
+    title: str = Field("title", description="Field of the title in X.item.")
+    texts: tuple[str, ...] = Field(
+        (), description="Fields of X.item whose texts follow the title in the text that is embedded, in this order."
+    )
+    categories: str | None = Field(
+        None, description="Field of X.item with the categories, separated by spaces. null: there are none."
+    )
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: there are no images.")
+
+
 class IndexedSource(Section):
     """LC-Rec and MQL4GRec files: integer ids, precomputed embeddings and semantic IDs. Any file may end in .gz."""
 
@@ -269,9 +290,16 @@ class CustomSource(Section):
 
 
 BuiltInSource = (
-    TablesSource | DemoSource | IndexedSource | SequencesSource | Amazon2018Source | Amazon2023Source | MovielensSource
+    TablesSource
+    | DemoSource
+    | IndexedSource
+    | SequencesSource
+    | RecboleSource
+    | Amazon2018Source
+    | Amazon2023Source
+    | MovielensSource
 )
-BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "sequences", "amazon2018", "amazon2023", "movielens")
+BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "sequences", "recbole", "amazon2018", "amazon2023", "movielens")
 
 
 def _separate_options(source: Any) -> Any:

@@ -85,11 +85,24 @@ def _shopify(data: Path) -> list[tuple[str, str, int]]:
     return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
 
 
+def _recbole(data: Path) -> list[tuple[str, str, int]]:
+    log = (
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\tA\t3.0\t1704103200\n8\tB\t4.0\t1704103260.0\n"
+    )
+    items = (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\nA\tToy Story\t1995\tComedy War\n"
+        'B\t"Babe\t1995\t\n'
+    )
+    _write(data, **{"ml-100k/ml-100k.inter": log, "ml-100k/ml-100k.item": items})
+    return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
     "retailrocket": _retailrocket,
     "shopify": _shopify,
+    "ml-100k": _recbole,
     "daily": _daily,
     "ga4": _ga4,
 }

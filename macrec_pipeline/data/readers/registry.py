@@ -20,6 +20,7 @@ from macrec_pipeline.data.readers.demo import DemoReader
 from macrec_pipeline.data.readers.indexed import IndexedReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.recbole import RecboleReader
 from macrec_pipeline.data.readers.sequences import SequencesReader
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import CustomSource, DatasetSpec, reader_entry_points, unknown_reader_message
@@ -32,6 +33,7 @@ BUILT_IN_READERS: dict[str, Callable[[Any, Path], Reader]] = {
     "demo": DemoReader,
     "indexed": IndexedReader,
     "sequences": SequencesReader,
+    "recbole": RecboleReader,
     "amazon2018": AmazonReader,
     "amazon2023": AmazonReader,
     "movielens": MovielensReader,
