@@ -141,7 +141,17 @@ class ItemsTable(TableFile):
     texts: tuple[ColumnRef | FlagColumns, ...] = Field(
         (), description="Columns whose texts follow the title in the text that is embedded, in this order."
     )
-    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: the catalogue has no images.")
+    image: ImageTemplate | tuple[ImageTemplate, ...] | None = Field(
+        None,
+        description=f"{_IMAGE} {{item_id[:3]}} is the beginning of the id, for subfolders. In a list, the first file "
+        "that exists is used. null: the catalogue has no images.",
+    )
+    image_file: ColumnRef | None = Field(
+        None, description="Column of the image files, as paths below image_folder. It takes the place of image."
+    )
+    image_folder: DataPath | None = Field(
+        None, description="Folder of the files in the column image_file, relative to the data folder."
+    )
     image_url: ColumnRef | None = Field(
         None, description="Column of the addresses from which `macrec fetch images` loads the images."
     )
@@ -149,6 +159,19 @@ class ItemsTable(TableFile):
         None, description="Column of the categories, which the business rules of a request can name."
     )
     categories_separator: str = Field("|", min_length=1, description="Text between the categories of one cell.")
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if (self.image_file is None) != (self.image_folder is None):
+            raise ValueError("`image_file` and `image_folder` belong together: a column of files, and their folder")
+        if self.image_file is not None and self.image is not None:
+            raise ValueError("`image` and `image_file` exclude each other: set one of them")
+        return self
+
+    @property
+    def image_templates(self) -> tuple[str, ...]:
+        """Where the image of an item may be, the preferred place first."""
+        return () if self.image is None else (self.image,) if isinstance(self.image, str) else self.image
 
 
 class TablesSource(Section):

@@ -12,7 +12,7 @@ from macrec_pipeline.cli.commands import Command, Group
 from macrec_pipeline.cli.completion import complete_dataset
 from macrec_pipeline.cli.options import DEFAULT_DATA, DataOption
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, datasets_folder, load_dataset
-from macrec_pipeline.errors import ConfigError, MissingFileError
+from macrec_pipeline.errors import ConfigError, DataError, MissingFileError
 from macrec_pipeline.terminal import console, failures_table
 
 datasets_app = typer.Typer(cls=Group, help="List the data sets, or check that they are ready to run.")
@@ -54,19 +54,25 @@ def validate_datasets(
 
     The exit status is 2 if one is not ready.
     """
-    from macrec_pipeline.data.readers.registry import validate_source
+    from macrec_pipeline.data.readers.registry import source_notices, validate_source
 
     out = console()
     num_broken = 0
     for name in names or dataset_names():
+        notices: list[str] = []
         try:
-            problems = validate_source(load_dataset(name), data.resolve())
-        except ConfigError as error:
+            spec = load_dataset(name)
+            problems = validate_source(spec, data.resolve())
+            if not problems:
+                notices = source_notices(spec, data.resolve())
+        except (ConfigError, DataError) as error:
             problems = [str(error)]
         num_broken += bool(problems)
         out.print(f"{name}: {'not ready' if problems else 'ready'}", highlight=False)
         for problem in problems:
             out.print(f"  - {escape(problem)}", highlight=False)
+        for notice in notices:
+            out.print(f"  {escape(notice)}", highlight=False)
     return 2 if num_broken else 0
 
 

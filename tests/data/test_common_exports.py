@@ -97,6 +97,60 @@ def _recbole(data: Path) -> list[tuple[str, str, int]]:
     return [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
 
 
+_TWO_ORDERS = [("7", "A", 1_704_103_200_000), ("8", "B", 1_704_103_260_000)]
+
+
+def _hm(data: Path) -> list[tuple[str, str, int]]:
+    log = "t_dat,customer_id,article_id,price\n2018-09-20,7,0108775015,0.05\n2018-09-20,8,0108775044,0.05\n"
+    header = "article_id,prod_name,product_type_name,colour_group_name,detail_desc,index_group_name\n"
+    items = (
+        "0108775015,Strap top,Vest top,Black,Jersey top,Ladieswear\n0108775044,Strap top,Vest top,White,,Ladieswear\n"
+    )
+    _write(data, **{"hm/transactions_train.csv": log, "hm/articles.csv": header + items})
+    _write(data, **{"hm/images/010/0108775015.jpg": "x"})
+    return [("7", "0108775015", 1_537_401_600_000), ("8", "0108775044", 1_537_401_600_000)]
+
+
+def _woocommerce(data: Path) -> list[tuple[str, str, int]]:
+    products = (
+        "ID,Type,SKU,Name,Short description,Description,Categories,Images\n"
+        '1,simple,A,Ball,<p>Round</p>,,"Toys, Toys > Balls","https://x/1.jpg, https://x/2.jpg"\n'
+        "2,simple,B,Kite,,Flies,Toys,\n"
+    )
+    orders = "Customer,SKU,Date\n7,A,2024-01-01 10:00:00\n8,B,2024-01-01 10:01:00\n"
+    _write(data, **{"woocommerce/products.csv": products, "woocommerce/orders.csv": orders})
+    return _TWO_ORDERS
+
+
+def _merchant(data: Path) -> list[tuple[str, str, int]]:
+    feed = (
+        "id\ttitle\tdescription\tlink\timage_link\tbrand\tproduct_type\n"
+        "A\tBall\tRound\thttps://x/a\thttps://x/a.jpg\tAcme\tToys > Balls\n"
+        "B\tKite\tFlies\thttps://x/b\thttps://x/b.jpg\tAcme\tToys\n"
+    )
+    _write(data, **{"merchant/feed.tsv": feed, "merchant/orders.csv": "user,id,time\n7,A,1704103200\n8,B,1704103260\n"})
+    return _TWO_ORDERS
+
+
+def _amazon_parquet(data: Path) -> list[tuple[str, str, int]]:
+    for name in ("reviews", "meta"):
+        (data / "amazon" / name).mkdir(parents=True)
+    for number, (user, item, time) in enumerate(_TWO_ORDERS):
+        review = {"user_id": [user], "parent_asin": [item], "timestamp": [time], "rating": [5.0]}
+        pl.DataFrame(review).write_parquet(data / f"amazon/reviews/{number:04d}.parquet")
+        meta = {"parent_asin": [item], "title": ["Ball"], "features": [["round", "soft"]], "description": [[""]]}
+        pl.DataFrame(meta | {"categories": [["Toys"]]}).write_parquet(data / f"amazon/meta/{number:04d}.parquet")
+    return _TWO_ORDERS
+
+
+def _movielens(data: Path) -> list[tuple[str, str, int]]:
+    _write(
+        data, **{"ml-latest/ratings.csv": "userId,movieId,rating,timestamp\n7,1,4.0,1704103200\n8,2,3.5,1704103260\n"}
+    )
+    _write(data, **{"ml-latest/movies.csv": "movieId,title,genres\n1,Toy Story (1995),Comedy\n2,Babe,Drama\n"})
+    return [("7", "1", 1_704_103_200_000), ("8", "2", 1_704_103_260_000)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
@@ -104,6 +158,11 @@ EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "shopify": _shopify,
     "ml-100k": _recbole,
     "daily": _daily,
+    "hm": _hm,
+    "woocommerce": _woocommerce,
+    "merchant": _merchant,
+    "amazon2023-parquet": _amazon_parquet,
+    "movielens-latest": _movielens,
     "ga4": _ga4,
 }
 

@@ -29,9 +29,9 @@ from macrec_pipeline.data.images.downloads import (
 )
 from macrec_pipeline.data.readers.image_addresses import separate_addresses
 from macrec_pipeline.data.readers.image_files import (
-    PLACEHOLDER,
     WORK_FOLDER,
     existing_images,
+    fill_template,
     image_file_name,
     image_folder,
 )
@@ -178,9 +178,9 @@ class _Fetch:
                     report.fetched += 1
                     break
             if len(failures) == len(addresses):
-                *fields, message, attempts = failures[0]
+                item_id, url, reason, message, attempts = failures[0]
                 others = f" ({len(failures) - 1} more addresses of this item failed too)" if len(failures) > 1 else ""
-                report.failures.append((*fields, message + others, attempts))
+                report.failures.append((item_id, url, reason, message + others, attempts))
             num_done = report.fetched + len(report.failures)
             self.progress("images", num_done, self.total, {"failed": len(report.failures)})
 
@@ -192,7 +192,7 @@ class _Fetch:
             OSError: no image can be stored.
         """
         check_image(data, max_pixels=self.limits.max_pixels)
-        target = self.data_dir / self.template.replace(PLACEHOLDER, image_file_name(item_id))
+        target = self.data_dir / fill_template(self.template, image_file_name(item_id))
         root, parent = os.path.realpath(self.report.folder), os.path.realpath(target.parent)
         if parent != root and not parent.startswith(root + os.sep):  # a symbolic link inside the image folder
             raise FetchError("outside_folder", f"{target.parent} leads out of the image folder")

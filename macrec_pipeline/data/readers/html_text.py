@@ -47,9 +47,9 @@ def plain_text_cells(column: pl.Series) -> pl.Series:
     if isinstance(column.dtype, pl.List):
         if column.dtype.inner != pl.String:
             return column
-        texts = pl.DataFrame({"texts": column}).with_row_index("row").explode("texts", empty_as_null=True)
-        plain = texts.with_columns(plain_text_cells(texts["texts"]).str.strip_chars().alias("texts"))
-        grouped = plain.group_by("row", maintain_order=True).agg("texts")["texts"]
+        rows = pl.DataFrame({"texts": column}).with_row_index("row").explode("texts", empty_as_null=True)
+        stripped = rows.with_columns(plain_text_cells(rows["texts"]).str.strip_chars().alias("texts"))
+        grouped = stripped.group_by("row", maintain_order=True).agg("texts")["texts"]
         return pl.select(pl.when(column.list.len() > 0).then(grouped).otherwise(column)).to_series().alias(column.name)
     if column.dtype != pl.String:
         return column

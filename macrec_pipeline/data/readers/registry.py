@@ -95,6 +95,18 @@ def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
     return open_reader(spec, data_dir).problems()
 
 
+def source_notices(spec: DatasetSpec, data_dir: Path, items: pl.DataFrame | None = None) -> list[str]:
+    """Return what a person should know about a data set that can be read, such as images that were not found.
+
+    Args:
+        spec: the data set.
+        data_dir: the data folder.
+        items: the catalogue (`RAW_ITEMS`) if it has been read. Without it, only the beginning of the files is read.
+    """
+    notices: Callable[[pl.DataFrame | None], list[str]] | None = getattr(open_reader(spec, data_dir), "notices", None)
+    return [] if notices is None else notices(items)
+
+
 def source_files(spec: DatasetSpec, data_dir: Path) -> list[Path]:
     """Return the files that hold a data set's interactions and items, without images.
 

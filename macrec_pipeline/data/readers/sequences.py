@@ -14,7 +14,13 @@ import polars as pl
 
 from macrec_pipeline.data.readers.reader import Reader, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
-from macrec_pipeline.data.readers.tables import files_of, image_template_of_items, item_problems, read_items
+from macrec_pipeline.data.readers.tables import (
+    files_of,
+    image_notices,
+    image_template_of_items,
+    item_problems,
+    read_items,
+)
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz
 from macrec_pipeline.datasets import SequencesSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
@@ -86,6 +92,10 @@ class SequencesReader(Reader):
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses."""
         return None if self.source.items is None else image_template_of_items(self.source.items)
+
+    def notices(self, items: pl.DataFrame | None = None) -> list[str]:
+        """Return how many items have an image, if some have none."""
+        return [] if self.source.items is None else image_notices(self.source.items, self.data_dir, items)
 
     def _find(self) -> tuple[Path, str]:
         return require_file_or_gz(self.data_dir, self.source.file, what="source.file")

@@ -22,7 +22,13 @@ from macrec_pipeline.data.readers.column_parsing import (
 )
 from macrec_pipeline.data.readers.html_text import plain_text_cells
 from macrec_pipeline.data.readers.image_addresses import address_cells
-from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
+from macrec_pipeline.data.readers.image_files import (
+    PLACEHOLDER,
+    existing_image_files,
+    existing_images,
+    fill_template,
+    image_folder,
+)
 from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
@@ -38,6 +44,7 @@ from macrec_pipeline.runtime.text_sanitizing import one_line_error
 from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
 
 _MAX_QUOTED_CHARACTERS = 40
+_ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
 _PARQUET_ROWS = 1_000_000  # read at once
 
 
@@ -86,6 +93,10 @@ class TablesReader(Reader):
         """
         return image_template_of_items(self.source.items)
 
+    def notices(self, items: pl.DataFrame | None = None) -> list[str]:
+        """Return how many items have an image, if some have none."""
+        return image_notices(self.source.items, self.data_dir, items)
+
 
 def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
     """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`."""
@@ -110,7 +121,63 @@ def image_template_of_items(mapping: ItemsTable) -> str | None:
             f"source.items.image_url names the column {mapping.image_url!r} of image addresses, but there is no "
             f"source.items.image. Add it to say where the images belong, for example posters/{PLACEHOLDER}.jpg."
         )
-    return None if mapping.image_url is None else mapping.image
+    return mapping.image_templates[0] if mapping.image_url is not None and mapping.image_templates else None
+
+
+def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | None) -> list[str]:
+    """Return how many items have an image, with two places where one was looked for; empty if all of them have one.
+
+    Args:
+        mapping: the table of items.
+        data_dir: the data folder.
+        items: the catalogue (`RAW_ITEMS`); None: the first rows of the files are read.
+    """
+    if not mapping.image_templates and mapping.image_file is None:
+        return []
+    if items is None:
+        part = next(_parts(mapping, _item_columns(mapping), data_dir), None)
+        if part is None:
+            return []
+        items = _items(_first_rows(part), mapping, data_dir)
+    items = items.filter(pl.col("item_id").is_not_null()).unique("item_id", keep="first", maintain_order=True)
+    missing = items.filter(pl.col("image_path").is_null())["item_id"]
+    if missing.is_empty():
+        return []
+    found = f"{items.height - len(missing):,} of {items.height:,} items have an image."
+    if mapping.image_file is not None:
+        return [
+            f"{found} The others have no file in the column {mapping.image_file!r}, or it does not exist in "
+            f"{data_dir / str(mapping.image_folder)}. Examples: {', '.join(missing[:2])}."
+        ]
+    tried = [
+        str(data_dir / fill_template(template, item_id))
+        for item_id in missing[:2]
+        for template in mapping.image_templates
+    ]
+    advice = (
+        "Download them with `macrec fetch images`."
+        if mapping.image_url is not None
+        else "If they are elsewhere, correct source.items.image: it may be a list of places, and {item_id[:3]} is the "
+        "beginning of the id."
+    )
+    return [f"{found} Not found, for example: {', '.join(tried[:4])}. {advice}"]
+
+
+def _first_rows(part: SourceTable) -> SourceTable:
+    first = {
+        name: value.head(_ROWS_TO_CHECK)
+        for name in ("cells", "line_numbers", "has_extra_cells", "row_problems")
+        if (value := getattr(part, name, None)) is not None
+    }
+    return replace(part, **first)
+
+
+def _image_paths(part: SourceTable, item_ids: pl.Series, mapping: ItemsTable, data_dir: Path) -> pl.Series:
+    if mapping.image_file is not None and mapping.image_folder is not None:
+        return existing_image_files(text_cells(part.column(mapping.image_file)), mapping.image_folder, data_dir)
+    nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
+    found = [existing_images(item_ids, template, data_dir) for template in mapping.image_templates]
+    return pl.select(pl.coalesce(nulls, *found).alias("image_path")).to_series()
 
 
 def files_of(mapping: TableFile, data_dir: Path) -> list[Path]:
@@ -276,7 +343,7 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFra
             "item_id": item_ids,
             "title": titles,
             "text": compose_texts(titles, _text_parts(part, mapping)),
-            "image_path": nulls if mapping.image is None else existing_images(item_ids, mapping.image, data_dir),
+            "image_path": _image_paths(part, item_ids, mapping, data_dir),
             "image_url": nulls if mapping.image_url is None else address_cells(part.column(mapping.image_url)),
             "categories": _categories(part, mapping),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
@@ -287,19 +354,23 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFra
 
 
 def _image_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
-    template = mapping.image
-    if template is None:
-        return []
-    if PLACEHOLDER not in template:
-        return [
-            f"source.items.image is {template!r}, but it must contain {PLACEHOLDER}, as in posters/{PLACEHOLDER}.jpg."
-        ]
-    folder = data_dir / image_folder(template)
-    if folder.is_dir() or mapping.image_url is not None:  # images with an address can still be fetched
-        return []
+    problems = []
+    for template in mapping.image_templates:
+        if PLACEHOLDER not in template:
+            problems.append(
+                f"source.items.image is {template!r}, but it must contain {PLACEHOLDER}, as in "
+                f"posters/{PLACEHOLDER}.jpg."
+            )
+    folders = [image_folder(template) for template in mapping.image_templates]
+    if mapping.image_folder is not None:
+        folders.append(mapping.image_folder)
+    setting = "source.items.image" if mapping.image_folder is None else "source.items.image_folder"
+    # Images with an address can still be fetched.
+    if problems or mapping.image_url is not None or not folders or any((data_dir / each).is_dir() for each in folders):
+        return problems
     return [
-        f"The folder {folder} for the images does not exist (source.items.image). Put it there, set MACREC_DATA to the "
-        "folder that contains it, or remove source.items.image: items without an image get an imputed embedding."
+        f"The folder {data_dir / folders[0]} for the images does not exist ({setting}). Put it there, set MACREC_DATA "
+        f"to the folder that contains it, or remove {setting}: items without an image get an imputed embedding."
     ]
 
 
@@ -310,8 +381,7 @@ def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
 
 def _item_columns(mapping: ItemsTable) -> list[str | int]:
     columns = [mapping.item_id, mapping.title]
-    if mapping.image_url is not None:
-        columns.append(mapping.image_url)
+    columns += [each for each in (mapping.image_url, mapping.image_file) if each is not None]
     for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
         columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
     return columns

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from macrec_pipeline.defs.resources import DATASETS, Settings
 
 if TYPE_CHECKING:
     from macrec_pipeline.data.cleaning.result import CleaningResult
+
+logger = logging.getLogger(__name__)
 
 GROUP = "ingestion"
 KINDS = {"polars", "parquet"}
@@ -65,10 +68,12 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
 )
 def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Read the catalogue to `RAW_ITEMS`."""
-    from macrec_pipeline.data.readers.registry import read_raw_items
+    from macrec_pipeline.data.readers.registry import read_raw_items, source_notices
 
     with open_asset(context, settings, "raw_items") as asset:
         table = read_raw_items(asset.spec, asset.data_folder)
+        for notice in source_notices(asset.spec, asset.data_folder, table):
+            logger.warning("%s: %s", asset.dataset, notice)
         return asset.save_table(
             table,
             without_title=table["title"].null_count(),
