@@ -1,5 +1,6 @@
 """The commands about data sets: `macrec datasets` and `macrec fetch`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +75,40 @@ def validate_datasets(
         for notice in notices:
             out.print(f"  {escape(notice)}", highlight=False)
     return 2 if num_broken else 0
+
+
+@datasets_app.command("new", cls=Command)
+def new_dataset(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the new data set: lower-case letters, digits and hyphens.")
+    ],
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "--from", metavar="FILE", help="A file of the log or of the catalogue; give the option once per file."
+        ),
+    ],
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Look at files and write a first data set file with guessed columns, each with a comment, for you to correct.
+
+    Example: `macrec datasets new shop --from shop/orders.csv --from shop/catalogue.csv`
+    """
+    from macrec_pipeline.data.readers.guessing import guess_dataset, sample_table
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ConfigError(f"The name {name!r} must consist of lower-case letters, digits and hyphens, as in my-shop.")
+    path = datasets_folder() / f"{name}.yaml"
+    if path.exists():
+        raise ConfigError(f"{path} exists already. Choose another name, or remove the file first.")
+    text = guess_dataset(name, [sample_table(file, data.resolve()) for file in files])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    out = console()
+    out.print(escape(text), highlight=False, soft_wrap=True)
+    out.print(
+        f"Written to {escape(str(path))}. Correct it, then run `macrec datasets validate {name}`.", highlight=False
+    )
 
 
 @fetch_app.command("images", cls=Command)
