@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from macrec_pipeline.config import PipelineConfig, Section
+from macrec_pipeline.config import PipelineConfig, Route, Section
 from macrec_pipeline.config.validation_messages import describe_validation_error
 from macrec_pipeline.errors import ConfigError, UnknownDatasetError, did_you_mean
 from macrec_pipeline.presets import SettingsLayer, resolve_config
@@ -98,7 +98,10 @@ ImageTemplate = DataPath
 FilePrefix = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 TimestampUnit = Literal["s", "ms", "us", "iso"]
 
-_COLUMN = "name of the column, or its position from 0 in a file without header."
+_COLUMN = (
+    "name of the column, its position from 0 in a file without header, or the path of a field in JSON lines, as in "
+    "item.id."
+)
 _IMAGE = "File of an item's image, with {item_id} in it, as in posters/{item_id}.jpg."
 _FOLDER = "Folder of the files, relative to the data folder."
 
@@ -111,11 +114,16 @@ class FlagColumns(Section):
 
 
 class TableFile(Section):
-    """A CSV, TSV or parquet file."""
+    """Files of one kind: CSV, TSV, parquet or JSON lines."""
 
-    file: DataPath = Field(description="Path of the file, relative to the data folder. Text files may be gzipped.")
-    format: Literal["csv", "parquet"] | None = Field(
-        None, description="Format of the file. null: parquet if the name ends in .parquet or .pq, else csv."
+    file: DataPath = Field(
+        description="Path of the file, relative to the data folder. Text files may be gzipped. It may also be a folder "
+        "of files, or a pattern in which * stands for other characters, as in orders/2024-*.csv."
+    )
+    format: Literal["csv", "parquet", "jsonl"] | None = Field(
+        None,
+        description="Format of the files. null: parquet if the name ends in .parquet or .pq, jsonl (one JSON object "
+        "per line) if it ends in .jsonl or .ndjson, else csv.",
     )
     separator: Annotated[str, BeforeValidator(_read_separator), AfterValidator(_check_separator)] = Field(
         ",",
@@ -164,6 +172,26 @@ class InteractionsTable(TableFile):
     )
     decimal: Literal[".", ","] = Field(".", description="Sign before the fraction of a rating, as in 4.5 or 4,5.")
     rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
+    event: ColumnRef | None = Field(None, description=f"Kind of the event, as in view or purchase: {_COLUMN}")
+    events: tuple[str, ...] | dict[str, float] = Field(
+        (),
+        description="Kinds of events to keep, as in [purchase]. With weights, as in {view: 1, purchase: 3}, the weight "
+        "of an event is its rating.",
+    )
+
+    @model_validator(mode="after")
+    def _check_events(self) -> Self:
+        if (self.event is None) != (not self.events):
+            raise ValueError(
+                "`event` and `events` belong together: `event` names the column, and `events` the kinds to keep, as in "
+                "[purchase]"
+            )
+        if isinstance(self.events, dict) and self.rating is not None:
+            raise ValueError(
+                "`rating` and the weights of `events` exclude each other, because a weight is the rating of its event. "
+                "Remove `rating`, or list the events without weights, as in [purchase]"
+            )
+        return self
 
 
 class ItemsTable(TableFile):
@@ -174,7 +202,17 @@ class ItemsTable(TableFile):
     texts: tuple[ColumnRef | FlagColumns, ...] = Field(
         (), description="Columns whose texts follow the title in the text that is embedded, in this order."
     )
-    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: the catalogue has no images.")
+    image: ImageTemplate | tuple[ImageTemplate, ...] | None = Field(
+        None,
+        description=f"{_IMAGE} {{item_id[:3]}} is the beginning of the id, for subfolders. In a list, the first file "
+        "that exists is used. null: the catalogue has no images.",
+    )
+    image_file: ColumnRef | None = Field(
+        None, description="Column of the image files, as paths below image_folder. It takes the place of image."
+    )
+    image_folder: DataPath | None = Field(
+        None, description="Folder of the files in the column image_file, relative to the data folder."
+    )
     image_url: ColumnRef | None = Field(
         None, description="Column of the addresses from which `macrec fetch images` loads the images."
     )
@@ -182,6 +220,19 @@ class ItemsTable(TableFile):
         None, description="Column of the categories, which the business rules of a request can name."
     )
     categories_separator: str = Field("|", min_length=1, description="Text between the categories of one cell.")
+
+    @model_validator(mode="after")
+    def _check_images(self) -> Self:
+        if (self.image_file is None) != (self.image_folder is None):
+            raise ValueError("`image_file` and `image_folder` belong together: a column of files, and their folder")
+        if self.image_file is not None and self.image is not None:
+            raise ValueError("`image` and `image_file` exclude each other: set one of them")
+        return self
+
+    @property
+    def image_templates(self) -> tuple[str, ...]:
+        """Where the image of an item may be, the preferred place first."""
+        return () if self.image is None else (self.image,) if isinstance(self.image, str) else self.image
 
 
 class TablesSource(Section):
@@ -202,6 +253,39 @@ class DemoSource(Section):
     seed: int = Field(7, ge=0, description="Seed of the generator. The same seed and sizes give the same files.")
 
 
+class SequencesSource(Section):
+    """Lines of a user and the user's items in time order, as in the benchmarks of S3-Rec."""
+
+    reader: Literal["sequences"] = Field(description="Name of the reader.")
+    file: DataPath = Field(
+        description="Path of the file, relative to the data folder. It may be gzipped, with or without the ending .gz."
+    )
+    items: ItemsTable | None = Field(
+        None, description="The item catalogue. null: the ids of the file are the items and their titles."
+    )
+
+
+class RecboleSource(Section):
+    """The atomic files of RecBole: X.inter, and X.item if it exists. Any file may end in .gz."""
+
+    reader: Literal["recbole"] = Field(description="Name of the reader.")
+    folder: DataPath = Field(description=_FOLDER)
+    prefix: FilePrefix = Field(description="Beginning of all file names: X of X.inter.")
+    user_id: str = Field("user_id", description="Field of the user in X.inter, without its type.")
+    item_id: str = Field("item_id", description="Field of the item in X.inter and X.item.")
+    timestamp: str = Field("timestamp", description="Field of the time in X.inter.")
+    timestamp_unit: TimestampUnit = Field("s", description="Unit of the times since 1970, as for the reader tables.")
+    rating: str = Field("rating", description="Field of the rating in X.inter. Without this field, there are none.")
+    title: str = Field("title", description="Field of the title in X.item.")
+    texts: tuple[str, ...] = Field(
+        (), description="Fields of X.item whose texts follow the title in the text that is embedded, in this order."
+    )
+    categories: str | None = Field(
+        None, description="Field of X.item with the categories, separated by spaces. null: there are none."
+    )
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: there are no images.")
+
+
 class IndexedSource(Section):
     """LC-Rec and MQL4GRec files: integer ids, precomputed embeddings and semantic IDs. Any file may end in .gz."""
 
@@ -213,9 +297,7 @@ class IndexedSource(Section):
         description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: there is no such "
         "file.",
     )
-    image_index: str | None = Field(
-        None, description="Rest of the name of the file of image semantic IDs. Set both index files, or neither."
-    )
+    image_index: str | None = Field(None, description="Rest of the name of the file of image semantic IDs. null: none.")
     text_embeddings: str | None = Field(
         None,
         description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: there is no such "
@@ -224,6 +306,12 @@ class IndexedSource(Section):
     image_embeddings: str | None = Field(
         None, description="Rest of the name of the file of image embeddings. null: there is no such file."
     )
+
+    @property
+    def given_modalities(self) -> dict[Route, str]:
+        """The modalities whose semantic IDs come with the data set, and the rest of the name of each index file."""
+        files: dict[Route, str | None] = {"text": self.text_index, "image": self.image_index}
+        return {modality: file for modality, file in files.items() if file is not None}
 
 
 class AmazonSource(Section):
@@ -289,8 +377,17 @@ class CustomSource(Section):
         return self
 
 
-BuiltInSource = TablesSource | DemoSource | IndexedSource | Amazon2018Source | Amazon2023Source | MovielensSource
-BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "amazon2018", "amazon2023", "movielens")
+BuiltInSource = (
+    TablesSource
+    | DemoSource
+    | IndexedSource
+    | SequencesSource
+    | RecboleSource
+    | Amazon2018Source
+    | Amazon2023Source
+    | MovielensSource
+)
+BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "sequences", "recbole", "amazon2018", "amazon2023", "movielens")
 
 
 def _separate_options(source: Any) -> Any:

@@ -15,6 +15,8 @@ import polars as pl
 
 from macrec_pipeline.errors import SchemaError
 
+OTHER_EVENT = "other_event"
+"""The reason of a row whose kind of event the data set leaves out. It is no fault of the data."""
 ANY_WIDTH_VECTOR = "list[float32], all of one length"
 
 

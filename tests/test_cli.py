@@ -30,6 +30,7 @@ COMMANDS = (
     "ui",
     "datasets",
     "datasets list",
+    "datasets new",
     "datasets validate",
     "fetch",
     "fetch images",
@@ -256,7 +257,7 @@ def test_the_shell_completes_names() -> None:
     assert _completions("macrec settings reco") == ["recommender", "recommendations"]
     assert _completions("macrec settings decoding.t") == ["decoding.top_k"]
     assert _completions("macrec promote movielens-100") == ["movielens-100k"]
-    assert _completions("macrec datasets ") == ["list", "validate"]
+    assert _completions("macrec datasets ") == ["list", "validate", "new"]
 
 
 def test_settings_are_completed_with_their_values() -> None:

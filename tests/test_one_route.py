@@ -133,6 +133,29 @@ def _check_that_a_refresh_keeps_the_ids(store: AssetStore, folder: Path) -> None
     assert (comparison["champion"], comparison["figures"]["moved_ids"]) == (1, 0.0)
 
 
+@pytest.mark.slow
+def test_given_ids_of_texts_use_one_route(tmp_path: Path) -> None:
+    """Files in the form of LETTER (no id lists, text IDs only) run to the end with the text route alone."""
+    data = tmp_path / "data"
+    (data / "x").mkdir(parents=True)
+    sequences = {str(user): [(user + 2 * step) % NUM_ITEMS for step in range(LENGTH)] for user in range(NUM_USERS)}
+    codes = {str(item): [f"<a_{item // 8}>", f"<b_{item % 8}>"] for item in range(NUM_ITEMS)}
+    (data / "x" / "X.inter.json").write_text(json.dumps(sequences), encoding="utf-8")
+    (data / "x" / "X.index.json").write_text(json.dumps(codes), encoding="utf-8")
+    before, _, after = DATASET.partition("source:")
+    _, _, overrides = after.partition("overrides:")
+    source = "source: {reader: indexed, folder: x, prefix: X, text_index: index.json}\noverrides:"
+    (data / "tiny.yaml").write_text(before + source + overrides, encoding="utf-8")
+    completed = macrec("run", tmp_path)
+    assert "image_embeddings    skipped, the data set has no image semantic IDs: one route, text" in completed.stderr
+    store = AssetStore(tmp_path / "home", "tiny")
+    ids = store.read_table("semantic_ids")
+    assert ids["image_codes"].null_count() == ids.height
+    published = dict(zip(ids["item_id"], ids["text_codes"].to_list(), strict=True))
+    assert published == {item: [int(item) // 8, int(item) % 8] for item in published}
+    assert RecommenderBundle.load(store.folder("recommender") / "bundle").routes == ["text"]
+
+
 def codes_of_items(store: AssetStore) -> dict[str, list[int]]:
     """Return the text ID of each item."""
     return dict(store.read_table("semantic_ids").select("item_id", "text_codes").iter_rows())

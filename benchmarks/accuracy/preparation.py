@@ -73,7 +73,7 @@ def prepare(spec: DatasetSpec, config: PipelineConfig, *, data: Path, work: Path
         ConfigError: the data set brings its semantic IDs, so there is no quantizer to compare.
         MacrecError: a stage of the pipeline failed.
     """
-    if isinstance(spec.source, IndexedSource) and spec.source.text_index is not None:
+    if isinstance(spec.source, IndexedSource) and spec.source.given_modalities:
         raise ConfigError(
             f"{spec.name} brings its semantic IDs, so there is no quantizer to compare. Choose a data set with texts "
             "and images, or run benchmarks/accuracy/instruments.py, which is for given IDs."

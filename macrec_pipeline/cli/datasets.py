@@ -1,5 +1,6 @@
 """The commands about data sets: `macrec datasets` and `macrec fetch`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from macrec_pipeline.cli.completion import complete_dataset
 from macrec_pipeline.cli.help_formatting import Command, Group
 from macrec_pipeline.cli.options import DEFAULT_DATA, DataOption
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, datasets_folder, load_dataset
-from macrec_pipeline.errors import ConfigError, MissingFileError
+from macrec_pipeline.errors import ConfigError, DataError, MissingFileError
 from macrec_pipeline.terminal import console, failures_table
 
 datasets_app = typer.Typer(cls=Group, help="List the data sets, or check that they are ready to run.")
@@ -54,20 +55,60 @@ def validate_datasets(
 
     The exit status is 2 if one is not ready.
     """
-    from macrec_pipeline.data.readers.registry import validate_source
+    from macrec_pipeline.data.readers.registry import source_notices, validate_source
 
     out = console()
     num_broken = 0
     for name in names or dataset_names():
+        notices: list[str] = []
         try:
-            problems = validate_source(load_dataset(name), data.resolve())
-        except ConfigError as error:
+            spec = load_dataset(name)
+            problems = validate_source(spec, data.resolve())
+            if not problems:
+                notices = source_notices(spec, data.resolve())
+        except (ConfigError, DataError) as error:
             problems = [str(error)]
         num_broken += bool(problems)
         out.print(f"{name}: {'not ready' if problems else 'ready'}", highlight=False)
         for problem in problems:
             out.print(f"  - {escape(problem)}", highlight=False)
+        for notice in notices:
+            out.print(f"  {escape(notice)}", highlight=False)
     return 2 if num_broken else 0
+
+
+@datasets_app.command("new", cls=Command)
+def new_dataset(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the new data set: lower-case letters, digits and hyphens.")
+    ],
+    files: Annotated[
+        list[Path],
+        typer.Option(
+            "--from", metavar="FILE", help="A file of the log or of the catalogue; give the option once per file."
+        ),
+    ],
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Look at files and write a first data set file with guessed columns, each with a comment, for you to correct.
+
+    Example: `macrec datasets new shop --from shop/orders.csv --from shop/catalogue.csv`
+    """
+    from macrec_pipeline.data.readers.guessing import guess_dataset, sample_table
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise ConfigError(f"The name {name!r} must consist of lower-case letters, digits and hyphens, as in my-shop.")
+    path = datasets_folder() / f"{name}.yaml"
+    if path.exists():
+        raise ConfigError(f"{path} exists already. Choose another name, or remove the file first.")
+    text = guess_dataset(name, [sample_table(file, data.resolve()) for file in files])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    out = console()
+    out.print(escape(text), highlight=False, soft_wrap=True)
+    out.print(
+        f"Written to {escape(str(path))}. Correct it, then run `macrec datasets validate {name}`.", highlight=False
+    )
 
 
 @fetch_app.command("images", cls=Command)

@@ -76,7 +76,7 @@ class AssetContext:
     def has_given_ids(self) -> bool:
         """Whether the data set provides its semantic IDs, so that nothing before them has to be computed."""
         source = self.spec.source
-        return isinstance(source, IndexedSource) and source.text_index is not None
+        return isinstance(source, IndexedSource) and bool(source.given_modalities)
 
     def read_table(self, asset: str) -> pl.DataFrame:
         """Read the table of an input. Raise `StorageError` if it is missing or damaged."""

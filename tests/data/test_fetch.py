@@ -65,6 +65,19 @@ def test_images_are_loaded(server: ImageServer, tmp_path: Path, path: str) -> No
     assert _failures(tmp_path).is_empty()
 
 
+def test_the_first_address_that_works_is_used(server: ImageServer, tmp_path: Path) -> None:
+    """Later addresses are not asked; if all of them fail, one row has the reason of the first and the number."""
+    works = f"{server.url('missing')}, {server.url('color?red')} {server.url('color?blue')}"
+    fails = f"{server.url('missing')}|{server.url('page')}"
+    report = fetch_images(_addresses({"1": works, "2": fails}), _TEMPLATE, tmp_path, _LIMITS)
+    assert report.fetched == 1
+    with Image.open(tmp_path / "shop" / "images" / "1.jpg") as stored:
+        assert stored.convert("RGB").getpixel((3, 3))[0] > 200
+    ((item_id, url, reason, message, attempts),) = report.failures
+    assert (item_id, url, reason, attempts) == ("2", server.url("missing"), "http_404", 1)
+    assert message.endswith("(1 more addresses of this item failed too)")
+
+
 _FAILING_PATHS = {  # path -> reason, attempts
     "missing": ("http_404", 1),
     "broken": ("http_500", 2),

@@ -51,6 +51,21 @@ def test_sequences_become_rows_in_their_order(toys: Path) -> None:
     assert table["source_file"].unique().to_list() == ["toys/Toys.inter.json.gz"]
 
 
+def test_without_id_lists_the_numbers_are_the_ids(toys: Path) -> None:
+    """Users and items keep their numbers; an item that only has a semantic ID is in the catalogue too."""
+    for name in ("Toys.item2id", "Toys.user2id"):
+        (toys / "toys" / name).unlink()
+    (toys / "toys" / "Toys.t.json").write_text(json.dumps({str(index): ["<a_1>"] for index in (0, 1, 2, 10)}))
+    reader = IndexedReader(_SOURCE.model_copy(update={"image_index": None}), toys)
+    assert reader.problems() == []
+    assert reader.source_files() == [toys / "toys" / "Toys.inter.json.gz"]
+    (log,) = reader.interaction_parts()
+    assert log.select("user_id", "item_id").rows() == [("0", "2"), ("0", "0"), ("0", "2"), ("1", "1")]
+    assert RAW_ITEMS.check(reader.items()).select("item_id", "title", "text").rows() == [
+        (number, number, None) for number in ("0", "1", "2", "10")
+    ]
+
+
 def test_the_title_is_the_id_unless_there_are_details(toys: Path) -> None:
     """`X.item.json` is optional; a title from it is part of the text, an id is not."""
     table = _items(toys)
@@ -97,7 +112,6 @@ def test_validation_lists_everything_that_is_missing(toys: Path) -> None:
     assert "Toys.user2id" in problems[0]
     assert "Toys.t.json" in problems[1]
     assert all("MACREC_DATA" in problem for problem in problems)
-    without_text = _SOURCE.model_copy(update={"text_index": None})
-    assert "belong together" in IndexedReader(without_text, toys).problems()[-1]
+    assert len(IndexedReader(_SOURCE.model_copy(update={"text_index": None}), toys).problems()) == 1
     with pytest.raises(MissingFileError, match=r"Toys\.user2id"):
         _interactions(toys)

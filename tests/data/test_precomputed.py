@@ -11,7 +11,7 @@ import pytest
 
 from macrec_pipeline.data.readers.precomputed import precomputed_embeddings, precomputed_semantic_ids
 from macrec_pipeline.datasets import DatasetSpec
-from macrec_pipeline.errors import ConfigError, SchemaError
+from macrec_pipeline.errors import SchemaError
 
 _TEXT = {"0": ["<a_1>", "<b_2>"], "1": ["<a_1>", "<b_9>"], "2": ["<a_0>", "<b_0>"]}
 _IMAGE = {"0": ["<A_3>", "<B_3>"], "1": ["<A_4>", "<B_0>"], "2": ["<A_5>", "<B_1>"]}
@@ -46,8 +46,29 @@ def test_semantic_ids_follow_the_catalogue(toys: Path) -> None:
     np.testing.assert_array_equal(ids.image_codes, [[4, 0], [3, 3]])
     assert ids.codebook_size == 16
     assert precomputed_semantic_ids(_spec(text_index=None, image_index=None), toys, _catalogue("A1")) is None
-    with pytest.raises(ConfigError, match="belong together"):
-        precomputed_semantic_ids(_spec(image_index=None), toys, _catalogue("A1"))
+
+
+def test_the_ids_of_one_modality_are_enough(toys: Path) -> None:
+    """The other modality has none, and K exceeds the largest code of the file that is named."""
+    text_only = precomputed_semantic_ids(_spec(image_index=None), toys, _catalogue("A1"))
+    image_only = precomputed_semantic_ids(_spec(text_index=None), toys, _catalogue("A1"))
+    assert text_only is not None
+    assert image_only is not None
+    np.testing.assert_array_equal(text_only.text_codes, [[1, 9]])
+    np.testing.assert_array_equal(image_only.image_codes, [[4, 0]])
+    assert (text_only.image_codes, image_only.text_codes) == (None, None)
+    assert (text_only.codebook_size, image_only.codebook_size) == (16, 8)
+
+
+def test_without_id_lists_the_numbers_are_the_ids(toys: Path) -> None:
+    """Semantic IDs and embeddings belong to the item whose id is the number."""
+    (toys / "toys" / "Toys.item2id").unlink()
+    (toys / "toys" / "Toys.inter.json").write_text(json.dumps({"0": [2, 0]}))
+    spec = _spec(image_index=None, text_embeddings="emb.npy")
+    ids = precomputed_semantic_ids(spec, toys, _catalogue("2", "1"))
+    assert ids is not None
+    np.testing.assert_array_equal(ids.text_codes, [[0, 0], [1, 9]])
+    np.testing.assert_array_equal(precomputed_embeddings(spec, toys, _catalogue("2", "1"), "text"), [[4, 5], [2, 3]])
 
 
 @pytest.mark.parametrize("largest", [(0, 2), (1, 2), (2, 4), (255, 256), (256, 512)])
@@ -110,7 +131,7 @@ def test_malformed_embeddings_are_errors(toys: Path) -> None:
     """Too few rows, an array that is no matrix, and pickled objects are refused with the name of the file."""
     spec = _spec(text_embeddings="emb.npy")
     for content, message in (
-        (np.zeros((2, 4)), "has 2 rows, but Toys.item2id has the index 2"),
+        (np.zeros((2, 4)), "has 2 rows, but toys/Toys.item2id has the index 2"),
         (np.zeros(4), "expected numbers"),
         (np.array([[{}]], dtype=object), "cannot be read"),
     ):

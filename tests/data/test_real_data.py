@@ -101,3 +101,29 @@ def test_instruments_semantic_ids(shared_data: Path) -> None:
     first = tables.items["item_id"].to_list().index("B002SQJL9U")  # index 0 of the published files
     assert ids.text_codes[first].tolist() == [170, 224, 251, 151]
     assert ids.image_codes[first].tolist() == [154, 106, 221, 144]
+
+
+def test_beauty_has_the_ids_of_letter_and_the_log_of_s3_rec(shared_data: Path) -> None:
+    """Both forms of Amazon Beauty hold the same log; 12,088 of the 12,101 published text IDs are distinct."""
+    source = {"reader": "indexed", "folder": "amazon-beauty", "prefix": "Beauty", "text_index": "index.json"}
+    spec = DatasetSpec.model_validate({"name": "beauty", "title": "Beauty", "k_core": 5, "source": source})
+    if validate_source(spec, shared_data):
+        pytest.skip("the real data is missing: amazon-beauty")
+    tables, _ = _clean(spec, shared_data)
+    assert tables.quarantine.is_empty()
+    ids = precomputed_semantic_ids(spec, shared_data, tables.items)
+    assert ids is not None
+    assert ids.image_codes is None
+    assert ids.text_codes is not None
+    assert ids.text_codes.shape == (12_101, 4)
+    assert len(np.unique(ids.text_codes, axis=0)) == 12_088
+    assert ids.codebook_size == 256
+    lines = DatasetSpec.model_validate(
+        {"name": "lines", "title": "Lines", "source": {"reader": "sequences", "file": "amazon-beauty/Beauty.txt"}}
+    )
+    from_one = read_raw_interactions(lines, shared_data).select("user_id", "item_id", "timestamp")
+    from_zero = tables.interactions.select(
+        (pl.col("user_id", "item_id").cast(pl.Int64) + 1).cast(pl.String), "timestamp"
+    )
+    order = ["user_id", "timestamp"]
+    assert from_one.sort(order).equals(from_zero.sort(order))

@@ -168,3 +168,20 @@ def test_categories_are_a_column_or_flags(tmp_path: Path) -> None:
     assert _items(by_flags, tmp_path)["categories"].to_list() == [["War", "Drama"], None]
     missing = _reader(tmp_path, items=by_column.model_copy(update={"categories": "aisle"}))
     assert any("has no column 'aisle'" in problem for problem in missing.problems())
+
+
+def test_html_becomes_plain_text(tmp_path: Path) -> None:
+    """Titles, texts and categories lose tags and entities; comparisons and ampersands that are text stay."""
+    rows = {
+        "id": ["1", "2", "3"],
+        "name": ["Salt &amp; Pepper", "R&B <3", None],
+        "about": ["<p>Two <b>mills</b></p><script>x()</script>", "3 < 4 & so on", "<br/>"],
+        "tags": [["<i>Kitchen</i>", "Salt &amp; Co"], [], None],
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "items.parquet")
+    mapping = ItemsTable(file="items.parquet", item_id="id", title="name", texts=("about", "tags"), categories="tags")
+    assert _items(mapping, tmp_path).select("title", "text", "categories").rows() == [
+        ("Salt & Pepper", "Salt & Pepper. Two mills. Kitchen, Salt & Co.", ["Kitchen", "Salt & Co"]),
+        ("R&B <3", "R&B <3. 3 < 4 & so on.", None),
+        (None, None, None),
+    ]

@@ -63,6 +63,7 @@ from macrec_pipeline.schemas import (
     FORMER_ITEMS,
     INTERACTIONS,
     ITEMS,
+    OTHER_EVENT,
     QUARANTINE,
     RAW_INTERACTIONS,
     RAW_ITEMS,
@@ -261,7 +262,7 @@ def _reader_rules(raw_interactions: RawLog) -> list[Rule]:
     reason, detail = _split_problem()
     reasons = raw_interactions.lazy().filter(pl.col("problem").is_not_null()).select(reason).unique()
     return [
-        Rule(name, reason == name, detail, is_data_fault=True)
+        Rule(name, reason == name, detail, is_data_fault=name != OTHER_EVENT)
         for name in reasons.collect(engine="streaming").to_series().sort()
     ]
 
@@ -492,6 +493,7 @@ def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: Cleani
     counts = sorted((-count, rule.reason) for count, rule in zip(count_by_rule, rules, strict=True) if count)
     dropped = ", ".join(f"{reason} {-count}" for count, reason in counts)
     hints = HINTS | {
+        OTHER_EVENT: "Check that `events` in the data set's YAML file lists kinds of events as the log spells them.",
         "below_min_rating": "Lower `cleaning.min_rating`.",
         "missing_rating": "Map the rating column in the data set's YAML file, or unset `cleaning.min_rating`.",
         "k_core": f"Lower `cleaning.k_core` (now {config.k_core}) or provide more interactions.",

@@ -42,7 +42,8 @@ def image_addresses(spec: DatasetSpec, data_dir: Path, *, everything: bool) -> p
             their images are never used.
 
     Returns:
-        item_id and image_url (null if an item has no address), sorted by item_id, one row per item.
+        item_id and image_url, sorted by item_id, one row per item. image_url is null if an item has no address; if it
+        has several, they are separated by spaces.
 
     Raises:
         DataError: the files cannot be read, or no interaction remains after cleaning.
@@ -52,4 +53,6 @@ def image_addresses(spec: DatasetSpec, data_dir: Path, *, everything: bool) -> p
     if not everything:
         remaining = clean(read_raw_interactions(spec, data_dir), raw_items, spec.config().cleaning).items
         items = items.join(remaining, on="item_id", how="semi")
-    return items.group_by("item_id").agg(pl.col("image_url").drop_nulls().sort().first()).sort("item_id")
+    addresses = pl.col("image_url").drop_nulls().unique().sort().str.join(" ")
+    joined = items.group_by("item_id").agg(addresses).sort("item_id")
+    return joined.with_columns(pl.when(pl.col("image_url") != "").then("image_url"))

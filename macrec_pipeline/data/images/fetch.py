@@ -27,10 +27,11 @@ from macrec_pipeline.data.images.downloads import (
     download_with_retries,
     open_session,
 )
+from macrec_pipeline.data.readers.image_addresses import separate_addresses
 from macrec_pipeline.data.readers.image_files import (
-    PLACEHOLDER,
     WORK_FOLDER,
     existing_images,
+    fill_template,
     image_file_name,
     image_folder,
 )
@@ -85,7 +86,8 @@ def fetch_images(
     The table of failures is written at the end, also after an interruption.
 
     Args:
-        addresses: item_id and image_url, one row per item.
+        addresses: item_id and image_url, one row per item. Of several addresses in one cell, the first that works is
+            used.
         template: where an image belongs, relative to the data folder; contains `{item_id}`.
         data_dir: the data folder.
         limits: limits of fetching.
@@ -164,13 +166,21 @@ class _Fetch:
 
     async def _work(self, session: aiohttp.ClientSession, pending: Iterator[tuple[str, str]]) -> None:
         report = self.report
-        for item_id, url in pending:
-            try:
-                data = await download_with_retries(session, url, self.limits)
-                await asyncio.get_running_loop().run_in_executor(self.pool, self._store, item_id, data)
-                report.fetched += 1
-            except FetchError as error:
-                report.failures.append((item_id, url, error.reason, str(error), error.attempts))
+        for item_id, cell in pending:
+            failures = []
+            for url in (addresses := separate_addresses(cell)):
+                try:
+                    data = await download_with_retries(session, url, self.limits)
+                    await asyncio.get_running_loop().run_in_executor(self.pool, self._store, item_id, data)
+                except FetchError as error:
+                    failures.append((item_id, url, error.reason, str(error), error.attempts))
+                else:
+                    report.fetched += 1
+                    break
+            if len(failures) == len(addresses):
+                item_id, url, reason, message, attempts = failures[0]
+                others = f" ({len(failures) - 1} more addresses of this item failed too)" if len(failures) > 1 else ""
+                report.failures.append((item_id, url, reason, message + others, attempts))
             num_done = report.fetched + len(report.failures)
             self.progress("images", num_done, self.total, {"failed": len(report.failures)})
 
@@ -182,7 +192,7 @@ class _Fetch:
             OSError: no image can be stored.
         """
         check_image(data, max_pixels=self.limits.max_pixels)
-        target = self.data_dir / self.template.replace(PLACEHOLDER, image_file_name(item_id))
+        target = self.data_dir / fill_template(self.template, image_file_name(item_id))
         root, parent = os.path.realpath(self.report.folder), os.path.realpath(target.parent)
         if parent != root and not parent.startswith(root + os.sep):  # a symbolic link inside the image folder
             raise FetchError("outside_folder", f"{target.parent} leads out of the image folder")

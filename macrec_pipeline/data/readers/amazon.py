@@ -8,8 +8,6 @@
 Any file may be gzipped and end in `.gz`.
 """
 
-import html
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import category_cells, compose_texts, id_cells, text_cells
+from macrec_pipeline.data.readers.html_text import plain_text
 from macrec_pipeline.data.readers.image_files import existing_images
 from macrec_pipeline.data.readers.json_lines import Cells, JsonFields, json_line_tables
 from macrec_pipeline.data.readers.rating_logs import rating_parts
@@ -32,10 +31,6 @@ _REVIEW_SCHEMA = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float
 _CATEGORY_FIELDS = {"amazon2018": ("category",), "amazon2023": ("main_category", "categories")}
 # Fields that mean little without their name; the other fields need no label.
 _LABELS = {"brand": "Brand", "store": "Store", "category": "Categories", "categories": "Categories"}
-
-# A tag begins with a letter right after the bracket, so `3 < 4`, `<3` and `a <- b` are not tags.
-_MARKUP = re.compile(r"<!--|-->|</?[a-zA-Z][^<>]*>")
-_ELEMENTS_WITHOUT_TEXT = {"script", "style"}
 
 
 @dataclass(frozen=True)
@@ -121,38 +116,6 @@ class AmazonReader(Reader):
 
     def _find(self, name: str) -> tuple[Path, str]:
         return require_file_or_gz(self.data_dir, f"{self.source.folder}/{name}", what=f"reader {self.source.reader}")
-
-
-def plain_text(text: str) -> str:
-    """Remove tags, comments, scripts and styles, each replaced by a space, and decode entities.
-
-    Entities that were escaped twice (`&amp;amp;`), which is common in catalogue exports, are decoded as well. The time
-    is linear in the length of the text, whatever it contains.
-    """
-    if "&" in text:
-        text = html.unescape(html.unescape(text))
-    if "<" not in text:
-        return text
-    visible: list[str] = []
-    # `closing_tag` is None outside of elements that are skipped, else the tag that ends the skipped element.
-    position, closing_tag = 0, None
-    for match in _MARKUP.finditer(text):
-        tag = match.group().lower()
-        if closing_tag is None:
-            if tag == "-->":  # closes no comment, so it is part of the text
-                continue
-            visible.append(text[position : match.start()])
-            name = tag.strip("</>").split(maxsplit=1)[0]
-            if tag == "<!--":
-                closing_tag = "-->"
-            elif name in _ELEMENTS_WITHOUT_TEXT and tag[1] != "/":
-                closing_tag = f"/{name}"
-            position = match.end()
-        elif tag == closing_tag or tag.startswith(f"<{closing_tag}"):
-            closing_tag, position = None, match.end()
-    if closing_tag is None:
-        visible.append(text[position:])
-    return " ".join(visible)
 
 
 def _review_cells(fields: JsonFields) -> Cells:

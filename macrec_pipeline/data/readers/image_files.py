@@ -6,12 +6,14 @@ images get their file names from `image_file_name`, which is defined for every i
 
 import hashlib
 import os
+import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
 import polars as pl
 
 PLACEHOLDER = "{item_id}"
+_ANY_PLACEHOLDER = re.compile(r"\{item_id(?:\[:(\d+)\])?\}")
 WORK_FOLDER = ".fetch"
 """Subfolder of the image folder for the files of `macrec fetch images`. No image has this name, whatever its id."""
 _MAX_NAME_LENGTH = 120  # with a file extension, this stays below the limit of 255 bytes of common file systems
@@ -21,10 +23,18 @@ def image_folder(template: str) -> str:
     """Return the part of the template that is the same for all items: `posters/{item_id}.jpg` gives `posters`."""
     fixed_parts: list[str] = []
     for part in PurePosixPath(template).parts:
-        if PLACEHOLDER in part:
+        if _ANY_PLACEHOLDER.search(part):
             break
         fixed_parts.append(part)
     return "/".join(fixed_parts) or "."
+
+
+def fill_template(template: str, name: str) -> str:
+    """Put a name in the place of `{item_id}`, and its first characters in the place of `{item_id[:3]}`.
+
+    Subfolders are often named by the beginning of the id, as in `images/010/0108775015.jpg`.
+    """
+    return _ANY_PLACEHOLDER.sub(lambda match: name[: int(match.group(1))] if match.group(1) else name, template)
 
 
 def image_file_name(item_id: str) -> str:
@@ -58,13 +68,26 @@ def existing_images(item_ids: pl.Series, template: str, data_dir: Path) -> pl.Se
     return pl.Series("image_path", paths, dtype=pl.String)
 
 
+def existing_image_files(names: pl.Series, folder: str, data_dir: Path) -> pl.Series:
+    """Return each image that a column names as a path relative to the data folder; null where there is none.
+
+    Args:
+        names: paths below `folder`, null where an item has no image.
+        folder: the folder of the images, relative to the data folder; links inside it must not lead out of it.
+        data_dir: the data folder.
+    """
+    real = os.path.realpath(data_dir / folder)
+    paths = [None if not name else _existing_file(f"{folder}/{name}", data_dir, real) for name in names.to_list()]
+    return pl.Series("image_path", paths, dtype=pl.String)
+
+
 def _image_path(item_id: str | None, template: str, data_dir: Path, folder: str) -> str | None:
     if not item_id:
         return None
     is_name_of_another = item_id.startswith("%%") or ("%" in item_id and image_file_name(unquote(item_id)) == item_id)
-    path = None if is_name_of_another else _existing_file(template.replace(PLACEHOLDER, item_id), data_dir, folder)
+    path = None if is_name_of_another else _existing_file(fill_template(template, item_id), data_dir, folder)
     if path is None and (name := image_file_name(item_id)) != item_id:
-        path = _existing_file(template.replace(PLACEHOLDER, name), data_dir, folder)
+        path = _existing_file(fill_template(template, name), data_dir, folder)
     return path
 
 

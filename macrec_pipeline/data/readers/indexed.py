@@ -1,8 +1,9 @@
 """Reader `indexed`: the file convention of LC-Rec and MQL4GRec becomes raw interactions and raw items.
 
 `X.inter.json` maps the index of each user to item indices in time order. `X.item2id` and `X.user2id` map the original
-ids to these indices. `X.item.json` may add titles and descriptions. Any file may be gzipped and end in `.gz`. The files
-hold no times, so the position in the sequence stands in for the time.
+ids to these indices; without both files, as LETTER and TIGER publish them, the indices themselves are the ids.
+`X.item.json` may add titles and descriptions. Any file may be gzipped and end in `.gz`. The files hold no times, so the
+position in the sequence stands in for the time.
 """
 
 import json
@@ -15,15 +16,13 @@ import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import compose_texts, text_cells
 from macrec_pipeline.data.readers.reader import Reader, raw_table
+from macrec_pipeline.data.readers.sequence_times import made_up_times
 from macrec_pipeline.data.readers.text_files import open_unpacked, require_file_or_gz
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
-from macrec_pipeline.runtime.time_units import MINUTE_MS
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
-# Made-up times for a log that only has an order: from 2018-01-01 00:00 UTC, one minute per position, for every user.
-_FIRST_TIME = 1_514_764_800_000
-_STEP = MINUTE_MS
+_ID_LISTS = ("item2id", "user2id")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class IndexedReader(Reader):
         """Return `X.item2id` as `RAW_ITEMS`, with titles and texts from `X.item.json`; without it the id is the title.
 
         Raises:
-            MissingFileError: `X.item2id` does not exist.
+            MissingFileError: `X.user2id` exists, but `X.item2id` does not.
             SchemaError: a file has another format.
         """
-        file, item_ids_by_index = read_index_map(self.source, "item2id", self.data_dir)
+        file, item_ids_by_index = item_ids_of_indices(self.source, self.data_dir)
         details = self._item_details()
         rows = [details.get(str(index), {}) for index in item_ids_by_index]
         titles = text_cells(pl.Series("title", [_joined(row.get("title")) for row in rows], dtype=pl.String))
@@ -65,49 +64,47 @@ class IndexedReader(Reader):
         return raw_table(RAW_ITEMS, columns, file=file)
 
     def problems(self) -> list[str]:
-        """Return the missing files, and whether only one of the two index files is named."""
+        """Return the missing files. Either both id lists exist, or neither."""
         source = self.source
         optional = (source.text_index, source.image_index, source.text_embeddings, source.image_embeddings)
+        suffixes = ["inter.json", *(_ID_LISTS if has_id_lists(source, self.data_dir) else ())]
         problems = []
-        for suffix in ("inter.json", "item2id", "user2id", *(suffix for suffix in optional if suffix is not None)):
+        for suffix in (*suffixes, *(suffix for suffix in optional if suffix is not None)):
             try:
                 find_indexed_file(source, suffix, self.data_dir)
             except MissingFileError as error:
                 problems.append(str(error))
-        if (source.text_index is None) != (source.image_index is None):
-            problems.append("source.text_index and source.image_index belong together: set both, or neither.")
         return problems
 
     def source_files(self) -> list[Path]:
-        """Return the files of the interactions and of both id lists. Raise `MissingFileError`."""
-        suffixes = ("inter.json", "item2id", "user2id")
+        """Return the files of the interactions and of both id lists, if there are any. Raise `MissingFileError`."""
+        suffixes = ["inter.json", *(_ID_LISTS if has_id_lists(self.source, self.data_dir) else ())]
         return [find_indexed_file(self.source, suffix, self.data_dir)[0] for suffix in suffixes]
 
     def _interactions(self) -> pl.DataFrame:
         path, file = find_indexed_file(self.source, "inter.json", self.data_dir)
-        users_file, users = read_index_map(self.source, "user2id", self.data_dir)
-        items_file, items = read_index_map(self.source, "item2id", self.data_dir)
+        has_ids = has_id_lists(self.source, self.data_dir)
+        users_file, users = read_index_map(self.source, "user2id", self.data_dir) if has_ids else ("", {})
+        items_file, items = read_index_map(self.source, "item2id", self.data_dir) if has_ids else ("", {})
         user_ids: list[str] = []
         item_ids: list[str] = []
         positions: list[int] = []
-        for key, sequence in read_json_object(path, file).items():
-            if not key.isdecimal() or int(key) not in users:
+        for key, sequence in _read_sequences(path, file).items():
+            if has_ids and (not key.isdecimal() or int(key) not in users):
                 raise SchemaError(f"{file}: user {key!r} has no id in {users_file}. Both files must be of one edition.")
-            if not isinstance(sequence, list) or not all(isinstance(item, int) for item in sequence):
-                raise SchemaError(f"{file}: user {key!r} has {str(sequence)[:60]!r}, expected a list of item indices.")
-            unknown = next((item for item in sequence if item not in items), None)
+            unknown = next((item for item in sequence if item not in items), None) if has_ids else None
             if unknown is not None:
                 raise SchemaError(
                     f"{file}: item {unknown} of user {key!r} has no id in {items_file}. Both files must be of one "
                     "edition."
                 )
-            user_ids.extend([users[int(key)]] * len(sequence))
-            item_ids.extend(items[item] for item in sequence)
+            user_ids.extend([users[int(key)] if has_ids else key] * len(sequence))
+            item_ids.extend(items[item] if has_ids else str(item) for item in sequence)
             positions.extend(range(len(sequence)))
         columns = pl.DataFrame(
             {"user_id": user_ids, "item_id": item_ids, "position": positions},
             schema={"user_id": pl.String, "item_id": pl.String, "position": pl.Int64},
-        ).select("user_id", "item_id", (_FIRST_TIME + _STEP * pl.col("position")).alias("timestamp"))
+        ).select("user_id", "item_id", made_up_times(pl.col("position")).alias("timestamp"))
         return raw_table(RAW_INTERACTIONS, columns, file=file)
 
     def _item_details(self) -> dict[str, dict[str, Any]]:
@@ -120,6 +117,50 @@ class IndexedReader(Reader):
         if malformed is not None:
             raise SchemaError(f"{file}: item {malformed!r} is not an object with the fields title and description.")
         return details
+
+
+def has_id_lists(source: IndexedSource, data_dir: Path) -> bool:
+    """Return whether `X.item2id` or `X.user2id` exists; if one does, the other one must."""
+
+    def exists(suffix: str) -> bool:
+        try:
+            find_indexed_file(source, suffix, data_dir)
+        except MissingFileError:
+            return False
+        return True
+
+    return any(exists(suffix) for suffix in _ID_LISTS)
+
+
+def item_ids_of_indices(source: IndexedSource, data_dir: Path) -> tuple[str, dict[int, str]]:
+    """Return the id of each item index, and the file that it comes from.
+
+    Without id lists, these are the numbers in `X.inter.json`, `X.item.json` and the index files themselves, ascending.
+
+    Raises:
+        MissingFileError: a file does not exist.
+        SchemaError: a file has another format.
+    """
+    if has_id_lists(source, data_dir):
+        return read_index_map(source, "item2id", data_dir)
+    path, file = find_indexed_file(source, "inter.json", data_dir)
+    indices = {item for sequence in _read_sequences(path, file).values() for item in sequence}
+    for suffix in ("item.json", source.text_index, source.image_index):
+        if suffix is None:
+            continue
+        try:
+            path, other = find_indexed_file(source, suffix, data_dir)
+        except MissingFileError:
+            if suffix != "item.json":
+                raise
+            continue
+        for key in read_json_object(path, other):
+            if not key.isdecimal():
+                raise SchemaError(
+                    f"{other}: the key {key!r} is not the index of an item, expected a number as in '17'."
+                )
+            indices.add(int(key))
+    return file, {index: str(index) for index in sorted(indices)}
 
 
 def find_indexed_file(source: IndexedSource, suffix: str, data_dir: Path) -> tuple[Path, str]:
@@ -142,6 +183,15 @@ def read_json_object(path: Path, file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SchemaError(f"{file} holds a JSON {type(content).__name__}, expected an object.")
     return content
+
+
+def _read_sequences(path: Path, file: str) -> dict[str, list[int]]:
+    """Read `X.inter.json`: user -> item indices in time order."""
+    sequences = read_json_object(path, file)
+    for key, sequence in sequences.items():
+        if not isinstance(sequence, list) or not all(type(item) is int for item in sequence):
+            raise SchemaError(f"{file}: user {key!r} has {str(sequence)[:60]!r}, expected a list of item indices.")
+    return sequences
 
 
 def read_index_map(source: IndexedSource, suffix: str, data_dir: Path) -> tuple[str, dict[int, str]]:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -92,6 +92,61 @@ class JsonFields:
         self._report(name, value, "a list of objects")
         return []
 
+    @classmethod
+    def parse(cls, line: bytes) -> Self | None:
+        """Return the fields of one line; None if it holds no JSON object."""
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        return cls(record) if isinstance(record, dict) else None
+
+    def paths(self) -> list[str]:
+        """Return the names of all fields, with dots for those of nested objects."""
+
+        def walk(record: dict[str, Any], prefix: str) -> Iterator[str]:
+            for name, value in record.items():
+                if isinstance(value, dict):
+                    yield from walk(value, f"{prefix}{name}.")
+                else:
+                    yield f"{prefix}{name}"
+
+        return list(walk(self._record, ""))
+
+    def value(self, path: str) -> Any:
+        """Return the value of a field by its name or by a path such as `item.id` or `items.0.id`; None without one."""
+        if path in self._record:
+            return self._record[path]
+        value: Any = self._record
+        for name in path.split("."):
+            if isinstance(value, dict):
+                value = value.get(name)
+            elif isinstance(value, list) and name.isdecimal():
+                value = value[int(name)] if int(name) < len(value) else None
+            else:
+                return None
+        return value
+
+    def single_text(self, path: str) -> str | None:
+        """Return a text, a number or a truth value as text."""
+        value = self.value(path)
+        if isinstance(value, dict | list):
+            self._report(path, value, "a single value")
+            return None
+        return None if value is None else _value_as_text(value)
+
+    def several_texts(self, path: str, separator: str | None) -> list[str] | None:
+        """Return the texts of a list, or those of a single text that is split at `separator`."""
+        value = self.value(path)
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict | list) for part in parts):
+            self._report(path, value, "a text or a list of texts")
+            return None
+        texts = [_value_as_text(part) for part in parts if part is not None]
+        if not isinstance(value, list) and separator is not None:
+            texts = [piece for text in texts for piece in text.split(separator)]
+        return texts or None
+
     def _report(self, name: str, value: Any, expected: str) -> None:
         quoted = json.dumps(value, ensure_ascii=True)[:_MAX_QUOTED_CHARACTERS]
         self.problem = self.problem or f"wrong_type: {name} is {quoted}, expected {expected}"
@@ -144,6 +199,15 @@ def _rows(block: LineBlock, parse: Callable[[JsonFields], Cells], empty_cells: C
         fields = JsonFields(record)
         cells = parse(fields)
         yield (*cells, number, fields.problem)
+
+
+def _value_as_text(value: str | float) -> str:
+    """Return a JSON value as text; whole numbers have no `.0`, and truth values are spelled as in JSON."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _as_unicode(str(value))
 
 
 def _is_unicode(text: str) -> bool:

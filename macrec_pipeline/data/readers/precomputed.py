@@ -15,10 +15,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import Route
-from macrec_pipeline.data.readers.indexed import find_indexed_file, read_index_map, read_json_object
+from macrec_pipeline.data.readers.indexed import find_indexed_file, item_ids_of_indices, read_json_object
 from macrec_pipeline.data.readers.text_files import open_unpacked
 from macrec_pipeline.datasets import DatasetSpec, IndexedSource
-from macrec_pipeline.errors import ConfigError, SchemaError
+from macrec_pipeline.errors import SchemaError
 
 _TOKEN = re.compile(r"<([a-z])_(\d{1,6})>", re.IGNORECASE)
 
@@ -28,13 +28,14 @@ class PrecomputedIds:
     """Semantic IDs as published, before collision resolution: several items may share one.
 
     Attributes:
-        text_codes: int64 [N, L], each in [0, K); row i is the item with item_index i.
+        text_codes: int64 [N, L], each in [0, K); row i is the item with item_index i. None if the data set has no
+            semantic IDs of texts.
         image_codes: int64 [N, L], as text_codes.
-        codebook_size: K, the smallest power of two (at least 2) that is greater than every code of both files.
+        codebook_size: K, the smallest power of two (at least 2) that is greater than every code of the files.
     """
 
-    text_codes: NDArray[np.int64]
-    image_codes: NDArray[np.int64]
+    text_codes: NDArray[np.int64] | None
+    image_codes: NDArray[np.int64] | None
     codebook_size: int
 
 
@@ -47,26 +48,25 @@ def precomputed_semantic_ids(spec: DatasetSpec, data_dir: Path, items: pl.DataFr
         items: the catalogue (`ITEMS`); the result has its rows.
 
     Raises:
-        ConfigError: the data set names only one of the two index files.
         MissingFileError: a file does not exist.
         SchemaError: an item has no ID, or one with another number of levels; names the file and the item.
     """
     source = spec.source
-    if not isinstance(source, IndexedSource) or (source.text_index is None and source.image_index is None):
+    if not isinstance(source, IndexedSource) or not source.given_modalities:
         return None
-    if source.text_index is None or source.image_index is None:
-        raise ConfigError(
-            f"{spec.name}: source.text_index and source.image_index belong together: set both, or neither."
-        )
     indices = _indices_of(items, source, data_dir)
-    text_codes, text_largest = _read_codes(source, source.text_index, data_dir, indices)
-    image_codes, image_largest = _read_codes(source, source.image_index, data_dir, indices)
-    if text_codes.shape != image_codes.shape:
+    codes: dict[Route, NDArray[np.int64]] = {}
+    largest = 1
+    for modality, suffix in source.given_modalities.items():
+        codes[modality], largest_of_file = _read_codes(source, suffix, data_dir, indices)
+        largest = max(largest, largest_of_file)
+    text_codes, image_codes = codes.get("text"), codes.get("image")
+    if text_codes is not None and image_codes is not None and text_codes.shape != image_codes.shape:
         raise SchemaError(
             f"{spec.name}: text IDs have {text_codes.shape[1]} levels ({source.text_index}) but image IDs "
             f"{image_codes.shape[1]} ({source.image_index}). Both modalities need the same number of levels."
         )
-    return PrecomputedIds(text_codes, image_codes, 1 << max(text_largest, image_largest, 1).bit_length())
+    return PrecomputedIds(text_codes, image_codes, 1 << largest.bit_length())
 
 
 def precomputed_embeddings(
@@ -79,7 +79,7 @@ def precomputed_embeddings(
 
     Raises:
         MissingFileError: the file does not exist.
-        SchemaError: the file is not a matrix of numbers with one row per index of `X.item2id`.
+        SchemaError: the file is not a matrix of numbers with one row per item index.
     """
     source = spec.source
     if not isinstance(source, IndexedSource):
@@ -99,15 +99,15 @@ def precomputed_embeddings(
     indices = _indices_of(items, source, data_dir)
     if indices.size and indices.max() >= len(matrix):
         raise SchemaError(
-            f"{file} has {len(matrix)} rows, but {source.prefix}.item2id has the index {indices.max()}. Both files "
-            "must be of one edition."
+            f"{file} has {len(matrix)} rows, but {item_ids_of_indices(source, data_dir)[0]} has the index "
+            f"{indices.max()}. Both files must be of one edition."
         )
     return np.ascontiguousarray(matrix[indices], dtype=np.float32)
 
 
 def _indices_of(items: pl.DataFrame, source: IndexedSource, data_dir: Path) -> NDArray[np.int64]:
     """Return the index that the files use for each item of the catalogue: int64 [N]."""
-    file, ids_by_index = read_index_map(source, "item2id", data_dir)
+    file, ids_by_index = item_ids_of_indices(source, data_dir)
     index_of = {item_id: index for index, item_id in ids_by_index.items()}
     indices = []
     for item_id in items["item_id"]:

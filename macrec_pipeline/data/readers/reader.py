@@ -73,6 +73,14 @@ class Reader(Protocol):
         """
         return None
 
+    def notices(self, items: pl.DataFrame | None = None) -> list[str]:
+        """Return what a person should know about files that can be read, one sentence or two each.
+
+        Args:
+            items: the catalogue (`RAW_ITEMS`) if it has been read. Without it, only the beginning of the files is read.
+        """
+        return []
+
 
 def raw_table(schema: TableSchema, columns: pl.DataFrame, *, file: str, first_row: int = 1) -> pl.DataFrame:
     """Complete a table to `RAW_INTERACTIONS` or `RAW_ITEMS`.

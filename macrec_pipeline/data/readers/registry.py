@@ -20,6 +20,8 @@ from macrec_pipeline.data.readers.demo import DemoReader
 from macrec_pipeline.data.readers.indexed import IndexedReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.recbole import RecboleReader
+from macrec_pipeline.data.readers.sequences import SequencesReader
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import CustomSource, DatasetSpec, reader_entry_points, unknown_reader_message
 from macrec_pipeline.errors import ConfigError, did_you_mean
@@ -30,6 +32,8 @@ BUILT_IN_READERS: dict[str, Callable[[Any, Path], Reader]] = {
     "tables": TablesReader,
     "demo": DemoReader,
     "indexed": IndexedReader,
+    "sequences": SequencesReader,
+    "recbole": RecboleReader,
     "amazon2018": AmazonReader,
     "amazon2023": AmazonReader,
     "movielens": MovielensReader,
@@ -89,6 +93,18 @@ def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
     Only looks for files and reads headers. The demo shop is always ready, because it is generated.
     """
     return open_reader(spec, data_dir).problems()
+
+
+def source_notices(spec: DatasetSpec, data_dir: Path, items: pl.DataFrame | None = None) -> list[str]:
+    """Return what a person should know about a data set that can be read, such as images that were not found.
+
+    Args:
+        spec: the data set.
+        data_dir: the data folder.
+        items: the catalogue (`RAW_ITEMS`) if it has been read. Without it, only the beginning of the files is read.
+    """
+    notices: Callable[[pl.DataFrame | None], list[str]] | None = getattr(open_reader(spec, data_dir), "notices", None)
+    return [] if notices is None else notices(items)
 
 
 def source_files(spec: DatasetSpec, data_dir: Path) -> list[Path]:

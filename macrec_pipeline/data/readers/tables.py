@@ -1,11 +1,11 @@
-"""Reader `tables`: CSV, TSV or parquet files with a column mapping become raw interactions and raw items.
+"""Reader `tables`: CSV, TSV, parquet or JSON lines with a column mapping become raw interactions and raw items.
 
 Every row of a file becomes a row of the result. Cells that cannot be read are null; cleaning moves those rows to
 quarantine, with file and line.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +18,16 @@ from macrec_pipeline.data.readers.column_parsing import (
     join_flags,
     text_cells,
 )
-from macrec_pipeline.data.readers.image_files import PLACEHOLDER, existing_images, image_folder
+from macrec_pipeline.data.readers.html_text import plain_text_cells
+from macrec_pipeline.data.readers.image_addresses import address_cells
+from macrec_pipeline.data.readers.image_files import (
+    PLACEHOLDER,
+    existing_image_files,
+    existing_images,
+    fill_template,
+    image_folder,
+)
+from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
 from macrec_pipeline.data.readers.parquet_columns import (
     Meaning,
     as_plain_cells,
@@ -28,19 +37,20 @@ from macrec_pipeline.data.readers.parquet_columns import (
 )
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.row_splitting import Quoting
+from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
 from macrec_pipeline.data.readers.text_files import (
     SourceTable,
     column_position,
     read_delimited_parts,
     read_header,
-    require_file,
 )
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
-from macrec_pipeline.schemas import RAW_ITEMS
+from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
 
+_MAX_QUOTED_CHARACTERS = 40
+_ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
 _PARQUET_ROWS = 1_000_000  # read at once
-_PARQUET_ENDINGS = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class TablesReader(Reader):
         """
         mapping = self.source.interactions
         columns = ColumnReader(mapping.file, mapping.null_words)
-        for part in self._parts(mapping, _interaction_columns(mapping)):
+        for part in _parts(mapping, _interaction_columns(mapping), self.data_dir):
             yield _interactions(part, mapping, columns)
         columns.check()
 
@@ -70,36 +80,18 @@ class TablesReader(Reader):
             MissingFileError: the file does not exist. A missing image is not an error.
             SchemaError: a column is missing, or the file cannot be split into rows.
         """
-        mapping = self.source.items
-        parts = self._parts(mapping, _item_columns(mapping))
-        columns = ColumnReader(mapping.file, mapping.null_words)
-        frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, self.data_dir, columns) for part in parts)])
-        columns.check()
-        return RAW_ITEMS.check(frame, mapping.file)
+        return read_items(self.source.items, self.data_dir)
 
     def problems(self) -> list[str]:
         """Return the missing files and columns; reads no more than the headers of the files."""
-        problems = []
-        for mapping, columns in (
-            (self.source.interactions, _interaction_columns(self.source.interactions)),
-            (self.source.items, _item_columns(self.source.items)),
-        ):
-            try:
-                names, num_columns = _header(self._path(mapping), mapping)
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            for column in columns:
-                try:
-                    column_position(column, names, num_columns, mapping.file)
-                except SchemaError as error:
-                    problems.append(str(error))
-            problems += self._type_problems(mapping)
-        return problems + _image_problems(self.source.items, self.data_dir)
+        mapping = self.source.interactions
+        problems = _column_problems(mapping, _interaction_columns(mapping), self.data_dir)
+        return problems + item_problems(self.source.items, self.data_dir)
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raise `MissingFileError`."""
-        return [self._path(mapping) for mapping in (self.source.interactions, self.source.items)]
+        tables: tuple[TableFile, ...] = (self.source.interactions, self.source.items)
+        return [file for mapping in tables for file in files_of(mapping, self.data_dir)]
 
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses.
@@ -107,64 +99,162 @@ class TablesReader(Reader):
         Raises:
             ConfigError: the data set names a column of image addresses, but not where the images belong.
         """
-        mapping = self.source.items
-        if mapping.image_url is not None and mapping.image is None:
-            raise ConfigError(
-                f"source.items.image_url names the column {mapping.image_url!r} of image addresses, but there is no "
-                f"source.items.image. Add it to say where the images belong, for example posters/{PLACEHOLDER}.jpg."
-            )
-        return None if mapping.image_url is None else mapping.image
+        return image_template_of_items(self.source.items)
 
-    def _type_problems(self, mapping: TableFile) -> list[str]:
-        """Return one sentence per parquet column whose type cannot hold what the data set maps it to."""
-        if not _is_parquet(mapping):
+    def notices(self, items: pl.DataFrame | None = None) -> list[str]:
+        """Return how many items have an image, if some have none."""
+        return image_notices(self.source.items, self.data_dir, items)
+
+
+def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
+    """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`."""
+    columns = ColumnReader(mapping.file, mapping.null_words)
+    parts = _parts(mapping, _item_columns(mapping), data_dir)
+    frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir, columns) for part in parts)])
+    columns.check()
+    return RAW_ITEMS.check(frame, mapping.file)
+
+
+def item_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
+    """Return what is missing of a table of items: its file, columns, or folder of images."""
+    return _column_problems(mapping, _item_columns(mapping), data_dir) + _image_problems(mapping, data_dir)
+
+
+def image_template_of_items(mapping: ItemsTable) -> str | None:
+    """Return where the images of a table of items are fetched to; None if it has no image addresses.
+
+    Raises:
+        ConfigError: the data set names a column of image addresses, but not where the images belong.
+    """
+    if mapping.image_url is not None and mapping.image is None:
+        raise ConfigError(
+            f"source.items.image_url names the column {mapping.image_url!r} of image addresses, but there is no "
+            f"source.items.image. Add it to say where the images belong, for example posters/{PLACEHOLDER}.jpg."
+        )
+    return mapping.image_templates[0] if mapping.image_url is not None and mapping.image_templates else None
+
+
+def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | None) -> list[str]:
+    """Return how many items have an image, with two places where one was looked for; empty if all of them have one.
+
+    Args:
+        mapping: the table of items.
+        data_dir: the data folder.
+        items: the catalogue (`RAW_ITEMS`); None: the first rows of the files are read.
+    """
+    if not mapping.image_templates and mapping.image_file is None:
+        return []
+    if items is None:
+        part = next(_parts(mapping, _item_columns(mapping), data_dir), None)
+        if part is None:
             return []
-        types = parquet_columns(self._path(mapping), mapping.file)
-        names = tuple(types)
-        problems = []
-        for ref, meaning in _meanings(mapping):
-            try:
-                position = column_position(ref, names, len(names), mapping.file)
-            except SchemaError:
-                continue  # reported as a missing column
-            found = type_problem(types[names[position]].dtype, meaning)
-            if found is not None:
-                problems.append(f"{mapping.file}, column {names[position]!r}: {found}")
-        return problems
+        items = _items(_first_rows(part), mapping, data_dir, ColumnReader(mapping.file, mapping.null_words))
+    items = items.filter(pl.col("item_id").is_not_null()).unique("item_id", keep="first", maintain_order=True)
+    missing = items.filter(pl.col("image_path").is_null())["item_id"]
+    if missing.is_empty():
+        return []
+    found = f"{items.height - len(missing):,} of {items.height:,} items have an image."
+    if mapping.image_file is not None:
+        return [
+            f"{found} The others have no file in the column {mapping.image_file!r}, or it does not exist in "
+            f"{data_dir / str(mapping.image_folder)}. Examples: {', '.join(missing[:2])}."
+        ]
+    tried = [
+        str(data_dir / fill_template(template, item_id))
+        for item_id in missing[:2]
+        for template in mapping.image_templates
+    ]
+    advice = (
+        "Download them with `macrec fetch images`."
+        if mapping.image_url is not None
+        else "If they are elsewhere, correct source.items.image: it may be a list of places, and {item_id[:3]} is the "
+        "beginning of the id."
+    )
+    return [f"{found} Not found, for example: {', '.join(tried[:4])}. {advice}"]
 
-    def _path(self, mapping: TableFile) -> Path:
-        section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
-        return require_file(self.data_dir, mapping.file, what=f"source.{section}.file")
 
-    def _parts(self, mapping: TableFile, columns: Iterable[str | int]) -> Iterator[SourceTable]:
-        path = self._path(mapping)
-        if not _is_parquet(mapping):
-            yield from read_delimited_parts(
-                path,
-                mapping.file,
-                separator=_separator(mapping),
-                header=mapping.header,
-                quoting=_quoting(mapping),
-                encoding=mapping.encoding,
+def _first_rows(part: SourceTable) -> SourceTable:
+    first = {
+        name: value.head(_ROWS_TO_CHECK)
+        for name in ("cells", "line_numbers", "has_extra_cells", "row_problems")
+        if (value := getattr(part, name, None)) is not None
+    }
+    return replace(part, **first)
+
+
+def _image_paths(
+    part: SourceTable, item_ids: pl.Series, mapping: ItemsTable, data_dir: Path, columns: ColumnReader
+) -> pl.Series:
+    if mapping.image_file is not None and mapping.image_folder is not None:
+        return existing_image_files(text_cells(columns.cells(part, mapping.image_file)), mapping.image_folder, data_dir)
+    nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
+    found = [existing_images(item_ids, template, data_dir) for template in mapping.image_templates]
+    return pl.select(pl.coalesce(nulls, *found).alias("image_path")).to_series()
+
+
+def files_of(mapping: TableFile, data_dir: Path) -> list[Path]:
+    """Return the files of a table in the order in which they are read.
+
+    Raises:
+        MissingFileError: a file does not exist.
+        SchemaError: a folder holds files of several formats.
+    """
+    return [data_dir / each.file for each in _single_files(mapping, data_dir)]
+
+
+def _single_files(mapping: TableFile, data_dir: Path) -> list[TableFile]:
+    """Return the mapping of each file of a table, in the order of their paths."""
+    section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
+    files = matching_files(data_dir, mapping.file, file_format=mapping.format, what=f"source.{section}.file")
+    return [mapping.model_copy(update={"file": file}) for file in files]
+
+
+def _column_problems(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> list[str]:
+    columns = list(columns)
+    try:
+        files = _single_files(mapping, data_dir)
+    except DataError as error:
+        return [str(error)]
+    return [problem for each in files for problem in _column_problems_of_file(each, columns, data_dir)]
+
+
+def _column_problems_of_file(mapping: TableFile, columns: list[str | int], data_dir: Path) -> list[str]:
+    path = data_dir / mapping.file
+    problems = []
+    try:
+        if _format(mapping) == "jsonl":
+            return missing_fields(
+                path, mapping.file, [each for each in columns if each not in partition_columns(mapping.file)]
             )
-            return
-        problems = self._type_problems(mapping)
-        if problems:
-            raise SchemaError(" ".join(problems))
-        types = parquet_columns(path, mapping.file)
-        names = tuple(types)
-        positions = sorted({column_position(column, names, len(names), mapping.file) for column in columns})
-        wanted = [types[names[position]].expression.alias(str(position)) for position in positions]
+        names, num_columns = _header(path, mapping)
+    except DataError as error:
+        return [str(error)]
+    partitions = _partitions(mapping.file, names)
+    for column in columns:
         try:
-            source = pl.scan_parquet(path, glob=False)
-            num_rows = int(source.select(pl.len()).collect().item())
-            for start in range(0, num_rows, _PARQUET_ROWS):
-                frame = source.slice(start, _PARQUET_ROWS).select(wanted).collect()
-                frame = frame.select(as_plain_cells(column, mapping.file, start + 1) for column in frame)
-                row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
-                yield SourceTable(mapping.file, names, len(names), frame, row_numbers)
-        except pl.exceptions.PolarsError as error:
-            raise unreadable_parquet(mapping.file, error) from None
+            if column not in partitions:
+                column_position(column, names, num_columns, mapping.file)
+        except SchemaError as error:
+            problems.append(str(error))
+    return problems + _type_problems(mapping, path)
+
+
+def _type_problems(mapping: TableFile, path: Path) -> list[str]:
+    """Return one sentence per parquet column whose type cannot hold what the data set maps it to."""
+    if not _is_parquet(mapping):
+        return []
+    types = parquet_columns(path, mapping.file)
+    names = tuple(types)
+    problems = []
+    for ref, meaning in _meanings(mapping):
+        try:
+            position = column_position(ref, names, len(names), mapping.file)
+        except SchemaError:
+            continue  # reported as a missing column, or held by the folders of the file
+        found = type_problem(types[names[position]].dtype, meaning)
+        if found is not None:
+            problems.append(f"{mapping.file}, column {names[position]!r}: {found}")
+    return problems
 
 
 def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
@@ -172,12 +262,16 @@ def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
     if isinstance(mapping, InteractionsTable):
         meanings: list[tuple[str | int, Meaning]] = [(mapping.user_id, "id"), (mapping.item_id, "id")]
         meanings.append((mapping.timestamp, "time"))
+        if mapping.event is not None:
+            meanings.append((mapping.event, "text"))
         return meanings if mapping.rating is None else [*meanings, (mapping.rating, "number")]
     if not isinstance(mapping, ItemsTable):
         return []
     meanings = [(mapping.item_id, "id"), (mapping.title, "text")]
     if mapping.image_url is not None:
-        meanings.append((mapping.image_url, "text"))
+        meanings.append((mapping.image_url, "texts"))
+    if mapping.image_file is not None:
+        meanings.append((mapping.image_file, "text"))
     for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
         if isinstance(part, FlagColumns):
             meanings.extend((flag, "flag") for flag in part.flags)
@@ -186,34 +280,137 @@ def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
     return meanings
 
 
+def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | None]:
+    """Return the columns that the folders of a file hold, without those that the file has itself."""
+    return {name: value for name, value in partition_columns(file).items() if name not in (names or ())}
+
+
+def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+    columns = list(columns)
+    for each in _single_files(mapping, data_dir):
+        if _format(each) == "jsonl":
+            partitions = partition_columns(each.file)
+            fields = [column for column in columns if column not in partitions]
+            parts: Iterator[SourceTable] = json_table_parts(data_dir / each.file, each.file, fields, _lists(each))
+        else:
+            partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
+            parts = _parts_of_file(each, [column for column in columns if column not in partitions], data_dir)
+        for part in parts:
+            yield _with_partitions(part, partitions) if partitions else part
+
+
+def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> SourceTable:
+    """Add the columns that the folders of a file hold."""
+    if isinstance(part, JsonTable):
+        values = [pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()]
+        return replace(part, cells=part.cells.with_columns(values))
+    if part.column_names is None:
+        return part
+    positions = range(part.num_columns, part.num_columns + len(partitions))
+    values = [
+        pl.lit(value, dtype=pl.String).alias(str(position))
+        for position, value in zip(positions, partitions.values(), strict=True)
+    ]
+    return replace(
+        part,
+        column_names=(*part.column_names, *partitions),
+        num_columns=part.num_columns + len(partitions),
+        cells=part.cells.with_columns(values),
+    )
+
+
+def _lists(mapping: TableFile) -> dict[str | int, str | None]:
+    """Return the columns that may hold lists, and the text at which a single text of the column is split."""
+    if not isinstance(mapping, ItemsTable):
+        return {}
+    columns: dict[str | int, str | None] = {part: None for part in mapping.texts if not isinstance(part, FlagColumns)}
+    if mapping.image_url is not None:
+        columns[mapping.image_url] = None
+    if mapping.categories is not None and not isinstance(mapping.categories, FlagColumns):
+        columns[mapping.categories] = mapping.categories_separator
+    return columns
+
+
+def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+    path = data_dir / mapping.file
+    if not _is_parquet(mapping):
+        yield from read_delimited_parts(
+            path,
+            mapping.file,
+            separator=_separator(mapping),
+            header=mapping.header,
+            quoting=_quoting(mapping),
+            encoding=mapping.encoding,
+        )
+        return
+    problems = _type_problems(mapping, path)
+    if problems:
+        raise SchemaError(" ".join(problems))
+    types = parquet_columns(path, mapping.file)
+    names = tuple(types)
+    positions = sorted({column_position(column, names, len(names), mapping.file) for column in columns})
+    wanted = [types[names[position]].expression.alias(str(position)) for position in positions]
+    try:
+        source = pl.scan_parquet(path, glob=False)
+        num_rows = int(source.select(pl.len()).collect().item())
+        for start in range(0, num_rows, _PARQUET_ROWS):
+            frame = source.slice(start, _PARQUET_ROWS).select(wanted).collect()
+            frame = frame.select(as_plain_cells(column, mapping.file, start + 1) for column in frame)
+            row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
+            yield SourceTable(mapping.file, names, len(names), frame, row_numbers)
+    except pl.exceptions.PolarsError as error:
+        raise unreadable_parquet(mapping.file, error) from None
+
+
 def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
-    no_ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
+    ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
+    if mapping.rating is not None:
+        ratings = columns.numbers(part, mapping.rating, decimal=mapping.decimal)
+    problems = part.problems()
+    if mapping.event is not None:
+        kinds = text_cells(columns.cells(part, mapping.event))
+        problems, ratings = _other_events(kinds, problems, mapping), _event_weights(kinds, ratings, mapping)
     return pl.DataFrame(
         {
             "user_id": columns.ids(part, mapping.user_id),
             "item_id": columns.ids(part, mapping.item_id),
-            "rating": no_ratings
-            if mapping.rating is None
-            else columns.numbers(part, mapping.rating, decimal=mapping.decimal),
+            "rating": ratings,
             "timestamp": columns.times(part, mapping.timestamp, mapping.timestamp_unit, mapping.timestamp_format),
             "source_file": pl.repeat(part.file, num_rows, eager=True),
             "source_row": part.line_numbers,
-            "problem": part.problems(),
+            "problem": problems,
         }
     )
 
 
+def _other_events(kinds: pl.Series, problems: pl.Series, mapping: InteractionsTable) -> pl.Series:
+    """Return the problems of the rows, with `other_event` for each kind of event that the data set leaves out."""
+    detail = pl.format(
+        f"{OTHER_EVENT}: '{{}}' is not in `events`", kinds.fill_null("").str.slice(0, _MAX_QUOTED_CHARACTERS)
+    )
+    is_other = ~kinds.is_in(list(mapping.events)).fill_null(False)
+    return pl.select(pl.coalesce(problems, pl.when(is_other).then(detail)).alias("problem")).to_series()
+
+
+def _event_weights(kinds: pl.Series, ratings: pl.Series, mapping: InteractionsTable) -> pl.Series:
+    """Return the weight of each event as its rating; without weights, the ratings as they are."""
+    if not isinstance(mapping.events, dict):
+        return ratings
+    return kinds.replace_strict(mapping.events, default=None, return_dtype=pl.Float64)
+
+
 def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: ColumnReader) -> pl.DataFrame:
-    item_ids, titles = columns.ids(part, mapping.item_id), text_cells(columns.cells(part, mapping.title))
+    item_ids = columns.ids(part, mapping.item_id)
+    titles = text_cells(plain_text_cells(columns.cells(part, mapping.title)))
     nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
     return pl.DataFrame(
         {
             "item_id": item_ids,
             "title": titles,
             "text": compose_texts(titles, _text_parts(part, mapping, columns)),
-            "image_path": nulls if mapping.image is None else existing_images(item_ids, mapping.image, data_dir),
-            "image_url": nulls if mapping.image_url is None else text_cells(columns.cells(part, mapping.image_url)),
+            "image_path": _image_paths(part, item_ids, mapping, data_dir, columns),
+            "image_url": nulls if mapping.image_url is None else address_cells(columns.cells(part, mapping.image_url)),
             "categories": _categories(part, mapping, columns),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
@@ -223,31 +420,34 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: Colu
 
 
 def _image_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
-    template = mapping.image
-    if template is None:
-        return []
-    if PLACEHOLDER not in template:
-        return [
-            f"source.items.image is {template!r}, but it must contain {PLACEHOLDER}, as in posters/{PLACEHOLDER}.jpg."
-        ]
-    folder = data_dir / image_folder(template)
-    if folder.is_dir() or mapping.image_url is not None:  # images with an address can still be fetched
-        return []
+    problems = []
+    for template in mapping.image_templates:
+        if PLACEHOLDER not in template:
+            problems.append(
+                f"source.items.image is {template!r}, but it must contain {PLACEHOLDER}, as in "
+                f"posters/{PLACEHOLDER}.jpg."
+            )
+    folders = [image_folder(template) for template in mapping.image_templates]
+    if mapping.image_folder is not None:
+        folders.append(mapping.image_folder)
+    setting = "source.items.image" if mapping.image_folder is None else "source.items.image_folder"
+    # Images with an address can still be fetched.
+    if problems or mapping.image_url is not None or not folders or any((data_dir / each).is_dir() for each in folders):
+        return problems
     return [
-        f"The folder {folder} for the images does not exist (source.items.image). Put it there, set MACREC_DATA to the "
-        "folder that contains it, or remove source.items.image: items without an image get an imputed embedding."
+        f"The folder {data_dir / folders[0]} for the images does not exist ({setting}). Put it there, set MACREC_DATA "
+        f"to the folder that contains it, or remove {setting}: items without an image get an imputed embedding."
     ]
 
 
 def _interaction_columns(mapping: InteractionsTable) -> list[str | int]:
-    columns = [mapping.user_id, mapping.item_id, mapping.timestamp]
-    return columns if mapping.rating is None else [*columns, mapping.rating]
+    optional = (mapping.rating, mapping.event)
+    return [mapping.user_id, mapping.item_id, mapping.timestamp, *(each for each in optional if each is not None)]
 
 
 def _item_columns(mapping: ItemsTable) -> list[str | int]:
     columns = [mapping.item_id, mapping.title]
-    if mapping.image_url is not None:
-        columns.append(mapping.image_url)
+    columns += [each for each in (mapping.image_url, mapping.image_file) if each is not None]
     for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
         columns.extend(part.flags if isinstance(part, FlagColumns) else [part])
     return columns
@@ -257,7 +457,7 @@ def _text_parts(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(columns.cells(table, part))
+        else text_cells(plain_text_cells(columns.cells(table, part)))
         for part in mapping.texts
     ]
 
@@ -267,7 +467,9 @@ def _categories(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     if categories is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
     if not isinstance(categories, FlagColumns):
-        return category_cells(columns.cells(table, categories), separator=mapping.categories_separator)
+        return category_cells(
+            plain_text_cells(columns.cells(table, categories)), separator=mapping.categories_separator
+        )
     names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in categories.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 
@@ -289,9 +491,12 @@ def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int
 
 
 def _is_parquet(mapping: TableFile) -> bool:
-    if mapping.format is not None:
-        return mapping.format == "parquet"
-    return mapping.file.lower().endswith(_PARQUET_ENDINGS)
+    return _format(mapping) == "parquet"
+
+
+def _format(mapping: TableFile) -> str:
+    """Return the format of one file: csv, parquet or jsonl."""
+    return mapping.format or format_of(mapping.file) or "csv"
 
 
 def _separator(mapping: TableFile) -> str:

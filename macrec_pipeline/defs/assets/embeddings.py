@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.config import ROUTES, Route
+from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.manifest_keys import MADE_BY
 from macrec_pipeline.defs.presentation import table_metadata
@@ -92,7 +93,11 @@ def _reason_to_skip(asset: AssetContext, items: pl.DataFrame, modality: Route) -
     chosen, others = asset.config.routes, [other for other in ROUTES if other != modality]
     if chosen is not None:
         return None if modality in chosen else f"routes is {', '.join(chosen)}"
-    if asset.has_given_ids or _has_data(asset, items, modality):
+    if isinstance(source := asset.spec.source, IndexedSource) and source.given_modalities:
+        if modality in source.given_modalities:
+            return None
+        return f"the data set has no {modality} semantic IDs: one route, {', '.join(source.given_modalities)}"
+    if _has_data(asset, items, modality):
         return None
     if not any(_has_data(asset, items, other) for other in others):
         return None

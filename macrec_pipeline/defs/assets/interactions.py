@@ -72,11 +72,13 @@ def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> d
 )
 def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Read the catalogue to `RAW_ITEMS`."""
-    from macrec_pipeline.data.readers.registry import read_raw_items
+    from macrec_pipeline.data.readers.registry import read_raw_items, source_notices
 
     with open_asset(context, settings, "raw_items") as asset:
         table = read_raw_items(asset.spec, asset.data_folder)
         former_items = _former_items(asset, table)
+        for notice in source_notices(asset.spec, asset.data_folder, table):
+            logger.warning("%s: %s", asset.dataset, notice)
         return asset.save_table(
             table,
             beside={"former_items": former_items},

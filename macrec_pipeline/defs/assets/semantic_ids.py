@@ -17,7 +17,7 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.config import ROUTES
+from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.ids import continuity
 from macrec_pipeline.defs.ids.continuity import Decision
@@ -27,6 +27,7 @@ from macrec_pipeline.defs.ids.tables import anchor_vectors, retired_table, sasre
 from macrec_pipeline.defs.manifest_keys import GIVEN
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
+from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
 from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
@@ -245,10 +246,17 @@ def _read_given_ids(asset: AssetContext) -> _IdOutcome:
 
     provided = precomputed_semantic_ids(asset.spec, asset.data_folder, asset.read_table("items"))
     assert provided is not None, "only called if the data set provides its IDs"
+    given: dict[Route, np.ndarray | None] = {"text": provided.text_codes, "image": provided.image_codes}
+    without_ids = [modality for modality in asset.config.routes or () if given[modality] is None]
+    if without_ids:
+        raise ConfigError(
+            f"routes names {without_ids[0]}, but {asset.dataset} has no {without_ids[0]} semantic IDs. Remove the "
+            f"setting `routes`, or name the file of these IDs as source.{without_ids[0]}_index."
+        )
     modalities = asset.config.routes or ROUTES
     assigned = resolve_given_ids(
-        provided.text_codes if "text" in modalities else None,
-        provided.image_codes if "image" in modalities else None,
+        given["text"] if "text" in modalities else None,
+        given["image"] if "image" in modalities else None,
         codebook_size=provided.codebook_size,
     )
     report = measure_quality(asset, assigned)

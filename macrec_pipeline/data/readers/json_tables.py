@@ -1,0 +1,110 @@
+"""Read JSON lines as a table with mapped columns, for the reader `tables`.
+
+A column is the name of a field, or a path with dots to a nested field: `item.id`, or `items.0.item_id` for the first
+element of a list. A field whose own name contains the dots takes precedence.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from macrec_pipeline.data.readers.json_lines import Cells, JsonFields, json_line_tables
+from macrec_pipeline.data.readers.text_files import SourceTable, line_blocks
+from macrec_pipeline.errors import SchemaError
+
+_LINES_TO_CHECK = 1_000
+_BYTES_TO_CHECK = 1 << 20
+
+
+@dataclass(frozen=True)
+class JsonTable(SourceTable):
+    """Rows of a file of JSON lines; the columns of `cells` have the names of the mapping.
+
+    Attributes:
+        row_problems: why a row cannot be used, null for usable rows.
+    """
+
+    row_problems: pl.Series | None = None
+
+    def column(self, ref: str | int) -> pl.Series:
+        """Return the cells of one mapped column."""
+        return self.cells[str(ref)]
+
+    def problems(self) -> pl.Series:
+        """Return the `problem` column of the raw tables."""
+        return super().problems() if self.row_problems is None else self.row_problems
+
+
+def json_table_parts(
+    path: Path, file: str, columns: Sequence[str | int], lists: Mapping[str | int, str | None]
+) -> Iterator[JsonTable]:
+    """Read a file block by block.
+
+    Args:
+        path: the file.
+        file: its path below the data folder.
+        columns: fields that hold one value; a list or an object is a problem of the row.
+        lists: fields that may hold a list, with the text at which a single text is split; None: it is not split.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+        SchemaError: a column is given by position.
+    """
+    scalars = [_field_name(column, file) for column in dict.fromkeys(columns) if column not in lists]
+    separators = {_field_name(column, file): separator for column, separator in lists.items()}
+    schema: dict[str, Any] = dict.fromkeys(scalars, pl.String) | dict.fromkeys(separators, pl.List(pl.String))
+    parse = partial(_cells, scalars=scalars, separators=separators)
+    for table in json_line_tables(path, file, parse, schema):
+        yield JsonTable(
+            file, None, len(schema), table.select(*schema), table["source_row"], row_problems=table["problem"]
+        )
+
+
+def missing_fields(path: Path, file: str, columns: Sequence[str | int]) -> list[str]:
+    """Return one sentence per mapped field that no line at the beginning of the file has.
+
+    Raises:
+        DataError: the file cannot be read.
+        SchemaError: a column is given by position, or no line holds a JSON object.
+    """
+    names = [_field_name(column, file) for column in dict.fromkeys(columns)]
+    found: set[str] = set()
+    fields: dict[str, None] = {}
+    for block in islice(line_blocks(path, file, block_bytes=_BYTES_TO_CHECK), 1):
+        for _, line in islice(block.lines(), _LINES_TO_CHECK):
+            record = JsonFields.parse(line)
+            if record is not None:
+                fields |= dict.fromkeys(record.paths())
+                found |= {name for name in names if record.value(name) is not None}
+    if not fields:
+        raise SchemaError(
+            f"{file}: none of the first {_LINES_TO_CHECK:,} lines holds a JSON object. The format jsonl expects one "
+            "object per line."
+        )
+    return [
+        f"{file}: none of the first {_LINES_TO_CHECK:,} lines has the field {name!r}. The fields are: "
+        f"{', '.join(fields)}."
+        for name in names
+        if name not in found
+    ]
+
+
+def _cells(fields: JsonFields, *, scalars: Sequence[str], separators: Mapping[str, str | None]) -> Cells:
+    return (
+        *(fields.single_text(name) for name in scalars),
+        *(fields.several_texts(name, separator) for name, separator in separators.items()),
+    )
+
+
+def _field_name(column: str | int, file: str) -> str:
+    if isinstance(column, int):
+        raise SchemaError(
+            f"{file}: column {column} is given by position, but JSON lines have no positions. Use the name of a field, "
+            "with dots for nested fields, as in item.id."
+        )
+    return column

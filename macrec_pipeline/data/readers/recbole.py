@@ -1,0 +1,191 @@
+"""Reader `recbole`: the atomic files of RecBole become raw interactions and raw items.
+
+`X.inter` holds one interaction per line and `X.item` one item per line, separated by tabs and never quoted. Each name
+in the header has a type, as in `user_id:token`, `timestamp:float` or `genre:token_seq`; the tokens of a sequence are
+separated by spaces. Without `X.item`, the ids of the interactions are the items and their titles. Any file may be
+gzipped and end in `.gz`. `X.user` and the other files of a data set are not read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from macrec_pipeline.data.readers.column_parsing import (
+    category_cells,
+    compose_texts,
+    id_cells,
+    number_cells,
+    text_cells,
+    time_cells,
+)
+from macrec_pipeline.data.readers.html_text import plain_text_cells
+from macrec_pipeline.data.readers.image_files import existing_images
+from macrec_pipeline.data.readers.reader import Reader, raw_table
+from macrec_pipeline.data.readers.row_splitting import OVERFLOW
+from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz, split_cells
+from macrec_pipeline.datasets import RecboleSource
+from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+
+_TYPES = ("token", "token_seq", "float", "float_seq")
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class RecboleReader(Reader):
+    """Reads `X.inter`, and `X.item` if it exists."""
+
+    source: RecboleSource
+    data_dir: Path
+
+    def interaction_parts(self) -> Iterator[pl.DataFrame]:
+        """Yield `X.inter` as parts of `RAW_INTERACTIONS`. `source.rating` may be missing from the file.
+
+        Raises:
+            MissingFileError: neither the file nor its `.gz` exists.
+            DataError: the file cannot be read to its end.
+            SchemaError: the header is not that of an atomic file, or a field is missing.
+        """
+        source = self.source
+        path, file = self._find("inter")
+        fields = _fields(path, file)
+        for name in (source.user_id, source.item_id, source.timestamp):
+            _require_field(name, fields, file)
+        for cells, first_row in _cells(path, file, fields):
+            columns = cells.select(
+                id_cells(cells[source.user_id]).alias("user_id"),
+                id_cells(cells[source.item_id]).alias("item_id"),
+                time_cells(cells[source.timestamp], source.timestamp_unit).alias("timestamp"),
+                "problem",
+            )
+            if source.rating in fields:
+                columns = columns.with_columns(number_cells(cells[source.rating]).alias("rating"))
+            yield raw_table(RAW_INTERACTIONS, columns, file=file, first_row=first_row)
+
+    def items(self) -> pl.DataFrame:
+        """Return `X.item` as `RAW_ITEMS`; without it, each id in the order of its first interaction.
+
+        Raises:
+            MissingFileError: `X.inter` does not exist.
+            DataError: a file cannot be read to its end.
+            SchemaError: a header is not that of an atomic file, or a field is missing.
+        """
+        if self._item_file() is None:
+            return self._items_of_log()
+        path, file = self._find("item")
+        fields = _fields(path, file)
+        for name in self._item_fields():
+            _require_field(name, fields, file)
+        parts = [self._items(cells, file, first_row) for cells, first_row in _cells(path, file, fields)]
+        return pl.concat([RAW_ITEMS.empty(), *parts])
+
+    def problems(self) -> list[str]:
+        """Return the missing files and fields; reads no more than the headers."""
+        source = self.source
+        needed = {"inter": [source.user_id, source.item_id, source.timestamp]}
+        if self._item_file() is not None:
+            needed["item"] = self._item_fields()
+        problems = []
+        for suffix, names in needed.items():
+            try:
+                path, file = self._find(suffix)
+                fields = _fields(path, file)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            for name in names:
+                try:
+                    _require_field(name, fields, file)
+                except SchemaError as error:
+                    problems.append(str(error))
+        return problems
+
+    def source_files(self) -> list[Path]:
+        """Return `X.inter`, and `X.item` if it exists. Raises `MissingFileError`."""
+        item_file = self._item_file()
+        return [self._find("inter")[0], *([] if item_file is None else [item_file])]
+
+    def _items(self, cells: pl.DataFrame, file: str, first_row: int) -> pl.DataFrame:
+        source = self.source
+        item_ids, titles = id_cells(cells[source.item_id]), text_cells(plain_text_cells(cells[source.title]))
+        texts = [text_cells(plain_text_cells(cells[name])) for name in source.texts]
+        columns = [item_ids.alias("item_id"), titles.alias("title"), compose_texts(titles, texts).alias("text")]
+        if source.categories is not None:
+            columns.append(category_cells(cells[source.categories], separator=" ").alias("categories"))
+        if source.image is not None:
+            columns.append(existing_images(item_ids, source.image, self.data_dir).alias("image_path"))
+        return raw_table(RAW_ITEMS, cells.select(*columns, "problem"), file=file, first_row=first_row)
+
+    def _items_of_log(self) -> pl.DataFrame:
+        empty = RAW_INTERACTIONS.empty().select("item_id", "source_row")
+        seen = [part.select("item_id", "source_row").drop_nulls() for part in self.interaction_parts()]
+        rows = pl.concat([empty, *seen]).unique("item_id", keep="first", maintain_order=True)
+        columns = rows.select("item_id", "source_row", pl.col("item_id").alias("title"))
+        return raw_table(RAW_ITEMS, columns, file=self._find("inter")[1])
+
+    def _item_fields(self) -> list[str]:
+        source = self.source
+        optional = () if source.categories is None else (source.categories,)
+        return [source.item_id, source.title, *source.texts, *optional]
+
+    def _item_file(self) -> Path | None:
+        try:
+            return self._find("item")[0]
+        except MissingFileError:
+            return None
+
+    def _find(self, suffix: str) -> tuple[Path, str]:
+        relative = f"{self.source.folder}/{self.source.prefix}.{suffix}"
+        return require_file_or_gz(self.data_dir, relative, what="reader recbole")
+
+
+def _fields(path: Path, file: str) -> list[str]:
+    """Return the names of the fields from the header, without their types.
+
+    Raises:
+        SchemaError: a name has no type, or two fields have one name.
+    """
+    block = next(line_blocks(path, file, block_bytes=_HEADER_BYTES), LineBlock(1, b""))
+    header = block.data.partition(b"\n")[0].decode("utf-8", errors="replace").rstrip("\r")
+    names = []
+    for cell in header.split("\t"):
+        name, _, kind = cell.strip().rpartition(":")
+        if not name or kind not in _TYPES:
+            raise SchemaError(
+                f"{file}: the first line is {header[:200]!r}, expected the header of an atomic file of RecBole: names "
+                f"with types ({', '.join(_TYPES)}), separated by tabs, as in user_id:token."
+            )
+        names.append(name)
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise SchemaError(f"{file}: the header has several fields named {repeated!r}. Rename or remove one.")
+    return names
+
+
+def _require_field(name: str, fields: list[str], file: str) -> None:
+    if name not in fields:
+        raise SchemaError(
+            f"{file} has no field {name!r}. Its fields are: {', '.join(fields)}. Set the name under `source` in the "
+            "data set's YAML file."
+        )
+
+
+def _cells(path: Path, file: str, fields: list[str]) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Yield the cells of each block as string columns named by field, with `problem`, and its first line."""
+    for block in line_blocks(path, file):
+        if block.first_line == 1:
+            block = LineBlock(2, block.data.partition(b"\n")[2])
+        cells = split_cells(block.data, len(fields), "\t")
+        has_extra_cells = pl.col(OVERFLOW).is_not_null()
+        reason = pl.lit(f"wrong_number_of_cells: more than the {len(fields)} fields of the header")
+        # No cell of a line with extra cells is trusted: its fields cannot be told apart.
+        table = cells.select(
+            *(
+                pl.when(~has_extra_cells).then(pl.col(str(position))).alias(name)
+                for position, name in enumerate(fields)
+            ),
+            pl.when(has_extra_cells).then(reason).alias("problem"),
+        )
+        yield table, block.first_line
