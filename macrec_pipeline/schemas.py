@@ -397,6 +397,8 @@ RECOMMENDATIONS = table_schema(
         "item_ids": Column(pl.List(_STRING), "the keys of the recommended items, best first"),
         "scores": Column(pl.List(_FLOAT), "the score of each of those items"),
         "fallback": Column(_STRING, "`popularity` if the model knows no item of the user's history, else `none`"),
+        "model": Column(_STRING, "the version that recommended, as models:/NAME/VERSION"),
+        "as_of": Column(_INT, "the time of the newest interaction that was read, in ms since the epoch"),
     },
     unique=(("user_id",),),
     description="A shard of the recommendations: one row per user.",

@@ -113,11 +113,18 @@ def _bundle(folder: Path) -> RecommendationTask:
     pl.DataFrame({"item_id": item_ids}).write_parquet(folder / "items.parquet")
     users = {
         "user_id": [f"u{user}" for user in range(USERS)],
-        "item_indices": [history.tolist() for history in histories],
+        "item_ids": [[item_ids[item] for item in history] for history in histories],
     }
     pl.DataFrame(users).write_parquet(folder / "histories.parquet")
-    items, histories_file = folder / "items.parquet", folder / "histories.parquet"
-    return RecommendationTask(folder / "bundle", items, histories_file, top_k=20, exclude_seen=False)
+    return RecommendationTask(
+        folder / "bundle",
+        folder / "histories.parquet",
+        folder / "items.parquet",
+        model="models:/random/1",
+        as_of=0,
+        top_k=20,
+        exclude_seen=False,
+    )
 
 
 def _recommend(task: RecommendationTask, scratch: Path, runtime: RuntimeConfig) -> bytes:

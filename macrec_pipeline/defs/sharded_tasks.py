@@ -28,33 +28,43 @@ class RecommendationTask:
 
     Attributes:
         bundle: a folder for `RecommenderBundle.load`.
-        items: the `items` table.
-        histories: a Parquet table with `user_id` and `item_indices`.
+        histories: a Parquet table with `user_id` and `item_ids`.
+        catalogue: a Parquet table with the `item_id` of each item that may be recommended.
+        model, as_of: the columns of these names.
         top_k, exclude_seen: see `RecommendationsConfig`.
     """
 
     bundle: Path
-    items: Path
     histories: Path
+    catalogue: Path
+    model: str
+    as_of: int
     top_k: int
     exclude_seen: bool
 
     def __call__(self, device: "torch.device") -> ComputeRows:
         """Load the bundle and return the function that computes rows with it."""
         from macrec_pipeline.recommender import RecommenderBundle
+        from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 
         bundle = RecommenderBundle.load(self.bundle, device=device)
-        items = pl.read_parquet(self.items, glob=False, columns=["item_id"])
-        item_ids = np.array(items["item_id"].to_list(), dtype=object)
+        listed = set(pl.read_parquet(self.catalogue, glob=False, columns=["item_id"])["item_id"])
+        # Without an item to leave out there is no rule, and no cost of one.
+        rules = None if listed.issuperset(bundle.item_ids) else Rules(allowed=listed)
 
         def recommend(first: int, count: int) -> pl.DataFrame:
             users = pl.scan_parquet(self.histories, glob=False).slice(first, count).collect()
-            histories = [item_ids[history.to_numpy()].tolist() for history in users["item_indices"]]
-            answers = bundle.recommend_ids(histories, k=self.top_k, exclude_seen=self.exclude_seen)
+            answers = bundle.recommend_ids(
+                users["item_ids"].to_list(), k=self.top_k, exclude_seen=self.exclude_seen, rules=rules
+            )
             columns = {
                 name: [getattr(answer, name) for answer in answers] for name in ("item_ids", "scores", "fallback")
             }
-            return pl.DataFrame({"user_id": users["user_id"], **columns}, schema=RECOMMENDATIONS.columns)
+            constants = {name: pl.repeat(getattr(self, name), count, eager=True) for name in ("model", "as_of")}
+            return pl.DataFrame(
+                {"user_id": users["user_id"], **columns, **{n: v.head(users.height) for n, v in constants.items()}},
+                schema=RECOMMENDATIONS.columns,
+            )
 
         return recommend
 

@@ -47,7 +47,7 @@ GRAPH = {
     "champion_comparison": ("evaluation", {"histories", "items", "recommender"}),
     "champion_evaluation": ("monitoring", {"histories", "items"}),
     "registered_model": ("registry", {"recommender", "evaluation_report", "champion_comparison"}),
-    "recommendations": ("recommendations", {"interactions", "items", "registered_model"}),
+    "recommendations": ("recommendations", {"registered_model"}),
 }
 BLOCKING_CHECKS = {
     ("interactions", "interactions_are_sound"),

@@ -114,6 +114,7 @@ def clean_log(
     *,
     latest: int | None = None,
     former_items: pl.DataFrame | None = None,
+    apply_k_core: bool = True,
 ) -> CleaningResult:
     """Decide for each raw row whether it is kept, and why not.
 
@@ -123,6 +124,8 @@ def clean_log(
         config: thresholds, and what to do with duplicates and equal times.
         latest: the latest accepted timestamp, in milliseconds since the epoch; None for `latest_plausible_ms`.
         former_items: `FORMER_ITEMS`, the items that have left the catalogue; None if there are none.
+        apply_k_core: whether to drop the users and items with few interactions. If False, `k_core` and `too_short` do
+            not apply: everyone stays.
 
     Raises:
         SchemaError: a raw table breaks its schema.
@@ -156,7 +159,8 @@ def clean_log(
     active = log.reasons == KEPT
     counts_before_k_core = _count_by_item(log, active, "num_before")
     k_core_rounds = []
-    for k_core_round in iterate_k_core(log.users, log.items, active, k_core=config.k_core):
+    rounds = iterate_k_core(log.users, log.items, active, k_core=config.k_core) if apply_k_core else ()
+    for k_core_round in rounds:
         in_core = (k_core_round.user_counts >= config.k_core) & (k_core_round.item_counts >= config.k_core)
         log.reasons[k_core_round.rows] = np.where(in_core, reason_number["too_short"], reason_number["k_core"])
         k_core_rounds.append(k_core_round)

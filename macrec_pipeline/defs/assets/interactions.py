@@ -76,23 +76,23 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
     with open_asset(context, settings, "raw_items") as asset:
         table = read_raw_items(asset.spec, asset.data_folder)
-        former_items = _former_items(asset, table)
+        gone = former_items(asset, table)
         for notice in source_notices(asset.spec, asset.data_folder, table):
             logger.warning("%s: %s", asset.dataset, notice)
         return asset.save_table(
             table,
-            beside={"former_items": former_items},
+            beside={"former_items": gone},
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
             without_picture=table["image_path"].null_count(),
             rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
-            items_that_have_left=former_items.height,
+            items_that_have_left=gone.height,
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
 
 
-def _former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
+def former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
     """The items that an earlier version of the catalogue had and the present one lacks, as `FORMER_ITEMS`."""
     from macrec_pipeline.data.cleaning.clean import remember_former_items
 
@@ -101,7 +101,7 @@ def _former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
         return FORMER_ITEMS.empty()
     try:
         previous = asset.store.read_table("raw_items")
-        former_items = asset.store.read_beside("raw_items", "former_items")
+        gone_before = asset.store.read_beside("raw_items", "former_items")
     except (StorageError, SchemaError) as error:
         logger.warning(
             "Items that have left the catalogue are unknown from now on, because its previous version cannot be read: "
@@ -109,7 +109,7 @@ def _former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
             error,
         )
         return FORMER_ITEMS.empty()
-    return remember_former_items(former_items, previous, present, today=continuity.today())
+    return remember_former_items(gone_before, previous, present, today=continuity.today())
 
 
 @dg.multi_asset(

@@ -1,10 +1,13 @@
 """Recommendations by a registered model for every user of a data set, as a table for mailings and shop pages."""
 
+import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
@@ -13,26 +16,25 @@ from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.sharded_tasks import RecommendationTask
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
-from macrec_pipeline.storage.table_files import table_file
 
 # To read its users, a worker decodes whole row groups.
 _USERS_PER_ROW_GROUP = 10_000
 
 
 @dg.asset(
-    deps=["interactions", "items", "registered_model"],
+    deps=["registered_model"],
     partitions_def=DATASETS,
     group_name="recommendations",
     kinds={"torch", "parquet"},
-    code_version="1",
+    code_version="2",
     pool=GPU_POOL,
-    description="The top items for every user, recommended by the champion from the user's whole history. The folder "
-    "holds Parquet shards, each with a fixed number of users. Look at `users_without_a_known_item`: those users got "
-    "the most popular items.",
+    description="The top items for every user of today's log, recommended by the champion from the user's whole "
+    "history. It reads the files of the log and the catalogue itself, and recommends only what is in today's "
+    "catalogue. The folder holds Parquet shards, each with a fixed number of users. Look at "
+    "`users_without_a_known_item`: those users got the most popular items.",
 )
 def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Recommend for every user with a registered bundle, to shards of `RECOMMENDATIONS` (`part-00000.parquet`, ...)."""
-    from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.tracking import model_uri, registered_bundle
 
@@ -42,7 +44,7 @@ def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg
     ):
         scratch.mkdir(parents=True, exist_ok=True)
         config, runtime = asset.config.recommendations, asset.config.runtime.for_shards()
-        users = build_histories(asset.scan_table("interactions"), asset.read_table("items"))
+        today = _read_today(asset, scratch)
         uri, home = model_uri(asset.dataset, config.model), settings.home_folder()
         with registered_bundle(uri, home, within=scratch) as registered:
             details = {
@@ -50,34 +52,98 @@ def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg
                 "bundle_digest": registered.digest,
                 "top_k": config.top_k,
                 "exclude_seen": config.exclude_seen,
-                "inputs": {name: asset.store.manifest(name).digest for name in ("interactions", "items")},
+                "as_of": today.as_of,
+                "inputs": {
+                    name: _digest(path) for name, path in (("log", today.histories), ("items", today.catalogue))
+                },
             }
             shards = write_shards(
                 scratch / "shards",
                 RECOMMENDATIONS,
                 RecommendationTask(
                     registered.folder,
-                    table_file(asset.folder("items"), "items"),
-                    _write_histories(users, scratch / "histories.parquet"),
+                    today.histories,
+                    today.catalogue,
+                    registered.uri,
+                    today.as_of,
                     config.top_k,
                     config.exclude_seen,
                 ),
-                num_rows=users.height,
+                num_rows=today.num_users,
                 rows_per_shard=config.users_per_shard,
                 depends_on=details,
                 runtime=runtime,
                 device=prepare_device(runtime),
                 progress=asset.progress,
             )
-        with asset.new_folder(details=details | {"users": users.height}) as folder:
+        with asset.new_folder(details=details | {"users": today.num_users}) as folder:
             for shard in shards:
                 os.link(shard, folder / shard.name)  # the scratch folder keeps its copy until all are published
-        return _report_recommendations(asset, model=registered.uri, num_users=users.height, num_shards=len(shards))
+        return _report_recommendations(asset, model=registered.uri, num_users=today.num_users, num_shards=len(shards))
 
 
-def _write_histories(users: pl.DataFrame, path: Path) -> Path:
-    users.select("user_id", "item_indices").write_parquet(path, row_group_size=_USERS_PER_ROW_GROUP)
-    return path
+@dataclass(frozen=True)
+class _Today:
+    """What the files of the data set say now.
+
+    Attributes:
+        histories: a Parquet table with the `user_id` and `item_ids` of every user of the log, oldest item first.
+        catalogue: a Parquet table with the `item_id` of every item of the catalogue.
+        num_users: rows of `histories`.
+        as_of: the time of the newest interaction, in ms since the epoch.
+    """
+
+    histories: Path
+    catalogue: Path
+    num_users: int
+    as_of: int
+
+
+def _read_today(asset: AssetContext, scratch: Path) -> _Today:
+    """Read and clean the log and the catalogue, without the k-core, into the scratch folder.
+
+    The tables of the last run are not read, whatever state it left them in, except to learn which items the catalogue
+    had before. A user none of whose items is known has an empty history.
+    """
+    from macrec_pipeline.data.cleaning.clean import clean_log
+    from macrec_pipeline.data.cleaning.encoded_log import KEPT
+    from macrec_pipeline.data.cleaning.quality_gate import UNKNOWN_ITEM
+    from macrec_pipeline.data.readers.registry import raw_interaction_parts, read_raw_items
+    from macrec_pipeline.defs.assets.interactions import former_items
+
+    parts = scratch / "log"
+    parts.mkdir(exist_ok=True)
+    for old in parts.glob("*.parquet"):  # of an attempt that was killed, perhaps with an older log
+        old.unlink()
+    for number, part in enumerate(raw_interaction_parts(asset.spec, asset.data_folder)):
+        part.write_parquet(parts / f"{number:06d}.parquet")
+    raw_items = read_raw_items(asset.spec, asset.data_folder)
+    log = clean_log(
+        pl.scan_parquet(parts / "*.parquet"),
+        raw_items,
+        asset.config.cleaning,
+        former_items=former_items(asset, raw_items),
+        apply_k_core=False,
+    )
+    histories = pl.concat(log.interactions()).group_by("user_id", maintain_order=True).agg(item_ids=pl.col("item_id"))
+    unknown = next(number for number, rule in enumerate(log.rules, start=1) if rule.reason == UNKNOWN_ITEM)
+    is_usable = (log.log.reasons == KEPT) | (log.log.reasons == unknown)
+    everyone = pl.DataFrame({"user_id": log.log.user_ids.gather(np.unique(log.log.users[is_usable]))})
+    users = everyone.join(histories, on="user_id", how="left").with_columns(pl.col("item_ids").fill_null([]))
+    users.sort("user_id").write_parquet(scratch / "histories.parquet", row_group_size=_USERS_PER_ROW_GROUP)
+    listed = raw_items.filter(pl.col("problem").is_null() & (pl.col("item_id") != "")).select("item_id").unique()
+    listed.sort("item_id").write_parquet(scratch / "catalogue.parquet")
+    return _Today(
+        scratch / "histories.parquet",
+        scratch / "catalogue.parquet",
+        users.height,
+        int(log.log.timestamps[is_usable].max()),
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _report_recommendations(
