@@ -54,19 +54,23 @@ def validate_datasets(
 
     The exit status is 2 if one is not ready.
     """
-    from macrec_pipeline.data.readers.registry import validate_source
+    from macrec_pipeline.data.readers.registry import source_notes, validate_source
 
     out = console()
     num_broken = 0
     for name in names or dataset_names():
         try:
-            problems = validate_source(load_dataset(name), data.resolve())
+            spec = load_dataset(name)
+            problems = validate_source(spec, data.resolve())
+            notes = [] if problems else source_notes(spec, data.resolve())
         except ConfigError as error:
-            problems = [str(error)]
+            problems, notes = [str(error)], []
         num_broken += bool(problems)
         out.print(f"{name}: {'not ready' if problems else 'ready'}", highlight=False)
         for problem in problems:
             out.print(f"  - {escape(problem)}", highlight=False)
+        for note in notes:
+            out.print(f"  In the first rows of {escape(note)}", highlight=False)
     return 2 if num_broken else 0
 
 

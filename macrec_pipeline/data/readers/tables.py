@@ -29,6 +29,7 @@ from macrec_pipeline.data.readers.parquet_columns import (
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.text_files import (
+    BLOCK_BYTES,
     SourceTable,
     column_position,
     read_delimited_parts,
@@ -40,6 +41,8 @@ from macrec_pipeline.errors import ConfigError, DataError, SchemaError
 from macrec_pipeline.schemas import RAW_ITEMS
 
 _PARQUET_ROWS = 1_000_000  # read at once
+_SAMPLE_ROWS = 1000  # of the log, for `macrec datasets validate`
+_SAMPLE_BYTES = 1 << 18
 _PARQUET_ENDINGS = (".parquet", ".pq")
 
 
@@ -78,7 +81,7 @@ class TablesReader(Reader):
         return RAW_ITEMS.check(frame, mapping.file)
 
     def problems(self) -> list[str]:
-        """Return the missing files and columns; reads no more than the headers of the files."""
+        """Return missing files and columns, and columns unreadable in the first rows; reads only the beginning."""
         problems = []
         for mapping, columns in (
             (self.source.interactions, _interaction_columns(self.source.interactions)),
@@ -95,7 +98,24 @@ class TablesReader(Reader):
                 except SchemaError as error:
                     problems.append(str(error))
             problems += self._type_problems(mapping)
+        if not problems:
+            try:
+                self._first_interactions().require_readable()
+            except DataError as error:
+                problems.append(str(error))
         return problems + _image_problems(self.source.items, self.data_dir)
+
+    def notes(self) -> list[str]:
+        """Return what the first rows of the log lost: unreadable cells and words for a missing value, per column."""
+        return self._first_interactions().notes()
+
+    def _first_interactions(self) -> ColumnReader:
+        mapping = self.source.interactions
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        for part in self._parts(mapping, _interaction_columns(mapping), block_bytes=_SAMPLE_BYTES):
+            _interactions(part.head(_SAMPLE_ROWS), mapping, columns)
+            break
+        return columns
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raises `MissingFileError`."""
@@ -136,7 +156,9 @@ class TablesReader(Reader):
         section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
         return require_file(self.data_dir, mapping.file, what=f"source.{section}.file")
 
-    def _parts(self, mapping: TableFile, columns: Iterable[str | int]) -> Iterator[SourceTable]:
+    def _parts(
+        self, mapping: TableFile, columns: Iterable[str | int], *, block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[SourceTable]:
         path = self._path(mapping)
         if not _is_parquet(mapping):
             yield from read_delimited_parts(
@@ -146,6 +168,7 @@ class TablesReader(Reader):
                 header=mapping.header,
                 quoting=_quoting(mapping),
                 encoding=mapping.encoding,
+                block_bytes=block_bytes,
             )
             return
         problems = self._type_problems(mapping)
