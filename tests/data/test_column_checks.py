@@ -114,3 +114,15 @@ def test_words_for_a_missing_value_are_missing_and_counted(tmp_path: Path, caplo
     assert table["rating"].to_list() == [None, 4.0, 5.0, 5.0]
     assert "column 'u': 3 cells are `null_words`: missing." in caplog.text
     assert _log(tmp_path, content, null_words=["NULL"])["user_id"].to_list() == [None, "\\N", "None", "ann"]
+
+
+def test_validate_reads_the_first_rows(tmp_path: Path) -> None:
+    """A column that is unreadable everywhere is a problem before a run; lost cells are notes."""
+    (tmp_path / "items.csv").write_text("id,name,about\n1,One,x\n")
+    table = InteractionsTable(file="log.csv", user_id="u", item_id="i", timestamp="t", rating="r")
+    reader = TablesReader(TablesSource(reader="tables", interactions=table, items=_ITEMS), tmp_path)
+    (tmp_path / "log.csv").write_text("u,i,t,r\nx,1,1,good\n")
+    assert ["cannot be read as a number: 'good' in row 2" in problem for problem in reader.problems()] == [True]
+    (tmp_path / "log.csv").write_text("u,i,t,r\nx,1,1,good\nNULL,1,1,4\n")
+    assert reader.problems() == []
+    assert [note.split(": ")[0] for note in reader.notes()] == ["log.csv, column 'u'", "log.csv, column 'r'"]

@@ -85,12 +85,16 @@ class ColumnReader:
         return self._counted(part, ref, column, time_cells(column, unit, time_format=time_format), "time", accepted)
 
     def check(self) -> None:
-        """Log what could not be read. Raises `SchemaError` if a filled column is unreadable in every row."""
+        """Log what could not be read. Raises `SchemaError` as `require_readable` does."""
+        self.require_readable()
+        for note in self.notes():
+            _log.warning("%s", note)
+
+    def require_readable(self) -> None:
+        """Raise `SchemaError` if a filled column is unreadable in every row that was read."""
         for ref, counts in self._counts.items():
             if counts.num_filled and counts.num_unreadable == counts.num_filled:
                 raise SchemaError(self._unreadable(ref, counts))
-        for note in self.notes():
-            _log.warning("%s", note)
 
     def notes(self) -> list[str]:
         """Return one sentence per column with unreadable cells, words for a missing value, or ids like `18.0`."""

@@ -39,6 +39,7 @@ from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
 from macrec_pipeline.data.readers.text_files import (
+    BLOCK_BYTES,
     SourceTable,
     column_position,
     read_delimited_parts,
@@ -51,6 +52,7 @@ from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
 _MAX_QUOTED_CHARACTERS = 40
 _ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
 _PARQUET_ROWS = 1_000_000  # read at once
+_SAMPLE_BYTES = 1 << 18  # of the log, read by `macrec datasets validate`
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,27 @@ class TablesReader(Reader):
         return read_items(self.source.items, self.data_dir)
 
     def problems(self) -> list[str]:
-        """Return the missing files and columns; reads no more than the headers of the files."""
+        """Return missing files and columns, and columns unreadable in the first rows; reads only the beginning."""
         mapping = self.source.interactions
         problems = _column_problems(mapping, _interaction_columns(mapping), self.data_dir)
+        if not problems:
+            try:
+                self._first_interactions().require_readable()
+            except DataError as error:
+                problems.append(str(error))
         return problems + item_problems(self.source.items, self.data_dir)
+
+    def notes(self) -> list[str]:
+        """Return what the first rows of the log lost: unreadable cells and words for a missing value, per column."""
+        return self._first_interactions().notes()
+
+    def _first_interactions(self) -> ColumnReader:
+        mapping = self.source.interactions
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        part = next(_parts(mapping, _interaction_columns(mapping), self.data_dir, block_bytes=_SAMPLE_BYTES), None)
+        if part is not None:
+            _interactions(_first_rows(part), mapping, columns)
+        return columns
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raise `MissingFileError`."""
@@ -285,7 +304,9 @@ def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | Non
     return {name: value for name, value in partition_columns(file).items() if name not in (names or ())}
 
 
-def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+def _parts(
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[SourceTable]:
     columns = list(columns)
     for each in _single_files(mapping, data_dir):
         if _format(each) == "jsonl":
@@ -294,7 +315,8 @@ def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> 
             parts: Iterator[SourceTable] = json_table_parts(data_dir / each.file, each.file, fields, _lists(each))
         else:
             partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
-            parts = _parts_of_file(each, [column for column in columns if column not in partitions], data_dir)
+            own_columns = [column for column in columns if column not in partitions]
+            parts = _parts_of_file(each, own_columns, data_dir, block_bytes=block_bytes)
         for part in parts:
             yield _with_partitions(part, partitions) if partitions else part
 
@@ -331,7 +353,9 @@ def _lists(mapping: TableFile) -> dict[str | int, str | None]:
     return columns
 
 
-def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+def _parts_of_file(
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int
+) -> Iterator[SourceTable]:
     path = data_dir / mapping.file
     if not _is_parquet(mapping):
         yield from read_delimited_parts(
@@ -341,6 +365,7 @@ def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: P
             header=mapping.header,
             quoting=_quoting(mapping),
             encoding=mapping.encoding,
+            block_bytes=block_bytes,
         )
         return
     problems = _type_problems(mapping, path)

@@ -16,7 +16,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import IO, cast
@@ -100,6 +100,13 @@ class SourceTable:
             SchemaError: there is no such column, or several columns have this name; lists the columns of the file.
         """
         return self.cells[str(column_position(ref, self.column_names, self.num_columns, self.file))]
+
+    def head(self, num_rows: int) -> "SourceTable":
+        """Return the first rows."""
+        extra = None if self.has_extra_cells is None else self.has_extra_cells.head(num_rows)
+        return replace(
+            self, cells=self.cells.head(num_rows), line_numbers=self.line_numbers.head(num_rows), has_extra_cells=extra
+        )
 
     def problems(self) -> pl.Series:
         """Return the `problem` column of the raw tables: why a row cannot be used, null for usable rows."""
