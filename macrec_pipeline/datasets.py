@@ -4,6 +4,7 @@ The input is a YAML file, the output a validated `DatasetSpec`. Paths in a file 
 (`MACREC_DATA`) and must not lead out of it.
 """
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
@@ -57,6 +58,40 @@ def _check_timezone(name: str) -> str:
     return name
 
 
+def _check_encoding(name: str) -> str:
+    try:
+        codec = codecs.lookup(name)
+        "".encode(name)  # refuses codecs that are not about text, such as base64
+    except (LookupError, TypeError):
+        raise ValueError(
+            "must be the name of a text encoding, such as utf-8, cp1252, latin-1, utf-16 or shift_jis"
+        ) from None
+    return codec.name
+
+
+def _read_separator(separator: Any) -> Any:
+    """Accept a tab that is written as a backslash and a t, as YAML leaves it outside double quotes."""
+    return "\t" if separator == "\\t" else separator
+
+
+def _check_separator(separator: str) -> str:
+    if any(character in separator for character in '\r\n"\0'):
+        raise ValueError("must not contain quotes, line breaks or null characters")
+    return separator
+
+
+def _check_time_format(time_format: str) -> str:
+    directives = set(re.findall(r"%-?\.?\d?(.)", time_format))
+    unknown = directives - set("YymbBdeHIMSfpzjTDFRs")
+    if unknown or not directives & set("YyDFs"):
+        raise ValueError("must be a strptime format with a year, such as %Y%m%d or %d.%m.%Y %H:%M")
+    return time_format
+
+
+def _read_quote(quote: Any) -> Any:
+    return "none" if quote is None else quote
+
+
 DataPath = Annotated[str, AfterValidator(_check_data_path)]
 ColumnRef = str | int
 ImageTemplate = DataPath
@@ -90,13 +125,33 @@ class TableFile(Section):
         description="Format of the files. null: parquet if the name ends in .parquet or .pq, jsonl (one JSON object "
         "per line) if it ends in .jsonl or .ndjson, else csv.",
     )
-    separator: str = Field(
+    separator: Annotated[str, BeforeValidator(_read_separator), AfterValidator(_check_separator)] = Field(
         ",",
         min_length=1,
-        max_length=1,
-        description="Character between the cells of a text file. Unless it is set, .tsv files are split at tabs.",
+        max_length=8,
+        description="Text between the cells of a text file, as in , or \\t or ::. Unless it is set, .tsv files are "
+        "split at tabs.",
     )
     header: bool = Field(True, description="Whether the first row of a text file holds the names of the columns.")
+    encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
+        "utf-8", description="Encoding of a text file, such as utf-8, cp1252 (Windows, Western Europe) or utf-16."
+    )
+    quote: Annotated[Literal["auto", '"', "'", "none"], BeforeValidator(_read_quote)] = Field(
+        "auto",
+        description="Character around cells that contain separators or line breaks. none: quotes are ordinary text. "
+        "auto: double quotes, and an error where they may be ordinary text.",
+    )
+    escape: str | None = Field(
+        None,
+        pattern=r"^[^\w\s\"']$",
+        description="Character that makes a following quote, separator or line break ordinary text, such as \\. "
+        "null: a quote inside a quoted cell is doubled.",
+    )
+
+    null_words: tuple[str, ...] = Field(
+        ("NULL", "null", "NaN", "nan", "None", "\\N", "<NA>", "NaT"),
+        description="Cells that stand for a missing value. []: none does, as for a user who is called None.",
+    )
 
 
 class InteractionsTable(TableFile):
@@ -110,6 +165,12 @@ class InteractionsTable(TableFile):
         description="Unit of the times since 1970: seconds, milliseconds or microseconds; or iso for texts such as "
         "2018-01-31T10:00:00+02:00. Without a time zone they are UTC.",
     )
+    timestamp_format: Annotated[str, AfterValidator(_check_time_format)] | None = Field(
+        None,
+        description="Format of times that are texts or numbers such as 20180131, in the notation of strptime: %Y%m%d. "
+        "It replaces timestamp_unit.",
+    )
+    decimal: Literal[".", ","] = Field(".", description="Sign before the fraction of a rating, as in 4.5 or 4,5.")
     rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
     event: ColumnRef | None = Field(None, description=f"Kind of the event, as in view or purchase: {_COLUMN}")
     events: tuple[str, ...] | dict[str, float] = Field(

@@ -55,7 +55,7 @@ def validate_datasets(
 
     The exit status is 2 if one is not ready.
     """
-    from macrec_pipeline.data.readers.registry import source_notices, validate_source
+    from macrec_pipeline.data.readers.registry import source_notes, source_notices, validate_source
 
     out = console()
     num_broken = 0
@@ -66,6 +66,7 @@ def validate_datasets(
             problems = validate_source(spec, data.resolve())
             if not problems:
                 notices = source_notices(spec, data.resolve())
+                notices += [f"In the first rows of {note}" for note in source_notes(spec, data.resolve())]
         except (ConfigError, DataError) as error:
             problems = [str(error)]
         num_broken += bool(problems)

@@ -101,12 +101,12 @@ class _CheckedSlices:
 
 def read_table_file(path: Path, schema: TableSchema) -> pl.DataFrame:
     """Read what `write_table_file` wrote; the caller checks the result against `schema`."""
-    return read_vector_file(path) if schema.has_vectors else pl.read_parquet(path, memory_map=False)
+    return read_vector_file(path) if schema.has_vectors else pl.read_parquet(path, memory_map=False, glob=False)
 
 
 def scan_table_file(path: Path) -> pl.LazyFrame:
     """Return a scan of a table without vectors, to be read in batches."""
-    return pl.scan_parquet(path)
+    return pl.scan_parquet(path, glob=False)
 
 
 def write_vector_file(path: Path, table: pl.DataFrame) -> None:

@@ -66,6 +66,10 @@ class Reader(Protocol):
         """
         ...
 
+    def notes(self) -> list[str]:
+        """Return what a person should know about the first rows, one sentence each. Called if there is no problem."""
+        return []
+
     def image_template(self) -> str | None:
         """Return where `macrec fetch images` stores the images, or None if the items have no image addresses.
 

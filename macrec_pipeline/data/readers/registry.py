@@ -90,7 +90,7 @@ def read_raw_items(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
 def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
     """Return what must be fixed before a data set can be read, one sentence per problem; empty if it is ready.
 
-    Only looks for files and reads headers. The demo shop is always ready, because it is generated.
+    Only reads the beginning of the files. The demo shop is always ready, because it is generated.
     """
     return open_reader(spec, data_dir).problems()
 
@@ -105,6 +105,11 @@ def source_notices(spec: DatasetSpec, data_dir: Path, items: pl.DataFrame | None
     """
     notices: Callable[[pl.DataFrame | None], list[str]] | None = getattr(open_reader(spec, data_dir), "notices", None)
     return [] if notices is None else notices(items)
+
+
+def source_notes(spec: DatasetSpec, data_dir: Path) -> list[str]:
+    """Return what is known about the first rows of a data set that has no problem, one sentence each."""
+    return open_reader(spec, data_dir).notes()
 
 
 def source_files(spec: DatasetSpec, data_dir: Path) -> list[Path]:

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import polars as pl
 
+from macrec_pipeline.data.readers.column_checks import ColumnReader
 from macrec_pipeline.data.readers.column_parsing import (
     category_cells,
     compose_texts,
     flag_cells,
-    id_cells,
     join_flags,
-    number_cells,
     text_cells,
-    time_cells,
 )
 from macrec_pipeline.data.readers.html_text import plain_text_cells
 from macrec_pipeline.data.readers.image_addresses import address_cells
@@ -30,9 +28,18 @@ from macrec_pipeline.data.readers.image_files import (
     image_folder,
 )
 from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
+from macrec_pipeline.data.readers.parquet_columns import (
+    Meaning,
+    as_plain_cells,
+    parquet_columns,
+    type_problem,
+    unreadable_parquet,
+)
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
 from macrec_pipeline.data.readers.text_files import (
+    BLOCK_BYTES,
     SourceTable,
     column_position,
     read_delimited_parts,
@@ -40,11 +47,11 @@ from macrec_pipeline.data.readers.text_files import (
 )
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
-from macrec_pipeline.runtime.text_sanitizing import one_line_error
 from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
 
 _MAX_QUOTED_CHARACTERS = 40
 _ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
+_SAMPLE_BYTES = 1 << 18
 _PARQUET_ROWS = 1_000_000  # read at once
 
 
@@ -60,10 +67,13 @@ class TablesReader(Reader):
 
         Raises:
             MissingFileError: the file does not exist.
-            SchemaError: a column is missing, or the file cannot be split into rows.
+            SchemaError: a column is missing or filled but unreadable, or the file cannot be split into rows.
         """
         mapping = self.source.interactions
-        return (_interactions(part, mapping) for part in _parts(mapping, _interaction_columns(mapping), self.data_dir))
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        for part in _parts(mapping, _interaction_columns(mapping), self.data_dir):
+            yield _interactions(part, mapping, columns)
+        columns.check()
 
     def items(self) -> pl.DataFrame:
         """Return the catalogue as `RAW_ITEMS`: title, text composed of the mapped columns, and image if it exists.
@@ -78,7 +88,25 @@ class TablesReader(Reader):
         """Return the missing files and columns; reads no more than the headers of the files."""
         mapping = self.source.interactions
         problems = _column_problems(mapping, _interaction_columns(mapping), self.data_dir)
-        return problems + item_problems(self.source.items, self.data_dir)
+        problems += _column_problems(self.source.items, _item_columns(self.source.items), self.data_dir)
+        if not problems:
+            try:
+                self._first_interactions().require_readable()
+            except DataError as error:
+                problems.append(str(error))
+        return problems + _image_problems(self.source.items, self.data_dir)
+
+    def notes(self) -> list[str]:
+        """Return what the first rows of the log lost: unreadable cells and words for a missing value, per column."""
+        return self._first_interactions().notes()
+
+    def _first_interactions(self) -> ColumnReader:
+        mapping = self.source.interactions
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        for part in _parts(mapping, _interaction_columns(mapping), self.data_dir, block_bytes=_SAMPLE_BYTES):
+            _interactions(_first_rows(part), mapping, columns)
+            break
+        return columns
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raises `MissingFileError`."""
@@ -101,7 +129,9 @@ class TablesReader(Reader):
 def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
     """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`."""
     parts = _parts(mapping, _item_columns(mapping), data_dir)
-    frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir) for part in parts)])
+    columns = ColumnReader(mapping.file, mapping.null_words)
+    frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir, columns) for part in parts)])
+    columns.check()
     return RAW_ITEMS.check(frame, mapping.file)
 
 
@@ -138,7 +168,8 @@ def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | Non
         part = next(_parts(mapping, _item_columns(mapping), data_dir), None)
         if part is None:
             return []
-        items = _items(_first_rows(part), mapping, data_dir)
+        columns = ColumnReader(mapping.file, mapping.null_words)
+        items = _items(_first_rows(part), mapping, data_dir, columns)
     items = items.filter(pl.col("item_id").is_not_null()).unique("item_id", keep="first", maintain_order=True)
     missing = items.filter(pl.col("image_path").is_null())["item_id"]
     if missing.is_empty():
@@ -224,7 +255,7 @@ def _column_problems_of_file(mapping: TableFile, columns: list[str | int], data_
                 column_position(column, names, num_columns, mapping.file)
         except SchemaError as error:
             problems.append(str(error))
-    return problems
+    return problems + _type_problems(mapping, path)
 
 
 def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | None]:
@@ -232,7 +263,9 @@ def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | Non
     return {name: value for name, value in partition_columns(file).items() if name not in (names or ())}
 
 
-def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+def _parts(
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[SourceTable]:
     columns = list(columns)
     for each in _single_files(mapping, data_dir):
         if _format(each) == "jsonl":
@@ -241,7 +274,8 @@ def _parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> 
             parts: Iterator[SourceTable] = json_table_parts(data_dir / each.file, each.file, fields, _lists(each))
         else:
             partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
-            parts = _parts_of_file(each, [column for column in columns if column not in partitions], data_dir)
+            in_file = [column for column in columns if column not in partitions]
+            parts = _parts_of_file(each, in_file, data_dir, block_bytes=block_bytes)
         for part in parts:
             yield _with_partitions(part, partitions) if partitions else part
 
@@ -278,40 +312,96 @@ def _lists(mapping: TableFile) -> dict[str | int, str | None]:
     return columns
 
 
-def _parts_of_file(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+def _parts_of_file(
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int
+) -> Iterator[SourceTable]:
     path = data_dir / mapping.file
     if not _is_parquet(mapping):
-        yield from read_delimited_parts(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        yield from read_delimited_parts(
+            path,
+            mapping.file,
+            separator=_separator(mapping),
+            header=mapping.header,
+            quoting=_quoting(mapping),
+            encoding=mapping.encoding,
+            block_bytes=block_bytes,
+        )
         return
-    names, num_columns = _header(path, mapping)
-    positions = sorted({column_position(column, names, num_columns, mapping.file) for column in columns})
+    problems = _type_problems(mapping, path)
+    if problems:
+        raise SchemaError(" ".join(problems))
+    types = parquet_columns(path, mapping.file)
+    names = tuple(types)
+    positions = sorted({column_position(column, names, len(names), mapping.file) for column in columns})
+    wanted = [types[names[position]].expression.alias(str(position)) for position in positions]
     try:
         source = pl.scan_parquet(path, glob=False)
         num_rows = int(source.select(pl.len()).collect().item())
         for start in range(0, num_rows, _PARQUET_ROWS):
-            frame = source.select(pl.nth(positions)).slice(start, _PARQUET_ROWS).collect()
-            frame.columns = [str(position) for position in positions]
+            frame = source.slice(start, _PARQUET_ROWS).select(wanted).collect()
+            frame = frame.select(as_plain_cells(column, mapping.file, start + 1) for column in frame)
             row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
-            yield SourceTable(mapping.file, names, num_columns, frame, row_numbers)
+            yield SourceTable(mapping.file, names, len(names), frame, row_numbers)
     except pl.exceptions.PolarsError as error:
-        raise _unreadable_parquet(mapping.file, error) from None
+        raise unreadable_parquet(mapping.file, error) from None
 
 
-def _interactions(part: SourceTable, mapping: InteractionsTable) -> pl.DataFrame:
+def _type_problems(mapping: TableFile, path: Path) -> list[str]:
+    """Return one sentence per parquet column whose type cannot hold what the data set maps it to."""
+    if not _is_parquet(mapping):
+        return []
+    types = parquet_columns(path, mapping.file)
+    names = tuple(types)
+    problems = []
+    for ref, meaning in _meanings(mapping):
+        try:
+            position = column_position(ref, names, len(names), mapping.file)
+        except SchemaError:
+            continue  # reported as a missing column, or held by the folders of the file
+        found = type_problem(types[names[position]].dtype, meaning)
+        if found is not None:
+            problems.append(f"{mapping.file}, column {names[position]!r}: {found}")
+    return problems
+
+
+def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
+    """Return each mapped column, and what the data set takes its cells for."""
+    if isinstance(mapping, InteractionsTable):
+        meanings: list[tuple[str | int, Meaning]] = [(mapping.user_id, "id"), (mapping.item_id, "id")]
+        meanings.append((mapping.timestamp, "time"))
+        if mapping.event is not None:
+            meanings.append((mapping.event, "text"))
+        return meanings if mapping.rating is None else [*meanings, (mapping.rating, "number")]
+    if not isinstance(mapping, ItemsTable):
+        return []
+    meanings = [(mapping.item_id, "id"), (mapping.title, "text")]
+    if mapping.image_url is not None:
+        meanings.append((mapping.image_url, "texts"))
+    if mapping.image_file is not None:
+        meanings.append((mapping.image_file, "text"))
+    for part in (*mapping.texts, *([] if mapping.categories is None else [mapping.categories])):
+        if isinstance(part, FlagColumns):
+            meanings.extend((flag, "flag") for flag in part.flags)
+        else:
+            meanings.append((part, "texts"))
+    return meanings
+
+
+def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
     ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
     if mapping.rating is not None:
-        ratings = number_cells(part.column(mapping.rating))
+        ratings = columns.numbers(part, mapping.rating, decimal=mapping.decimal)
     problems = part.problems()
     if mapping.event is not None:
-        kinds = text_cells(part.column(mapping.event))
+        kinds = text_cells(columns.cells(part, mapping.event))
         problems, ratings = _other_events(kinds, problems, mapping), _event_weights(kinds, ratings, mapping)
     return pl.DataFrame(
         {
-            "user_id": id_cells(part.column(mapping.user_id)),
-            "item_id": id_cells(part.column(mapping.item_id)),
+            "user_id": columns.ids(part, mapping.user_id),
+            "item_id": columns.ids(part, mapping.item_id),
             "rating": ratings,
-            "timestamp": time_cells(part.column(mapping.timestamp), mapping.timestamp_unit),
+            "timestamp": columns.times(part, mapping.timestamp, mapping.timestamp_unit, mapping.timestamp_format),
             "source_file": pl.repeat(part.file, num_rows, eager=True),
             "source_row": part.line_numbers,
             "problem": problems,
@@ -335,17 +425,18 @@ def _event_weights(kinds: pl.Series, ratings: pl.Series, mapping: InteractionsTa
     return kinds.replace_strict(mapping.events, default=None, return_dtype=pl.Float64)
 
 
-def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
-    item_ids, titles = id_cells(part.column(mapping.item_id)), text_cells(plain_text_cells(part.column(mapping.title)))
+def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: ColumnReader) -> pl.DataFrame:
+    item_ids = columns.ids(part, mapping.item_id)
+    titles = text_cells(plain_text_cells(columns.cells(part, mapping.title)))
     nulls = pl.repeat(None, len(item_ids), dtype=pl.String, eager=True)
     return pl.DataFrame(
         {
             "item_id": item_ids,
             "title": titles,
-            "text": compose_texts(titles, _text_parts(part, mapping)),
+            "text": compose_texts(titles, _text_parts(part, mapping, columns)),
             "image_path": _image_paths(part, item_ids, mapping, data_dir),
-            "image_url": nulls if mapping.image_url is None else address_cells(part.column(mapping.image_url)),
-            "categories": _categories(part, mapping),
+            "image_url": nulls if mapping.image_url is None else address_cells(columns.cells(part, mapping.image_url)),
+            "categories": _categories(part, mapping, columns),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
             "problem": part.problems(),
@@ -387,39 +478,41 @@ def _item_columns(mapping: ItemsTable) -> list[str | int]:
     return columns
 
 
-def _text_parts(table: SourceTable, mapping: ItemsTable) -> list[pl.Series]:
+def _text_parts(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) -> list[pl.Series]:
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(plain_text_cells(table.column(part)))
+        else text_cells(plain_text_cells(columns.cells(table, part)))
         for part in mapping.texts
     ]
 
 
-def _categories(table: SourceTable, mapping: ItemsTable) -> pl.Series:
-    columns = mapping.categories
-    if columns is None:
+def _categories(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) -> pl.Series:
+    categories = mapping.categories
+    if categories is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
-    if not isinstance(columns, FlagColumns):
-        return category_cells(plain_text_cells(table.column(columns)), separator=mapping.categories_separator)
-    names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in columns.flags]
+    if not isinstance(categories, FlagColumns):
+        return category_cells(
+            plain_text_cells(columns.cells(table, categories)), separator=mapping.categories_separator
+        )
+    names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in categories.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 
 
 def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int]:
     """Return the column names, None without header, and the number of columns."""
     if not _is_parquet(mapping):
-        names, num_columns, _ = read_header(path, mapping.file, separator=_separator(mapping), header=mapping.header)
+        names, num_columns, _ = read_header(
+            path,
+            mapping.file,
+            separator=_separator(mapping),
+            header=mapping.header,
+            quoting=_quoting(mapping),
+            encoding=mapping.encoding,
+        )
         return names, num_columns
-    try:
-        columns = tuple(pl.scan_parquet(path, glob=False).collect_schema())
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise _unreadable_parquet(mapping.file, error) from None
+    columns = tuple(parquet_columns(path, mapping.file))
     return columns, len(columns)
-
-
-def _unreadable_parquet(file: str, error: Exception) -> SchemaError:
-    return SchemaError(f"{file} cannot be read as parquet: {one_line_error(error)}")
 
 
 def _is_parquet(mapping: TableFile) -> bool:
@@ -433,5 +526,13 @@ def _format(mapping: TableFile) -> str:
 
 def _separator(mapping: TableFile) -> str:
     """Return the separator: a tab for a file named `.tsv`, unless the data set sets one."""
-    is_tsv = mapping.file.lower().removesuffix(".gz").endswith(".tsv")
+    is_tsv = mapping.file.lower().removesuffix(".gz").removesuffix(".zst").endswith(".tsv")
     return "\t" if is_tsv and "separator" not in mapping.model_fields_set else mapping.separator
+
+
+def _quoting(mapping: TableFile) -> Quoting:
+    if mapping.quote == "none":
+        return Quoting(None, mapping.escape, is_declared=True)
+    return Quoting(
+        '"' if mapping.quote == "auto" else mapping.quote, mapping.escape, is_declared=mapping.quote != "auto"
+    )
