@@ -23,7 +23,8 @@ from macrec_pipeline.data.readers.column_parsing import (
 from macrec_pipeline.data.readers.html_text import plain_text_cells
 from macrec_pipeline.data.readers.image_files import existing_images
 from macrec_pipeline.data.readers.reader import Reader, raw_table
-from macrec_pipeline.data.readers.text_files import OVERFLOW, LineBlock, line_blocks, require_file_or_gz, split_cells
+from macrec_pipeline.data.readers.row_splitting import OVERFLOW
+from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz, split_cells
 from macrec_pipeline.datasets import RecboleSource
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
