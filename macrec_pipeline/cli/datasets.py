@@ -68,6 +68,7 @@ def validate_datasets(
             if not problems:
                 notes = source_notes(spec, data.resolve())
                 notices = source_notices(spec, data.resolve())
+                notices += [f"In the first rows of {note}" for note in source_notes(spec, data.resolve())]
         except (ConfigError, DataError) as error:
             problems = [str(error)]
         num_broken += bool(problems)
