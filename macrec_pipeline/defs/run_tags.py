@@ -17,6 +17,9 @@ CONFIG_DIGEST = "macrec/config_digest"
 RAW_DATA_TAG = "macrec/raw_data"
 """The digest of the new raw files that made a sensor launch the run."""
 
+WAITED_FOR = "macrec/waited_for"
+"""The IDs of the runs of the same data set that this run waited for before it started, separated by spaces."""
+
 ERROR_TAG = "macrec/error"
 """Why the run failed."""
 

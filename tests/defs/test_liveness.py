@@ -117,13 +117,18 @@ def test_runs_of_one_data_set_take_turns(
     another_command.acquire()
     monkeypatch.setattr("macrec_pipeline.defs.runs.liveness.time.sleep", wait)
     with caplog.at_level("INFO", logger="macrec_pipeline"):
-        with wait_for_turn(instance, tmp_path, "other"):
-            assert waits == []
-        with wait_for_turn(instance, tmp_path, "demo"):
+        with wait_for_turn(instance, tmp_path, "other") as waited_for:
+            assert waits == waited_for == []
+        with wait_for_turn(instance, tmp_path, "demo") as waited_for:
             assert len(waits) == 5
+            assert waited_for == [FIRST]
         another_command.acquire(timeout=0)  # the lock is free again
         another_command.release()
-    assert caplog.messages == [f"Run {FIRST} of demo is in progress. This run waits until it has finished."]
+    assert caplog.messages == [
+        f"Run {FIRST} (full_pipeline) of demo is in progress. This run waits until it has finished."
+    ]
+    events = [entry.message for entry in instance.all_logs(FIRST)]
+    assert "A command of the same data set waits until this run has finished." in events
 
 
 def test_a_command_that_died_does_not_make_others_wait(instance: dg.DagsterInstance, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from macrec_pipeline.defs.dagster_private import REPOSITORY_TAG, open_instance_w
 from macrec_pipeline.defs.dagster_sqlite import use_quoted_storage
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY, WAITED_FOR
 from macrec_pipeline.defs.runs.failures import failed_checks
 from macrec_pipeline.defs.runs.liveness import hold_run_lock, release_run, runs_holding_gpu_pool, wait_for_turn
 from macrec_pipeline.defs.runs.relocation import update_home_of_runs
@@ -120,10 +120,11 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
     with (
         _database_errors_reported(request),
         open_instance(request.home) as instance,
-        wait_for_turn(instance, request.home, request.dataset),
+        wait_for_turn(instance, request.home, request.dataset) as waited_for,
     ):
+        tags = {WAITED_FOR: " ".join(waited_for)} if waited_for else {}
         if not request.resume:
-            return _execute(request, instance, defs, selection=_selected_assets(defs, request), tags={})
+            return _execute(request, instance, defs, selection=_selected_assets(defs, request), tags=tags)
         for run in resumable_runs(instance, request.dataset):
             logger.info("This run can be resumed: %s.", run)
         previous = find_resumable_run(
@@ -135,7 +136,7 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         request = replace(request, overrides=previous.overrides, job=previous.job)
         with _tracking_errors_logged():  # the MLflow store may have been away when the previous run ended
             release_run(instance, previous.run_id, _settings(request))
-        return _execute(request, instance, defs, selection=previous.remaining, tags=previous.tags)
+        return _execute(request, instance, defs, selection=previous.remaining, tags={**previous.tags, **tags})
 
 
 @contextmanager

@@ -51,15 +51,20 @@ def hold_run_lock(home: Path, run_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def wait_for_turn(instance: dg.DagsterInstance, home: Path, dataset: str) -> Iterator[None]:
+def wait_for_turn(instance: dg.DagsterInstance, home: Path, dataset: str) -> Iterator[list[str]]:
     """Wait until no other run of a data set is in progress, then make the next command-line run of it wait.
 
-    Runs that the daemon launches wait in its queue, for this run and for each other (see dagster.yaml).
+    Runs that the daemon launches wait in its queue, for this run and for each other (see dagster.yaml). The terminal
+    says which run is waited for, and so do the events of that run, which the UI shows.
+
+    Yields:
+        The IDs of the runs that were waited for, in the order in which they were noticed.
 
     Raises:
         ConfigError: the home cannot be written.
     """
     turn, announced = FileLock(home / ".turns" / f"{dataset}.lock"), False
+    waited_for: list[str] = []
     with _write_errors_reported(home):
         Path(turn.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -71,14 +76,25 @@ def wait_for_turn(instance: dg.DagsterInstance, home: Path, dataset: str) -> Ite
             others = unfinished_runs(instance, dataset)
             if turn.is_locked and not others:
                 break
-            if not announced:
-                other = f"Run {others[0]}" if others else "Another run"
-                logger.info("%s of %s is in progress. This run waits until it has finished.", other, dataset)
+            for other in others:
+                if other not in waited_for:
+                    _announce_wait(instance, other, dataset)
+                    waited_for.append(other)
+            if not (announced or waited_for):
+                logger.info("Another run of %s is about to start. This run waits until it has finished.", dataset)
                 announced = True
             time.sleep(_POLL_SECONDS)
-        yield
+        yield waited_for
     finally:
         turn.release()
+
+
+def _announce_wait(instance: dg.DagsterInstance, run_id: str, dataset: str) -> None:
+    run = instance.get_run_by_id(run_id)
+    job = f" ({run.job_name})" if run else ""
+    logger.info("Run %s%s of %s is in progress. This run waits until it has finished.", run_id, job, dataset)
+    if run:
+        instance.report_engine_event("A command of the same data set waits until this run has finished.", run)
 
 
 def unfinished_runs(instance: dg.DagsterInstance, dataset: str) -> list[str]:
