@@ -22,6 +22,7 @@ from macrec_pipeline.defs.dagster_private import (
 )
 from macrec_pipeline.defs.manifest_keys import INPUTS
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.retention import PRUNE
 from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
 from macrec_pipeline.defs.runs.run_sensors import settings_from_run_config
 from macrec_pipeline.errors import ConfigError, StorageError
@@ -75,7 +76,7 @@ def find_resumable_run(
         ConfigError: there is no such run, it succeeded or is still in progress, or the settings have changed since.
     """
     tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
-    newest = instance.get_runs(filters=dg.RunsFilter(tags=tags), limit=1)
+    newest = [run for run in instance.get_runs(filters=dg.RunsFilter(tags=tags)) if run.job_name != PRUNE][:1]
     start_new = f"Start a new one: `macrec run {dataset}`."
     if not newest:
         raise ConfigError(f"There is no run of {dataset} to resume. {start_new}")
