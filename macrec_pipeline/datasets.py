@@ -4,6 +4,7 @@ The input is a YAML file, the output a validated `DatasetSpec`. Paths in a file 
 (`MACREC_DATA`) and must not lead out of it.
 """
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
@@ -57,6 +58,40 @@ def _check_timezone(name: str) -> str:
     return name
 
 
+def _check_encoding(name: str) -> str:
+    try:
+        codec = codecs.lookup(name)
+        "".encode(name)  # refuses codecs that are not about text, such as base64
+    except (LookupError, TypeError):
+        raise ValueError(
+            "must be the name of a text encoding, such as utf-8, cp1252, latin-1, utf-16 or shift_jis"
+        ) from None
+    return codec.name
+
+
+def _read_separator(separator: Any) -> Any:
+    """Accept a tab that is written as a backslash and a t, as YAML leaves it outside double quotes."""
+    return "\t" if separator == "\\t" else separator
+
+
+def _check_separator(separator: str) -> str:
+    if any(character in separator for character in '\r\n"\0'):
+        raise ValueError("must not contain quotes, line breaks or null characters")
+    return separator
+
+
+def _check_time_format(time_format: str) -> str:
+    directives = set(re.findall(r"%-?\.?\d?(.)", time_format))
+    unknown = directives - set("YymbBdeHIMSfpzjTDFRs")
+    if unknown or not directives & set("YyDFs"):
+        raise ValueError("must be a strptime format with a year, such as %Y%m%d or %d.%m.%Y %H:%M")
+    return time_format
+
+
+def _read_quote(quote: Any) -> Any:
+    return "none" if quote is None else quote
+
+
 DataPath = Annotated[str, AfterValidator(_check_data_path)]
 ColumnRef = str | int
 ImageTemplate = DataPath
@@ -82,13 +117,33 @@ class TableFile(Section):
     format: Literal["csv", "parquet"] | None = Field(
         None, description="Format of the file. null: parquet if the name ends in .parquet or .pq, else csv."
     )
-    separator: str = Field(
+    separator: Annotated[str, BeforeValidator(_read_separator), AfterValidator(_check_separator)] = Field(
         ",",
         min_length=1,
-        max_length=1,
-        description="Character between the cells of a text file. Unless it is set, .tsv files are split at tabs.",
+        max_length=8,
+        description="Text between the cells of a text file, as in , or \\t or ::. Unless it is set, .tsv files are "
+        "split at tabs.",
     )
     header: bool = Field(True, description="Whether the first row of a text file holds the names of the columns.")
+    encoding: Annotated[str, AfterValidator(_check_encoding)] = Field(
+        "utf-8", description="Encoding of a text file, such as utf-8, cp1252 (Windows, Western Europe) or utf-16."
+    )
+    quote: Annotated[Literal["auto", '"', "'", "none"], BeforeValidator(_read_quote)] = Field(
+        "auto",
+        description="Character around cells that contain separators or line breaks. none: quotes are ordinary text. "
+        "auto: double quotes, and an error where they may be ordinary text.",
+    )
+    escape: str | None = Field(
+        None,
+        pattern=r"^[^\w\s\"']$",
+        description="Character that makes a following quote, separator or line break ordinary text, such as \\. "
+        "null: a quote inside a quoted cell is doubled.",
+    )
+
+    null_words: tuple[str, ...] = Field(
+        ("NULL", "null", "NaN", "nan", "None", "\\N", "<NA>", "NaT"),
+        description="Cells that stand for a missing value. []: none does, as for a user who is called None.",
+    )
 
 
 class InteractionsTable(TableFile):
@@ -102,6 +157,12 @@ class InteractionsTable(TableFile):
         description="Unit of the times since 1970: seconds, milliseconds or microseconds; or iso for texts such as "
         "2018-01-31T10:00:00+02:00. Without a time zone they are UTC.",
     )
+    timestamp_format: Annotated[str, AfterValidator(_check_time_format)] | None = Field(
+        None,
+        description="Format of times that are texts or numbers such as 20180131, in the notation of strptime: %Y%m%d. "
+        "It replaces timestamp_unit.",
+    )
+    decimal: Literal[".", ","] = Field(".", description="Sign before the fraction of a rating, as in 4.5 or 4,5.")
     rating: ColumnRef | None = Field(None, description=f"Rating, for cleaning.min_rating: {_COLUMN}")
 
 
@@ -148,16 +209,20 @@ class IndexedSource(Section):
     folder: DataPath = Field(description=_FOLDER)
     prefix: FilePrefix = Field(description="Beginning of all file names: X of X.inter.json.")
     text_index: str | None = Field(
-        None, description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: none."
+        None,
+        description="Rest of the name of the file of text semantic IDs, as in index_lemb.json. null: there is no such "
+        "file.",
     )
     image_index: str | None = Field(
         None, description="Rest of the name of the file of image semantic IDs. Set both index files, or neither."
     )
     text_embeddings: str | None = Field(
-        None, description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: none."
+        None,
+        description="Rest of the name of the file of text embeddings, as in emb-llama-td.npy. null: there is no such "
+        "file.",
     )
     image_embeddings: str | None = Field(
-        None, description="Rest of the name of the file of image embeddings. null: none."
+        None, description="Rest of the name of the file of image embeddings. null: there is no such file."
     )
 
 
@@ -345,10 +410,14 @@ class DatasetSpec(Section):
         default_factory=dict, description="Settings for this data set, as {section: {setting: value}}."
     )
     schedule: Schedule | None = Field(
-        None, description="When a job is launched automatically. null: never; {}: a weekly refresh."
+        None,
+        description="When a job is launched automatically. null: no job is launched on a schedule. {}: a refresh is "
+        "launched every week.",
     )
     on_new_data: Literal["refresh", "full_pipeline", "evaluate_champion"] | None = Field(
-        None, description="Job that is launched when the files of the interactions or items change. null: none."
+        None,
+        description="Job that is launched when the files of the interactions or items change. null: no job is "
+        "launched.",
     )
     retention: Retention = Field(Retention(), description="How much of the past is kept, and when the rest is removed.")
 
@@ -377,7 +446,7 @@ class DatasetSpec(Section):
         ]
 
     def config(self, overrides: dict[str, Any] | None = None) -> PipelineConfig:
-        """Resolve the settings: the preset, then this file, then `overrides`. Raises `ConfigError`."""
+        """Resolve the settings: the preset, then this file, then `overrides`. Raise `ConfigError`."""
         return resolve_config(self.preset, *(layer.values for layer in self.layers()), overrides or {})
 
 

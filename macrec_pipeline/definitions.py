@@ -18,8 +18,10 @@ from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.jobs import EXECUTOR, JOBS, prune_job
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.runs.run_sensors import SENSORS
+from macrec_pipeline.home import use_private_umask
 from macrec_pipeline.runtime.openmp import spin_briefly
 
+use_private_umask()  # the same processes write the files of the home
 spin_briefly()  # every process of a run imports this module before torch
 
 defs = dg.Definitions(

@@ -86,12 +86,12 @@ class StoreUnavailableError(TrackingError):
 
 
 def similar_names(name: str, candidates: Iterable[str]) -> list[str]:
-    """Returns at most two names that are similar to an unknown one, the most similar first."""
+    """Return at most two names that are similar to an unknown one, the most similar first."""
     return get_close_matches(name, list(candidates), n=2, cutoff=0.7)
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, also: Iterable[str] = ()) -> str:
-    """Returns the end of an error message that suggests names in place of an unknown one.
+    """Return the end of an error message that suggests names in place of an unknown one.
 
     Args:
         name: the unknown name.

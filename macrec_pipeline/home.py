@@ -7,10 +7,18 @@ Databases, locks and checkpoints need a file system, so a URL alone is not enoug
 
 import os
 import re
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from macrec_pipeline.errors import ConfigError
+
+GROUP_ACCESS = "MACREC_HOME_GROUP"
+"""Environment variable: what the group of a home's files may do. One of `_GROUP_BITS`; `none` by default."""
+_GROUP_BITS = {"none": 0, "read": 5, "write": 7}
+# Everything else in the folder of a home is a data set's folder, which has `.versions`, or belongs to somebody else.
+_PARTS = ("mlflow", "dagster", "logs", ".running", ".turns", "backtest", "backtest-results")
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 
@@ -33,7 +41,7 @@ class Home:
 
 
 def home_of(text: str) -> Home:
-    """Returns the home that a path or URL stands for.
+    """Return the home that a path or URL stands for.
 
     Args:
         text: a path, or a URL such as s3://bucket/prefix, which also needs the environment variable `MACREC_STATE`.
@@ -61,3 +69,65 @@ def home_of(text: str) -> Home:
     if _URL.fullmatch(state):
         raise ConfigError(f"MACREC_STATE is {state!r}, but it must be a folder on this machine.")
     return Home(Path(state).absolute(), f"{match['scheme'].lower()}://{location}")
+
+
+def use_private_umask() -> None:
+    """Make this process and its children create files that other users cannot read. Raises `ConfigError`."""
+    os.umask(0o077 & ~(_group_bits() << 3))
+
+
+def restrict_access(folder: Path) -> None:
+    """Make a home inaccessible to other users, also one that an earlier version created.
+
+    The group gets the access that `MACREC_HOME_GROUP` allows. Only files that runs produce are changed, and the home
+    itself if it holds nothing else. Files of another owner stay as they are.
+
+    Args:
+        folder: the folder of the home; it is created if it does not exist.
+
+    Raises:
+        ConfigError: `MACREC_HOME_GROUP` has an unknown value.
+        OSError: the folder cannot be created.
+    """
+    group = _group_bits()
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _restrict(folder, group)
+        return
+    entries = [entry for entry in folder.iterdir() if not entry.is_symlink()]
+    parts = [entry for entry in entries if entry.is_dir() and (entry.name in _PARTS or (entry / ".versions").is_dir())]
+    for part in parts:
+        if _has_other_access(part, group):
+            # From the bottom up, so that after an interruption the next process starts again.
+            for parent, _, files in os.walk(part, topdown=False):
+                for name in files:
+                    _restrict(Path(parent, name), group)
+                _restrict(Path(parent), group)
+    if parts and len(parts) == len(entries):
+        _restrict(folder, group)
+
+
+def _group_bits() -> int:
+    value = os.environ.get(GROUP_ACCESS) or "none"
+    if value not in _GROUP_BITS:
+        raise ConfigError(f"{GROUP_ACCESS} is {value!r}. Set it to one of: {', '.join(_GROUP_BITS)}.")
+    return _GROUP_BITS[value]
+
+
+def _allowed(mode: int, group: int) -> int:
+    """The permissions that a file should have: the group's are at most the owner's, and others have none."""
+    owner = mode >> 6 & 7
+    return stat.S_IMODE(mode) & 0o7700 | (owner & group) << 3
+
+
+def _has_other_access(path: Path, group: int) -> bool:
+    mode = path.stat().st_mode
+    return stat.S_IMODE(mode) != _allowed(mode, group)
+
+
+def _restrict(path: Path, group: int) -> None:
+    if path.is_symlink():
+        return
+    with suppress(FileNotFoundError, PermissionError):  # a temporary file of another process; a file of another owner
+        if _has_other_access(path, group):
+            path.chmod(_allowed(path.stat().st_mode, group))

@@ -96,7 +96,7 @@ class ResolvedSetting:
 
 
 def resolve_config(preset: str, *layers: Mapping[str, Any]) -> PipelineConfig:
-    """Combines a preset with the layers above it, later ones winning.
+    """Combine a preset with the layers above it, later ones winning.
 
     Args:
         preset: a key of `PRESETS`.
@@ -118,7 +118,7 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> PipelineConfig:
 
 
 def resolve_with_sources(preset: str, layers: Sequence[SettingsLayer] = ()) -> list[ResolvedSetting]:
-    """Resolves every setting and finds the layer that its value comes from.
+    """Resolve every setting and find the layer that its value comes from.
 
     Returns:
         Every setting, section by section.
@@ -141,7 +141,7 @@ def resolve_with_sources(preset: str, layers: Sequence[SettingsLayer] = ()) -> l
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """Turns `["recommender.num_epochs=3", "seed=1"]` into `{"recommender": {"num_epochs": 3}, "seed": 1}`.
+    """Turn `["recommender.num_epochs=3", "seed=1"]` into `{"recommender": {"num_epochs": 3}, "seed": 1}`.
 
     Values are read as YAML, so lists are written `[1, 2]`. Names and values are not validated here.
 
@@ -173,7 +173,7 @@ def _preset_source(preset: str) -> str:
 
 
 def _value_of(setting: Setting, tree: Mapping[str, Any]) -> Any:
-    """Returns a setting's value in a dumped `PipelineConfig`; its declared default if its limit is not set."""
+    """Return a setting's value in a dumped `PipelineConfig`; its declared default if its limit is not set."""
     value: Any = tree
     for key in setting.name.split("."):
         if value is None:
@@ -183,7 +183,7 @@ def _value_of(setting: Setting, tree: Mapping[str, Any]) -> Any:
 
 
 def _assigns(values: Mapping[str, Any], keys: Sequence[str]) -> bool:
-    """Whether a layer assigns a value to nested keys, or to a level above them."""
+    """Return whether a layer assigns a value to nested keys, or to a level above them."""
     found: Any = values
     for key in keys:
         if not isinstance(found, Mapping):

@@ -57,14 +57,15 @@ class TableSchema:
         return ANY_WIDTH_VECTOR in self.columns.values()
 
     def check(self, table: pl.DataFrame, where: str = "") -> pl.DataFrame:
-        """Return the table unchanged if it keeps the schema.
+        """Return the table unchanged if it conforms to the schema.
 
         Args:
             table: the table to check.
             where: the file or step that the table belongs to, named in the error message.
 
         Raises:
-            SchemaError: the table breaks the schema; the message names the table, the column or rule, and the row.
+            SchemaError: the table does not conform to the schema; the message names the table, the column or rule,
+                and the row.
         """
         location = f"{self.name}{f' ({where})' if where else ''}"
         if table.columns != list(self.columns):
@@ -153,7 +154,7 @@ def _missing(name: str) -> dict[str, pl.Expr]:
 
 
 def _descends(columns: tuple[str, ...]) -> pl.Expr:
-    """Whether a row sorts before the row above it, by the first column in which they differ; needs no sort."""
+    """Return whether a row sorts before the row above it, by the first column in which they differ; needs no sort."""
     descends = pl.lit(False)
     for name in reversed(columns):
         above = pl.col(name).shift(1)
@@ -162,7 +163,7 @@ def _descends(columns: tuple[str, ...]) -> pl.Expr:
 
 
 EARLIEST_MS = 631_152_000_000
-"""1990-01-01 UTC. An earlier timestamp is taken for an error: no shop kept such a log then."""
+"""1990-01-01 UTC. An earlier timestamp is treated as an error, since no shop has a log of interactions that old."""
 
 _STRING, _INT, _FLOAT, _BOOL = pl.String(), pl.Int64(), pl.Float64(), pl.Boolean()
 _INTS, _STRINGS = pl.List(pl.Int64()), pl.List(pl.String())
@@ -273,8 +274,8 @@ HISTORIES = table_schema(
         != pl.col("timestamps").list.len()
     },
     description="One row per user, in the order of user_id. If the user is tested, items [:-2] are the training part, "
-    "[-2] is the validation target and [-1] the test target. A user who is not tested, as a split by time has some, "
-    "has the training part [:-1] and the validation target [-1].",
+    "[-2] is the validation target and [-1] is the test target. A split by time does not test every user; if the user "
+    "is not tested, items [:-1] are the training part and [-1] is the validation target.",
 )
 EMBEDDINGS = table_schema(
     "embeddings",
@@ -307,7 +308,8 @@ PSEUDO_LABELS = table_schema(
     },
     unique=(("item_index",), ("item_id",)),
     sorted_by=("item_index",),
-    description="One row per item. The table has no rows if semantic IDs are given, or if the quantizer is kept.",
+    description="One row per item. The table has no rows if the catalogue brings its semantic IDs, or if an earlier "
+    "quantizer is reused.",
 )
 
 _TEXT_CODES = Column(_INTS, "semantic ID from the item's text; null if the catalogue has no texts", nullable=True)
@@ -329,6 +331,9 @@ SEMANTIC_IDS = table_schema(
     sorted_by=("item_index",),
     description="One row per item: its semantic ID in each modality.",
 )
+_TOLD = ("title", "text", "image_path", "image_url", "categories")
+"""What the catalogue tells about an item."""
+
 RETIRED_IDS = table_schema(
     "retired_ids",
     {
@@ -343,6 +348,32 @@ RETIRED_IDS = table_schema(
     sorted_by=("item_id",),
     description="One row per item that has left the catalogue but whose semantic IDs are still reserved; stored beside "
     "semantic_ids.",
+)
+FORMER_ITEMS = table_schema(
+    "former_items",
+    {
+        "item_id": _ITEM_ID,
+        **{name: Column(RAW_ITEMS.columns[name], RAW_ITEMS.column_descriptions[name], nullable=True) for name in _TOLD},
+        "source_file": _SOURCE_FILE,
+        "source_row": _SOURCE_ROW,
+        "left_at": Column(_INT, "the day on which the item was first missing, in ms since the epoch"),
+    },
+    unique=(("item_id",),),
+    sorted_by=("item_id",),
+    description="One row per item that was once in the catalogue and no longer is, as it was last seen; stored beside "
+    "raw_items.",
+)
+UNLISTED_ITEMS = table_schema(
+    "unlisted_items",
+    {
+        "item_index": _ITEM_INDEX,
+        "item_id": _ITEM_ID,
+        "left_at": Column(_INT, "the day on which the item was first missing, in ms since the epoch"),
+    },
+    unique=(("item_index",), ("item_id",)),
+    sorted_by=("item_index",),
+    description="One row per item of `items` that is no longer in the catalogue. It stays in histories and is trained "
+    "on, but it is never recommended; stored beside items.",
 )
 PREDICTIONS = table_schema(
     "predictions",
@@ -404,5 +435,9 @@ TABLES: dict[str, TableSchema] = {
     "predictions": PREDICTIONS,
 }
 """Asset name -> the schema of its table."""
-SIDE_TABLES: dict[str, TableSchema] = {"retired_ids": RETIRED_IDS}
+SIDE_TABLES: dict[str, TableSchema] = {
+    "former_items": FORMER_ITEMS,
+    "unlisted_items": UNLISTED_ITEMS,
+    "retired_ids": RETIRED_IDS,
+}
 """Tables that are stored in the same version as an asset's own table, and left out if they would have no rows."""

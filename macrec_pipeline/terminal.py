@@ -38,7 +38,7 @@ _SYSTEMS = {
 
 
 def console() -> Console:
-    """Returns a console on standard output.
+    """Return a console on standard output.
 
     Output to a file or pipe is 140 characters wide (or `COLUMNS`), because rich would wrap tables at 80.
     """
@@ -46,7 +46,7 @@ def console() -> Console:
 
 
 def quieten_libraries() -> None:
-    """Hides the warnings and log messages of libraries; those of this package still appear."""
+    """Hide the warnings and log messages of libraries; those of this package still appear."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("default", module=r"macrec_pipeline\.")
     for name in ("mlflow", "alembic", "sqlalchemy", "dagster"):
@@ -54,7 +54,7 @@ def quieten_libraries() -> None:
 
 
 def show_finished_assets() -> None:
-    """Logs a line on standard error for each asset that finishes."""
+    """Log a line on standard error for each asset that finishes."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("macrec_pipeline")
@@ -63,7 +63,7 @@ def show_finished_assets() -> None:
 
 
 def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
-    """Returns the metrics of every system of a `metrics.json`, one row per system, seen items allowed.
+    """Return the metrics of every system of a `metrics.json`, one row per system, seen items allowed.
 
     Args:
         metrics: the content of `metrics.json`.
@@ -92,7 +92,7 @@ def metrics_table(metrics: Mapping[str, Any], *, with_intervals: bool) -> Table:
 
 
 def backtest_table(document: Mapping[str, Any]) -> Table:
-    """Returns NDCG@10 per system and fold of a `backtest.json`, with mean and standard deviation."""
+    """Return NDCG@10 per system and fold of a `backtest.json`, with mean and standard deviation."""
     table = Table(
         title=f"{document['dataset']}: NDCG@10 per test period, seen items may be recommended",
         title_justify="left",
@@ -115,7 +115,7 @@ def backtest_table(document: Mapping[str, Any]) -> Table:
 
 
 def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the items of a history with their titles, as rich markup."""
+    """Return the items of a history with their titles, as rich markup."""
     if not history:
         return "No history."
     titles = {item_id: _as_markup(_title(catalogue[item_id])) for item_id in history if item_id in catalogue}
@@ -126,7 +126,7 @@ def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, A
 
 
 def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, data: Path) -> Table:
-    """Returns the recommended items, best first, with titles, scores and paths of their images.
+    """Return the recommended items, best first, with titles, scores and paths of their images.
 
     Args:
         answer: recommendations for one history, with `item_ids` and `scores`.
@@ -142,7 +142,7 @@ def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, dat
 
 
 def champion_change_lines(change: "ChampionChange", *, undo_command: str) -> str:
-    """Returns who is champion, who was before, and the test metrics of both, as rich markup.
+    """Return who is champion, who was before, and the test metrics of both, as rich markup.
 
     Args:
         change: the promotion or rollback that took place.
@@ -164,7 +164,7 @@ def champion_change_lines(change: "ChampionChange", *, undo_command: str) -> str
 
 
 def champion_lines(dataset: str, evaluation: Mapping[str, Any]) -> str:
-    """Returns the champion's metrics in an `evaluation.json`, as rich markup."""
+    """Return the champion's metrics in an `evaluation.json`, as rich markup."""
     difference = evaluation["above_popularity"]
     interval = _interval((difference["low"], difference["high"]))
     return "\n".join(
@@ -191,7 +191,7 @@ def removals_table(report: "PruneReport") -> Table:
 
 
 def failures_table(failures: Sequence[tuple[str, str, str, str, int]]) -> Table:
-    """Returns the reasons why images could not be downloaded, most frequent first, each with an example.
+    """Return the reasons why images could not be downloaded, most frequent first, each with an example.
 
     Args:
         failures: rows of the table `FETCH_FAILURES`: item ID, URL, reason, detail, attempts.
@@ -209,7 +209,7 @@ def _interval(low_high: Sequence[float]) -> str:
 
 
 def _as_markup(text: str) -> str:
-    """Escapes a text from a catalogue, so that it can neither format the output nor control the terminal."""
+    """Escape a text from a catalogue, so that it can neither format the output nor control the terminal."""
     return escape(one_line(text))
 
 

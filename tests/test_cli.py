@@ -234,7 +234,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _completions(line: str) -> list[str]:
-    """Returns what bash is offered for the last word of a command line."""
+    """Return what bash is offered for the last word of a command line."""
     words = line.split(" ")
     environment = os.environ | {
         "_MACREC_COMPLETE": "complete_bash",

@@ -185,7 +185,7 @@ STAGES: dict[str, Stage] = {stage.__name__: stage for stage in (texts, images, n
 
 @pytest.fixture
 def run_stage(inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
-    """Returns a function that runs a stage in small shards and returns the bytes of its result."""
+    """Return a function that runs a stage in small shards and returns the bytes of its result."""
     monkeypatch.setattr(shards, "ITEMS_PER_SHARD", 8192)
 
     def run(stage: str, driver: str, workers: int, progress: Progress = quiet_progress) -> bytes:

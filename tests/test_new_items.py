@@ -52,7 +52,7 @@ def embeddings(kinds: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def walks(num_users: int = 150) -> list[np.ndarray]:
-    """Each user takes any item of a kind, then any item of the next kind, and so on."""
+    """Return histories in which each user takes any item of a kind, then any item of the next kind, and so on."""
     generator = np.random.default_rng(2)
     return [
         (generator.integers(KINDS) + np.arange(8)) % KINDS * COPIES + generator.integers(COPIES, size=8)
@@ -62,7 +62,7 @@ def walks(num_users: int = 150) -> list[np.ndarray]:
 
 @pytest.mark.slow
 def test_a_new_item_is_recommended_on_its_first_day(tmp_path: Path) -> None:
-    """It is among the ten best of 41 items for nearly all histories that lead to its kind, and for hardly any other."""
+    """A new item is among the ten best of 41 for nearly all histories that lead to its kind, and for few others."""
     kinds = np.append(np.repeat(np.arange(KINDS), COPIES), NEW_KIND)  # the last one is new
     vectors = embeddings(kinds)
     old = {modality: matrix[:-1] for modality, matrix in vectors.items()}
@@ -106,7 +106,7 @@ def test_a_new_item_is_recommended_on_its_first_day(tmp_path: Path) -> None:
 
 
 def _share_with_the_new_item(bundle: RecommenderBundle, *, leads_to_it: bool) -> float:
-    """The share of histories with the new item among their ten best, for histories that lead to its kind or do not."""
+    """Return the share of histories, of those that lead to its kind or the others, with the new item in the top ten."""
     last_kinds = [(NEW_KIND - 1) % KINDS] if leads_to_it else [kind for kind in range(KINDS) if kind != NEW_KIND - 1]
     generator = np.random.default_rng(4)
     histories = [

@@ -134,5 +134,5 @@ def _check_that_a_refresh_keeps_the_ids(store: AssetStore, folder: Path) -> None
 
 
 def codes_of_items(store: AssetStore) -> dict[str, list[int]]:
-    """The text ID of each item."""
+    """Return the text ID of each item."""
     return dict(store.read_table("semantic_ids").select("item_id", "text_codes").iter_rows())

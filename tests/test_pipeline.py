@@ -168,7 +168,7 @@ def test_every_asset_is_materialized_and_tracked(finished: Run, shop: Shop) -> N
 
 @pytest.mark.slow
 def test_the_terminal_shows_metrics_and_where_the_results_are(finished: Run) -> None:
-    """It shows each system's metrics, the report, the MLflow store and the model, and no debug output."""
+    """The terminal shows each system's metrics, the report, the MLflow store and the model, and no debug output."""
     for text in ("MACRec, fused", "text route", "image route", "SASRec", "item-kNN", "popularity", "HR@10", "NDCG@10"):
         assert text in finished.out
     for place in ("tiny/evaluation_report/report.html", "mlflow/mlflow.db", "models:/macrec-tiny/1", "@champion"):
@@ -404,7 +404,7 @@ def _assert_same_bytes(one: Run, other: Run) -> None:
 
 
 def _recommended(output: str, k: int) -> list[str]:
-    """The item IDs in the output of `macrec recommend`, best first; a long path next to them may span several lines."""
+    """Return the item IDs that `macrec recommend` printed, best first; a long path beside one may span lines."""
     ranks, item_ids = zip(*re.findall(r"^(\d+) +(P\d+) ", output, re.MULTILINE), strict=True)
     assert ranks == tuple(str(rank) for rank in range(1, k + 1)), output
     return list(item_ids)

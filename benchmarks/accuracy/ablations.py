@@ -71,7 +71,7 @@ class Study:
     validation_only: bool = False
 
     def config(self, system: str, seed: int) -> PipelineConfig:
-        """Resolve the settings of one run. Raises `ConfigError` if they are invalid."""
+        """Resolve the settings of one run. Raise `ConfigError` if they are invalid."""
         variant = [*VARIANTS.get(system, ()), f"runtime.num_threads={self.threads}", f"seed={seed}"]
         changes = [*AS_PUBLISHED, *self.overrides, *variant]
         spec = load_dataset(self.dataset)

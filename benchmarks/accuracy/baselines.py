@@ -67,13 +67,15 @@ def _recommender_of(
     name: str, prepared: Prepared, config: PipelineConfig, work: Path, progress: Progress
 ) -> tuple[Callable[[Sequence[np.ndarray]], _ByExclusion], dict[str, Any]]:
     """Return a function from histories to lists, int64 [U, LIST_LENGTH] with and without seen items, and facts."""
-    sizes = {"num_items": prepared.num_items, "top_k": min(LIST_LENGTH, prepared.num_items)}
+    num_items, top_k = prepared.num_items, min(LIST_LENGTH, prepared.num_items)
     if name == SASREC:
         return _sasrec(prepared, config, work, progress)
     if name == POPULARITY:
-        return lambda histories: recommend_popular(_flat(histories), **sizes), {}
+        return lambda histories: recommend_popular(_flat(histories), num_items=num_items, top_k=top_k), {}
     window = config.evaluation.item_knn_history
-    return lambda histories: recommend_item_knn(_flat(histories), **sizes, history_length=window), {}
+    return lambda histories: recommend_item_knn(
+        _flat(histories), num_items=num_items, top_k=top_k, history_length=window
+    ), {}
 
 
 def _sasrec(

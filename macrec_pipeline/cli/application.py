@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from macrec_pipeline import __version__
-from macrec_pipeline.cli.commands import Command, Group
 from macrec_pipeline.cli.datasets import datasets_app, fetch_app
+from macrec_pipeline.cli.help_formatting import Command, Group
 from macrec_pipeline.cli.models import promote, recommend, rollback
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, prune, recommend_all, refresh, run
 from macrec_pipeline.cli.settings import settings
@@ -29,7 +29,7 @@ app = typer.Typer(
     help="Train a generative recommender from your interaction log and catalogue, evaluate it, and register it.",
     epilog=(
         "Examples:\n\n"
-        "- `macrec run demo`: the whole pipeline on a generated shop, in about ten minutes\n"
+        "- `macrec run demo`: the whole pipeline on a generated shop, in about four minutes\n"
         "- `macrec settings demo`: every setting of a data set, and where its value comes from\n"
         "- `macrec run demo --set recommender.num_epochs=5`: the same with a setting changed\n"
         "- `macrec recommend --model models:/macrec-demo@champion --history P0001,P0042`\n"
@@ -71,7 +71,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the `macrec` command and exits.
+    """Run the `macrec` command and exits.
 
     Args:
         arguments: the words after `macrec`; those of this process by default.
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """Returns what is wrong with the command line and which help to read."""
+    """Return what is wrong with the command line and which help to read."""
     detail: Any = error  # the attributes below depend on the kind of error
     message = error.format_message()
     if hasattr(detail, "possibilities"):

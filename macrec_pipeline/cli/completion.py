@@ -35,17 +35,17 @@ _HELP_WIDTH = 70
 
 
 def complete_dataset(incomplete: str) -> list[tuple[str, str]]:
-    """Returns the data sets."""
+    """Return the data sets."""
     return _beginning_with(incomplete, [(name, "data set") for name in dataset_names()])
 
 
 def complete_asset(incomplete: str) -> list[tuple[str, str]]:
-    """Returns the assets of a full run."""
+    """Return the assets of a full run."""
     return _beginning_with(incomplete, [(name, "asset") for name in ASSETS])
 
 
 def complete_assignment(incomplete: str) -> list[tuple[str, str]]:
-    """Returns `name=` for every setting; after the `=`, the values of a setting that has few."""
+    """Return `name=` for every setting; after the `=`, the values of a setting that has few."""
     name, equals, _ = incomplete.partition("=")
     if equals:
         choices = next((setting.choices for setting in all_settings() if setting.name == name), ())
@@ -57,7 +57,7 @@ def complete_assignment(incomplete: str) -> list[tuple[str, str]]:
 
 
 def complete_settings_argument(incomplete: str) -> list[tuple[str, str]]:
-    """Returns sections and data sets; after a dot, the settings of the section."""
+    """Return sections and data sets; after a dot, the settings of the section."""
     found = [(section.name, section.description) for section in setting_sections()]
     found += [(name, "data set") for name in dataset_names()]
     if "." in incomplete:
@@ -66,7 +66,7 @@ def complete_settings_argument(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _beginning_with(incomplete: str, candidates: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Returns the candidates that begin with a word; their help fits on one line, as shells need it."""
+    """Return the candidates that begin with a word; their help fits on one line, as shells need it."""
     return [
         (candidate, shorten(text, _HELP_WIDTH, placeholder=" ..."))
         for candidate, text in dict(candidates).items()

@@ -8,8 +8,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from macrec_pipeline.cli.commands import Command, Group
 from macrec_pipeline.cli.completion import complete_dataset
+from macrec_pipeline.cli.help_formatting import Command, Group
 from macrec_pipeline.cli.options import DEFAULT_DATA, DataOption
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, datasets_folder, load_dataset
 from macrec_pipeline.errors import ConfigError, MissingFileError
@@ -141,7 +141,7 @@ def fetch_images(
 
 
 def require_files(spec: DatasetSpec, data: Path) -> None:
-    """Checks that all files of a data set exist, before anything starts.
+    """Check that all files of a data set exist, before anything starts.
 
     Raises:
         MissingFileError: files or columns are missing; names all of them.

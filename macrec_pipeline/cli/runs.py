@@ -66,7 +66,9 @@ def run(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the last run, which failed or was stopped, with its settings."),
+        typer.Option(
+            "--resume", help="Continue the last `macrec run`, which failed or was stopped, with its settings."
+        ),
     ] = False,
 ) -> None:
     """Run the pipeline on a data set, from its files to a registered model, and show the metrics.
@@ -111,19 +113,31 @@ def refresh(
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
     settings: SettingsOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the last `macrec refresh`, which failed or was stopped, with its settings."
+        ),
+    ] = False,
 ) -> None:
     """Update the model after new interactions: known items keep their IDs, training continues from the last weights.
 
     The data set must have been run before.
 
-    Example: `macrec refresh demo`
+    Examples:
+
+    - `macrec refresh demo`
+    - `macrec refresh demo --resume`: continue after a failure or Ctrl-C
     """
     from macrec_pipeline.defs.jobs import JOB_OVERRIDES, REFRESH
 
+    if resume and settings:
+        raise ConfigError("--resume repeats the options of the last run: leave out --set.")
     spec = load_dataset(dataset)
     spec.config(parse_overrides([*JOB_OVERRIDES[REFRESH], *(settings or [])]))
-    require_files(spec, data.resolve())
-    _launch(dataset, home, data, settings, job=REFRESH)
+    if not resume:
+        require_files(spec, data.resolve())
+    _launch(dataset, home, data, settings, job=REFRESH, resume=resume)
     _show_results(dataset, home, has_new_metrics=True)
 
 
@@ -248,18 +262,21 @@ def prune(
         out.print(escape(note), highlight=False, soft_wrap=True)
 
 
-def _launch(dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str) -> None:
+def _launch(
+    dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str, resume: bool = False
+) -> None:
     quieten_libraries()
     show_finished_assets()
     from macrec_pipeline.definitions import defs
     from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     overrides = tuple(settings or ())
-    launch(LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, url=home.url), defs=defs)
+    request = LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, resume=resume, url=home.url)
+    launch(request, defs=defs)
 
 
 def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
-    """Prints the metrics, if the run computed them, and where its results are."""
+    """Print the metrics, if the run computed them, and where its results are."""
     from macrec_pipeline.tracking.store import tracking_uri, without_password
 
     out = console()
@@ -285,7 +302,7 @@ def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
 
 
 def _update_local_copies(home: Home, dataset: str) -> None:
-    """Copies the assets shown at the end of a run again if another machine has published newer versions."""
+    """Copy the assets shown at the end of a run again if another machine has published newer versions."""
     from macrec_pipeline.storage import AssetStore
 
     store = AssetStore(home.folder, dataset, url=home.url)

@@ -101,7 +101,7 @@ class _Request:
 
 
 def _parse_request(arguments: Sequence[str], dataset: str | None) -> _Request:
-    """Tells sections and settings from the name of a data set; a name that is both means the section."""
+    """Tell sections and settings from the name of a data set; a name that is both means the section."""
     resolved = resolve_with_sources("default")
     names: list[str] = []
     for argument in arguments:
@@ -120,7 +120,7 @@ def _parse_request(arguments: Sequence[str], dataset: str | None) -> _Request:
 
 
 def _suggestion(argument: str) -> str:
-    """Returns what an unknown argument may stand for: settings of its section if it has one, else any name."""
+    """Return what an unknown argument may stand for: settings of its section if it has one, else any name."""
     sections = [each.name for each in setting_sections()]
     section, _, key = argument.rpartition(".")
     siblings = [each.name for each in all_settings() if each.section == (section or GENERAL)]
@@ -131,7 +131,7 @@ def _suggestion(argument: str) -> str:
 
 
 def _is_within(resolved: ResolvedSetting, name: str) -> bool:
-    """Whether `name` is the setting itself or a section around it."""
+    """Return whether `name` is the setting itself or a section around it."""
     setting = resolved.setting
     return name in (setting.name, setting.section) or setting.name.startswith(f"{name}.")
 
@@ -164,7 +164,7 @@ def _print_sections() -> None:
 
 
 def _print_explained(chosen: Sequence[ResolvedSetting]) -> None:
-    """Prints each setting with its type, bounds, default, source and description, section by section."""
+    """Print each setting with its type, bounds, default, source and description, section by section."""
     descriptions = {section.name: section.description for section in setting_sections()}
     shown = None
     for resolved in chosen:
@@ -184,7 +184,7 @@ def _print_explained(chosen: Sequence[ResolvedSetting]) -> None:
 
 
 def _print_values(chosen: Sequence[ResolvedSetting], *, dataset: str, preset: str) -> None:
-    """Prints one line per setting: its value, and its default and source where they differ from the usual ones."""
+    """Print one line per setting: its value, and its default and source where they differ from the usual ones."""
     changed = sum(resolved.is_changed for resolved in chosen)
     _print_lines(f"Settings of the data set {dataset}, preset {preset}")
     _print_lines(f"{changed} of {len(chosen)} settings differ from the default; they are marked with *.")
@@ -210,7 +210,7 @@ def _assignment(resolved: ResolvedSetting, name: str) -> str:
 
 
 def _written(value: Any) -> str:
-    """Returns a value as `--set` and a data set file take it."""
+    """Return a value as `--set` and a data set file take it."""
     if isinstance(value, list):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, str):
@@ -219,7 +219,7 @@ def _written(value: Any) -> str:
 
 
 def _print_lines(text: str, *, indent: int = 0, hanging: int = 6, style: str | None = None) -> None:
-    """Prints a paragraph, wrapped between words at the width of the terminal.
+    """Print a paragraph, wrapped between words at the width of the terminal.
 
     Args:
         indent: spaces before the first line.

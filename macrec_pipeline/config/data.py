@@ -49,7 +49,16 @@ class CleaningConfig(Section):
         ge=0,
         le=1,
         description="Largest share of the rows of a raw table that may be unusable; a larger share stops the run. Rows "
-        "that a setting leaves out (duplicates, low ratings, the k-core) do not count. 1 never stops the run.",
+        "that a setting leaves out (duplicates, low ratings, the k-core) do not count, nor do interactions with an "
+        "item that is not in the catalogue (max_unlisted_share). 1 never stops the run.",
+    )
+    max_unlisted_share: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Largest share of the interactions that may name an item that is neither in the catalogue now nor "
+        "was in an earlier run; a larger share stops the run. Such interactions go to quarantine. The default lets a "
+        "shop run whose log is years older than its catalogue. 1 never stops the run.",
     )
 
 

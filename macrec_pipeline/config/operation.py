@@ -47,7 +47,7 @@ class RuntimeConfig(Section):
         return self
 
     def for_shards(self) -> "RuntimeConfig":
-        """Returns these settings with `num_threads` set to the threads of one shard."""
+        """Return these settings with `num_threads` set to the threads of one shard."""
         return self.model_copy(update={"num_threads": self.threads_per_shard or self.num_threads})
 
 

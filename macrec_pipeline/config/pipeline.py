@@ -58,6 +58,6 @@ class PipelineConfig(Section):
         return self
 
     def digest(self) -> str:
-        """Returns the SHA-256 of the tree's canonical JSON, in hexadecimal."""
+        """Return the SHA-256 of the tree's canonical JSON, in hexadecimal."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -131,8 +131,7 @@ class DecodingConfig(Section):
     )
     collaborative_route: bool = Field(
         False,
-        description="Add SASRec as a third route. Needs fusion calibrated, which fits its weight on validation data, "
-        "and sasrec.enabled.",
+        description="Add SASRec as a third route. Requires decoding.fusion=calibrated and sasrec.enabled=true.",
     )
 
     @model_validator(mode="after")

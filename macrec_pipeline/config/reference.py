@@ -58,11 +58,11 @@ class Schema:
         self._definitions: Mapping[str, Any] = self.root.get("$defs", {})
 
     def resolve(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the definition that a node refers to, or the node itself."""
+        """Return the definition that a node refers to, or the node itself."""
         return self._definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
 
     def branches(self, node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """Returns the alternatives of a node, nested ones included and without null."""
+        """Return the alternatives of a node, nested ones included and without null."""
         node = self.resolve(node)
         alternatives = node.get("anyOf") or node.get("oneOf")
         if alternatives is None:
@@ -70,31 +70,31 @@ class Schema:
         return [branch for each in alternatives for branch in self.branches(each)]
 
     def accepts_null(self, node: Mapping[str, Any]) -> bool:
-        """Whether null is one of the alternatives of a node."""
+        """Return whether null is one of the alternatives of a node."""
         node = self.resolve(node)
         alternatives = node.get("anyOf") or node.get("oneOf") or []
         return node.get("type") == "null" or any(self.accepts_null(each) for each in alternatives)
 
     def type_in_words(self, node: Mapping[str, Any]) -> str:
-        """Returns the type of a node in words, such as "integer or null"."""
+        """Return the type of a node in words, such as "integer or null"."""
         names = [self._type_of_branch(branch) for branch in self.branches(node)]
         names += ["null"] * self.accepts_null(node)
         separator = ", or " if any("," in name for name in names) else " or "
         return separator.join(dict.fromkeys(names))
 
     def bounds_in_words(self, node: Mapping[str, Any]) -> str:
-        """Returns the bounds of a node in words, such as "from 1 to 1000"; "" if there are none."""
+        """Return the bounds of a node in words, such as "from 1 to 1000"; "" if there are none."""
         return ", ".join(filter(None, map(_bounds_of_branch, self.branches(node))))
 
     def allowed_in_words(self, node: Mapping[str, Any]) -> str:
-        """Returns the type and bounds of a node as part of a sentence, such as "an integer of at least 1 or null"."""
+        """Return the type and bounds of a node as part of a sentence, such as "an integer of at least 1 or null"."""
         phrases = [_phrase(self._type_of_branch(branch), _bounds_of_branch(branch)) for branch in self.branches(node)]
         phrases += ["null"] * self.accepts_null(node)
         separator = ", or " if any("," in phrase or " of " in phrase for phrase in phrases) else " or "
         return separator.join(dict.fromkeys(phrases))
 
     def choices(self, node: Mapping[str, Any]) -> tuple[str, ...]:
-        """Returns the values of a node that can be listed: names, `true`, `false` and `null`."""
+        """Return the values of a node that can be listed: names, `true`, `false` and `null`."""
         choices: list[str] = []
         for branch in self.branches(node):
             choices += map(str, branch.get("enum", [branch["const"]] if "const" in branch else []))
@@ -125,7 +125,7 @@ _PLURALS = {"integer": "integers", "number": "numbers", "text": "texts"}
 
 @cache
 def setting_sections() -> tuple[SettingSection, ...]:
-    """Returns every section of `PipelineConfig` with its settings, the general one first."""
+    """Return every section of `PipelineConfig` with its settings, the general one first."""
     schema = Schema(PipelineConfig)
     settings: dict[str, list[Setting]] = {}
     descriptions = {GENERAL: "Settings of the whole run. Their names have no section, as in seed=7."}
@@ -136,12 +136,12 @@ def setting_sections() -> tuple[SettingSection, ...]:
 
 
 def all_settings() -> list[Setting]:
-    """Returns every setting of `PipelineConfig`, section by section."""
+    """Return every setting of `PipelineConfig`, section by section."""
     return [setting for section in setting_sections() for setting in section.settings]
 
 
 def _walk(schema: Schema, section: Mapping[str, Any], prefix: str) -> Iterator[tuple[Setting, str]]:
-    """Yields each setting below a section with the description of its section."""
+    """Yield each setting below a section with the description of its section."""
     below = []
     for key, node in section["properties"].items():
         branches = schema.branches(node)
@@ -184,7 +184,7 @@ def _first_paragraph(section: Mapping[str, Any]) -> str:
 
 
 def _bounds_of_branch(branch: Mapping[str, Any]) -> str:
-    """Returns the bounds of one alternative in words."""
+    """Return the bounds of one alternative in words."""
     low, high = branch.get("minimum"), branch.get("maximum")
     above, below = branch.get("exclusiveMinimum"), branch.get("exclusiveMaximum")
     if branch.get("type") == "integer":
@@ -206,7 +206,7 @@ def _bounds_of_branch(branch: Mapping[str, Any]) -> str:
 
 
 def _phrase(name: str, bounds: str) -> str:
-    """Returns a type and its bounds as part of a sentence."""
+    """Return a type and its bounds as part of a sentence."""
     phrase = _ARTICLES.get(name.partition(" ")[0], "") + name
     if name.startswith("list") and bounds:
         return f"{phrase} ({bounds})"

@@ -41,7 +41,7 @@ class _Step:
 
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
-    """Returns one sentence per wrong setting: its full name, what was given and what is allowed.
+    """Return one sentence per wrong setting: its full name, what was given and what is allowed.
 
     Args:
         error: what `model.model_validate` raised.
@@ -51,14 +51,14 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel]) ->
     problems = [(_locate(schema, problem["loc"], problem["type"]), problem) for problem in error.errors()]
     sentences: list[str] = []
     for place, problem in problems:
-        # Of the alternatives of a setting, pydantic reports each. An error inside one of them says more.
+        # pydantic reports every alternative that a setting allows. An error inside one says more.
         if not any(other.name.startswith((f"{place.name}.", f"{place.name}[")) for other, _ in problems if place.name):
             sentences.append(_sentence(schema, model, place, problem))
     return " ".join(dict.fromkeys(sentences))
 
 
 def _locate(schema: Schema, location: Sequence[str | int], kind: str) -> _Place:
-    """Follows the path of an error through the schema."""
+    """Follow the path of an error through the schema."""
     node, name = schema.root, ""
     for position, part in enumerate(location):
         below = _child(schema, node, part)
@@ -75,7 +75,7 @@ def _locate(schema: Schema, location: Sequence[str | int], kind: str) -> _Place:
 
 
 def _child(schema: Schema, node: Mapping[str, Any], part: str | int) -> _Step | None:
-    """Returns the step that one part of an error's path stands for; None if the schema has no such step."""
+    """Return the step that one part of an error's path stands for; None if the schema has no such step."""
     alternatives = schema.branches(node)
     if isinstance(part, int):
         return next((_Step(each["items"], is_named=True) for each in alternatives if "items" in each), None)
@@ -129,7 +129,7 @@ def _unknown_setting(schema: Schema, model: type[BaseModel], place: _Place, *, i
 
 
 def _same_name_elsewhere(model: type[BaseModel], section: str, key: str) -> Iterator[str]:
-    """Yields settings of other sections that have the name `key`."""
+    """Yield settings of other sections that have the name `key`."""
     if model is PipelineConfig:
         yield from [each.name for each in all_settings() if each.name.rpartition(".")[2] == key][:2]
     elif not section and _OVERRIDES in model.model_fields and key in PipelineConfig.model_fields:
@@ -141,6 +141,6 @@ def _joined(section: str, key: str | int) -> str:
 
 
 def _shortened(value: object) -> str:
-    """Returns a value as YAML would write it on one line, cut off if it is long."""
+    """Return a value as YAML would write it on one line, cut off if it is long."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

@@ -79,15 +79,15 @@ class AssetContext:
         return isinstance(source, IndexedSource) and source.text_index is not None
 
     def read_table(self, asset: str) -> pl.DataFrame:
-        """Read the table of an input. Raises `StorageError` if it is missing or damaged."""
+        """Read the table of an input. Raise `StorageError` if it is missing or damaged."""
         return self.store.read_table(asset)
 
     def scan_table(self, asset: str) -> pl.LazyFrame:
-        """Scan the table of an input that may not fit in memory. Raises `StorageError` as `read_table` does."""
+        """Scan the table of an input that may not fit in memory. Raise `StorageError` as `read_table` does."""
         return self.store.scan_table(asset)
 
     def folder(self, asset: str) -> Path:
-        """Return the folder of an input. Raises `StorageError` if it is missing or damaged."""
+        """Return the folder of an input. Raise `StorageError` if it is missing or damaged."""
         return self.store.folder(asset)
 
     def save_table(
@@ -209,7 +209,7 @@ def open_asset(context: dg.AssetExecutionContext, settings: Settings, name: str)
 
 
 def _common_catalogue(name: str, dataset: str, manifests: Mapping[str, Manifest]) -> str | None:
-    """The item order that the inputs agree on. Rows of different catalogues must not be matched by their index."""
+    """Return the item order that the inputs agree on; rows of different catalogues must not be matched by index."""
     assets_by_catalogue: dict[str, list[str]] = {}
     for asset, manifest in manifests.items():
         if CATALOGUE in manifest.details:

@@ -19,16 +19,16 @@ from macrec_pipeline.storage import AssetStore
 MAX_PROBLEMS = 20
 
 _FIX_DATA = (
-    "To go on: correct the data set's files or its `cleaning` settings, then build the table again with "
+    "What to do: correct the data set's files or its `cleaning` settings, then build the table again with "
     "`macrec run {dataset}`."
 )
 _FIX_EMBEDDINGS = (
-    "To go on: check that the encoder and its settings fit the catalogue, then build the embeddings again with "
+    "What to do: check that the encoder and its settings fit the catalogue, then build the embeddings again with "
     "`macrec run {dataset}`."
 )
-_FIX_IDS = "To go on: assign new semantic IDs with `macrec run {dataset} --set identity.mode=new`."
+_FIX_IDS = "What to do: assign new semantic IDs with `macrec run {dataset} --set identity.mode=new`."
 _FIX_LIMITS = (
-    "To go on: change the limit, set its `action` to `warn`, or fit a new quantizer (`identity.mode=new`), for "
+    "What to do: change the limit, set its `action` to `warn`, or fit a new quantizer (`identity.mode=new`), for "
     "example with more codes."
 )
 _FIX_MODEL = "Train longer or on more data before you serve this model; a short trial run is expected to lose."

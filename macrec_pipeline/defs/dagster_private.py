@@ -9,6 +9,7 @@ Why each name is needed:
 - `AssetGraph`: for annotations only. `Definitions.resolve_asset_graph` returns one, but its class has no public name.
 - `DagsterPipesExecutionError`: what `PipesSubprocessClient.run` raises when the process fails. Its only public base
   class is `Exception`.
+- `DagsterSqliteStorage` and the modules that put a path into a database URL: `dagster_sqlite` quotes the path.
 - `InstanceRef` and the no-op compute log manager: the only way to open an instance folder with one setting replaced.
 - `JobFailureData` and `RunFailureReason`: the daemon retries a failed run only if the failure event says why it failed.
 - `SqliteEventLogStorage`: it keeps a file for each run, which it empties but does not remove when the run is deleted.
@@ -19,9 +20,14 @@ Why each name is needed:
 The tags below are the other private thing: Dagster writes and reads them, but exports no constants for them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import dagster._core.storage.event_log.sqlite.sqlite_event_log as _event_log
+import dagster._core.storage.runs.sqlite.sqlite_run_storage as _run_storage
+import dagster._core.storage.schedules.sqlite.sqlite_schedule_storage as _schedule_storage
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.errors import DagsterPipesExecutionError, DagsterUserCodeUnreachableError
 from dagster._core.events import JobFailureData, RunFailureReason
@@ -29,6 +35,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._grpc.client import DagsterGrpcClient
 
 __all__ = [
@@ -39,10 +46,12 @@ __all__ = [
     "REPOSITORY_TAG",
     "RETRY_ON_STEP_FAILURE_TAG",
     "ROOT_RUN_ID_TAG",
+    "SQLITE_MODULES",
     "WILL_RETRY_TAG",
     "AssetGraph",
     "DagsterGrpcClient",
     "DagsterPipesExecutionError",
+    "DagsterSqliteStorage",
     "DagsterUserCodeUnreachableError",
     "delete_check_results",
     "event_files",
@@ -62,20 +71,31 @@ REPOSITORY_TAG = ".dagster/repository"
 CODE_VERSION_TAG = "dagster/code_version"
 DATA_VERSION_TAG = "dagster/data_version"
 
+SQLITE_MODULES = (_run_storage, _event_log, _schedule_storage)
+"""Modules with a name `create_db_conn_string`, which they call with a folder and the name of a database in it."""
+
 NO_OUTPUT_CAPTURE = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
 
 
-def open_instance_without_output_capture(folder: Path) -> dg.DagsterInstance:
-    """Open the instance of a folder, but leave standard output and standard error of its runs alone."""
-    reference = InstanceRef.from_dir(str(folder), overrides={"compute_logs": NO_OUTPUT_CAPTURE})
+def open_instance_without_output_capture(
+    folder: Path, *, storage: Mapping[str, Any] | None = None
+) -> dg.DagsterInstance:
+    """Open the instance of a folder, but leave standard output and standard error of its runs alone.
+
+    Args:
+        folder: the folder with the dagster.yaml.
+        storage: the custom storage that replaces the one in the dagster.yaml; None: that one.
+    """
+    overrides = {"compute_logs": NO_OUTPUT_CAPTURE} | ({"storage": {"custom": storage}} if storage else {})
+    reference = InstanceRef.from_dir(str(folder), overrides=overrides)
     return dg.DagsterInstance.from_ref(reference)
 
 
 def unexpected_termination() -> JobFailureData:
-    """The failure data of a run whose process died, which the daemon's `run_retries` accept as a reason to retry."""
+    """Return the failure data of a run whose process died, which the daemon's `run_retries` accept for a retry."""
     return JobFailureData(error=None, failure_reason=RunFailureReason.UNEXPECTED_TERMINATION)
 
 

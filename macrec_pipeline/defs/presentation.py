@@ -44,7 +44,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def table_metadata(asset: str) -> dict[str, Any]:
-    """The columns of a table asset, which Dagster's catalogue shows even before the table exists."""
+    """Return the columns of a table asset, which Dagster's catalogue shows even before the table exists."""
     schema = TABLES[asset]
     columns = [
         dg.TableColumn(
@@ -64,7 +64,7 @@ def markdown(text: str) -> dg.MetadataValue[Any]:
 
 
 def preview(table: pl.DataFrame, columns: Sequence[str], *, rows: int = 5) -> dg.MetadataValue[Any]:
-    """The first rows of some columns as a Markdown table; long texts are cut."""
+    """Return the first rows of some columns as a Markdown table; long texts are cut."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in table.select(columns).head(rows).iter_rows():
         lines.append("| " + " | ".join(as_markdown(_shorten(str(value))) for value in row) + " |")

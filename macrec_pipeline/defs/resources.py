@@ -48,28 +48,28 @@ class Settings(dg.ConfigurableResource):  # type: ignore[type-arg]  # it yields 
         return Settings(home=self.home, data=self.data, overrides=[*overrides, *self.overrides])
 
     def home_folder(self) -> Path:
-        """The absolute folder of the state on this machine. Raises `ConfigError`."""
+        """Return the absolute folder of the state on this machine. Raise `ConfigError`."""
         return self._home().folder
 
     def data_folder(self) -> Path:
-        """The absolute folder that the paths in data set files are relative to."""
+        """Return the absolute folder that the paths in data set files are relative to."""
         return Path(self.data or os.environ.get("MACREC_DATA") or "data").absolute()
 
     def spec(self, dataset: str) -> DatasetSpec:
-        """Load and validate the data set's file. Raises `ConfigError`."""
+        """Load and validate the data set's file. Raise `ConfigError`."""
         return load_dataset(dataset)
 
     def config(self, dataset: str) -> PipelineConfig:
-        """Resolve the settings for a data set: preset, then data set file, then overrides. Raises `ConfigError`."""
+        """Resolve the settings for a data set: preset, then data set file, then overrides. Raise `ConfigError`."""
         return self.spec(dataset).config(parse_overrides(self.overrides))
 
     def store(self, dataset: str) -> AssetStore:
-        """The tables and folders of a data set. Raises `ConfigError`."""
+        """Return the tables and folders of a data set. Raise `ConfigError`."""
         home = self._home()
         return AssetStore(home.folder, dataset, url=home.url)
 
     def tracker(self) -> Tracker:
-        """Open the MLflow store of this home. Raises `TrackingError`."""
+        """Open the MLflow store of this home. Raise `TrackingError`."""
         return open_tracking(self.home_folder())
 
     def _home(self) -> Home:

@@ -1,8 +1,8 @@
 """Which errors of an asset are transient, and how long to wait before its step is tried again.
 
-A network or server that does not respond, a locked database and a brief disk fault are transient: Dagster is asked for
-another attempt. Wrong settings, wrong data, a full disk or a bug would fail in the same way again, so the step and its
-run fail at once.
+A network or server that does not respond, a locked database and a brief disk fault are transient, so the step requests
+another attempt from Dagster. Wrong settings, wrong data, a full disk or a bug would fail in the same way
+again, so the step and its run fail at once.
 
 A step may also end without an error of its own: its process is killed, or Dagster's database goes away while an event
 is written. Such a run is not marked here, and a daemon with `run_retries` enabled launches it again from that step.
@@ -35,7 +35,7 @@ _BUSY_ERROR_CODES = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt may succeed where this one failed."""
+    """Return whether another attempt may succeed where this one failed."""
     if isinstance(error, TrackingError):
         return _tracking_store_is_away(list(_error_chain(error)))
     if isinstance(error, StorageError):
@@ -76,7 +76,7 @@ def _is_transient_os_error(error: BaseException) -> bool:
 
 
 def _tracking_store_is_away(chain: Sequence[BaseException]) -> bool:
-    """Whether the tracking store did not respond, judged by the errors of SQLAlchemy, requests and MLflow."""
+    """Return whether the tracking store did not respond, judged by the errors of SQLAlchemy, requests and MLflow."""
     from requests.exceptions import ConnectionError as RequestsConnectionError
     from requests.exceptions import RetryError, Timeout
     from sqlalchemy.exc import OperationalError

@@ -44,10 +44,11 @@ class RecommendationTask:
         from macrec_pipeline.recommender import RecommenderBundle
 
         bundle = RecommenderBundle.load(self.bundle, device=device)
-        item_ids = np.array(pl.read_parquet(self.items, columns=["item_id"])["item_id"].to_list(), dtype=object)
+        items = pl.read_parquet(self.items, glob=False, columns=["item_id"])
+        item_ids = np.array(items["item_id"].to_list(), dtype=object)
 
         def recommend(first: int, count: int) -> pl.DataFrame:
-            users = pl.scan_parquet(self.histories).slice(first, count).collect()
+            users = pl.scan_parquet(self.histories, glob=False).slice(first, count).collect()
             histories = [item_ids[history.to_numpy()].tolist() for history in users["item_indices"]]
             answers = bundle.recommend_ids(histories, k=self.top_k, exclude_seen=self.exclude_seen)
             columns = {
@@ -79,7 +80,7 @@ class QuantizationTask:
         module = FittedQuantizer.load(self.quantizer, device=device).modules[self.modality]
 
         def quantize_rows(first: int, count: int) -> pl.DataFrame:
-            vectors = pl.scan_parquet(self.inputs).slice(first, count).collect().to_series()
+            vectors = pl.scan_parquet(self.inputs, glob=False).slice(first, count).collect().to_series()
             return nearest_codes(module, vectors.to_numpy(), device=device)
 
         return quantize_rows

@@ -69,7 +69,7 @@ class AdaptiveBatching:
     def _encode_unless_out_of_memory(
         encode: Callable[[Sequence[T]], NDArray[np.float32]], batch: Sequence[T]
     ) -> NDArray[np.float32] | None:
-        """Returns the vectors, or None if memory ran out.
+        """Return the vectors, or None if memory ran out.
 
         When this function returns, the exception is gone, and with it the tensors that its traceback kept alive.
         """
@@ -92,7 +92,7 @@ class AdaptiveBatching:
 
 
 def free_memory() -> int:
-    """Returns the bytes that can be allocated without swapping: Linux's own estimate, else half of all memory."""
+    """Return the bytes that can be allocated without swapping: Linux's own estimate, else half of all memory."""
     meminfo = Path("/proc/meminfo")
     lines = meminfo.read_text(encoding="ascii").splitlines() if meminfo.is_file() else []
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,9 +1,9 @@
-"""Keeps vectors by the content that they were computed from, so that an unchanged input is never encoded twice.
+"""Caches vectors by the hash of the text or image that they were computed from, so that none is encoded twice.
 
 The vectors come from three places: an earlier embedding table, the shards that an interrupted run left behind, and the
 encoder. A shard is a file with a fixed number of inputs; for each of them it holds a vector, or the reason why there is
-none. A content is the SHA-256 of a text or of an image file, in hexadecimal. Shapes (docs/notation.md): D embedding
-width; other axes are named in words.
+none. In this module, a content is identified by its content hash: the SHA-256 of the text or image file, in
+hexadecimal. Shapes (docs/notation.md): D embedding width; other axes are written in words.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class CachedVectors:
     Attributes:
         encoder_fingerprint: `EmbeddingResult.encoder_fingerprint` of that run. If it differs from the fingerprint of
             the current encoder, none of the vectors is used.
-        contents: the content that each vector was computed from, as in `EmbeddingResult.contents`; None if the vector
+        contents: the content hash of the input of each vector, as in `EmbeddingResult.contents`; None if the vector
             was imputed.
         vectors: float32 [contents, D].
     """
@@ -49,9 +49,9 @@ class EncodedShard:
     """What an encoder returned for the inputs of a shard.
 
     Attributes:
-        contents: the contents that have a vector.
+        contents: the content hashes that have a vector.
         vectors: float32 [contents, D].
-        failures: content -> reason, for those that could not be encoded.
+        failures: content hash -> reason, for the inputs that could not be encoded.
     """
 
     contents: Sequence[str]
@@ -60,7 +60,7 @@ class EncodedShard:
 
 
 def encoder_fingerprint(description: Mapping[str, Any], **settings: Any) -> str:
-    """Returns the SHA-256, in hexadecimal, of everything that determines a vector except its content.
+    """Return the SHA-256, in hexadecimal, of everything that determines a vector except its input.
 
     Args:
         description: the encoder's description, as in `EmbeddingResult.encoder`.
@@ -71,7 +71,7 @@ def encoder_fingerprint(description: Mapping[str, Any], **settings: Any) -> str:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Returns the path of a shard, whether or not the file exists."""
+    """Return the path of a shard, whether or not the file exists."""
     return folder / f"{number:06d}.safetensors"
 
 
@@ -86,7 +86,7 @@ def save_shard(folder: Path, number: int, shard: EncodedShard, *, fingerprint: s
 
 
 class VectorCache:
-    """The vectors of one encoder by content, and the contents that the encoder could not use.
+    """The vectors of one encoder by content hash, and the inputs that the encoder could not use.
 
     Args:
         fingerprint: see `encoder_fingerprint`. Vectors of another encoder are ignored.
@@ -97,7 +97,7 @@ class VectorCache:
     Attributes:
         fingerprint, shard_folder: as given.
         next_shard: number of the next shard to write.
-        failures: content -> reason why it has no vector.
+        failures: content hash -> reason why the input has no vector.
     """
 
     def __init__(self, fingerprint: str, *, cached: CachedVectors | None, shard_folder: Path | None) -> None:
@@ -136,7 +136,7 @@ class VectorCache:
         return True
 
     def vectors_of(self, contents: Sequence[str]) -> NDArray[np.float32]:
-        """Returns float32 [contents, D], for at least one content; all of them must have a vector."""
+        """Return float32 [contents, D], for at least one content hash; each of them must have a vector."""
         rows = [self._row_of[content] for content in contents]
         vectors: NDArray[np.float32] = np.concatenate(self._blocks)[rows]
         return vectors

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def embedding_problems(table: pl.DataFrame, items: pl.DataFrame) -> list[str]:
-    """Returns a sentence for each problem that would spoil the semantic IDs; an empty list if there is none.
+    """Return a sentence for each problem that would spoil the semantic IDs; an empty list if there is none.
 
     The problems are: rows that do not match the catalogue, values that are not finite, constant vectors, a table in
     which all vectors are equal, and a table in which every vector is imputed.
@@ -62,7 +62,7 @@ def _variation_problems(vectors: NDArray[np.float32], *, encoded: NDArray[np.boo
 
 
 def _vectors(table: pl.DataFrame) -> NDArray[np.float32]:
-    """Returns the embedding column as float32 [N, D]; nulls, which the schema forbids, become NaN."""
+    """Return the embedding column as float32 [N, D]; nulls, which the schema forbids, become NaN."""
     width = table["embedding"].dtype.shape[0]  # type: ignore[attr-defined]  # an array column, by the schema
     values = table["embedding"].explode().to_numpy() if width else np.empty(0, np.float32)
     return values.astype(np.float32, copy=False).reshape(table.height, width)

@@ -47,7 +47,7 @@ _BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 
 
 def weights_path() -> Path:
-    """Returns the path of the weights file inside the installed package.
+    """Return the path of the weights file inside the installed package.
 
     Raises:
         EncoderError: the package is not installed.
@@ -82,7 +82,7 @@ def load_efficientnet_lite0(path: Path) -> nn.Module:
 
 
 def timm_name(packaged_name: str) -> str:
-    """Returns timm's name of a packaged tensor: `_blocks.1._bn0.bias` becomes `blocks.1.0.bn1.bias`."""
+    """Return timm's name of a packaged tensor: `_blocks.1._bn0.bias` becomes `blocks.1.0.bn1.bias`."""
     head, *rest = packaged_name.split(".")
     if head != "_blocks":
         return ".".join((_STEM_AND_HEAD[head], *rest))
@@ -93,7 +93,7 @@ def timm_name(packaged_name: str) -> str:
 
 
 def _stage_of(block: int) -> tuple[int, int]:
-    """Returns the stage of a block, and its index within the stage; the package numbers blocks across stages."""
+    """Return the stage of a block, and its index within the stage; the package numbers blocks across stages."""
     for stage, num_blocks in enumerate(_BLOCKS_PER_STAGE):
         if block < num_blocks:
             return stage, block

@@ -290,7 +290,7 @@ class _LoadEncodingTask:
             )
 
         def encode(shard: Shard) -> None:
-            rows = pl.scan_parquet(self.inputs_file).slice(shard.first, shard.count).collect()
+            rows = pl.scan_parquet(self.inputs_file, glob=False).slice(shard.first, shard.count).collect()
             inputs = {content: tuple(value) for content, value in rows.iter_rows()}
             encoded = encode_shard(encoder, inputs, lambda _: None)
             save_shard(self.inputs_file.parent, shard.number, encoded, fingerprint=self.fingerprint)

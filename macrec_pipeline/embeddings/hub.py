@@ -17,7 +17,7 @@ _NO_HUB = "The model hub cannot be reached, and the model has not been downloade
 
 
 def hub_answers() -> bool:
-    """Returns whether the model hub answers within `PROBE_SECONDS`; False in offline mode (`HF_HUB_OFFLINE=1`)."""
+    """Return whether the model hub answers within `PROBE_SECONDS`; False in offline mode (`HF_HUB_OFFLINE=1`)."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:

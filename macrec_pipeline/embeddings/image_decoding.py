@@ -1,4 +1,4 @@
-"""Decodes image files: paths enter, and for each one an upright 8-bit RGB image or the reason for a failure leaves.
+"""Decodes image files. Takes paths and returns, for each, an upright 8-bit RGB image or the reason why it failed.
 
 Real catalogues contain truncated downloads, error pages named `.jpg`, scans in CMYK and logos with transparency. None
 of them may end a run, and none may be dropped silently: the reason for each failure is reported.
@@ -56,7 +56,7 @@ def decode_image(path: Path, *, max_pixels: int) -> Image.Image | str:
 
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
-    """Returns the SHA-256, in hexadecimal, of each file's bytes, or "unreadable: PATH" for an unreadable file."""
+    """Return the SHA-256, in hexadecimal, of each file's bytes, or "unreadable: PATH" for an unreadable file."""
 
     def digest(path: Path) -> str:
         try:
@@ -112,7 +112,7 @@ def decode_ahead(
 
 
 def _num_workers() -> int:
-    """Returns the number of cores that this process may use, at least 2, so that reading overlaps with decoding."""
+    """Return the number of cores that this process may use, at least 2, so that reading overlaps with decoding."""
     return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
 
 
@@ -130,7 +130,7 @@ def pillow_warnings_ignored() -> Iterator[None]:
 
 @cache
 def _available_formats() -> tuple[str, ...]:
-    """Returns the `FORMATS` that this build of Pillow supports; `Image.open` fails on an unknown format."""
+    """Return the `FORMATS` that this build of Pillow supports; `Image.open` fails on an unknown format."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -168,5 +168,5 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray(values: NDArray[np.float64]) -> Image.Image:
-    """Returns an image in mode RGB of gray values in [0, 255], float64 [height, width]."""
+    """Return an image in mode RGB of gray values in [0, 255], float64 [height, width]."""
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

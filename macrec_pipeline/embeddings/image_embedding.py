@@ -1,4 +1,4 @@
-"""Embeds item images (MACRec section 3.1): paths enter, one vector per item leaves.
+"""Embeds item images (MACRec section 3.1). Takes paths and returns one vector per item.
 
 Each distinct image is decoded once, ahead of the model, and images with the same bytes share a vector. Items without a
 readable image get the mean vector of the others.

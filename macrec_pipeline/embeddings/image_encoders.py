@@ -140,7 +140,7 @@ def _load_open_clip(name: str, rest: str, device: torch.device) -> ImageEncoder:
 
 
 def needs_quick_gelu(model_name: str, tag: str) -> bool:
-    """Returns whether open_clip weights were trained with QuickGELU, although the model's settings lack it.
+    """Return whether open_clip weights were trained with QuickGELU, although the model's settings lack it.
 
     `ViT-L-14/openai` is such a pair: open_clip would only warn, and compute other features than CLIP does.
     """

@@ -1,4 +1,4 @@
-"""Embeds item texts (MACRec section 3.1): texts enter, one vector per item leaves.
+"""Embeds item texts (MACRec section 3.1). Takes texts and returns one vector per item.
 
 A text may consist of several fields. Each field is then encoded separately, and the item's vector is the mean over its
 fields, as in the paper. Texts of similar length share a batch, so that little of it is padding.
@@ -79,7 +79,7 @@ class TextModalityEncoder:
         return self.encoder.description
 
     def prepare(self, inputs: Sequence[Input]) -> nullcontext[Sequence[Input]]:
-        """Returns the inputs unchanged: texts need no preparation."""
+        """Return the inputs unchanged: texts need no preparation."""
         return nullcontext(inputs)
 
     def encode_batch(self, batch: Sequence[Input]) -> NDArray[np.float32]:

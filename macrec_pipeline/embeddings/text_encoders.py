@@ -147,7 +147,7 @@ def _packaged_folder(rest: str) -> Path:
 
 
 def _local_folder(name: str, rest: str) -> Path | None:
-    """Returns the folder that `rest` names, or None if it is a name at the hub (`model` or `organisation/model`)."""
+    """Return the folder that `rest` names, or None if it is a name at the hub (`model` or `organisation/model`)."""
     path = Path(rest).expanduser()
     if path.is_dir():
         return path

@@ -18,7 +18,7 @@ _RELEVANT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", 
 
 
 def packaged_path(package: str, *parts: str) -> Path:
-    """Returns the path of a file or folder inside an installed package, without importing the package.
+    """Return the path of a file or folder inside an installed package, without importing the package.
 
     Args:
         package: the package's import name.
@@ -43,7 +43,7 @@ def packaged_path(package: str, *parts: str) -> Path:
 
 
 def files_digest(path: Path) -> str:
-    """Returns the SHA-256, in hexadecimal, of a weights file, or of the names and contents of a folder's files."""
+    """Return the SHA-256, in hexadecimal, of a weights file, or of the names and contents of a folder's files."""
     if path.is_file():
         return _file_sha256(path)
     digest = hashlib.sha256()
@@ -54,7 +54,7 @@ def files_digest(path: Path) -> str:
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Returns the SHA-256, in hexadecimal, of the names, shapes, dtypes and values of a state dict.
+    """Return the SHA-256, in hexadecimal, of the names, shapes, dtypes and values of a state dict.
 
     It identifies weights that were loaded by their name at a hub.
     """

@@ -46,7 +46,14 @@ class BaselineLists:
     settings: dict[str, dict[str, Any]]
 
 
-def run_baselines(flat: FlatHistories, *, num_items: int, top_k: int, config: EvaluationConfig) -> BaselineLists:
+def run_baselines(
+    flat: FlatHistories,
+    *,
+    num_items: int,
+    top_k: int,
+    config: EvaluationConfig,
+    listed: NDArray[np.bool_] | None = None,
+) -> BaselineLists:
     """Compute the lists of popularity and item-kNN for every test user.
 
     Args:
@@ -54,11 +61,12 @@ def run_baselines(flat: FlatHistories, *, num_items: int, top_k: int, config: Ev
         num_items: N, the size of the catalogue.
         top_k: items per list.
         config: supplies the number of recent items that item-kNN uses.
+        listed: bool [N], the items that may be recommended; None for all.
     """
     window = config.item_knn_history
     found = {
-        POPULARITY: recommend_popular(flat, num_items=num_items, top_k=top_k),
-        ITEM_KNN: recommend_item_knn(flat, num_items=num_items, top_k=top_k, history_length=window),
+        POPULARITY: recommend_popular(flat, num_items=num_items, top_k=top_k, listed=listed),
+        ITEM_KNN: recommend_item_knn(flat, num_items=num_items, top_k=top_k, history_length=window, listed=listed),
     }
     settings: dict[str, dict[str, Any]] = {ITEM_KNN: {"history_length": window, "recency_decay": RECENCY_DECAY}}
     lists = {
@@ -75,13 +83,18 @@ def popularity_counts(histories: FlatHistories, *, num_items: int) -> IntArray:
     return np.bincount(items, minlength=num_items)
 
 
-def recommend_popular(histories: FlatHistories, *, num_items: int, top_k: int) -> dict[bool, IntArray]:
+def recommend_popular(
+    histories: FlatHistories, *, num_items: int, top_k: int, listed: NDArray[np.bool_] | None = None
+) -> dict[bool, IntArray]:
     """Recommend the most popular items, the same to every user unless seen items are excluded.
+
+    With `listed`, bool [N], only those items are recommended.
 
     Returns:
         exclude_seen -> int64 [U, top_k], best item first, padded with `NO_ITEM` where the catalogue is too small.
     """
     order = _popularity_order(popularity_counts(histories, num_items=num_items))
+    order = order if listed is None else order[listed[order]]
     seen = _SeenItems(histories, num_items=num_items)
     lists = _empty_lists(histories, top_k=top_k)
     for users in _user_chunks(histories.num_users, rows=max(1, _MAX_CELLS_PER_CHUNK // num_items)):
@@ -91,14 +104,20 @@ def recommend_popular(histories: FlatHistories, *, num_items: int, top_k: int) -
 
 
 def recommend_item_knn(
-    histories: FlatHistories, *, num_items: int, top_k: int, history_length: int
+    histories: FlatHistories,
+    *,
+    num_items: int,
+    top_k: int,
+    history_length: int,
+    listed: NDArray[np.bool_] | None = None,
 ) -> dict[bool, IntArray]:
     """Recommend the items that most often followed a user's most recent items.
 
     Let w = `history_length`, c(i, j) the number of times that item j came within w items after item i, and n(i) the
     number of interactions of item i. The score of item j is the sum, over the last w items i of the user's input with
     ages 0, 1, ... from newest to oldest, of 0.8^age * c(i, j) / sqrt(n(i) n(j)). faiss finds the highest scores among
-    all indexed items by an exact inner-product search. A single search serves both settings.
+    all indexed items by an exact inner-product search. A single search serves both settings. With `listed`, bool [N],
+    only those items are recommended; the others still count as items of a history.
 
     Returns:
         exclude_seen -> int64 [U, top_k], best item first, padded with `NO_ITEM` where the catalogue is too small.
@@ -109,6 +128,10 @@ def recommend_item_knn(
     popular = _popularity_order(counts)
     indexed = popular[:MAX_INDEXED_ITEMS]
     vectors = _follower_vectors(histories, counts=counts, indexed=indexed, window=history_length)
+    recommendable = indexed
+    if listed is not None:
+        popular, recommendable = popular[listed[popular]], indexed[listed[indexed]]
+        vectors = vectors[listed[indexed]]
     recent = histories.most_recent_inputs(history_length)  # [U, history_length]
     seen = _SeenItems(histories, num_items=num_items)
     lists = _empty_lists(histories, top_k=top_k)
@@ -120,11 +143,11 @@ def recommend_item_knn(
         scores, neighbours = faiss.knn(
             np.ascontiguousarray(queries[:, used]),
             np.ascontiguousarray(vectors[:, used]),
-            min(len(indexed), num_needed + _EXTRA_FOR_TIES),
+            min(len(recommendable), num_needed + _EXTRA_FOR_TIES),
             metric=faiss.METRIC_INNER_PRODUCT,
         )
         fill_up = np.tile(popular[:num_needed], (len(users), 1))
-        candidates = np.concatenate([_ordered_neighbours(scores, neighbours, indexed), fill_up], axis=1)  # [B, C]
+        candidates = np.concatenate([_ordered_neighbours(scores, neighbours, recommendable), fill_up], axis=1)  # [B, C]
         _fill_lists(lists, candidates, users, seen=seen)
     return lists
 
@@ -139,7 +162,7 @@ class _SeenItems:
         self._lengths = histories.lengths
 
     def max_per_user(self, users: IntArray) -> int:
-        """An upper bound of the number of items that any of `users` has seen."""
+        """Return an upper bound of the number of items that any of `users` has seen."""
         return int(self._lengths[users].max())
 
     def contains(self, users: IntArray, items: IntArray) -> NDArray[np.bool_]:
@@ -206,7 +229,7 @@ def _follower_vectors(
 
 
 def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> NDArray[np.float32]:
-    """The most recent items of each user, weighted by age: float32 [B, num_indexed].
+    """Return the most recent items of each user, weighted by age: float32 [B, num_indexed].
 
     Args:
         recent: int64 [B, history_length], newest item first, padded with `NO_ITEM`.
@@ -221,7 +244,7 @@ def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> 
 
 
 def _index_places(indexed: IntArray, *, num_items: int) -> IntArray:
-    """The position of each item in the index, `NO_ITEM` for items that are not indexed: int64 [N]."""
+    """Return the position of each item in the index, `NO_ITEM` for items that are not indexed: int64 [N]."""
     places = np.full(num_items, NO_ITEM, dtype=np.int64)
     places[indexed] = np.arange(len(indexed))
     return places

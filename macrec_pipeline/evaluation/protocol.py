@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
@@ -114,6 +115,7 @@ def evaluate(
     sasrec_settings: Mapping[str, Any] | None = None,
     baselines: BaselineLists | None = None,
     split: str = LEAVE_ONE_OUT,
+    listed: NDArray[np.bool_] | None = None,
 ) -> Evaluation:
     """Measure every system on every test user, run popularity and item-kNN, and compute confidence intervals.
 
@@ -132,6 +134,7 @@ def evaluate(
         sasrec_settings: settings of the system `sasrec` and the epoch that was used, for the protocol.
         baselines: the result of `run_baselines` on the same histories at this list length. None: run them here.
         split: how the targets were held out, for the protocol.
+        listed: bool [N], the items that may be recommended; None for all. The others have left the catalogue.
 
     Raises:
         DataError: a user is missing, duplicated or unknown in a system, or a list contains an item that it must not.
@@ -144,7 +147,7 @@ def evaluate(
     flat = flat_histories(histories, num_items=num_items, untested=untested)
     lists = predicted_lists(histories, predictions, flat=flat, num_items=num_items)
     list_length = _list_length(lists, top_k=top_k, num_items=num_items, config=config)
-    baselines = baselines or run_baselines(flat, num_items=num_items, top_k=list_length, config=config)
+    baselines = baselines or run_baselines(flat, num_items=num_items, top_k=list_length, config=config, listed=listed)
     lists = {key: values[:, :list_length] for key, values in _baselines_last(lists | baselines.lists).items()}
     baseline_settings = baselines.settings | ({SASREC: dict(sasrec_settings)} if sasrec_settings else {})
     ranks = {key: target_ranks(values, flat.targets) for key, values in lists.items()}

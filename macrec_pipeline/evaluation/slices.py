@@ -1,4 +1,4 @@
-"""Measure the headline metrics on parts of the test users, to show where the recommender is strong and where weak.
+"""Measure the headline metrics on subsets of the test users, to show where the recommender is strong or weak.
 
 The input is the ranks of the test targets, plus what was known about users and items before the test. The output is,
 for each slice, the number of users and HR@10 and NDCG@10 with confidence intervals. Slices without users are omitted.
@@ -145,8 +145,8 @@ def _by_history_length(histories: FlatHistories) -> list[_Slice]:
 def _by_target_popularity(histories: FlatHistories, *, num_items: int) -> list[_Slice]:
     """Divide the users by the popularity of their target: head, mid and tail.
 
-    The head consists of the most popular items that together hold a third of the training interactions, the mid of
-    those that hold the next third, and the tail of the rest.
+    The head is the most popular items that together have a third of the training interactions. The mid is the items
+    with the next third, and the tail is all others.
     """
     counts = popularity_counts(histories, num_items=num_items)
     order = np.argsort(-counts, kind="stable")

@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def training_identity(settings: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> str:
-    """Returns the SHA-256, in hexadecimal, of settings (plain JSON) and training data."""
+    """Return the SHA-256, in hexadecimal, of settings (plain JSON) and training data."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -141,7 +141,7 @@ def _read(path: Path, identity: str) -> tuple[dict[str, torch.Tensor], Any] | No
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Returns the SHA-256, in hexadecimal, of all bytes; safetensors itself does not detect a flipped bit."""
+    """Return the SHA-256, in hexadecimal, of all bytes; safetensors itself does not detect a flipped bit."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -152,7 +152,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 def training_tensors(
     model: nn.Module, best_weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """Returns current weights, best weights and optimizer state as `model/..`, `best/..` and `optimizer/..`."""
+    """Return current weights, best weights and optimizer state as `model/..`, `best/..` and `optimizer/..`."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best_weights.items()}
     for index, moments in optimizer.state_dict()["state"].items():

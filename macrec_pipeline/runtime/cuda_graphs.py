@@ -26,13 +26,13 @@ class _Recording:
 
 
 class CudaGraphBackward:
-    """Computes losses and backpropagates the first one, by a CUDA graph from the second time that a shape occurs.
+    """Computes losses and backpropagates the first one; replays a CUDA graph for shapes seen before.
 
     Implements `runtime.training.BackwardPass`.
 
     Args:
         parameters: their gradients accumulate in tensors that must stay at the same addresses; they start at zero.
-        device: A GPU.
+        device: a GPU.
     """
 
     keeps_gradients = True
@@ -48,7 +48,7 @@ class CudaGraphBackward:
         self._recordings: dict[Hashable, _Recording] = {}
 
     def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the losses, detached: the first one has been backpropagated."""
+        """Return the losses, detached: the first one has been backpropagated."""
         if key not in self._seen:
             self._seen.add(key)  # the ordinary first pass is the warm-up that a recording needs
             with self._on_recording_stream():

@@ -7,7 +7,7 @@ trains alone counts as rank 0 of 1; for it these functions compute and copy noth
 Every rank must make the same calls in the same order. When a rank dies, the calls of the others fail, and `torchrun`
 restarts all of them from the last checkpoint.
 
-Shapes (docs/notation.md): B batch rows.
+Shapes (docs/notation.md): B batch rows, B' the batch rows of one rank.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import nn
 
 
 def world_size() -> int:
-    """Returns the number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Returns this process's number, from 0; only rank 0 reports and writes."""
+    """Return this process's number, from 0; only rank 0 reports and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -63,12 +63,12 @@ def process_group(folder: Path) -> Iterator[None]:
 
 
 def stream_name(name: str) -> str:
-    """Returns the name of a random stream that differs per rank; rank 0 keeps the name that a single process uses."""
+    """Return the name of a random stream that differs per rank; rank 0 keeps the name that a single process uses."""
     return f"{name}/{rank()}" if rank() else name
 
 
 def sum_over_ranks(value: float) -> float:
-    """Returns the sum of a number over the ranks, in float64."""
+    """Return the sum of a number over the ranks, in float64."""
     if not dist.is_initialized():
         return value
     summed = torch.tensor(value, dtype=torch.float64)
@@ -106,7 +106,7 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def broadcast_bytes(content: bytes) -> bytes:
-    """Returns rank 0's content on every rank."""
+    """Return rank 0's content on every rank."""
     if not dist.is_initialized():
         return content
     size = torch.tensor(len(content))

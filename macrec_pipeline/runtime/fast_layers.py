@@ -129,7 +129,7 @@ def _onednn_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 
 @cache
 def _onednn_is_faster() -> bool:
-    """Whether this is an AMD processor with AVX-512 and torch is built with both libraries.
+    """Return whether this is an AMD processor with AVX-512 and torch is built with both libraries.
 
     Decided by the processor's name rather than by timing, so that the same machine always computes the same bytes.
     """

@@ -7,11 +7,11 @@ SPIN_COUNT = ("GOMP_SPINCOUNT", "5000")
 
 
 def spin_briefly() -> None:
-    """Let waiting OpenMP threads give up the processor soon. Must be called before torch is loaded.
+    """Make waiting OpenMP threads release the processor soon. Call this function before torch is loaded.
 
-    By default they spin for long, which takes the processor away from other work: two processes that share two cores
-    then take many times as long as one of them alone. Spinning briefly avoids that at a small cost on an idle machine;
-    spinning even less costs considerably more (docs/performance.md). A value that the environment already has is kept,
-    and child processes inherit the setting.
+    By default, waiting threads spin for a long time and keep other processes from running: two processes that share two
+    cores then each take many times as long as one process alone. A short spin avoids that at a small cost on an idle
+    machine; an even shorter one costs considerably more (docs/performance.md). A value that is already set in the
+    environment is kept. Child processes inherit the setting.
     """
     os.environ.setdefault(*SPIN_COUNT)

@@ -1,7 +1,7 @@
-"""Tells whether the process behind a piece of work is still alive, from any process on the same machine.
+"""Finds out whether another process on the same machine is still alive, by means of file locks.
 
-A process holds a file lock for as long as it works. The kernel releases the lock when the process ends, however it
-ends, but only an orderly end deletes the file. So a file whose lock is free was left by a process that died.
+A process holds the lock of a file while it works. The kernel releases the lock when the process ends for any reason,
+but only a process that ends normally deletes the file. So a file with a free lock belongs to a process that died.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ class ProcessState(Enum):
     DEAD = auto()
     """The file exists, but no process holds its lock: the process died before it could delete the file."""
     UNKNOWN = auto()
-    """There is no file: the process ended in order, has not started, or runs on another machine."""
+    """There is no file: the process ended normally, has not started, or runs on another machine."""
 
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock at `path` while the block runs, then delete the file. Raises `OSError` if it cannot be written."""
+    """Hold the lock at `path` while the block runs, then delete the file. Raise `OSError` if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(path)
     lock.acquire()
@@ -37,7 +37,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 
 def process_state(path: Path) -> ProcessState:
-    """The state of the process that holds, or held, the lock at `path`."""
+    """Return the state of the process that holds, or held, the lock at `path`."""
     if not path.exists():
         return ProcessState.UNKNOWN
     lock = _lock(path)

@@ -16,7 +16,7 @@ def one_line(text: str) -> str:
 
 
 def one_line_error(error: BaseException, *, max_length: int | None = None) -> str:
-    """Returns the message of an error as one line, with runs of white space collapsed.
+    """Return the message of an error as one line, with runs of white space collapsed.
 
     Args:
         error: any exception, such as one that another library raised.
@@ -29,5 +29,5 @@ def one_line_error(error: BaseException, *, max_length: int | None = None) -> st
 
 
 def as_markdown(text: str) -> str:
-    """Returns one line of Markdown that renders as exactly this text: no tag, image, emphasis or table cell."""
+    """Return one line of Markdown that renders as exactly this text: no tag, image, emphasis or table cell."""
     return _MARKDOWN.sub(r"\\\1", html.escape(re.sub(" +", " ", one_line(text)), quote=False))

@@ -1,6 +1,6 @@
 """The training loop that the recommender, SASRec and the quantizer share, and what happens in one optimizer step.
 
-A model and its data enter as a `Trainable`. `Trainer` runs its epochs, logs them, stops when validation no longer
+`Trainer` takes a `Trainable`, a model with its data. It runs the epochs, logs them, stops when validation no longer
 improves, keeps the best weights, and writes checkpoints from which an interrupted training resumes.
 """
 
@@ -49,7 +49,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Returns the score of each module, lower being better, from a row of the log."""
+        """Return the score of each module, lower being better, from a row of the log."""
 
     def validated_weights(self) -> AbstractContextManager[None]:
         """Inside, the modules hold the weights to validate and to keep, for instance a moving average."""
@@ -70,7 +70,7 @@ class ResumableTrainable(Trainable):
 
     @abstractmethod
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns what a checkpoint needs besides weights, optimizer and log: tensors `group/name`, and plain JSON."""
+        """Return what a checkpoint needs besides weights, optimizer and log: tensors `group/name`, and plain JSON."""
 
     @abstractmethod
     def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
@@ -181,14 +181,14 @@ def _copied_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def adam_w(parameters: Iterable[nn.Parameter], config: Any) -> torch.optim.AdamW:
-    """Returns AdamW with the `learning_rate` and `weight_decay` of a settings section, fused for speed."""
+    """Return AdamW with the `learning_rate` and `weight_decay` of a settings section, fused for speed."""
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def cosine_schedule(
     optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_share: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Returns a linear warm-up over a share of the steps, followed by half a cosine down to zero."""
+    """Return a linear warm-up over a share of the steps, followed by half a cosine down to zero."""
     warmup = max(1, round(num_steps * warmup_share))
 
     def factor(step: int) -> float:
@@ -206,7 +206,7 @@ class BackwardPass(Protocol):
     """Whether gradients accumulate in tensors that must stay at the same addresses."""
 
     def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the losses of the inputs; the first one remains to be backpropagated if it requires a gradient.
+        """Return the losses of the inputs; the first one remains to be backpropagated if it requires a gradient.
 
         Args:
             key: equal for inputs of equal shapes with which `losses` does the same computation.
@@ -219,7 +219,7 @@ class BackwardPass(Protocol):
 def backward_pass(
     parameters: Iterable[nn.Parameter], device: torch.device, *, allow_graphs: bool = True
 ) -> BackwardPass:
-    """Returns CUDA graphs on a GPU, where `allow_graphs`, and an ordinary pass otherwise.
+    """Return CUDA graphs on a GPU, where `allow_graphs`, and an ordinary pass otherwise.
 
     Args:
         parameters: everything that is trained.
@@ -238,7 +238,7 @@ class EagerBackward:
         self._device = device
 
     def __call__(self, key: Hashable, losses: Losses, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns losses that remain to be backpropagated."""
+        """Return losses that remain to be backpropagated."""
         return losses(*(value.to(self._device) for value in inputs))
 
 
@@ -332,17 +332,20 @@ class MovingAverage:
 
 
 @contextmanager
-@torch.no_grad()
 def averaged_weights(average: MovingAverage | None) -> Iterator[None]:
     """Inside, the live parameters hold their moving average; with None nothing changes."""
     if average is None:
         yield
         return
     live_values = [parameter.detach().clone() for parameter in average.parameters]
-    for parameter, value in zip(average.parameters, average.values, strict=True):
-        parameter.copy_(value)
+    _overwrite(average.parameters, average.values)
     try:
         yield
     finally:
-        for parameter, value in zip(average.parameters, live_values, strict=True):
-            parameter.copy_(value)
+        _overwrite(average.parameters, live_values)
+
+
+@torch.no_grad()
+def _overwrite(parameters: Sequence[nn.Parameter], values: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

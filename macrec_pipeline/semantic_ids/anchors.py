@@ -63,7 +63,7 @@ class Anchors:
         return cls(item_ids, vectors)
 
     def for_items(self, item_ids: Sequence[str], embeddings: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns a collaborative vector for each item of a catalogue.
+        """Return a collaborative vector for each item of a catalogue.
 
         An item without an anchor gets the mean over its neighbours: the items with an anchor whose embeddings have the
         largest cosines, summed over the modalities. If no item of the catalogue has an anchor, every item gets the mean

@@ -102,7 +102,7 @@ def quantizer_inputs(
     image_vectors: np.ndarray | None,
     collaborative_vectors: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
-    """Returns the input of each modality's quantizer.
+    """Return the input of each modality's quantizer.
 
     Args:
         quantizer, text_vectors, image_vectors, collaborative_vectors: see `assign_semantic_ids`.

@@ -20,7 +20,7 @@ MODALITIES = ("text", "image")
 
 
 def by_modality(text: np.ndarray | None, image: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Returns {modality: array} without the modalities that the catalogue lacks, whose array is None."""
+    """Return {modality: array} without the modalities that the catalogue lacks, whose array is None."""
     return {name: values for name, values in zip(MODALITIES, (text, image), strict=True) if values is not None}
 
 
@@ -77,7 +77,7 @@ class Catalogue:
         return len(next(iter(self.vectors.values())))
 
     def only(self, modalities: Sequence[str]) -> Catalogue:
-        """Returns the same items with only these modalities."""
+        """Return the same items with only these modalities."""
         return Catalogue(
             {modality: self.vectors[modality] for modality in modalities},
             {modality: self.clusters[modality] for modality in modalities},

@@ -63,7 +63,7 @@ class CollaborativeContrast(nn.Module):
 def required_collaborative_vectors(
     vectors: np.ndarray | None, config: QuantizerConfig, *, num_items: int
 ) -> np.ndarray | None:
-    """Returns the collaborative vectors if the settings use them, and None if both of their weights are 0.
+    """Return the collaborative vectors if the settings use them, and None if both of their weights are 0.
 
     Raises:
         ConfigError: the settings use collaborative vectors, and there are none.

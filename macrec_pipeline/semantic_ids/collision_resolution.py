@@ -2,15 +2,15 @@
 
 Of the items that share an ID, the one nearest to its last code keeps it. Each of the others takes the nearest code of
 the last level under which the ID is still free. If all IDs with the same prefix are taken, the item moves to the
-next-nearest code of the second-last level and looks there.
+next-nearest code of the second-to-last level and looks there.
 
 In each round, every waiting item proposes its next choice. Of the items that propose the same free ID, the nearest one
 gets it; ties go to the lower item index. Only IDs with the same prefix (all codes but the last) compete, so the state
 is one row of K flags per prefix with waiting items, at most N x K bytes. IDs that may not be given to anyone, such as
 those of items that already have one, are rows in front of the items' rows and count as placed from the start.
 
-Shapes (docs/notation.md): H width of a latent, K codes per level, L levels, N items, P prefixes with waiting items.
-Axes named in words count the occupied IDs and the waiting items.
+Shapes (docs/notation.md): H width of a latent, K codes per level, L levels, L' levels of a prefix, N items. Other axes
+are written in words: `[occupied, L]` is one row per occupied ID, `[prefixes, K]` one per prefix with waiting items.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def resolve_collisions(
         residuals: float [N, 2, H] on the CPU, the inputs of the last two levels.
         codebooks: float [L, K, H].
         modality: "text" or "image", for the error message.
-        independent_levels: True if another code at the second-last level does not change the input of the last level.
+        independent_levels: True if a change of the second-to-last code does not change the input of the last level.
         occupied: int64 [occupied, L], distinct IDs that no item may get; None if there are none.
 
     Returns:
@@ -120,13 +120,13 @@ class CollisionResolution:
         has_waiting = np.zeros(len(prefix), dtype=bool)
         has_waiting[prefix[items]] = True
         row_of = np.cumsum(has_waiting) - 1
-        taken = np.zeros((int(has_waiting.sum()), self._codebook_size), dtype=bool)  # [P, K]
+        taken = np.zeros((int(has_waiting.sum()), self._codebook_size), dtype=bool)  # [prefixes, K]
         placed_beside = np.flatnonzero(self._placed & has_waiting[prefix])
         taken[row_of[prefix[placed_beside]], self._codes[placed_beside, -1]] = True
         self._run_rounds(items, row_of[prefix[items]], taken, first_rank=1)
 
     def place_at_second_last_level(self) -> None:
-        """Move items whose prefix is full to the next-nearest codes of the second-last level, one after the other."""
+        """Move items whose prefix is full to the next-nearest codes of the second-to-last level in turn."""
         items = self.unplaced
         if not len(items) or self._codes.shape[1] == 1:
             return
@@ -153,7 +153,7 @@ class CollisionResolution:
         return taken
 
     def _nearest_last_codes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the nearest code of the last level and its squared distance per item: int64 [N], float [N]."""
+        """Return the nearest code of the last level and its squared distance per item: int64 [N], float [N]."""
         choices, distances = [], []
         for begin in range(0, len(self._residuals), _ITEMS_PER_CHUNK):
             level_input = self._residuals[begin : begin + _ITEMS_PER_CHUNK, 1]
@@ -168,7 +168,7 @@ class CollisionResolution:
         Args:
             items: int64 [waiting], rows of unplaced items, ascending.
             prefix_rows: int64 [waiting], the row of `taken` for the prefix of each item.
-            taken: bool [P, K], True for IDs that are taken; updated in place.
+            taken: bool [prefixes, K], True for IDs that are taken; updated in place.
             first_rank: rank by distance of the first code that items propose.
         """
         size = self._codebook_size
@@ -192,7 +192,7 @@ class CollisionResolution:
                 waiting = waiting[~self._placed[items[chunk[waiting]]]]
 
     def _last_level_input(self, items: np.ndarray, *, moved: bool) -> torch.Tensor:
-        """Returns the input of the last level, float [waiting, H]; `moved` items have a new code before it."""
+        """Return the input of the last level, float [waiting, H]; `moved` items have a new code before it."""
         rows = items - self._num_occupied
         if self._independent_levels or not moved:
             return self._residuals[rows, 1]
@@ -251,7 +251,7 @@ def _chunks_of_whole_prefixes(prefix_rows: np.ndarray, positions: np.ndarray) ->
 
 
 def _nearest_per_key(keys: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Returns the position with the smallest distance for each distinct key, by key; ties go to the first: int64."""
+    """Return the position with the smallest distance for each distinct key, by key; ties go to the first: int64."""
     order = np.lexsort((distances, keys))  # stable
     sorted_keys = keys[order]
     is_first = np.ones(len(order), dtype=bool)

@@ -45,7 +45,7 @@ class Items:
     collaborative: torch.Tensor | None = None
 
     def rows(self, index: torch.Tensor) -> Items:
-        """Returns the items at int64 [B]."""
+        """Return the items at int64 [B]."""
         return Items(
             {modality: values[index] for modality, values in self.vectors.items()},
             {modality: values[index] for modality, values in self.clusters.items()},
@@ -98,7 +98,7 @@ class CrossModalQuantizer(nn.Module):
                 )
 
     def rq_vaes(self) -> Iterator[tuple[str, RqVae]]:
-        """Yields each modality with its RQ-VAE."""
+        """Yield each modality with its RQ-VAE."""
         for modality, module in self.modalities.items():
             assert isinstance(module, RqVae)
             yield modality, module
@@ -181,13 +181,13 @@ class CrossModalTerms:
 
     @classmethod
     def from_config(cls, config: QuantizerConfig) -> CrossModalTerms:
-        """Returns the configured terms, or those of the authors' code, whose settings never reach its model."""
+        """Return the configured terms, or those of the authors' code, whose settings never reach its model."""
         if config.variant == "as_released":
             return cls(1.0, 0.001, from_level=1, anchors_are_positives=True)
         return cls(config.contrast_weight, config.alignment_weight, from_level=config.contrast_from_level)
 
     def weights(self, modalities: list[str], config: QuantizerConfig) -> dict[str, float]:
-        """Returns the weight of every term that is computed; terms of weight 0 are left out."""
+        """Return the weight of every term that is computed; terms of weight 0 are left out."""
         weights = {f"{name}_{term}": 1.0 for name in modalities for term in ("reconstruction", "level_loss")}
         if len(modalities) > 1:
             if self.from_level <= config.num_levels:
@@ -198,5 +198,5 @@ class CrossModalTerms:
 
 
 def _with_levels(name: str, losses: torch.Tensor, *, first_level: int = 1) -> dict[str, torch.Tensor]:
-    """Returns the mean of float [levels] under `name`, and each level's loss under `name_level`."""
+    """Return the mean of float [levels] under `name`, and each level's loss under `name_level`."""
     return {name: losses.mean()} | {f"{name}_{first_level + index}": value for index, value in enumerate(losses)}

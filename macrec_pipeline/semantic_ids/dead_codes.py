@@ -18,7 +18,7 @@ from macrec_pipeline.semantic_ids.residual_quantizer import squared_distances
 
 
 def count_dead_codes(codes: np.ndarray, *, codebook_size: int) -> list[int]:
-    """Returns for each level how many of the K codes no item has, for codes int64 [N, L]."""
+    """Return for each level how many of the K codes no item has, for codes int64 [N, L]."""
     return [int(count) for count in (code_usage(codes, codebook_size=codebook_size) == 0).sum(axis=1)]
 
 
@@ -65,6 +65,6 @@ def revive_dead_codes(
 
 
 def _squared_errors(residual: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns each item's squared distance from its nearest code, float [N], and that code, int64 [N]."""
+    """Return each item's squared distance from its nearest code, float [N], and that code, int64 [N]."""
     errors, chosen = squared_distances(residual, codebook).min(dim=1)
     return errors.clamp(min=0), chosen  # rounding can make a distance slightly negative

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """Returns 1 - distinct IDs / items for codes int64 [N, L]; 0 if every ID is unique."""
+    """Return 1 - distinct IDs / items for codes int64 [N, L]; 0 if every ID is unique."""
     return 1.0 - len(np.unique(row_keys(codes))) / len(codes)
 
 
@@ -46,14 +46,14 @@ def code_usage(codes: np.ndarray, *, codebook_size: int) -> np.ndarray:
 
 
 def perplexity(usage: np.ndarray) -> np.ndarray:
-    """Returns exp(entropy) of the codes of each level: int64 [L, K] -> float64 [L], from 1 (collapsed) to K (even)."""
+    """Return exp(entropy) of the codes of each level: int64 [L, K] -> float64 [L], from 1 (collapsed) to K (even)."""
     share = usage / usage.sum(axis=1, keepdims=True)
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     return np.asarray(np.exp(-(share * logs).sum(axis=1)))
 
 
 def gini(usage: np.ndarray) -> np.ndarray:
-    """Returns the Gini coefficient of each level's codes: int64 [L, K] -> float64 [L], from 0 (even) to 1 - 1/K."""
+    """Return the Gini coefficient of each level's codes: int64 [L, K] -> float64 [L], from 0 (even) to 1 - 1/K."""
     ordered = np.sort(usage, axis=1)
     size = usage.shape[1]
     weights = 2 * np.arange(1, size + 1) - size - 1
@@ -61,7 +61,7 @@ def gini(usage: np.ndarray) -> np.ndarray:
 
 
 def semantic_id_problems(table: pl.DataFrame) -> list[str]:
-    """Returns a sentence for each problem that would make the recommender fail: missing, shared or uneven IDs.
+    """Return a sentence for each problem that would make the recommender fail: missing, shared or uneven IDs.
 
     A modality in which no item has an ID is one that the catalogue lacks, and not a problem.
 

@@ -74,7 +74,7 @@ class FittedQuantizer:
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device) -> FittedQuantizer:
-        """Read what `save` wrote. Raises `StorageError` if a file is missing or damaged."""
+        """Read what `save` wrote. Raise `StorageError` if a file is missing or damaged."""
         try:
             description = json.loads((folder / "quantizer.json").read_text())
             settings = description["config"]

@@ -1,7 +1,7 @@
 """Fits the quantizers of all modalities by any method, and keeps the best epoch (MACRec section 3.2).
 
-Raw embeddings and pseudo-labels of the same items enter, and collaborative vectors if the settings use them. The
-weights of the epoch with the lowest collision rate leave, chosen per modality or jointly, with a log.
+Takes raw embeddings and pseudo-labels of the same items, and collaborative vectors if the settings use them. Returns
+the weights of the epoch with the lowest collision rate, chosen per modality or jointly, and a log.
 
 Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, N items.
 """
@@ -114,11 +114,11 @@ class QuantizerTraining(Trainable):
         return row
 
     def validate(self) -> dict[str, float]:
-        """Returns collision rate and dead codes of each modality, before any collision is resolved."""
+        """Return collision rate and dead codes of each modality, before any collision is resolved."""
         return _collisions_and_dead_codes(self.modules, self._catalogue, self._config, device=self._device)
 
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Returns the collision rate of each modality, or their mean for all of them."""
+        """Return the collision rate of each modality, or their mean for all of them."""
         rates = {modality: row[f"{modality}_collision_rate"] for modality in self.modules}
         return epoch_scores(rates, criterion=self._config.best_epoch)
 
@@ -130,7 +130,7 @@ class QuantizerTraining(Trainable):
 
 
 def epoch_scores(rates: Mapping[str, float], *, criterion: str) -> dict[str, float]:
-    """Returns the score by which each modality chooses its best epoch, lower being better.
+    """Return the score by which each modality chooses its best epoch, lower being better.
 
     Args:
         rates: {modality: collision rate}.
@@ -178,7 +178,7 @@ def _collisions_and_dead_codes(
     *,
     device: torch.device,
 ) -> dict[str, float]:
-    """Returns collision rate and dead codes (in total and per level) of each modality, before resolution."""
+    """Return collision rate and dead codes (in total and per level) of each modality, before resolution."""
     figures: dict[str, float] = {}
     for modality, module in modules.items():
         codes, _ = quantize(module, catalogue.vectors[modality], device=device)

@@ -5,7 +5,7 @@ item that leaves the catalogue is retired: for some days no other item gets it, 
 time gets it back.
 
 Shapes (docs/notation.md): D embedding width, F width of a collaborative vector, L levels, N items in the catalogue now.
-Axes named in words count the items of another table.
+Other axes are written in words: `[taken, L]` is one row per ID that is taken.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class IdsByItem:
     moved: Mapping[str, np.ndarray]
 
     def select(self, rows: np.ndarray) -> IdsByItem:
-        """Returns the items at some rows, given as indices or as a boolean mask."""
+        """Return the items at some rows, given as indices or as a boolean mask."""
         index = np.arange(len(self.item_ids))[rows]
         return IdsByItem(
             [self.item_ids[row] for row in index],
@@ -56,7 +56,7 @@ class IdsByItem:
         )
 
     def followed_by(self, other: IdsByItem) -> IdsByItem:
-        """Returns these items and then those of another table."""
+        """Return these items and then those of another table."""
         return IdsByItem(
             [*self.item_ids, *other.item_ids],
             {modality: np.concatenate([codes, other.codes[modality]]) for modality, codes in self.codes.items()},
@@ -171,7 +171,7 @@ def ids_of_new_items(
     device: torch.device,
     collaborative_vectors: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns the IDs that the next run would assign to items that are in no table yet, if nothing else is new.
+    """Return the IDs that the next run would assign to items that are in no table yet, if nothing else is new.
 
     Args:
         quantizer: the quantizer that the IDs of `taken` were assigned with.

@@ -1,6 +1,7 @@
 """The cross-modal terms of the quantizer's loss (MACRec section 3.2).
 
-Shapes (docs/notation.md): B batch rows, H latent width, L levels, L' contrasted levels.
+Shapes (docs/notation.md): B batch rows, H latent width, L levels. `[contrasted, ...]` is one entry per
+contrasted level.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def layer_contrast(
         temperature: divides the cosine similarity.
 
     Returns:
-        float [L'] in nats, with L' = L - from_level + 1; the loss term is their mean.
+        float [contrasted] in nats, one per level from `from_level` to L; the loss term is their mean.
     """
-    unit = F.normalize(residuals[:, from_level - 1 :], dim=-1).transpose(0, 1)  # [L', B, H]
-    similarity = unit @ unit.transpose(1, 2) / temperature  # [L', B, B]
+    unit = F.normalize(residuals[:, from_level - 1 :], dim=-1).transpose(0, 1)  # [contrasted, B, H]
+    similarity = unit @ unit.transpose(1, 2) / temperature  # [contrasted, B, B]
     positions = torch.arange(len(positives), device=positives.device)
     is_left_out = torch.diag(positives != positions)  # [B, B]
     similarity = similarity.masked_fill(is_left_out, float("-inf"))

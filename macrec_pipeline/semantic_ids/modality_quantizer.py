@@ -1,7 +1,7 @@
 """The quantizer of one modality as the rest of the stage uses it: standardization, latents, codebooks, codes.
 
-Raw embeddings enter, with collaborative vectors as further columns if the quantizer takes them. Codes leave, before any
-collision is resolved. `rq_vae.py` and `residual_k_means.py` define what a latent is.
+Takes raw embeddings, with collaborative vectors as further columns if the quantizer uses them, and returns codes from
+before collision resolution. `rq_vae.py` and `residual_k_means.py` define what a latent is.
 
 Shapes (docs/notation.md): B batch rows, D input width (embedding and collaborative columns), H latent width, L levels,
 N items.
@@ -40,7 +40,7 @@ class QuantizerSpec:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> QuantizerSpec:
-        """Picks the fields out of the section `quantizer`, as plain values. Raises `KeyError` if one is missing."""
+        """Pick the fields out of the section `quantizer`, as plain values. Raise `KeyError` if one is missing."""
         values = {field.name: settings[field.name] for field in fields(cls)}
         return cls(**values | {"hidden_dims": tuple(values["hidden_dims"])})
 
@@ -113,7 +113,7 @@ class ModalityQuantizer(nn.Module):
 
 
 def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the mean, float [D], of float [N, D] and the number that gives them mean square one around it.
+    """Return the mean, float [D], of float [N, D] and the number that gives them mean square one around it.
 
     Raises:
         TrainingError: the spread overflows float32, or a value is not finite.
@@ -132,7 +132,7 @@ def centre_and_scale(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def latents_in_batches(
     module: ModalityQuantizer, vectors: np.ndarray, *, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Yields the latents of a whole catalogue float32 [N, D] batch by batch: float [B, H] on the device."""
+    """Yield the latents of a whole catalogue float32 [N, D] batch by batch: float [B, H] on the device."""
     for begin in range(0, len(vectors), _INFERENCE_BATCH):
         yield module.encode(torch.tensor(vectors[begin : begin + _INFERENCE_BATCH], device=device))
 

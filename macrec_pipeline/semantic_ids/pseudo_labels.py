@@ -64,7 +64,7 @@ def k_means(vectors: np.ndarray, *, num_clusters: int, num_iterations: int, seed
 
 
 def nearest_centroids(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Returns the nearest centroid of each row by Euclidean distance: int64 [N]."""
+    """Return the nearest centroid of each row by Euclidean distance: int64 [N]."""
     import faiss
 
     index = faiss.IndexFlatL2(centroids.shape[1])

@@ -137,7 +137,7 @@ def changes_since(previous: IdsByItem, assigned: AssignedIds, item_ids: Sequence
 
 @torch.no_grad()
 def reconstruction_error(module: ModalityQuantizer, vectors: np.ndarray, codes: np.ndarray) -> float:
-    """Returns the mean squared error of the standardized inputs as decoded from the IDs.
+    """Return the mean squared error of the standardized inputs as decoded from the IDs.
 
     Over the items of the fit, standardized inputs have mean square one, so an error of 1 means that the IDs carry no
     information.
@@ -188,7 +188,7 @@ def neighbour_agreement(vectors: np.ndarray, codes: np.ndarray) -> list[float]:
 
 
 def worst_figures(report: Mapping[str, Any], *, codebook_size: int) -> dict[str, float]:
-    """Returns the figure for each limit, from the worse modality and its worst level, if it was computed."""
+    """Return the figure for each limit, from the worse modality and its worst level, if it was computed."""
     modalities = [report[modality] for modality in MODALITIES if modality in report]
     highest: dict[str, list[float]] = {
         "collision_rate": [figures["collision_rate_before"] for figures in modalities],
@@ -225,7 +225,7 @@ class LimitViolation:
 
 
 def limit_violations(figures: Mapping[str, float], limits: LimitsConfig) -> list[LimitViolation]:
-    """Returns the limits that the `worst_figures` of a report violate, in the order of the settings."""
+    """Return the limits that the `worst_figures` of a report violate, in the order of the settings."""
     violations = []
     for name, limit in vars(limits).items():
         bound, _, figure = name.partition("_")
@@ -240,5 +240,5 @@ def limit_violations(figures: Mapping[str, float], limits: LimitsConfig) -> list
 
 
 def _evenly_spaced(size: int, count: int) -> np.ndarray:
-    """Returns up to `count` of `size` rows, int64, ascending."""
+    """Return up to `count` of `size` rows, int64, ascending."""
     return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))

@@ -1,7 +1,7 @@
 """Residual k-means: a quantizer that learns nothing but centroids, a baseline for the RQ-VAEs.
 
-Raw embeddings of one modality enter. Codebooks in the standardized space leave, each from a k-means of the residuals
-that the levels before it have left.
+Takes the raw embeddings of one modality and returns one codebook per level, in the standardized space. Each codebook
+comes from a k-means of the residuals of the levels before it.
 
 Shapes (docs/notation.md): B batch rows, D input width, H latent width, N items.
 """
@@ -29,7 +29,7 @@ class ResidualKMeans(ModalityQuantizer):
         return self.standardized(vectors)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Returns the quantized float [B, D] unchanged, since a latent is the standardized embedding."""
+        """Return the quantized float [B, D] unchanged, since a latent is the standardized embedding."""
         return latents
 
     def fit(self, vectors: torch.Tensor, *, seed: int) -> list[float]:

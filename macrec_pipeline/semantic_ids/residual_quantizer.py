@@ -109,15 +109,15 @@ class ResidualQuantizer(nn.Module):
 
 
 def codebook_seed(seed: int, modality: str) -> int:
-    """Returns the seed of the k-means that initializes the codebooks of a modality, under the root `seed`."""
+    """Return the seed of the k-means that initializes the codebooks of a modality, under the root `seed`."""
     return derived_seed(seed, f"quantizer/{modality} codebooks") % 2**31
 
 
 def nearest_codes(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Returns the nearest code by Euclidean distance, the lower one on ties: float [B, H], [K, H] -> int64 [B]."""
+    """Return the nearest code by Euclidean distance, the lower one on ties: float [B, H], [K, H] -> int64 [B]."""
     return squared_distances(residual, codebook).argmin(dim=-1)
 
 
 def squared_distances(residual: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Returns squared Euclidean distances: float [B, H], [K, H] -> float [B, K]."""
+    """Return squared Euclidean distances: float [B, H], [K, H] -> float [B, K]."""
     return residual.square().sum(-1, keepdim=True) - 2 * residual @ codebook.T + codebook.square().sum(-1)

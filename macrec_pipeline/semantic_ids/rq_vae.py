@@ -46,7 +46,7 @@ class RqVae(ModalityQuantizer):
         return result
 
     def forward(self, vectors: torch.Tensor) -> tuple[Quantized, torch.Tensor]:
-        """Returns the quantization of raw float [B, D], and the mse of the reconstruction of the standardized input."""
+        """Return the quantization of raw float [B, D], and the mse of the reconstruction of the standardized input."""
         target = self.standardized(vectors)
         # only the layers run in low precision: finding the nearest code depends on small differences
         with autocast(self.precision, vectors.device):
@@ -68,7 +68,7 @@ class RqVae(ModalityQuantizer):
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
-    """Returns linear layers of these widths with ReLU between them, and none after the last."""
+    """Return linear layers of these widths with ReLU between them, and none after the last."""
     layers: list[nn.Module] = []
     for input_width, output_width in pairwise(widths):
         layers += [Linear(input_width, output_width), nn.ReLU()]

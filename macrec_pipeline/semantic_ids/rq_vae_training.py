@@ -1,10 +1,10 @@
 """Trains the RQ-VAEs that share an optimizer: both modalities together, or a single one.
 
-A catalogue's raw vectors and pseudo-labels enter, and collaborative vectors if the settings use them. Each epoch
+Takes the raw vectors and pseudo-labels of a catalogue, and collaborative vectors if the settings use them. Each epoch
 returns the mean of every loss. In distributed training (`runtime/distributed.py`) the ranks draw the same batches and
 divide their items among themselves.
 
-Shapes (docs/notation.md): B batch rows, B' this rank's share of them.
+Shapes (docs/notation.md): B batch rows, B' the batch rows of this rank.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class RqVaeTraining:
         distributed.broadcast_tensors(self.model.parameters())
 
     def _loss(self, chosen: np.ndarray, losses: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yields the loss of the items `chosen`, int64 [B], computed on demand; puts it and its parts into `losses`."""
+        """Yield the loss of the items `chosen`, int64 [B], computed on demand; put it and its parts into `losses`."""
         rows = torch.from_numpy(chosen).to(self.device)
         clusters = {modality: labels[rows] for modality, labels in self.items.clusters.items()}
         positives = self.model.draw_positives(clusters, generator=self.positive_draws)
@@ -126,7 +126,7 @@ class RqVaeTraining:
         yield losses["loss"]
 
     def _losses(self, batch_size: int, share: torch.Tensor, *positives: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns the losses of this rank's items, int64 [B'], given the whole batch's positives per modality."""
+        """Return the losses of this rank's items, int64 [B'], given the whole batch's positives per modality."""
         positives_of = dict(zip(self.model.contrasted_modalities, positives, strict=True))
         losses = self.model.losses(self.items.rows(share), positives_of, batch_size=batch_size)
         return {"loss": losses.total, **losses.parts}
@@ -157,5 +157,5 @@ def _items_on(device: torch.device, catalogue: Catalogue) -> Items:
 
 
 def _batches(order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields even slices of at most `batch_size`, because a contrast within a small last batch would be worthless."""
+    """Yield even slices of at most `batch_size`, because a contrast within a small last batch would be worthless."""
     yield from np.array_split(order, -(-len(order) // batch_size))

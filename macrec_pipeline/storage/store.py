@@ -89,12 +89,12 @@ class AssetStore:
 
         Args:
             asset: a name in `schemas.TABLES`.
-            table: a table that keeps the asset's schema.
+            table: a table that conforms to the asset's schema.
             details: plain JSON for the manifest; it is not part of the digest.
             beside: side tables by their name in `schemas.SIDE_TABLES`, stored in the same version.
 
         Raises:
-            SchemaError: a table breaks its schema. Nothing is written.
+            SchemaError: a table does not conform to its schema. Nothing is written.
             StorageError: the asset is unknown, or the version cannot be written.
         """
         schemas = {asset: TABLES[self._require_known(asset, TABLES)]}
@@ -116,11 +116,11 @@ class AssetStore:
 
         Args:
             asset: a name in `schemas.TABLES` whose schema does not demand unique rows.
-            slices: the table's rows, in order. Each slice keeps the schema, and so does the order across slices.
+            slices: the table's rows, in order. Each slice, and the order across slices, must conform to the schema.
             details: plain JSON for the manifest; it is not part of the digest.
 
         Raises:
-            SchemaError: a slice breaks the schema. No version is stored.
+            SchemaError: a slice does not conform to the schema. No version is stored.
             StorageError: the asset is unknown, or the version cannot be written.
         """
         schema = TABLES[self._require_known(asset, TABLES)]
@@ -179,7 +179,7 @@ class AssetStore:
             try:
                 table = read_table_file(path, schema)
             finally:
-                verification.result()  # what is wrong with the file takes precedence over what reading it led to
+                verification.result()  # a damaged file is reported first, since it explains an error in reading
         return path, table
 
     def _check_schema(self, asset: str, table: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -218,7 +218,7 @@ class AssetStore:
 
     @contextmanager
     def scratch(self, asset: str) -> Iterator[Path]:
-        """Provide the path of a folder for what a stage keeps while it works, such as checkpoints.
+        """Provide the path of a folder for the temporary files of a stage, such as checkpoints.
 
         The folder is not part of the asset. It survives an error or a kill, so that the next attempt finds it, and is
         removed when the block ends without an error. If assets are published at a URL, the folder is mirrored there,

@@ -3,7 +3,7 @@
 A table comes as a whole or in slices. Tables with a column of vectors are written without compression and decoded by
 all cores, as fast as Parquet allows (docs/decisions/010-vectors-in-parquet.md).
 
-Shapes (docs/notation.md): N rows of a table with vectors, D width of a vector.
+Shapes (docs/notation.md): D width of a vector; `[rows, D]` is one vector per row of a table.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ def table_file(folder: Path, name: str) -> Path:
 
 
 def write_table_file(folder: Path, schema: TableSchema, name: str, table: pl.DataFrame) -> Path:
-    """Write a table that keeps `schema` into a folder; the same table gives the same bytes. Return the file's path."""
+    """Write a table that conforms to `schema` into a folder, and return its path; equal tables give equal bytes."""
     path = table_file(folder, name)
     if schema.has_vectors:
         write_vector_file(path, table)
@@ -101,12 +101,12 @@ class _CheckedSlices:
 
 def read_table_file(path: Path, schema: TableSchema) -> pl.DataFrame:
     """Read what `write_table_file` wrote; the caller checks the result against `schema`."""
-    return read_vector_file(path) if schema.has_vectors else pl.read_parquet(path, memory_map=False)
+    return read_vector_file(path) if schema.has_vectors else pl.read_parquet(path, memory_map=False, glob=False)
 
 
 def scan_table_file(path: Path) -> pl.LazyFrame:
     """Return a scan of a table without vectors, to be read in batches."""
-    return pl.scan_parquet(path)
+    return pl.scan_parquet(path, glob=False)
 
 
 def write_vector_file(path: Path, table: pl.DataFrame) -> None:
@@ -157,7 +157,7 @@ def _schema_without_nulls(table: pl.DataFrame) -> pa.Schema:
 
 
 def _decode_vectors(path: Path, metadata: pq.FileMetaData, name: str, *, width: int) -> npt.NDArray[np.float32]:
-    """Decode a column of vectors into one matrix, float32 [N, D], with one thread per core."""
+    """Decode a column of vectors into one matrix, float32 [rows, D], with one thread per core."""
     group_heights = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     group_starts = np.cumsum([0, *group_heights])
     matrix = np.empty((int(group_starts[-1]), width), dtype=np.float32)

@@ -1,6 +1,6 @@
 """What every rank runs: `torchrun ... -m macrec_pipeline.torchrun JOB_FOLDER`.
 
-The folder of a `TrainingJob` enters. Rank 0 writes the fitted model and `result.json` into it, and is the only one to
+Takes the folder of a `TrainingJob`. Rank 0 writes the fitted model and `result.json` into it, and is the only one to
 report progress, to Dagster if Dagster started it. An error that would occur again on a retry is written to
 `result.json`, and all ranks exit with status 0, so that `torchrun` does not restart them.
 """

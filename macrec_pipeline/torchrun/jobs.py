@@ -56,7 +56,7 @@ class TrainingJob:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingJob:
-        """Read what `write` wrote. Raises `StorageError` if a file is missing or damaged."""
+        """Read what `write` wrote. Raise `StorageError` if a file is missing or damaged."""
         try:
             description = json.loads((folder / _JOB_FILE).read_text())
             # read through torch, because safetensors' numpy arrays are read-only
@@ -69,7 +69,7 @@ class TrainingJob:
             ) from error
 
     def runtime_config(self) -> RuntimeConfig:
-        """Returns the section `runtime`: device and number of threads of a rank."""
+        """Return the section `runtime`: device and number of threads of a rank."""
         return RuntimeConfig.model_validate(self.runtime)
 
     def fit(self, device: torch.device, progress: Progress) -> FittedRecommender | FittedQuantizer:
@@ -137,7 +137,7 @@ def recommender_job(
     checkpoint: Path,
     start: Path | None,
 ) -> TrainingJob:
-    """Returns a call of `fit_recommender` as a job.
+    """Return a call of `fit_recommender` as a job.
 
     Args:
         histories: as there.
@@ -163,7 +163,7 @@ def quantizer_job(
     config: PipelineConfig,
     collaborative_vectors: np.ndarray | None,
 ) -> TrainingJob:
-    """Returns a call of `fit_quantizer` as a job.
+    """Return a call of `fit_quantizer` as a job.
 
     Args:
         vectors: {modality: float32 [items, width]}.

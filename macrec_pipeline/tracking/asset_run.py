@@ -84,11 +84,11 @@ class AssetRun:
             self.try_to_flush()
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Store parameters in the run. Raises `TrackingError`."""
+        """Store parameters in the run. Raise `TrackingError`."""
         self._send_or_keep({"params": dict(params)}, "parameters")
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run. Raises `TrackingError`."""
+        """Set tags of the run. Raise `TrackingError`."""
         self._send_or_keep({"tags": {name: str(value) for name, value in tags.items()}}, "tags")
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -106,7 +106,7 @@ class AssetRun:
         self._send_or_keep({"artifact": str(path), "folder": folder}, f"artifact {path.name}")
 
     def log_bytes(self, name: str, data: bytes) -> None:
-        """Store bytes as the artifact `name`, which may contain folders: `plots/loss.png`. Raises `TrackingError`."""
+        """Store bytes as the artifact `name`, which may contain folders: `plots/loss.png`. Raise `TrackingError`."""
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not pure.name:
             raise TrackingError(
@@ -119,7 +119,7 @@ class AssetRun:
             self.log_artifact(path, folder)
 
     def log_text(self, name: str, text: str) -> None:
-        """Store text as the artifact `name`. Raises `TrackingError`."""
+        """Store text as the artifact `name`. Raise `TrackingError`."""
         self.log_bytes(name, text.encode("utf-8"))
 
     def end(self, status: str) -> None:

@@ -116,7 +116,9 @@ class Outbox:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if "artifact" in message:
-                message = {**message, "artifact": str(self._copy(Path(message["artifact"])))}
+                # Relative, because the home may be moved or copied before the message is sent.
+                copy = self._copy(Path(message["artifact"])).relative_to(self.folder)
+                message = {**message, "artifact": copy.as_posix()}
             with (self.folder / _MESSAGES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(message) + "\n")
                 file.flush()
@@ -143,7 +145,8 @@ class Outbox:
         try:
             for line in (self.folder / _MESSAGES).read_text(encoding="utf-8").splitlines():
                 with suppress(json.JSONDecodeError):  # the process was killed while it wrote the last line
-                    send_message(self._client, self._run_id, json.loads(line), what=what)
+                    message = self._with_present_path(json.loads(line))
+                    send_message(self._client, self._run_id, message, what=what)
         except StoreUnavailableError:
             raise
         except TrackingError as error:
@@ -152,6 +155,15 @@ class Outbox:
             _logger.warning("%s. The rejected data is kept in %s.", error, self.folder.rename(rejected))
         else:
             shutil.rmtree(self.folder)
+
+    def _with_present_path(self, message: Message) -> Message:
+        """Complete the path of an artifact. Earlier versions stored it with the folder that the home was in then."""
+        if "artifact" not in message:
+            return message
+        inside = Path(message["artifact"]).parts
+        if self.folder.name in inside:
+            inside = inside[inside.index(self.folder.name) + 1 :]
+        return {**message, "artifact": str(self.folder.joinpath(*inside))}
 
     def _copy(self, path: Path) -> Path:
         files = self.folder / "files"

@@ -65,7 +65,9 @@ def copy_code(destination: Path) -> Path:
     for name in _CODE:
         source = _PACKAGE / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            # Without the permissions of the installed package, which everybody may read.
+            shutil.copytree(source, copy / name, ignore=ignored, copy_function=shutil.copyfile)
         else:
             shutil.copyfile(source, copy / name)
     return copy

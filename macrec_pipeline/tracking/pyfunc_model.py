@@ -57,7 +57,7 @@ class RecommenderModel(PythonModel):
     bundle: RecommenderBundle
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the registered bundle. Raises `StorageError` if its parts do not belong together."""
+        """Load the registered bundle. Raise `StorageError` if its parts do not belong together."""
         from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
 
         self.bundle = RecommenderBundle.load(Path(context.artifacts["bundle"]))

@@ -15,11 +15,12 @@ def server_command(home: Path, port: int = DEFAULT_UI_PORT) -> tuple[list[str], 
         TrackingError: `MLFLOW_TRACKING_URI` is the address of a server, which has its own UI; or the store cannot be
             opened.
     """
-    uri = connect(home).uri
+    store = connect(home)
+    uri = store.uri
     if is_server(uri):
         raise TrackingError(f"MLFLOW_TRACKING_URI is the address of a running server. Open its UI at {uri} instead.")
     prepare_environment()
-    artifacts = artifact_folder(home).as_uri()
+    artifacts = artifact_folder(store.home).as_uri()
     arguments = [sys.executable, "-m", "mlflow", "server"]
     arguments += ["--backend-store-uri", uri, "--registry-store-uri", uri]
     arguments += ["--default-artifact-root", artifacts, "--artifacts-destination", artifacts]

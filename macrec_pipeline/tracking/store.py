@@ -18,10 +18,13 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import StoreUnavailableError, TrackingError
+from macrec_pipeline.home import restrict_access
+from macrec_pipeline.tracking.relocation import update_locations
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +44,7 @@ _ENVIRONMENT_DEFAULTS = {
 _PERMANENT_ERRORS = (400, 404, 409)
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
-_SQLITE = "sqlite:///"
+_SQLITE, _QUOTED_SQLITE = "sqlite:///", "sqlite+pysqlite:///"
 _LOCK_SECONDS = 300.0
 
 
@@ -112,9 +115,9 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         TrackingError: the store cannot be reached, belongs to another MLflow version, or does not exist and `create` is
             false.
     """
-    home = Path(home).absolute()
+    home = Path(home).resolve()  # a home has one address, however it is reached
     uri = tracking_uri(home)
-    database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    database = _database_file(uri)
     if database is not None and not create and not database.exists():
         raise TrackingError(
             f"There is no MLflow store in {home}. Run `macrec run DATASET` to create it, or set MACREC_HOME to another "
@@ -122,6 +125,7 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         )
     prepare_environment()
     try:
+        restrict_access(home)
         mlflow_folder(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrackingError(
@@ -129,11 +133,18 @@ def connect(home: Path, *, create: bool = True) -> TrackingStore:
         ) from error
     with one_line_errors(f"MLflow store {uri}"), _locked(mlflow_folder(home) / "store.lock"), mlflow_warnings_ignored():
         from mlflow import MlflowClient
+        from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
+        # MLflow remembers in each process where a run has its artifacts, which is wrong for a copy of the run's home.
+        _artifact_repos_cache.clear()
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             logging.getLogger("mlflow").setLevel(logging.WARNING)
         if database is not None:
             _prepare_database(database, artifact_folder(home))
+            if database.parent == mlflow_folder(
+                home
+            ):  # a database that MLFLOW_TRACKING_URI names is not ours to change
+                update_locations(database, home)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         # These calls open the tracking store and the registry, and check their schema.
         client.search_experiments(max_results=1)
@@ -147,13 +158,26 @@ def tracking_uri(home: Path) -> str:
     Raises:
         TrackingError: the URI of a server contains a password, which links, logs and MLflow's own errors would reveal.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{mlflow_folder(home) / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(mlflow_folder(home) / "mlflow.db")
     if is_server(uri) and uri != without_password(uri):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI contains a user name or password for {without_password(uri)}. Remove them from the "
             "URI and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return uri
+
+
+def _sqlite_uri(database: Path) -> str:
+    """Return the URI of a database, with those characters of its path quoted that mean something in a URI."""
+    path = str(database)
+    # MLflow creates the folder in a URI of the first kind without unquoting it, so a quoted path needs the second.
+    return f"{_QUOTED_SQLITE}{quote(path)}" if any(character in path for character in "%?#") else f"{_SQLITE}{path}"
+
+
+def _database_file(uri: str) -> Path | None:
+    if uri.startswith(_QUOTED_SQLITE):
+        return Path(unquote(uri.removeprefix(_QUOTED_SQLITE)))
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def without_password(text: str) -> str:
@@ -261,12 +285,12 @@ def _create_database(database: Path, artifacts: Path) -> None:
     unfinished.unlink(missing_ok=True)
     sqlalchemy.event.listen(sqlalchemy.Engine, "connect", disable_flushing)
     try:
-        store = SqlAlchemyStore(f"{_SQLITE}{unfinished}", artifacts.as_uri())  # type: ignore[no-untyped-call]
+        store = SqlAlchemyStore(_sqlite_uri(unfinished), artifacts.as_uri())  # type: ignore[no-untyped-call]
         store.engine.dispose()
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "connect", disable_flushing)
         with suppress(KeyError):
-            del SqlAlchemyStore._engine_map[f"{_SQLITE}{unfinished}"]
+            del SqlAlchemyStore._engine_map[_sqlite_uri(unfinished)]
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(database)

@@ -82,7 +82,7 @@ class Tracker:
         )
 
     def finish_pipeline(self, dataset: str, dagster_run_id: str, status: runs.Status) -> None:
-        """Close the parent run of a pipeline run, if it has one. Raises `TrackingError`."""
+        """Close the parent run of a pipeline run, if it has one. Raise `TrackingError`."""
         runs.finish_parent(self._store, dataset=dataset, dagster_run_id=dagster_run_id, status=status)
 
     def close_interrupted_runs(self, dataset: str, dagster_run_id: str | None = None) -> int:
@@ -138,7 +138,7 @@ class Tracker:
         )
 
     def champion(self, dataset: str) -> int | None:
-        """Return the version of a data set's model that is `@champion`, or None. Raises `TrackingError`."""
+        """Return the version of a data set's model that is `@champion`, or None. Raise `TrackingError`."""
         return loading.champion_version(self._store, dataset)
 
     def bundle(self, dataset: str, version: int) -> AbstractContextManager[Path]:

@@ -88,7 +88,7 @@ def test_nothing_is_trained_on_the_test_item(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_validation_study_has_no_test_results(tmp_path: Path) -> None:
-    """This holds for runs, means and comparisons."""
+    """A validation study has no test metrics for runs, means or comparisons."""
     document = run_small(tmp_path, validation_only=True)
     assert document["target"] == "validation"
     assert all(set(measured) == {"validation"} for measured in document["systems"].values())

@@ -40,7 +40,7 @@ def test_training_and_decoding_are_measured(histories: list[np.ndarray], codes: 
 
 
 def test_the_measured_quantizer_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its reconstruction improves with either schedule."""
+    """The reconstruction of the measured quantizer improves with either schedule."""
     for name, value in {"projection_dim": 16, "hidden_dims": (16,), "latent_dim": 8, "codebook_size": 8}.items():
         monkeypatch.setitem(accelerator.QUANTIZER, name, value)
     monkeypatch.setattr(accelerator, "_DIMS", {"text": 12, "image": 6})

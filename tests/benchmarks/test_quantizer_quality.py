@@ -21,7 +21,7 @@ SMALL = {
 
 
 def test_the_kept_epoch_has_the_lowest_collision_rate() -> None:
-    """It is chosen for each modality separately."""
+    """The epoch with the lowest collision rate is kept, separately for each modality."""
 
     def row(text: tuple[float, float], image: tuple[float, float]) -> dict[str, float]:
         names = ("text_collision_rate", "text_reconstruction", "image_collision_rate", "image_reconstruction")

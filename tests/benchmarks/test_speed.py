@@ -31,7 +31,7 @@ KEYS = [
 
 @pytest.mark.parametrize("case", [case for _, case in TINY], ids=[case.name for _, case in TINY])
 def test_pipeline_and_baseline_agree(case: Case, tmp_path: Path) -> None:
-    """Both do the same work: their results agree, also if the pipeline runs a second time."""
+    """The pipeline and the baseline give the same results, also if the pipeline runs a second time."""
     case.prepare(tmp_path)
     pipeline = case.pipeline(tmp_path)
     pipeline()
@@ -48,7 +48,7 @@ def test_cases_have_distinct_names_and_are_found_by_them() -> None:
 
 
 def test_a_case_is_measured_in_separate_processes(tmp_path: Path) -> None:
-    """It is prepared, warmed up and run in turns; its row has every field and is plain JSON."""
+    """A case is prepared, warmed up and run in alternation; its row has every field and is plain JSON."""
     module, case = next((module, case) for module, case in TINY if module == "embedding_table")
     row = measure(module, case, MACHINE, commit="abc", work=tmp_path)
     assert list(row)[: len(KEYS)] == KEYS

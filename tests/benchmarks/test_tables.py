@@ -64,6 +64,6 @@ def test_check_changes_nothing_and_fails_on_an_outdated_table(
 
 @pytest.mark.parametrize("script", ["ablations.py", "tables.py"])
 def test_the_scripts_start_from_any_folder(script: str, tmp_path: Path) -> None:
-    """They can be run by their path from a clone."""
+    """The scripts can be run by path from any working directory."""
     command = [sys.executable, str(HERE / script), "--help"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout

@@ -10,7 +10,7 @@ from macrec_pipeline.config.reference import GENERAL, all_settings, setting_sect
 
 
 def _sections(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """Returns every section class below a base class."""
+    """Return every section class below a base class."""
     return {model, *(each for below in model.__subclasses__() for each in _sections(below))}
 
 
@@ -112,7 +112,7 @@ def test_no_bound_is_left_out() -> None:
 
 
 def test_choices_are_the_values_that_can_be_listed() -> None:
-    """They are what the shell completes after the equals sign."""
+    """The choices of a setting are the values that the shell completes after the equals sign."""
     assert BY_NAME["runtime.device"].choices == ("auto", "cpu", "cuda")
     assert BY_NAME["sasrec.enabled"].choices == ("true", "false")
     assert BY_NAME["text_encoder.batch_size"].choices == ("auto",)

@@ -109,7 +109,7 @@ def test_ratings_of_2018(tmp_path: Path) -> None:
         (None, None, None, None, 6, None),
         (None, "B1", 5.0, 1_393_545_602_000, 7, None),
         ("A3", "B1", -1.0, 1_393_545_602_000, 8, None),
-        ("caf\ufffd", "B1", 1.0, 1_393_545_602_000, 9, None),
+        (None, None, None, None, 9, "invalid_text: bytes that are not UTF-8"),
         ('"A3"', "B1", 1.0, None, 10, "wrong_type: timestamp is 'soon', expected a number"),
     ]
 

@@ -223,7 +223,7 @@ def test_existing_images_are_not_requested_again(server: ImageServer, tmp_path: 
 
 
 def test_progress_counts_every_address(server: ImageServer, tmp_path: Path) -> None:
-    """It goes from none to all addresses and includes the number of failures."""
+    """Progress goes from none to all addresses and includes the number of failures."""
     calls: list[tuple[int, int, float]] = []
     fetch_images(
         _addresses({"1": server.url("color?red"), "2": server.url("missing")}),

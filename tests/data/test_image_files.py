@@ -54,7 +54,7 @@ def test_links_must_not_leave_the_image_folder(shop: Path, tmp_path: Path) -> No
 
 
 def test_the_image_folder_is_the_fixed_part_of_the_template() -> None:
-    """It ends before the first part that contains {item_id}."""
+    """The image folder ends before the first part of the template that contains {item_id}."""
     assert image_folder("a/b/{item_id}.jpg") == "a/b"
     assert image_folder("a/{item_id}/front.jpg") == "a"
     assert image_folder("{item_id}.jpg") == "."

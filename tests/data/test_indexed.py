@@ -88,7 +88,7 @@ def test_malformed_files_are_errors(toys: Path, file: str, content: str, message
 
 
 def test_validation_lists_everything_that_is_missing(toys: Path) -> None:
-    """That includes every missing file, and the other one of the two index files."""
+    """Validation lists every missing file, including a missing one of the two index files."""
     assert IndexedReader(_SOURCE, toys).problems() == []
     (toys / "toys" / "Toys.user2id").unlink()
     (toys / "toys" / "Toys.t.json").unlink()

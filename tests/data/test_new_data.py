@@ -28,7 +28,7 @@ def _check_repeatedly(file: Path, known: KnownFiles, times: int = 2) -> tuple[Kn
 
 
 def test_a_file_is_new_once_it_has_stopped_changing(file: Path) -> None:
-    """It is not new at the first check, is new at the second, and never again."""
+    """A changed file is not new at the first check, is new at the second, and is never reported again."""
     known, results = _check_repeatedly(file, KnownFiles(), 4)
     assert results == [False, True, False, False]
     assert known.arrivals == 1

@@ -50,7 +50,7 @@ def test_private_addresses_are_refused(address: str) -> None:
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "172.32.0.1", "193.168.1.1", "2606:4700::1111", "64:ff9b::101:101"])
 def test_public_addresses_are_accepted(address: str) -> None:
-    """That includes addresses right next to the private ranges."""
+    """Public addresses are accepted, including those directly next to the private ranges."""
     assert is_public(address)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     open_public_socket((family, socket.SOCK_STREAM, 0, "", (address, 80))).close()

@@ -49,14 +49,17 @@ def _config(share: float) -> CleaningConfig:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_the_error_lists_the_reasons_with_three_examples_each(lazy: bool) -> None:
-    """For 7 of 13 rows: the count per reason, most frequent first, and the first three rows with file and line."""
+    """For 6 of 13 rows: the count per reason, most frequent first, and the first three rows with file and line.
+
+    The row whose item is not in the catalogue is told apart from them, with its own share.
+    """
     raw = _log([*_VALID, *_UNUSABLE])
     with pytest.raises(DataError) as error:
-        clean(raw.lazy() if lazy else raw, _CATALOGUE, _config(0.5), latest=_NOW + 9)
+        clean(raw.lazy() if lazy else raw, _CATALOGUE, _config(0.4), latest=_NOW + 9)
     message = str(error.value)
     assert message.startswith(
-        "raw_interactions: 7 of 13 rows (53.8%) are unusable, which is more than "
-        "`cleaning.max_quarantined_share` allows (50.0%). "
+        "raw_interactions: 6 of 13 rows (46.2%) are unusable, which is more than "
+        "`cleaning.max_quarantined_share` allows (40.0%). "
     )
     assert (
         "missing_timestamp (4): row 8 of log.csv (user 'u', item 'a': empty, or not readable in the data set's unit); "
@@ -65,19 +68,20 @@ def test_the_error_lists_the_reasons_with_three_examples_each(lazy: bool) -> Non
     assert "row 13 of log.csv" in message
     assert "row 14" not in message
     assert "wrong_type (1): row 11 of log.csv (user 'x', item 'c': timestamp is 'noon', expected a number)." in message
-    assert "unknown_item (1): row 9 of log.csv" in message
+    assert "unknown_item" not in message
+    assert message.endswith("Rows whose item is not in the catalogue do not count; there are 1 (7.7%).")
     assert "missing_user_id (1): row 12 of log.csv (item 'c')." in message
-    order = [message.index(f"{reason} ") for reason in ("missing_timestamp", "missing_user_id", "unknown_item")]
+    order = [message.index(f"{reason} ") for reason in ("missing_timestamp", "missing_user_id", "wrong_type")]
     assert order == sorted(order)
     assert "Check `timestamp` and `timestamp_unit`" in message
 
 
 def test_a_share_equal_to_the_limit_is_accepted() -> None:
-    """7 of 13 rows are not more than 7/13, and go to quarantine as usual."""
+    """6 of 13 rows are not more than 6/13, and go to quarantine as usual."""
     raw = _log([*_VALID, *_UNUSABLE])
-    assert clean(raw, _CATALOGUE, _config(7 / 13), latest=_NOW + 9).quarantine.height == 7
-    with pytest.raises(DataError, match="7 of 13"):
-        clean(raw, _CATALOGUE, _config(6.9 / 13), latest=_NOW + 9)
+    assert clean(raw, _CATALOGUE, _config(6 / 13), latest=_NOW + 9).quarantine.height == 7
+    with pytest.raises(DataError, match="6 of 13"):
+        clean(raw, _CATALOGUE, _config(5.9 / 13), latest=_NOW + 9)
 
 
 def test_rows_that_settings_drop_do_not_count() -> None:
@@ -100,3 +104,21 @@ def test_an_unusable_catalogue_stops_the_run_too() -> None:
     assert "missing_item_id (1): row 6 of items.csv (no ID)." in message
     assert "wrong_type (1): row 5 of items.csv (item 'd': title is {})." in message
     assert clean(_log(_VALID), catalogue, _config(0.4), latest=_NOW + 9).items.height == 3
+
+
+def test_interactions_with_unlisted_items_have_a_limit_of_their_own() -> None:
+    """A log that is older than its catalogue runs; a limit stops it, and the message states both shares."""
+    raw = _log([*_VALID, *(("u", f"old{number}", _NOW, None) for number in range(12)), ("u", "a", None, None)])
+    catalogue = _items([(item, None) for item in "abc"])
+    result = clean(raw, catalogue, _config(0.1), latest=_NOW + 9)
+    assert result.interactions.height == 6
+    assert result.quarantine["reason"].to_list().count("unknown_item") == 12
+    strict = CleaningConfig(k_core=1, max_quarantined_share=0.1, max_unlisted_share=0.6)
+    with pytest.raises(DataError) as error:
+        clean(raw, catalogue, strict, latest=_NOW + 9)
+    message = str(error.value)
+    assert message.startswith(
+        "raw_interactions: 12 of 19 rows (63.2%) name an item that is not in the catalogue and was not in it in an "
+        "earlier run. Broken rows: 1 (5.3%). That is more than `cleaning.max_unlisted_share` allows (60.0%)."
+    )
+    assert "row 8 of log.csv (user 'u', item 'old0': not in raw_items)" in message

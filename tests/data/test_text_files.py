@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.data.readers import text_files
+from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.text_files import line_blocks, read_delimited, read_delimited_parts
 from macrec_pipeline.errors import DataError, SchemaError
 
@@ -26,7 +27,8 @@ def test_every_line_is_read_once_with_its_number(tmp_path_factory, lines, mark, 
     path = tmp_path_factory.mktemp("lines") / "log"
     newline = end or b"\n"
     content = newline.join(lines) + end
-    assume(not content.startswith(b"\x1f\x8b"))  # the first bytes of a gzip file
+    packed_starts = (b"\x1f\x8b", text_files._ZSTD_MAGIC, *(start for start, _, _ in text_files._REFUSED_FORMATS))
+    assume(not any((mark + content).startswith(start) for start in packed_starts))
     path.write_bytes(gzip.compress(mark + content) if packed else mark + content)
     content = (mark + content).removeprefix(b"\xef\xbb\xbf")  # the mark is not part of the first line
     blocks = list(line_blocks(path, "log", block_bytes=size))
@@ -78,7 +80,7 @@ def test_quoted_cells_may_span_several_lines(tmp_path: Path, newline: str) -> No
 
 
 def test_a_row_with_extra_cells_becomes_null(tmp_path: Path) -> None:
-    """Its columns cannot be told apart, so no cell is trusted. Short rows and blank lines end in nulls."""
+    """A row with extra cells is null in all columns, as its cells have unknown columns; short rows end in nulls."""
     table = _read(tmp_path, "a,b\n1,2\n3,4,5\n6\n\n7,8,\n9,10,11,,12\n")
     assert table.column("a").to_list() == ["1", None, "6", None, "7", None]
     assert table.column("b").to_list() == ["2", None, None, None, "8", None]
@@ -108,10 +110,10 @@ def test_ambiguous_quotes_are_an_error_that_names_the_line(tmp_path: Path, broke
 
 
 def test_gzip_byte_order_mark_and_other_encodings(tmp_path: Path) -> None:
-    """gzip is unpacked, a byte order mark is not part of the first column name, invalid UTF-8 becomes U+FFFD."""
-    table = _read(tmp_path, gzip.compress(b"\xef\xbb\xbfid,title\n1,caf\xe9\n"))
+    """gzip is unpacked, and a byte order mark is not part of the first column name."""
+    table = _read(tmp_path, gzip.compress(b"\xef\xbb\xbfid,title\n1,caf\xc3\xa9\n"))
     assert table.column_names == ("id", "title")
-    assert table.column("title").to_list() == ["caf\ufffd"]
+    assert table.column("title").to_list() == ["caf\u00e9"]
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_properly_quoted_files_are_read_back_cell_by_cell(tmp_path_factory: pyte
     path = tmp_path_factory.mktemp("csv") / "log.csv"
     quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     path.write_text("a,b\n" + "\n".join(quoted) + "\n", encoding="utf-8")
-    table = read_delimited(path, "log.csv", separator=",", header=True)
+    table = read_delimited(path, "log.csv", separator=",", header=True, quoting=Quoting(is_declared=True))
     assert list(zip(table.column("a"), table.column("b"), strict=True)) == rows
     breaks = [sum(cell.count("\n") for cell in row) for row in rows]
     assert table.line_numbers.to_list() == [2 + row + sum(breaks[:row]) for row in range(len(rows))]

@@ -32,7 +32,7 @@ def spec(settings: Settings, partition: str) -> DatasetSpec:
 
 
 def test_a_schedule_launches_its_data_set_once_per_tick(spec: DatasetSpec) -> None:
-    """It runs on Mondays at three in the owner's time zone, for this partition only; one tick is one run."""
+    """A schedule for Mondays at three launches one run per tick, for its own partition and in the owner's time zone."""
     schedule, repository = build_schedule(spec), defs.get_repository_def()
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * 1", "Europe/Berlin")
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
@@ -133,7 +133,7 @@ def test_new_raw_data_launches_a_refresh(
 
 
 def test_the_overrides_of_a_job_reach_its_runs(settings: Settings, partition: str) -> None:
-    """They apply on top of the data set's settings and below those of the person who launched the run."""
+    """Overrides of a job take precedence over the data set's settings, but not over those of the launched run."""
     observed = []
 
     @dg.asset(name="raw_items", partitions_def=dg.StaticPartitionsDefinition([partition]))
@@ -150,7 +150,7 @@ def test_the_overrides_of_a_job_reach_its_runs(settings: Settings, partition: st
 
 
 def test_refresh_appends_and_starts_warm(settings: Settings, partition: str) -> None:
-    """Its runs have both settings as a tag, wherever they are launched, and the same assets as the full pipeline."""
+    """Every run of `refresh` has both settings as a tag, and the same assets as the full pipeline."""
     job, full = (defs.resolve_job_def(name) for name in (REFRESH, "full_pipeline"))
     assert (
         job.run_tags[SETTINGS_TAG]

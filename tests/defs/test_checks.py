@@ -153,14 +153,14 @@ def test_poisoned_tables_are_refused(
     partition: str,
     instance: dg.DagsterInstance,
 ) -> None:
-    """Whoever wrote the table, the check reads what is stored, blocks, and says what is wrong and how to go on."""
+    """The check reads the stored table, whatever wrote it, blocks, and says what is wrong and what to do."""
     _ingest(settings, partition)
     poison(settings.store(partition))
     verdict = _check(asset, settings, partition=partition, instance=instance)
     assert not verdict.passed
     assert verdict.blocking
     assert verdict.severity == dg.AssetCheckSeverity.ERROR
-    problem, _, advice = (verdict.description or "").partition(" To go on: ")
+    problem, _, advice = (verdict.description or "").partition(" What to do: ")
     assert len(problem) > 20
     assert f"`macrec run {partition}`" in advice
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -65,6 +66,10 @@ class Week:
             self.store.write_table(f"{modality}_embeddings", written, details=details)
 
     def change_items(self, *, remove: str, add: str) -> None:
+        """Replace an item of the catalogue, and remove the old one from the log too."""
+        log = Path(self.data) / "log.csv"
+        rows = [line for line in log.read_text(encoding="utf-8").splitlines() if line.split(",")[1] != remove]
+        log.write_text("\n".join(rows) + "\n", encoding="utf-8")
         path = Path(self.data) / "items.csv"
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(f"{remove},")]
         path.write_text("\n".join([*lines, f"{add},New"]) + "\n", encoding="utf-8")
@@ -228,6 +233,41 @@ def test_a_bundle_needs_the_quantizer_that_assigned_its_ids(first_week: Week) ->
     assert "were made with another quantizer" in message
     assert "macrec run" in message
     assert not first_week.store.has("recommender")
+
+
+@pytest.mark.slow
+def test_an_item_that_leaves_the_catalogue_is_remembered(first_week: Week, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its ID and its place in histories and is not recommended; when it comes back, it is as before."""
+    week, store = first_week, first_week.store
+    before, catalogue = week.ids(), Path(week.data) / "items.csv"
+    files = {name: store.manifest(name).files for name in ("raw_items", "items", "histories")}
+    assert all(list(each) == [f"{name}.parquet"] for name, each in files.items()), "no side tables without need"
+    full = catalogue.read_text(encoding="utf-8")
+    catalogue.write_text(full.replace("i04,Item 4\n", ""), encoding="utf-8")
+    monkeypatch.setattr(continuity, "today", lambda: 77 * DAY_MS)
+    for _ in range(2):
+        week.ingest_and_embed()
+        assert store.read_beside("items", "unlisted_items").rows() == [(4, "i04", 77 * DAY_MS)]
+        monkeypatch.setattr(continuity, "today", lambda: 78 * DAY_MS)
+    assert store.read_table("quarantine").filter(pl.col("table") == "raw_interactions").is_empty()
+    assert store.manifest("histories").files == files["histories"]
+    overrides = (*APPEND, "decoding.top_k=10")
+    assert week.run(*TRAINING, "recommender", "predictions", overrides=overrides).success
+    assert week.ids() == before
+    bundle = RecommenderBundle.load(store.folder("recommender") / "bundle")
+    assert bundle.listed is not None
+    assert np.flatnonzero(~bundle.listed).tolist() == [4]
+    predictions, histories = store.read_table("predictions"), store.read_table("histories")
+    assert 4 not in predictions["item_indices"].explode().to_list()
+    is_target = histories["item_indices"].list.last() == 4
+    assert 0 < is_target.sum() < histories.height
+    assert set(predictions["user_index"]) == set(histories.filter(~is_target)["user_index"])
+
+    catalogue.write_text(full, encoding="utf-8")
+    week.ingest_and_embed()
+    assert {name: store.manifest(name).files for name in files} == files
+    assert week.run(*TRAINING, overrides=APPEND).success
+    assert week.ids() == before
 
 
 @pytest.mark.slow

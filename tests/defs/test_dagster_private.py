@@ -83,7 +83,7 @@ def test_functions_have_the_parameters_that_are_used(function: Callable[..., Any
 
 @pytest.mark.parametrize(("owner", "name"), PROPERTIES, ids=lambda value: getattr(value, "__name__", value))
 def test_undocumented_properties_exist(owner: type, name: str) -> None:
-    """They are reached by public names, but Dagster promises nothing about them."""
+    """The public but undocumented properties of Dagster that this package uses exist."""
     assert hasattr(owner, name), f"{owner.__name__}.{name} is gone. {WHAT_TO_DO}"
 
 

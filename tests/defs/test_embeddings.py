@@ -13,7 +13,7 @@ from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embedd
 from macrec_pipeline.defs.manifest_keys import GIVEN
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import DataError, EncoderError
-from macrec_pipeline.schemas import EMBEDDINGS, ITEMS
+from macrec_pipeline.schemas import EMBEDDINGS, ITEMS, UNLISTED_ITEMS
 from macrec_pipeline.storage import AssetStore
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -117,3 +117,26 @@ def test_an_unreadable_image_is_flagged_and_its_row_says_why(settings: Settings,
     assert problems[1] == "the file is empty (0 bytes)"
     assert "not an image in a known format" in problems[4]
     assert materialization.metadata["num_unreadable"].value == 2
+
+
+def test_an_item_that_has_left_keeps_the_vector_of_its_image(settings: Settings, partition: str) -> None:
+    """The shop deletes the image with the item: the vector of the previous version stays, without a problem."""
+    store, data = AssetStore(Path(settings.home), partition), Path(settings.data)
+    for item, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (8, 8), colour).save(data / f"i{item}.png")
+    rows = [{"item_index": i, "item_id": f"i{i}", "image_path": f"i{i}.png", "num_interactions": 1} for i in range(3)]
+    items = pl.DataFrame(rows, schema=ITEMS.columns)
+
+    def embed() -> pl.DataFrame:
+        dg.materialize([image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET)
+        return store.read_table("image_embeddings")
+
+    store.write_table("items", items)
+    before = embed()
+    (data / "i1.png").unlink()
+    unlisted = pl.DataFrame([(1, "i1", 0)], schema=UNLISTED_ITEMS.columns, orient="row")
+    store.write_table("items", items, beside={"unlisted_items": unlisted})
+    assert embed().equals(before)
+    assert embed().equals(before), "and the week after, too"
+    store.write_table("items", items)
+    assert embed()["imputed"].to_list() == [False, True, False], "an item of the catalogue needs its image"

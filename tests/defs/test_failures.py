@@ -78,7 +78,7 @@ def test_a_failed_command_reports_the_error_of_its_asset(
 def test_the_owners_command_gets_the_message(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets it on standard input and without a shell, so shell syntax in the error stays text."""
+    """The owner's command gets the message on standard input and without a shell, so shell syntax in it stays text."""
     received = tmp_path / "message.json"
     code = f"import pathlib, sys; pathlib.Path({str(received)!r}).write_bytes(sys.stdin.buffer.read())"
     monkeypatch.setenv(COMMAND, f'{sys.executable} -c "{code}"')
@@ -130,7 +130,7 @@ def test_the_next_command_reports_a_killed_one(
 def test_the_daemon_reports_failed_runs_that_no_command_launched(
     by_command_line: bool, times: int, instance: dg.DagsterInstance, posted: list[dict[str, str]]
 ) -> None:
-    """It reports a run of the UI, a schedule or a sensor once; a command reports its own failure."""
+    """The daemon reports a failed run of the UI, a schedule or a sensor once; a command reports its own failure."""
     run = _failed(instance, job="batch_recommendations", **({LAUNCHED_BY: COMMAND_LINE} if by_command_line else {}))
     event = dg.DagsterEvent("PIPELINE_FAILURE", job_name=run.job_name, message="The step worker was killed.")
     instance.report_dagster_event(event, run_id=run.run_id)
@@ -153,4 +153,4 @@ def test_no_hook_is_called_for_a_run_that_the_daemon_retries(
     stored = instance.get_run_by_id(run.run_id)
     assert stored is not None
     assert stored.tags[ERROR_TAG] == "killed"
-    assert ("by itself" in stored.tags[RESUME_TAG]) == (times == 0)
+    assert ("No action is needed" in stored.tags[RESUME_TAG]) == (times == 0)

@@ -28,7 +28,7 @@ GRAPH = {
     "quantizer": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
     "semantic_ids": ("semantic_ids", {"items", "histories", "text_embeddings", "image_embeddings", "quantizer"}),
     "recommender": ("recommender", {"histories", "items", "quantizer", "semantic_ids", "sasrec"}),
-    "predictions": ("recommender", {"histories", "recommender", "sasrec"}),
+    "predictions": ("recommender", {"histories", "items", "recommender", "sasrec"}),
     "evaluation_report": (
         "evaluation",
         {

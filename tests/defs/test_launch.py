@@ -49,7 +49,7 @@ def test_a_run_is_stored_where_the_ui_looks_for_it(settings: Settings, partition
 def test_a_failed_check_is_reported_with_its_findings(
     settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says what the check found and how to go on, not that some step of Dagster failed."""
+    """The error says what the check found and what to do, not that some step of Dagster failed."""
 
     original = CleaningResult.interactions
 
@@ -60,7 +60,7 @@ def test_a_failed_check_is_reported_with_its_findings(
     monkeypatch.setattr(CleaningResult, "interactions", with_a_future_time)
     with pytest.raises(
         DataError,
-        match=r"^Check `interactions_are_sound` of interactions failed: .*timestamp in the future.* To go on: ",
+        match=r"^Check `interactions_are_sound` of interactions failed: .*timestamp in the future.* What to do: ",
     ):
         launch(_request(settings, partition, until="histories"), defs=defs)
 

@@ -8,6 +8,7 @@ import pytest
 from macrec_pipeline.data.histories import build
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.run_tags import COMMAND_LINE, LAUNCHED_BY
 from macrec_pipeline.defs.runs.launch import LaunchRequest, launch, open_instance
 from macrec_pipeline.errors import ConfigError, DataError
 
@@ -49,7 +50,9 @@ def test_only_remaining_assets_are_materialized(failed: Settings, partition: str
 
 def test_without_a_run_there_is_nothing_to_resume(settings: Settings, partition: str) -> None:
     """The error has the command that starts a run."""
-    with pytest.raises(ConfigError, match=rf"There is no run of {partition} to resume\. Start a new one: `macrec run"):
+    with pytest.raises(
+        ConfigError, match=rf"no run of {partition} by `macrec run` to resume\. Start a new one: `macrec run"
+    ):
         _launch(settings, partition, resume=True)
 
 
@@ -98,3 +101,35 @@ def test_nothing_remains_of_a_run_that_died_after_its_last_asset(settings: Setti
             dg.DagsterEvent(dg.DagsterEventType.RUN_CANCELED.value, run.job_name),
         )
     assert _launch(settings, partition, resume=True) == run_id
+
+
+def _resume_refresh(settings: Settings, dataset: str) -> str:
+    home, data = settings.home_folder(), settings.data_folder()
+    return launch(LaunchRequest(dataset, home, data, job="refresh", resume=True), defs=defs)
+
+
+def test_a_later_run_of_another_job_is_not_taken_up(
+    failed: Settings, partition: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`macrec run --resume` continues the full pipeline although a refresh failed after it; both are listed first."""
+    tags = {LAUNCHED_BY: COMMAND_LINE, "dagster/partition": partition}
+    with open_instance(failed.home_folder()) as instance:
+        refresh = instance.add_run(dg.DagsterRun("refresh", status=dg.DagsterRunStatus.STARTED, tags=tags))
+        (run,) = instance.get_runs(filters=dg.RunsFilter(job_name="full_pipeline"))
+    with caplog.at_level("INFO", "macrec_pipeline.defs.runs.launch"):
+        assert _materialized(failed, _launch(failed, partition, resume=True)) == {"histories"}
+    first, second = [message for message in caplog.messages if message.startswith("This run can be resumed:")]
+    assert refresh.run_id in first
+    assert "(refresh, " in first
+    assert "stopped at its start)." in first
+    assert run.run_id in second
+    assert "(full_pipeline, " in second
+    assert "stopped at histories)." in second
+
+
+def test_a_job_without_a_run_names_those_that_have_one(failed: Settings, partition: str) -> None:
+    """`macrec refresh --resume` does not continue the full pipeline; the message says what could be resumed."""
+    with pytest.raises(
+        ConfigError, match=r"no run of .* by `macrec refresh` to resume\. Runs of other jobs .*histories"
+    ):
+        _resume_refresh(failed, partition)

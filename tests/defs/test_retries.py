@@ -63,7 +63,7 @@ def test_only_some_errors_are_transient(error: Exception, transient: bool) -> No
 
 
 def test_a_tracking_server_that_does_not_respond_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is the error that MLflow really raises when nothing listens on the port."""
+    """The error that MLflow really raises when nothing listens on the port is transient."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError) as raised:
@@ -126,7 +126,7 @@ def test_a_step_is_retried_only_for_a_transient_error(
 
 @pytest.mark.parametrize(("retry_number", "wait"), [(0, 15), (1, 60), (2, 240)])
 def test_waits_grow_fourfold(retry_number: int, wait: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are 15 seconds, one minute and four minutes, so that a restarted server has time to come back."""
+    """Retries wait for 15 seconds, one minute and four minutes, so that a restarted server has time to come back."""
     monkeypatch.delenv("MACREC_RETRY_SECONDS", raising=False)
     context: Any = SimpleNamespace(retry_number=retry_number)
     with pytest.raises(dg.RetryRequested) as requested, retry_transient_errors(context, "items"):

@@ -89,7 +89,7 @@ def test_a_disabled_sasrec_leaves_a_note(settings: Settings, partition: str, tmp
 
 
 def test_the_report_has_figures_and_curves(settings: Settings, partition: str, tmp_path: Path) -> None:
-    """It has the best epoch, its loss and its NDCG, and a curve of both."""
+    """The report has the best epoch, its loss and its NDCG, and a curve of both."""
     result = materialize(settings, partition, tmp_path / "home")
     (materialization,) = result.asset_materializations_for_node("sasrec")
     assert {"epochs", "best_epoch", "train_loss", "validation_ndcg", "loss_curve", "validation_curve"} <= set(

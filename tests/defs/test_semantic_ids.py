@@ -14,7 +14,7 @@ from macrec_pipeline.semantic_ids import fit_quantizer
 
 @pytest.mark.parametrize("method", ["cross_modal", "single_modality", "residual_k_means"])
 def test_the_quantizer_reports_dead_codes_and_every_level(method: str) -> None:
-    """It reports collision rates, dead codes in total and by level, the loss of each level, and a plot of each."""
+    """The quantizer reports and plots collision rates, dead codes in total and by level, and each level's loss."""
     config = QuantizerConfig(
         method=method, num_levels=2, codebook_size=8, latent_dim=4, projection_dim=8, hidden_dims=(8,), num_epochs=2
     )

@@ -1,6 +1,6 @@
-"""What the Compose specification does not ask for: whether the stack is whole, pinned, private and watched.
+"""Checks of docker-compose.yml beyond the Compose specification: it is complete, pinned, private and monitored.
 
-`problems` takes the file as it stands, variables unfilled, and gives one line a fault.
+`problems` takes the parsed file, with variables not yet replaced, and returns one line per problem.
 """
 
 import re
@@ -16,38 +16,38 @@ Compose = Mapping[str, Any]
 
 
 def problems(compose: Compose) -> list[str]:
-    """All faults of a compose file."""
+    """Return all problems of a compose file."""
     checks = (dependencies, references, images, ports, secrets, health, privileges, allowed_hosts)
     return [line for check in checks for line in check(compose)]
 
 
 def dependencies(compose: Compose) -> Iterator[str]:
-    """A service waits for services that exist, until they are healthy, or have done their work."""
+    """Yield dependencies that do not exist, or that are not waited for until they are healthy or have completed."""
     services = compose["services"]
     for name, service in services.items():
-        for other, how in service.get("depends_on", {}).items():
-            condition = how.get("condition")
+        for other, dependency in service.get("depends_on", {}).items():
+            condition = dependency.get("condition")
             if other not in services:
                 yield f"{name}: depends on {other}, which does not exist"
             elif condition == "service_healthy":
                 if "healthcheck" not in services[other]:
-                    yield f"{name}: waits until {other} is healthy, which nothing checks"
+                    yield f"{name}: waits until {other} is healthy, but {other} has no health check"
             elif condition == "service_completed_successfully":
                 if services[other]["restart"] != "no":
-                    yield f"{name}: waits for the end of {other}, which is restarted"
+                    yield f"{name}: waits until {other} has completed, but {other} is restarted"
             else:
-                yield f"{name}: waits for {other} to be {condition}, not until it is healthy"
+                yield f"{name}: waits for the condition {condition} of {other} instead of service_healthy"
 
 
 def references(compose: Compose) -> Iterator[str]:
-    """Volumes and configs that are used are declared, and those that are declared are used."""
+    """Yield volumes and configs that are used but not declared, or declared but not used, and mounts of host paths."""
     used: dict[str, set[str]] = {"volumes": set(), "configs": set()}
     for name, service in compose["services"].items():
         used["configs"] |= {config["source"] for config in service.get("configs", [])}
         for volume in service.get("volumes", []):
             source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
             if source.startswith(("/", "~")):
-                yield f"{name}: mounts {source} of the machine"
+                yield f"{name}: mounts the host path {source}"
             elif not source.startswith("."):
                 used["volumes"].add(source)
     for kind, names in used.items():
@@ -57,7 +57,7 @@ def references(compose: Compose) -> Iterator[str]:
 
 
 def images(compose: Compose) -> Iterator[str]:
-    """An image from elsewhere names its version, down to the minor one; the others are built here."""
+    """Yield images that are neither built here nor pinned to at least a minor version."""
     built = {service["image"] for service in compose["services"].values() if "build" in service}
     for name, service in compose["services"].items():
         image = service.get("image", "")
@@ -66,66 +66,70 @@ def images(compose: Compose) -> Iterator[str]:
 
 
 def ports(compose: Compose) -> Iterator[str]:
-    """Nothing asks for a password, so nothing is published on another address than loopback."""
+    """Yield ports that are not published on loopback only; no service requires a password."""
     for name, service in compose["services"].items():
         for port in service.get("ports", []):
             if not isinstance(port, str) or not LOOPBACK_PORT.fullmatch(port):
                 yield f"{name}: the port {port} is not on loopback"
         if "network_mode" in service:
-            yield f"{name}: is on the network of the machine"
+            yield f"{name}: uses the network of the host"
 
 
 def secrets(compose: Compose) -> Iterator[str]:
-    """Secrets are asked for, have no default, and stand on no command line."""
+    """Yield secrets with a default value, in a URL, in a config or on a command line."""
     for name, service in compose["services"].items():
         for variable, value in service.get("environment", {}).items():
             if SECRET_NAME.search(variable) and not REQUIRED.fullmatch(str(value)):
                 yield f"{name}: {variable} is not a required variable"
-            found = PASSWORD_IN_URL.search(str(value))
-            if found and not REQUIRED.fullmatch(found["password"]):
-                yield f"{name}: {variable} holds a password in clear"
-        for word in [*service.get("command", []), *service.get("entrypoint", [])]:
-            if SECRET_NAME.search(word) or PASSWORD_IN_URL.search(word):
-                yield f"{name}: a secret on the command line"
+            url = PASSWORD_IN_URL.search(str(value))
+            if url and not REQUIRED.fullmatch(url["password"]):
+                yield f"{name}: {variable} contains a password in plain text"
+        for argument in [*service.get("command", []), *service.get("entrypoint", [])]:
+            if SECRET_NAME.search(argument) or PASSWORD_IN_URL.search(argument):
+                yield f"{name}: has a secret on its command line"
     for config, content in compose.get("configs", {}).items():
         if re.search(r"(password|secret)\w*:\s*(?!\{env:)\S", content.get("content", ""), re.IGNORECASE):
-            yield f"configs: {config} holds a secret in clear"
+            yield f"configs: {config} contains a secret in plain text"
 
 
 def health(compose: Compose) -> Iterator[str]:
-    """What lasts is watched, without a shell, and asked by the name that others ask it by."""
+    """Yield long-running services without a memory limit, or without a health check as their clients would connect.
+
+    The health check must run without a shell and address the service by its own name.
+    """
     for name, service in compose["services"].items():
         if service["restart"] == "no":
             continue
         test = service.get("healthcheck", {}).get("test", ["NONE"])
         if test[0] != "CMD":
-            yield f"{name}: no health check, or one in a shell"
-        for word in test[1:]:
-            host = re.search(r"https?://([^:/]+)", word)
-            if (host and host[1] != name) or word in ("localhost", "127.0.0.1"):
-                yield f"{name}: its health check does not ask by its own name: {word}"
+            yield f"{name}: has no health check, or one that needs a shell"
+        for argument in test[1:]:
+            host = re.search(r"https?://([^:/]+)", argument)
+            if (host and host[1] != name) or argument in ("localhost", "127.0.0.1"):
+                yield f"{name}: its health check does not use the name of the service: {argument}"
         if "mem_limit" not in service:
-            yield f"{name}: no memory limit"
+            yield f"{name}: has no memory limit"
 
 
 def privileges(compose: Compose) -> Iterator[str]:
-    """No service may gain privileges; what is built here has none at all."""
+    """Yield services that may gain privileges, and services of images built here that keep any capability."""
     for name, service in compose["services"].items():
         if "no-new-privileges:true" not in service.get("security_opt", []) or service.get("privileged"):
             yield f"{name}: may gain privileges"
         if service["image"].endswith(":local") and service.get("cap_drop") != ["ALL"]:
             yield f"{name}: keeps capabilities"
         if "cap_add" in service or service.get("user") in ("root", "0"):
-            yield f"{name}: asks for privileges"
+            yield f"{name}: requests privileges"
 
 
 def allowed_hosts(compose: Compose) -> Iterator[str]:
-    """MLflow answers to the name by which its clients call it: it refuses others while /health stays green."""
-    server = next(word for word in compose["services"]["mlflow"]["command"] if word.startswith("--allowed-hosts="))
-    allowed = server.split("=", 1)[1].split(",")
+    """Yield clients of MLflow whose host name it would refuse; /health would succeed even then."""
+    command = compose["services"]["mlflow"]["command"]
+    option = next(argument for argument in command if argument.startswith("--allowed-hosts="))
+    allowed = option.split("=", 1)[1].split(",")
     for name, service in compose["services"].items():
         uri = service.get("environment", {}).get("MLFLOW_TRACKING_URI")
         if uri and uri.removeprefix("http://") not in allowed:
-            yield f"{name}: calls {uri}, which MLflow refuses"
+            yield f"{name}: connects to {uri}, a host name that MLflow refuses"
     if "*" in allowed:
-        yield "mlflow: answers to any host name, so to any web page that a person has open"
+        yield "mlflow: accepts any host name, and so requests from any web page in a browser"

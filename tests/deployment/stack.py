@@ -1,11 +1,12 @@
-"""The services of docker-compose.yml as processes: their very commands, names, ports and health checks, but no Docker.
+"""Runs the services of docker-compose.yml as plain processes, without Docker.
 
-All live in a network and a mount namespace of their own, where the services' names are addresses of loopback: ports
-that are taken on the machine do not matter, and nothing outside can be reached. Each service is the first process of a
-process namespace, so killing it takes everything that it started along, as with a container.
+The services have the commands, names, ports and health checks of the file. They share a network namespace and a mount
+namespace, in which the names of the services resolve to loopback, so ports in use on the host do not matter and no
+other host can be reached. Each service is the first process of a PID namespace, so killing it also kills everything
+that it started, as with a container.
 
-What is not as in the file: paths of volumes lie in a scratch folder, PostgreSQL is the machine's own, and moto stands
-in for SeaweedFS; both of these get the file's secrets and keep its ports.
+There are three differences from the file: volumes are subfolders of a temporary folder, PostgreSQL is the one installed
+on the host, and moto replaces SeaweedFS. Both use the ports and the secrets of the file.
 """
 
 import json
@@ -29,7 +30,7 @@ from tests.deployment import compose_file
 PATHS = re.compile(r"(?<![\w/.])/(opt/dagster|state|datasets|data|app)\b")
 NAMES = ("postgres", "s3", "mlflow", "code-server", "webserver", "daemon", "champion")
 START_SECONDS = 240
-_ASK = """
+_REQUEST = """
 import sys, urllib.request
 data = sys.argv[2].encode() if len(sys.argv) > 2 else None
 request = urllib.request.Request(sys.argv[1], data, {"Content-Type": "application/json"})
@@ -42,11 +43,11 @@ boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"]).create_buc
 _COPY_BUCKET = """
 import boto3, os, pathlib, sys
 s3 = boto3.resource("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"])
-way, folder, bucket = sys.argv[1], pathlib.Path(sys.argv[2]), s3.Bucket("mlflow")
-if way == "download":
-    for item in bucket.objects.all():
-        (folder / item.key).parent.mkdir(parents=True, exist_ok=True)
-        bucket.download_file(item.key, str(folder / item.key))
+direction, folder, bucket = sys.argv[1], pathlib.Path(sys.argv[2]), s3.Bucket("mlflow")
+if direction == "download":
+    for stored in bucket.objects.all():
+        (folder / stored.key).parent.mkdir(parents=True, exist_ok=True)
+        bucket.download_file(stored.key, str(folder / stored.key))
 else:
     bucket.create()
     for path in folder.rglob("*"):
@@ -56,18 +57,23 @@ else:
 
 
 class Stack:
-    """The services, in a namespace that `running` has made."""
+    """The services, in the namespaces that `running` created.
+
+    Args:
+        folder: an empty folder for volumes, logs and data.
+        anchor: ID of the process that holds the namespaces open.
+    """
 
     model = "models:/macrec-tiny@champion"
 
     def __init__(self, folder: Path, anchor: int) -> None:
         self.folder = folder
-        self.compose = compose_file.filled(compose_file.read(), compose_file.SECRETS | {"MACREC_MODEL": self.model})
+        self.compose = compose_file.substitute(compose_file.read(), compose_file.SECRETS | {"MACREC_MODEL": self.model})
         self._enter = ["nsenter", f"--net=/proc/{anchor}/ns/net", f"--mount=/proc/{anchor}/ns/mnt"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def prepare(self) -> None:
-        """Make the folders and configs that the containers would find, and PostgreSQL's data folder."""
+        """Create the folders and configs that the containers would have, and initialize PostgreSQL's data folder."""
         for name in ("app", "data", "datasets", "opt/dagster/storage", "state", "logs", "home"):
             (self.folder / name).mkdir(parents=True)
         shutil.copy(compose_file.ROOT / "deployment" / "probe.py", self.folder / "app")
@@ -77,35 +83,54 @@ class Stack:
         data = self.folder / "postgres"
         data.mkdir()
         shutil.chown(data, "postgres")
-        secret = self.folder / "password"
-        secret.write_text(self.compose["services"]["postgres"]["environment"]["POSTGRES_PASSWORD"], encoding="utf-8")
-        options = ["-D", str(data), "-U", "macrec", "--pwfile", str(secret), "-A", "scram-sha-256", "-N", "-E", "UTF8"]
+        password = self.folder / "password"
+        password.write_text(self.compose["services"]["postgres"]["environment"]["POSTGRES_PASSWORD"], encoding="utf-8")
+        options = [
+            "-D",
+            str(data),
+            "-U",
+            "macrec",
+            "--pwfile",
+            str(password),
+            "-A",
+            "scram-sha-256",
+            "-N",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run([*_as_postgres("initdb"), *options], check=True, capture_output=True, cwd=data)
 
-    def make_stores(self) -> None:
-        """Start PostgreSQL and the S3 store, and make what their images make at the first start."""
+    def create_stores(self) -> None:
+        """Start PostgreSQL and the S3 store, and create the databases and the bucket as the containers do initially."""
         self._launch("postgres")
         deadline = time.monotonic() + START_SECONDS
         while self.execute("postgres", "pg_isready", "-h", "postgres").returncode and time.monotonic() < deadline:
             time.sleep(0.5)
-        first = self.compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
-        for statement in (f"CREATE DATABASE {first}", self.compose["configs"]["create-databases"]["content"]):
+        database = self.compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
+        for statement in (f"CREATE DATABASE {database}", self.compose["configs"]["create-databases"]["content"]):
             self.psql(statement)
         self.wait_until_healthy("postgres")
         self.start("s3")
         self.execute("mlflow", sys.executable, "-c", _MAKE_BUCKET, check=True)
 
     def psql(self, statement: str, *, database: str = "postgres") -> str:
-        """Run one statement as the owner of the databases; what it prints."""
-        return self.execute("postgres", *self.database("psql", database), "-At", "-c", statement, check=True).stdout
+        """Run one statement as the owner of the databases, and return what it prints."""
+        return self.execute(
+            "postgres", *self.client_command("psql", database), "-At", "-c", statement, check=True
+        ).stdout
 
-    def database(self, program: str, name: str) -> tuple[str, ...]:
-        """The words of psql, pg_dump or pg_restore for a database."""
+    def client_command(self, program: str, name: str) -> tuple[str, ...]:
+        """Return the command line of psql, pg_dump or pg_restore for a database."""
         return (program, "-h", "postgres", "-U", "macrec", "-d", name)
 
-    def copy_bucket(self, way: str, folder: Path) -> None:
-        """`download` the bucket of artifacts into a folder, or `upload` a folder into a new bucket."""
-        self.execute("mlflow", sys.executable, "-c", _COPY_BUCKET, way, str(folder), check=True)
+    def copy_bucket(self, direction: str, folder: Path) -> None:
+        """Download the bucket of artifacts into a folder, or create the bucket and upload a folder into it.
+
+        Args:
+            direction: "download" or "upload".
+            folder: where the files are written to or read from.
+        """
+        self.execute("mlflow", sys.executable, "-c", _COPY_BUCKET, direction, str(folder), check=True)
 
     def start(self, *services: str) -> None:
         """Start services and wait until their health checks pass."""
@@ -115,14 +140,14 @@ class Stack:
             self.wait_until_healthy(service)
 
     def kill(self, *services: str) -> None:
-        """SIGKILL to a service and to all that it started."""
+        """Send SIGKILL to services and to all processes that they started."""
         for service in services:
             process = self._processes.pop(service)
             process.kill()
             process.wait()
 
     def restart(self, *services: str) -> None:
-        """Kill services, start them anew and wait until they are healthy."""
+        """Kill services, start them again and wait until they are healthy."""
         self.kill(*services)
         self.start(*services)
 
@@ -130,7 +155,7 @@ class Stack:
         self.kill(*self._processes)
 
     def freeze(self, service: str, seconds: float) -> None:
-        """Let a service hang: it takes connections and answers none."""
+        """Suspend a service for some seconds, in which it accepts connections but does not respond."""
         group = os.getpgid(self._processes[service].pid)
         os.killpg(group, signal.SIGSTOP)
         time.sleep(seconds)
@@ -138,33 +163,33 @@ class Stack:
 
     def wait_until_healthy(self, service: str) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while (found := self.health(service)).returncode:
+        while (check := self.health(service)).returncode:
             status = self._processes[service].poll()
             if status is not None or time.monotonic() > deadline:
-                pytest.fail(f"{service} ({status=}): {found.stdout}{found.stderr}\n{self.log(service)[-3000:]}")
-            time.sleep(3)  # some of the checks load Dagster, which takes longer than what they wait for
+                pytest.fail(f"{service} ({status=}): {check.stdout}{check.stderr}\n{self.log(service)[-3000:]}")
+            time.sleep(3)  # some checks import Dagster, so checking more often would slow the start down
 
     def health(self, service: str) -> "subprocess.CompletedProcess[str]":
-        """Ask once whether a service is healthy, by the check of the compose file."""
+        """Run the health check of the compose file once."""
         if service == "s3":
-            return self.execute("mlflow", sys.executable, "-c", _ASK, "http://s3:8333/moto-api/")
+            return self.execute("mlflow", sys.executable, "-c", _REQUEST, "http://s3:8333/moto-api/")
         return self.execute(service, *self.compose["services"][service]["healthcheck"]["test"][1:])
 
     def execute(self, service: str, *command: str, check: bool = False) -> "subprocess.CompletedProcess[str]":
         """Run a command with the environment of a service, as `docker compose exec` does."""
-        words = [*self._enter, f"--wd={self.folder / 'app'}", *map(self._inside, command)]
+        arguments = [*self._enter, f"--wd={self.folder / 'app'}", *map(self._inside, command)]
         environment = self._environment(service)
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=check)
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=check)
 
-    def ask(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
-        """GET, or POST of a JSON body, from inside; the decoded answer."""
+    def request(self, url: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Send a GET request, or a POST of a JSON body, from inside the namespaces; return the parsed response."""
         arguments = [url] if body is None else [url, json.dumps(body)]
         for _ in range(4):  # the first request over a connection that PostgreSQL has dropped fails
-            answer = self.execute("mlflow", sys.executable, "-I", "-S", "-c", _ASK, *arguments)
-            if answer.returncode == 0:
-                return json.loads(answer.stdout)
+            result = self.execute("mlflow", sys.executable, "-I", "-S", "-c", _REQUEST, *arguments)
+            if result.returncode == 0:
+                return json.loads(result.stdout)
             time.sleep(1)
-        pytest.fail(f"{url}: {answer.stderr[-500:]}")
+        pytest.fail(f"{url}: {result.stderr[-500:]}")
 
     def log(self, service: str) -> str:
         return (self.folder / "logs" / f"{service}.log").read_text(encoding="utf-8", errors="replace")
@@ -172,7 +197,7 @@ class Stack:
     def _launch(self, service: str) -> None:
         with (self.folder / "logs" / f"{service}.log").open("ab") as log:
             self._processes[service] = subprocess.Popen(
-                # The first process of a namespace of processes: its end is the end of all.
+                # The first process of a PID namespace: when it ends, the kernel kills all others.
                 self._command(service, ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -188,28 +213,29 @@ class Stack:
         elif service == "s3":
             command = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"]
         else:
-            command = [self._inside(word) for word in self.compose["services"][service]["command"]]
+            command = [self._inside(argument) for argument in self.compose["services"][service]["command"]]
         return [*self._enter, f"--wd={self.folder / 'app'}", *wrapper, *command]
 
     def _environment(self, service: str) -> dict[str, str]:
-        given = {name: self._inside(value) for name, value in self.compose["services"][service]["environment"].items()}
-        own = {
+        variables = self.compose["services"][service]["environment"]
+        host_environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(compose_file.ROOT),
             "HOME": str(self.folder / "home"),
             "OMP_NUM_THREADS": "1",
         }
-        return own | given
+        return host_environment | {name: self._inside(value) for name, value in variables.items()}
 
     def _inside(self, text: str) -> str:
-        return PATHS.sub(lambda found: f"{self.folder}/{found[1]}", text)
+        """Replace the container paths in a text by paths in the temporary folder."""
+        return PATHS.sub(lambda match: f"{self.folder}/{match[1]}", text)
 
 
 @contextmanager
 def running() -> Iterator[Stack]:
-    """A stack whose namespace exists and in which nothing runs yet; all of it ends with the block."""
-    _require_what_it_needs()
-    # Not below pytest's folder, which only its owner may enter.
+    """Yield a stack with namespaces in which no service runs yet; all services are killed when the block ends."""
+    _skip_if_unsupported()
+    # pytest's temporary folder is readable by its owner only, but PostgreSQL runs as another user.
     folder = Path(tempfile.mkdtemp(prefix="macrec-stack-"))
     folder.chmod(0o755)
     hosts = folder / "hosts"
@@ -223,8 +249,8 @@ def running() -> Iterator[Stack]:
     ) as anchor:
         try:
             assert anchor.stdout is not None
-            if (said := anchor.stdout.readline().strip()) != "ready":
-                pytest.skip(f"no namespaces can be made here: {said}")
+            if (line := anchor.stdout.readline().strip()) != "ready":
+                pytest.skip(f"cannot create namespaces: {line}")
             stack = Stack(folder, anchor.pid)
             try:
                 stack.prepare()
@@ -236,20 +262,20 @@ def running() -> Iterator[Stack]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _require_what_it_needs() -> None:
+def _skip_if_unsupported() -> None:
     for module in ("psycopg2", "dagster_postgres", "boto3", "moto"):
         pytest.importorskip(module, reason=f"{module} is not installed")
     if os.geteuid() != 0:
-        pytest.skip("only root may make the namespaces in which the services run")
+        pytest.skip("only root may create the namespaces in which the services run")
     if missing := [name for name in ("unshare", "nsenter", "ip", "runuser", "psql") if not shutil.which(name)]:
-        pytest.skip(f"not on this machine: {', '.join(missing)}")
+        pytest.skip(f"not installed: {', '.join(missing)}")
     if not _binary("postgres"):
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
 
 
 def _binary(name: str) -> str | None:
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
+    paths = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(paths[-1]) if paths else shutil.which(name)
 
 
 def _as_postgres(name: str) -> list[str]:

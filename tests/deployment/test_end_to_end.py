@@ -1,7 +1,9 @@
-"""The whole deployment at work: a run launched through GraphQL, each service killed under it, the champion served.
+"""The whole deployment works: a run survives the loss of each service, and a backup can be restored.
 
-One more run is launched by the clock. Then a backup of both databases and of the bucket, restored into empty stores. A
-story, so the fixtures follow each other; `tests.deployment.stack` says what is real in it and what is not.
+A run is launched through GraphQL and each service is killed while it is in progress. A schedule launches another run,
+and the champion is served. At last, both databases and the bucket are backed up and restored into empty stores. The
+tests depend on each other, so the fixtures are ordered. `tests.deployment.stack` describes how the stack differs from
+docker-compose.yml.
 """
 
 import time
@@ -36,8 +38,8 @@ overrides:
   evaluation: {bootstrap_samples: 20, num_sample_users: 2}
 """
 LAUNCH = """
-mutation($asked: ExecutionParams!) {
-  launchRun(executionParams: $asked) { __typename ... on PythonError { message } }
+mutation($parameters: ExecutionParams!) {
+  launchRun(executionParams: $parameters) { __typename ... on PythonError { message } }
 }"""
 RUNS = """
 { runsOrError { ... on Runs { results {
@@ -47,29 +49,29 @@ RUNS = """
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Everything up and healthy, in the order of the compose file, with a data set added to the folder of data sets."""
-    with running() as made:
-        (made.folder / "datasets" / "tiny.yaml").write_text(DATASET, encoding="utf-8")
-        made.make_stores()
-        made.start("mlflow")
-        made.start("code-server")
-        made.start("webserver", "daemon")
-        yield made
+    """All services except the champion, started in the order of the compose file and healthy, with a small data set."""
+    with running() as stack:
+        (stack.folder / "datasets" / "tiny.yaml").write_text(DATASET, encoding="utf-8")
+        stack.create_stores()
+        stack.start("mlflow")
+        stack.start("code-server")
+        stack.start("webserver", "daemon")
+        yield stack
 
 
 @pytest.fixture(scope="module")
-def finished(stack: Stack) -> list[dict[str, Any]]:
-    """A run of the whole pipeline under which every service has been killed; the runs that it took, oldest first."""
+def finished_runs(stack: Stack) -> list[dict[str, Any]]:
+    """A run of the whole pipeline during which every service was killed or frozen, and its retries, oldest first."""
     selector = {
         "repositoryLocationName": "macrec_pipeline.definitions",
         "repositoryName": "__repository__",
         "jobName": "full_pipeline",
     }
     tags = [{"key": "dagster/partition", "value": "tiny"}]
-    asked = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
-    answer = stack.ask(GRAPHQL, {"query": LAUNCH, "variables": {"asked": asked}})
-    assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
-    made = _wait_for(stack, assets=2)
+    parameters = {"selector": selector, "runConfigData": {}, "executionMetadata": {"tags": tags}}
+    response = stack.request(GRAPHQL, {"query": LAUNCH, "variables": {"parameters": parameters}})
+    assert response["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", response
+    num_assets = _wait_for(stack, assets=2)
     stack.restart("code-server")
     disturbances = [
         lambda: stack.restart("mlflow"),
@@ -79,84 +81,87 @@ def finished(stack: Stack) -> list[dict[str, Any]]:
     ]
     _wait_for(stack, runs=2)
     for number, disturb in enumerate(disturbances):
-        _wait_for(stack, assets=made + number)
+        _wait_for(stack, assets=num_assets + number)
         disturb()
     return _wait_for_the_end(stack)
 
 
 @pytest.fixture(scope="module")
-def scheduled(stack: Stack, finished: list[dict[str, Any]]) -> dict[str, Any]:
-    """A run that the daemon launched at the minute that the data set's file names, once it has ended."""
-    for _ in range(4):  # on a busy machine the file may be read when its minute has passed
+def scheduled_run(stack: Stack, finished_runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run that the daemon launched at the time in the data set's file, after it has ended."""
+    for _ in range(4):  # a busy machine may read the file only after that time
         due = datetime.now(UTC).replace(second=0) + timedelta(minutes=2)
         schedule = f'schedule: {{cron: "{due.minute} {due.hour} * * *", job: batch_recommendations}}\n'
         (stack.folder / "datasets" / "tiny.yaml").write_text(DATASET + schedule, encoding="utf-8")
         stack.restart("code-server")
-        while len(_runs(stack)) == len(finished) and datetime.now(UTC) < due + timedelta(seconds=60):
+        while len(_runs(stack)) == len(finished_runs) and datetime.now(UTC) < due + timedelta(seconds=60):
             time.sleep(2)
-        if len(_runs(stack)) > len(finished):
+        if len(_runs(stack)) > len(finished_runs):
             return _wait_for_the_end(stack)[-1]
-    pytest.fail(f"nothing was launched by the clock:\n{stack.log('daemon')[-4000:]}")
+    pytest.fail(f"the schedule launched no run:\n{stack.log('daemon')[-4000:]}")
 
 
 @pytest.fixture(scope="module")
-def answer(stack: Stack, finished: list[dict[str, Any]]) -> Any:
-    """What the served champion recommends to two users, one of them unknown."""
+def response(stack: Stack, finished_runs: list[dict[str, Any]]) -> Any:
+    """The served champion's recommendations for two users, one of them without a history."""
     stack.start("champion")
     return _recommendations(stack)
 
 
-def test_the_health_check_sees_what_health_does_not(stack: Stack) -> None:
-    """By a name that MLflow does not allow, /health is green and each client is refused; ours asks as a client does."""
-    refused = "http://webserver:5000"
-    assert stack.execute("mlflow", "python", "/app/probe.py", f"{refused}/health").returncode == 0
-    checked = stack.health("mlflow").args[-2].replace("http://mlflow:5000", refused)
-    found = stack.execute("mlflow", "python", "/app/probe.py", checked)
-    assert found.returncode == 1
-    assert "403" in found.stderr
+def test_health_check_detects_refused_host_names(stack: Stack) -> None:
+    """The health check of MLflow fails for a host name that clients are refused for, although /health succeeds."""
+    refused_host = "http://webserver:5000"
+    assert stack.execute("mlflow", "python", "/app/probe.py", f"{refused_host}/health").returncode == 0
+    checked_url = stack.health("mlflow").args[-2].replace("http://mlflow:5000", refused_host)
+    result = stack.execute("mlflow", "python", "/app/probe.py", checked_url)
+    assert result.returncode == 1
+    assert "403" in result.stderr
 
 
-def test_a_run_goes_on_whichever_service_is_killed(finished: list[dict[str, Any]], stack: Stack) -> None:
-    """The run that went down with the code server is failed, its retry makes what was left; no step is done twice.
+def test_run_resumes_after_each_service_is_killed(finished_runs: list[dict[str, Any]], stack: Stack) -> None:
+    """The run that died with the code server is marked as failed, and its retry completes the other steps once each.
 
-    A step may be killed after its tables are told and before it is: then it tells them again. The database may go in
-    the moment in which the retry writes an event; then there is one more.
+    A step that is killed after it reported an asset, but before it ended, reports the asset again. If the database is
+    killed while the retry writes an event, there is a second retry.
     """
-    assert len(finished) in (2, 3)
-    for run, retry in pairwise(finished):
+    assert len(finished_runs) in (2, 3)
+    for run, retry in pairwise(finished_runs):
         assert run["status"] == "FAILURE"
         assert retry["parentRunId"] == run["runId"]
-    assert finished[-1]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
-    made = [{_asset(each) for each in run["assetMaterializations"]} for run in finished]
-    assert len(made[0]) >= 2
-    assert len(set().union(*made)) == 17
-    done = [step["stepKey"] for run in finished for step in run["stepStats"] if step["status"] == "SUCCESS"]
-    assert len(done) == len(set(done)) > 10
+    assert finished_runs[-1]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
+    assets = [{_asset(each) for each in run["assetMaterializations"]} for run in finished_runs]
+    assert len(assets[0]) >= 2
+    assert len(set().union(*assets)) == 17
+    steps = [step["stepKey"] for run in finished_runs for step in run["stepStats"] if step["status"] == "SUCCESS"]
+    assert len(steps) == len(set(steps)) > 10
 
 
-def test_a_schedule_ticks(scheduled: dict[str, Any], stack: Stack) -> None:
-    """The champion's recommendations for everybody are made by the clock."""
-    assert scheduled["status"] == "SUCCESS", stack.log("code-server")[-4000:]
-    assert {"key": "dagster/schedule_name", "value": "batch_recommendations_tiny"} in scheduled["tags"]
-    assert _asset(scheduled["assetMaterializations"][-1]) == "recommendations"
+def test_schedule_launches_run(scheduled_run: dict[str, Any], stack: Stack) -> None:
+    """The schedule launches a run that computes recommendations for all users."""
+    assert scheduled_run["status"] == "SUCCESS", stack.log("code-server")[-4000:]
+    assert {"key": "dagster/schedule_name", "value": "batch_recommendations_tiny"} in scheduled_run["tags"]
+    assert _asset(scheduled_run["assetMaterializations"][-1]) == "recommendations"
 
 
-def test_the_champion_answers(answer: Any) -> None:
-    """The served model gives five items to a known user, and what is popular to one without a history."""
-    known, unknown = answer["predictions"]
-    assert len(set(known["item_ids"])) == 5
-    assert known["fallback"] == "none"
-    assert unknown["fallback"] == "popularity"
+def test_champion_is_served(response: Any) -> None:
+    """The served model returns five items for a user with a history, and popular items for a user without one."""
+    with_history, without_history = response["predictions"]
+    assert len(set(with_history["item_ids"])) == 5
+    assert with_history["fallback"] == "none"
+    assert without_history["fallback"] == "popularity"
 
 
-def test_a_backup_comes_back_in_empty_stores(stack: Stack, scheduled: dict[str, Any], answer: Any) -> None:
-    """By the commands of docs/deployment.md: dump, lose all three stores, restore, upgrade; everything is as it was."""
+def test_backup_is_restored_into_empty_stores(stack: Stack, scheduled_run: dict[str, Any], response: Any) -> None:
+    """Runs and recommendations are the same after both databases and the bucket are lost and restored.
+
+    The commands are those of docs/deployment.md.
+    """
     runs = _runs(stack)
     backup = stack.folder / "backup"
     backup.mkdir()
     stack.kill("champion", "daemon", "webserver", "code-server", "mlflow")
     for name in ("dagster", "mlflow"):
-        stack.execute("postgres", *stack.database("pg_dump", name), "-Fc", "-f", str(backup / name), check=True)
+        stack.execute("postgres", *stack.client_command("pg_dump", name), "-Fc", "-f", str(backup / name), check=True)
         stack.psql(f"DROP DATABASE {name} WITH (FORCE)")
         stack.psql(f"CREATE DATABASE {name}")
     stack.copy_bucket("download", backup / "bucket")
@@ -165,25 +170,25 @@ def test_a_backup_comes_back_in_empty_stores(stack: Stack, scheduled: dict[str, 
     stack.copy_bucket("upload", backup / "bucket")
     for name in ("dagster", "mlflow"):
         stack.execute(
-            "postgres", *stack.database("pg_restore", name), "--exit-on-error", str(backup / name), check=True
+            "postgres", *stack.client_command("pg_restore", name), "--exit-on-error", str(backup / name), check=True
         )
     stack.execute("mlflow", "sh", "-c", 'mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"', check=True)
     stack.execute("code-server", "dagster", "instance", "migrate", check=True)
     stack.start("mlflow")
     stack.start("champion")
-    assert _recommendations(stack) == answer
-    kept = stack.psql("SELECT run_id, status FROM runs ORDER BY id", database="dagster").splitlines()
-    assert kept == [f"{run['runId']}|{run['status']}" for run in runs]
+    assert _recommendations(stack) == response
+    restored = stack.psql("SELECT run_id, status FROM runs ORDER BY id", database="dagster").splitlines()
+    assert restored == [f"{run['runId']}|{run['status']}" for run in runs]
 
 
 def _recommendations(stack: Stack) -> Any:
     rows = {"dataframe_records": [{"history": ["P0001", "P0002"]}, {"history": []}], "params": {"k": 5}}
-    return stack.ask("http://champion:8080/invocations", rows)
+    return stack.request("http://champion:8080/invocations", rows)
 
 
 def _runs(stack: Stack) -> list[dict[str, Any]]:
-    """All runs, oldest first."""
-    results: list[dict[str, Any]] = stack.ask(GRAPHQL, {"query": RUNS})["data"]["runsOrError"]["results"]
+    """Return all runs, oldest first."""
+    results: list[dict[str, Any]] = stack.request(GRAPHQL, {"query": RUNS})["data"]["runsOrError"]["results"]
     return results[::-1]
 
 
@@ -192,13 +197,13 @@ def _asset(materialization: dict[str, Any]) -> str:
 
 
 def _wait_for(stack: Stack, *, runs: int = 1, assets: int = 0) -> int:
-    """Until there are so many runs, and they have made so many assets together; how many they are."""
+    """Wait until there are `runs` runs with `assets` materializations in total; return how many materializations."""
     deadline = time.monotonic() + RUN_SECONDS
-    while len(found := _runs(stack)) < runs or (made := _made(found)) < assets:
-        if _is_over(found[-1]) or time.monotonic() > deadline:
-            pytest.fail(f"{found}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
+    while len(launched := _runs(stack)) < runs or (num_assets := _num_materializations(launched)) < assets:
+        if _is_over(launched[-1]) or time.monotonic() > deadline:
+            pytest.fail(f"{launched}\n{stack.log('code-server')[-4000:]}\n{stack.log('daemon')[-4000:]}")
         time.sleep(2)
-    return made
+    return num_assets
 
 
 def _wait_for_the_end(stack: Stack) -> list[dict[str, Any]]:
@@ -208,11 +213,11 @@ def _wait_for_the_end(stack: Stack) -> list[dict[str, Any]]:
     return runs
 
 
-def _made(runs: list[dict[str, Any]]) -> int:
+def _num_materializations(runs: list[dict[str, Any]]) -> int:
     return sum(len(run["assetMaterializations"]) for run in runs)
 
 
 def _is_over(run: dict[str, Any]) -> bool:
-    """Whether a run has ended and no other is going to take it up; Dagster decides that after it says FAILURE."""
-    left = {"key": "dagster/will_retry", "value": "false"} in run["tags"]
-    return run["status"] == "SUCCESS" or (run["status"] == "FAILURE" and left)
+    """Return whether a run has ended and will not be retried, which Dagster decides after the status is FAILURE."""
+    no_retry = {"key": "dagster/will_retry", "value": "false"} in run["tags"]
+    return run["status"] == "SUCCESS" or (run["status"] == "FAILURE" and no_retry)

@@ -1,4 +1,4 @@
-"""The health check's own program: green only for an answer that is one."""
+"""The health check program succeeds only if every service responds as expected."""
 
 import http.server
 import importlib.util
@@ -20,13 +20,13 @@ spec.loader.exec_module(probe)
 
 class _Service(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self._answer(403 if self.path == "/refused" else 200, b"healthy")
+        self._respond(403 if self.path == "/refused" else 200, b"healthy")
 
     def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(200, asked if self.headers["Content-Type"] == "application/json" else b"")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self._respond(200, body if self.headers["Content-Type"] == "application/json" else b"")
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -47,28 +47,28 @@ def _status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str | int | Non
     monkeypatch.setattr(sys, "argv", ["probe.py", *arguments])
     try:
         probe.main()
-    except SystemExit as end:
-        return end.code
+    except SystemExit as error:
+        return error.code
     return 0
 
 
-def test_answers_that_are_good(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Status 200, the word where one is expected, and a body that arrives as JSON."""
+def test_expected_responses_succeed(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe succeeds on status 200, on a response that contains the expected text, and on a POST of JSON."""
     assert _status(monkeypatch, f"{service}/a", f"{service}/b") == 0
     assert _status(monkeypatch, "--expect", "healthy", f"{service}/") == 0
     assert _status(monkeypatch, "--post", '{"history": []}', "--expect", "history", f"{service}/") == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "reason"),
     [
         (("{}/a", "{}/refused"), "403"),
         (("--expect", "ready", "{}/"), "expected 'ready' in the response, but got 'healthy'"),
         (("http://127.0.0.1:9/",), "refused"),
     ],
 )
-def test_answers_that_are_not(
-    arguments: tuple[str, ...], why: str, service: str, monkeypatch: pytest.MonkeyPatch
+def test_unexpected_responses_fail(
+    arguments: tuple[str, ...], reason: str, service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One bad answer among several, a page without the word, nobody: each is said, and none is green."""
-    assert why in str(_status(monkeypatch, *(word.replace("{}", service) for word in arguments)))
+    """The probe fails and states the reason: an error status, a response without the expected text, or no server."""
+    assert reason in str(_status(monkeypatch, *(argument.replace("{}", service) for argument in arguments)))

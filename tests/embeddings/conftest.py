@@ -33,7 +33,7 @@ def cpu() -> torch.device:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test on any attempt to open a connection or to look up a host."""
+    """Fail the test on any attempt to open a connection or to look up a host."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"a connection was attempted: {args}")

@@ -180,7 +180,7 @@ def test_a_missing_package_says_how_to_install_it(cpu: torch.device, monkeypatch
 
 
 def pooled_by_hand(model: torch.nn.Module, text: str, *, max_tokens: int = 99) -> np.ndarray:
-    """The mean of the last states over the tokens of a single text, without any padding."""
+    """Return the mean of the last states over the tokens of a single text, without any padding."""
     ids = torch.tensor([[VOCABULARY.index(word) for word in text.split()[:max_tokens]]])
     with torch.inference_mode():
         states = model(input_ids=ids).last_hidden_state[0].float()

@@ -68,6 +68,19 @@ def test_popularity_counts_only_the_training_part() -> None:
     assert lists[True].tolist() == [[0, 1, 4], [2, 0, 4], [3, 1, 4]]
 
 
+def test_baselines_do_not_recommend_unlisted_items() -> None:
+    """The lists are those of all items without the unlisted ones, which still count in histories."""
+    histories = _flat([[2, 3, 3, 8, 8], [3, 1, 8], [2, 0, 7], [2, 3, 4, 5, 2]])
+    listed = np.ones(NUM_ITEMS, dtype=bool)
+    listed[[3, 0]] = False
+    for recommend in (recommend_popular, lambda *args, **more: recommend_item_knn(*args, history_length=3, **more)):
+        everything = recommend(histories, num_items=NUM_ITEMS, top_k=NUM_ITEMS)
+        found = recommend(histories, num_items=NUM_ITEMS, top_k=NUM_ITEMS, listed=listed)
+        for exclude_seen in (False, True):
+            expected = [[item for item in row if listed[item]] for row in _unpadded(everything[exclude_seen])]
+            assert _unpadded(found[exclude_seen]) == expected
+
+
 @given(items=HISTORIES)
 def test_popular_lists_agree_with_a_slow_implementation(items: list[list[int]]) -> None:
     """With and without seen items, the lists are the most popular items in order, as long as there are any."""

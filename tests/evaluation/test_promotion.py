@@ -122,7 +122,7 @@ def test_held_out_users_are_described_by_item_ids() -> None:
 
 
 def equal_models(low: float = 0.0, **changes: object) -> ModelComparison:
-    """A comparison of two models with NDCG@10 0.2, with an interval of the difference that starts at `low`."""
+    """Return a comparison of two models with NDCG@10 0.2, with an interval of the difference that starts at `low`."""
     metrics = ModelMetrics(0.4, 0.2, 0.5, 0.0, 1.0, 100, 10)
     paired = PairedDifference(0.0, low, 0.01, 0.5, 100)
     return replace(

@@ -203,7 +203,7 @@ def test_metrics_document_has_the_agreed_keys(evaluation: Evaluation) -> None:
 def test_sasrec_is_measured_only_if_it_is_among_the_predictions(
     evaluation: Evaluation, histories: pl.DataFrame, predictions: pl.DataFrame, small_config: EvaluationConfig
 ) -> None:
-    """Its lists are measured as they are and the protocol has its settings; without rows it appears nowhere."""
+    """SASRec's lists are measured if the predictions have them; otherwise no metric or setting of it appears."""
     assert evaluation.protocol["sasrec"] == SASREC_SETTINGS
     lists = predictions.filter((pl.col("system") == "sasrec") & ~pl.col("exclude_seen"))["item_indices"].to_list()
     targets = [items[-1] for items in histories["item_indices"].to_list()]

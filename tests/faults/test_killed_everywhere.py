@@ -73,7 +73,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 @pytest.mark.parametrize("asset", KILLS)
 def test_a_killed_asset_is_materialized_by_a_resumed_run(asset: str, chain: Chain) -> None:
-    """Its run is closed, the next run resumes it, and in the end the asset's files have the expected bytes."""
+    """The run of a killed asset is closed, the next run resumes it, and the asset's files have the expected bytes."""
     position = chain.killed.index(asset)
     killed, resumed = chain.runs[position], chain.runs[position + 1]
     assert killed["status"] == "CANCELED"

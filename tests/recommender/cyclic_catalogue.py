@@ -21,13 +21,13 @@ SMALL = {
 
 
 def cyclic_histories(num_users: int = 60) -> list[np.ndarray]:
-    """Returns histories of 5 to 13 items, int64."""
+    """Return histories of 5 to 13 items, int64."""
     generator = np.random.default_rng(0)
     starts, lengths = generator.integers(NUM_ITEMS, size=num_users), generator.integers(5, 14, size=num_users)
     return [(start + np.arange(length)) % NUM_ITEMS for start, length in zip(starts, lengths, strict=True)]
 
 
 def codes(seed: int) -> np.ndarray:
-    """Returns distinct semantic IDs of three codes out of four, int64 [30, 3]."""
+    """Return distinct semantic IDs of three codes out of four, int64 [30, 3]."""
     all_ids = np.stack(np.unravel_index(np.arange(64), (4, 4, 4)), axis=1)
     return np.random.default_rng(seed).permutation(all_ids)[:NUM_ITEMS].astype(np.int64)

@@ -11,7 +11,7 @@ class InterruptedTrainingError(Exception):
 
 
 def interrupt_after(share: float) -> Callable[..., None]:
-    """Returns a progress callback that raises `InterruptedTrainingError` after a share of all steps."""
+    """Return a progress callback that raises `InterruptedTrainingError` after a share of all steps."""
 
     def progress(_stage: str, done: int, total: int, *_: object) -> None:
         if done > share * total:

@@ -67,7 +67,7 @@ def test_a_batch_has_no_more_targets_than_allowed() -> None:
 
 
 def test_a_plan_has_the_same_shapes_whatever_is_drawn() -> None:
-    """This lets the tasks of one step meet different windows in batches of one shape."""
+    """The batch shapes of a plan do not depend on the draw, so the tasks of a step can use different windows."""
     histories = [np.arange(length) for length in np.random.default_rng(0).integers(2, 60, 50)]
     windows = training_windows(histories, spec_of("item_causal"))
     shapes = [

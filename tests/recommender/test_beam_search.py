@@ -160,7 +160,7 @@ def test_beam_search_finds_what_exact_scoring_finds(encoding: Literal["exact", "
 
 
 def test_items_that_differ_in_the_first_code_are_decided_by_it() -> None:
-    """If every first code belongs to one item, the search goes on without the model and gives the same scores."""
+    """If every first code belongs to one item, the search continues without the model and gives the same scores."""
     model = random_retriever().model
     codes = torch.tensor([[2, 1, 1], [0, 3, 2], [3, 3, 0]])
     retriever = MultiRouteRetriever(model, ItemCodes({"text": codes, "image": codes}))

@@ -65,6 +65,33 @@ def test_rules_use_the_shops_ids(cyclic_bundle_folder: Path) -> None:
         bundle.recommend_ids([history, history], rules_of_rows=[None])
 
 
+def test_an_item_that_has_left_the_catalogue_is_never_recommended(cyclic_bundle_folder: Path) -> None:
+    """No route, rule or fallback returns it. In a history it counts as before, and the other items keep their order."""
+    every_item = RecommenderBundle.load(cyclic_bundle_folder)
+    gone = {"item/0 ü", "item/6 ü"}
+    catalogue = [item | ({"listed": False} if item["item_id"] in gone else {}) for item in every_item.catalogue]
+    popularity = np.arange(NUM_ITEMS, 0, -1)
+    bundle = RecommenderBundle(every_item._retriever, catalogue, popularity, every_item.description)
+    histories = [["item/3 ü", "item/4 ü", "item/5 ü"], ["item/4 ü", "item/5 ü", "item/6 ü"], ["nobody"]]
+    for route in ("fused", *bundle.routes):
+        for rules in (None, Rules(allowed=["item/0 ü", "item/6 ü", "item/7 ü", "item/8 ü"]), Rules(excluded=["x"])):
+            for exclude_seen in (False, True):
+                answers = bundle.recommend_ids(
+                    histories, k=NUM_ITEMS, route=route, rules=rules, exclude_seen=exclude_seen
+                )
+                for answer in answers:
+                    assert answer.item_ids
+                    assert not gone & set(answer.item_ids)
+    full, without = (
+        each.recommend_ids(histories[1:2], k=NUM_ITEMS, route="text", beam_width=NUM_ITEMS)[0].item_ids
+        for each in (every_item, bundle)
+    )
+    assert without == [item for item in full if item not in gone]
+    assert bundle.recommend_ids([["nobody"]], k=2)[0].item_ids == ["item/1 ü", "item/2 ü"]
+    by_index = bundle.recommend([np.array([3, 4, 5])], routes=("fused", *bundle.routes), k=NUM_ITEMS)
+    assert all(not {0, 6} & set(ranked[0].item_indices.tolist()) for ranked in by_index.values())
+
+
 def test_rules_use_the_catalogues_categories(cyclic_bundle_folder: Path) -> None:
     """Every third item has two categories and the others have none; a bundle of an older version has none at all."""
     bundle = RecommenderBundle.load(cyclic_bundle_folder)
@@ -115,7 +142,7 @@ def test_impossible_requests_are_rejected(cyclic_bundle_folder: Path, arguments:
 
 
 def test_the_quantizer_is_part_of_the_bundle(trained_model: FittedRecommender, tmp_path: Path) -> None:
-    """Its files are those of training. A bundle whose IDs came with the data set has none, and loads."""
+    """The bundle has the quantizer's files. A bundle whose IDs came with the data set has none, and loads."""
     for name, content in (("with", b"{}"), ("without", None)):
         (tmp_path / name / "bundle").mkdir(parents=True)
         trained_model.save(tmp_path / name)

@@ -72,7 +72,7 @@ def test_the_route_that_predicts_gets_the_weight(trained_model: FittedRecommende
 
 
 def test_the_fitted_ndcg_equals_that_of_a_plain_loop(trained_model: FittedRecommender, sasrec: FittedSasrec) -> None:
-    """It is the NDCG of a retriever that uses the rule, and no other rule of the grid has a higher one."""
+    """The fitted NDCG is that of a retriever that uses the rule, and no other rule of the grid has a higher one."""
     codes_of, histories = with_shuffled_route("text"), cyclic_histories(20)
     config = DECODING.model_copy(update={"top_k": 10})
     fusion = fit_fusion(trained_model.model, histories, codes_of, config=config, sasrec=sasrec.model)
@@ -114,7 +114,7 @@ def test_one_generative_route_is_fused_with_the_collaborative_one(sasrec: Fitted
 def test_every_route_returns_k_items(
     trained_model: FittedRecommender, sasrec: FittedSasrec, rule: str, exclude_seen: bool
 ) -> None:
-    """They are distinct, none is seen if seen ones are excluded, and the collaborative list equals SASRec's own."""
+    """Each route returns k distinct items without excluded ones, and the collaborative route those of SASRec itself."""
     weights = {"text": 0.3, "image": 0.3, "collaborative": 0.4}
     fusion = CalibratedFusion.from_description(
         {"rule": rule, "weights": weights, "validation_ndcg": 0.0, "num_users": 1}, where="a test"
@@ -172,7 +172,7 @@ def test_a_bundle_contains_the_collaborative_route(
 
 
 def test_a_bundle_without_the_route_rejects_it(trained_model: FittedRecommender, tmp_path: Path) -> None:
-    """It has no such part, and the error lists the routes that exist."""
+    """A bundle without the collaborative part rejects the route, and the error lists the routes that exist."""
     folder = write_fused_bundle(trained_model, tmp_path, fusion=OF_TWO_ROUTES, fusion_setting="calibrated")
     assert not (folder / "sasrec.safetensors").exists()
     with pytest.raises(
@@ -211,7 +211,7 @@ def test_a_collaborative_part_of_another_bundle_is_rejected(
 
 
 def test_a_sasrec_of_another_catalogue_is_rejected(trained_model: FittedRecommender, tmp_path: Path) -> None:
-    """It was trained when there was one item more."""
+    """A SASRec that was trained on a catalogue with one more item is rejected."""
     larger = fit_sasrec(cyclic_histories(), num_items=NUM_ITEMS + 1, config=SMALL_SASREC, seed=5)
     folder = write_fused_bundle(
         trained_model, tmp_path, fusion=OF_THREE_ROUTES, fusion_setting="calibrated", sasrec=larger
@@ -221,7 +221,7 @@ def test_a_sasrec_of_another_catalogue_is_rejected(trained_model: FittedRecommen
 
 
 def test_equal_parts_give_equal_bytes(trained_model: FittedRecommender, sasrec: FittedSasrec, tmp_path: Path) -> None:
-    """This includes the collaborative part."""
+    """Two bundles of equal parts, the collaborative one included, have equal bytes."""
     first, second = (
         write_fused_bundle(
             trained_model, tmp_path / name, fusion=OF_THREE_ROUTES, fusion_setting="calibrated", sasrec=sasrec

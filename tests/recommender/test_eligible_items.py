@@ -81,7 +81,7 @@ def eligible_under(rules: Rules | None) -> set[int]:
 
 @cache
 def exact_scores(route: str, fusion: str) -> torch.Tensor:
-    """Every item's exact score by a route or by the fused ones, without rules: float [B, N]."""
+    """Return every item's exact score by a route or by the fused ones, without rules: float [B, N]."""
     scores = {one: retriever_of_three_routes().exact_scores(HISTORIES, route=one) for one in ROUTES[:3]}
     if route != "fused":
         return scores[route]
@@ -115,7 +115,7 @@ def test_rules_only_remove_items(fusion: str, rules: Rules, rules_of_rows: tuple
 def test_k_items_come_back_if_k_are_eligible(
     fusion: str, rules: Rules, k: int, beam_width: int, exclude_seen: bool
 ) -> None:
-    """This holds for any beam width: no item is repeated, and none is ineligible.
+    """For any beam width, the k items are distinct and eligible if at least k are eligible.
 
     If the fusion has learned to leave out seen items, they fill up the list only after all other eligible items.
     """

@@ -80,7 +80,7 @@ def test_a_warm_start_begins_where_the_earlier_training_ended(earlier: Path) -> 
 
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_an_interrupted_warm_start_ends_with_the_same_bytes(earlier: Path, share: float, tmp_path: Path) -> None:
-    """It is interrupted in the first epoch, without a checkpoint, or in the second, with one."""
+    """A warm start that is interrupted before or after its first checkpoint ends with the same bytes."""
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(InterruptedTrainingError):
         fit(earlier, checkpoint, interrupt_after(share))

@@ -1,4 +1,4 @@
-"""The fusion rules by hand."""
+"""The fusion rules give the results that are worked out by hand."""
 
 import math
 
@@ -104,14 +104,14 @@ def test_missing_items_are_appended_before_the_padding() -> None:
 
 
 def test_the_best_items_of_a_catalogue() -> None:
-    """They are ordered by score, then by index; excluded items are padding, and no more than N come back."""
+    """Items are ordered by score, then by index; excluded items are padding, and at most N items are returned."""
     beams = best_items(torch.tensor([[-1.0, NEG_INF, -0.5, -1.0]]), width=9)
     assert beams.items.tolist() == [[2, 0, 3, -1]]
     assert COLLABORATIVE == "collaborative"
 
 
 def test_a_row_without_candidates_stays_empty() -> None:
-    """It does not affect other rows."""
+    """A row without candidates does not affect other rows."""
     scores = torch.full((2, 2), NEG_INF)
     scores[0] = torch.tensor([-1.0, -2.0])
     candidates = Candidates(torch.tensor([[4, 2], [-1, -1]]), {"text": scores, "image": scores}, num_generative=2)
@@ -145,7 +145,7 @@ def test_invalid_rules_are_rejected(values: dict) -> None:
 
 
 def test_rules_of_an_older_version_are_rejected() -> None:
-    """They have one weight for two routes; the error says what to do."""
+    """Rules with one weight for two routes are rejected with an error that says what to do."""
     old = {"rule": "mixture", "text_weight": 0.5, "validation_ndcg": 0.1, "num_users": 3}
     with pytest.raises(StorageError, match=r"older version.*Materialize `recommender` again"):
         CalibratedFusion.from_description(old, where="fusion.json")

@@ -42,7 +42,7 @@ def random_codes(num_items: int = 12) -> ItemCodes:
 
 
 def id_tokens(items: ItemCodes, item: int, modality: str) -> list[int]:
-    """Returns the L tokens of an item, by the layout that `history_encoding` documents."""
+    """Return the L tokens of an item, by the layout that `history_encoding` documents."""
     codes = items.codes[modality][item].tolist()
     return [FIRST_CODE[modality] + level * CODEBOOK_SIZE + code for level, code in enumerate(codes)]
 
@@ -55,7 +55,7 @@ def encode(model: GenerativeRecommender, tokens: list[int]) -> torch.Tensor:
 def cross_entropy(
     model: GenerativeRecommender, items: ItemCodes, encoder_tokens: list[int], item: int, modality: str
 ) -> float:
-    """Returns the mean over the levels of the cross-entropy over each level's codes, by transformers' own logits."""
+    """Return the mean over the levels of the cross-entropy over each level's codes, by transformers' own logits."""
     tokens = id_tokens(items, item, modality)
     inputs = torch.tensor([[0, *tokens[:-1]]])
     logits = model.t5(input_ids=torch.tensor([encoder_tokens]), decoder_input_ids=inputs).logits[0]

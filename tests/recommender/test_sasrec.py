@@ -32,7 +32,7 @@ def _random_histories(num_users: int = 30) -> list[np.ndarray]:
 
 
 def _cycle_histories() -> list[np.ndarray]:
-    """Returns histories of users who start anywhere in one fixed cycle and always take the next item."""
+    """Return histories of users who start anywhere in one fixed cycle and always take the next item."""
     cycle = np.random.default_rng(1).permutation(NUM_ITEMS)
     return [cycle[(start + np.arange(9)) % NUM_ITEMS] for start in range(NUM_ITEMS)] * 4
 
@@ -54,7 +54,7 @@ def _weights(fitted: FittedSasrec) -> dict[str, bytes]:
 
 
 def _with_other_item(history: np.ndarray, position: int, steps: int) -> np.ndarray:
-    """Returns the history with another item at a position."""
+    """Return the history with another item at a position."""
     changed = history.copy()
     changed[position] = (changed[position] + steps) % NUM_ITEMS
     return changed
@@ -240,7 +240,7 @@ def test_short_histories_are_no_error() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.6])
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(share: float, tmp_path: Path) -> None:
-    """It is interrupted in the first or third of four epochs; dropout and order continue where they were."""
+    """A training that was interrupted in the first or third of four epochs resumes with the same dropout and order."""
     config = SMALL.model_copy(update={"max_epochs": 4, "patience": 4})
     checkpoint = tmp_path / "scratch" / "checkpoint.safetensors"
     with pytest.raises(InterruptedTrainingError):
@@ -346,7 +346,7 @@ def test_progress_only_grows_and_ends_at_its_total(max_epochs: int) -> None:
 
 
 def test_every_item_has_an_embedding() -> None:
-    """They are float32 [N, D], and a copy."""
+    """Item embeddings are float32 [N, D] and a copy of the model's weights."""
     fitted = _fit(_random_histories())
     embeddings = fitted.item_embeddings
     assert (embeddings.shape, embeddings.dtype) == ((NUM_ITEMS, SMALL.d_model), np.float32)

@@ -42,7 +42,7 @@ def fit(
 
 @pytest.fixture(scope="module")
 def uninterrupted_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, object]], dict[str, bytes]]:
-    """Returns the files of an uninterrupted training with some settings, trained once per module."""
+    """Return the files of an uninterrupted training with some settings, trained once per module."""
     found: dict[str, dict[str, bytes]] = {}
 
     def train_once(settings: dict[str, object]) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(
     uninterrupted_files: Callable[[dict[str, object]], dict[str, bytes]],
     tmp_path: Path,
 ) -> None:
-    """It is interrupted in the first or the third epoch, and the global generator has another state when it resumes."""
+    """A training interrupted in the first or third epoch resumes to the same bytes, whatever the global generator."""
     checkpoint = tmp_path / "scratch" / "checkpoint.safetensors"
     with pytest.raises(InterruptedTrainingError):
         fit(checkpoint, interrupt_after(share), **settings)
@@ -150,7 +150,7 @@ def test_bfloat16_products_train_float32_weights() -> None:
 
 
 def test_label_smoothing_acts_only_in_training() -> None:
-    """It changes the training loss, and the validation loss is the unsmoothed one of the trained model."""
+    """Label smoothing changes the training loss; the validation loss is the unsmoothed one of the trained model."""
     smoothed, plain = (fit(label_smoothing=share, dropout=0.0, num_epochs=1) for share in (0.2, 0.0))
     assert smoothed.log[0]["train_loss"] != pytest.approx(plain.log[0]["train_loss"], rel=1e-3)
     items = ItemCodes({"text": torch.from_numpy(codes(1)), "image": torch.from_numpy(codes(2))})

@@ -1,4 +1,4 @@
-"""The validation figures of a recommender that knows the next item, and of one that is asked for another."""
+"""The validation metrics of a recommender that has learned the data, with right and with wrong targets."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_ndcg_is_near_one_for_known_targets_and_near_zero_for_others(trained_mod
 
 
 def test_the_validation_loss_is_the_mean_of_the_routes(trained_model: FittedRecommender) -> None:
-    """Both equal the log's row of the epoch whose weights the model has."""
+    """The validation loss is the mean of the routes' losses, and all three equal those logged for the kept epoch."""
     losses = validation_losses(trained_model.model, ITEMS, [history[:-1] for history in cyclic_histories()])
     mean = (losses["validation_loss_text"] + losses["validation_loss_image"]) / 2
     assert losses["validation_loss"] == pytest.approx(mean, rel=1e-12)

@@ -62,7 +62,7 @@ class Squares:
             log.write(line + "\n")
 
     def logged(self, event: str) -> list[str]:
-        """What follows the event in each of its log lines."""
+        """Return what follows the event in each of its log lines."""
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.exists() else []
         return [line.removeprefix(event).strip() for line in lines if line.startswith(event)]

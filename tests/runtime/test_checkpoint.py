@@ -11,7 +11,7 @@ from macrec_pipeline.runtime.checkpoint import load_checkpoint, save_checkpoint,
 
 
 def test_tensors_and_values_are_read_back_exactly(tmp_path: Path) -> None:
-    """This includes tensors that share memory, and floats without a short decimal form."""
+    """A checkpoint is read back exactly, with tensors that share memory and floats without a short decimal form."""
     path = tmp_path / "deep" / "checkpoint.safetensors"
     weight = torch.randn(3, 4, dtype=torch.float64)
     values = {"log": [{"loss": 0.1 + 0.2}], "epoch": 3}

@@ -33,7 +33,7 @@ def test_a_holder_is_alive_until_it_ends_in_order(path: Path) -> None:
 
 
 def test_an_error_releases_the_lock(path: Path) -> None:
-    """A process that goes on after an error must not seem to be at work."""
+    """The lock is free after an error in the block, even though the process continues."""
     with pytest.raises(RuntimeError), hold_lock(path):
         raise RuntimeError
     assert process_state(path) is ProcessState.UNKNOWN

@@ -110,7 +110,7 @@ def _local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def drive(request: pytest.FixtureRequest, restored_settings: None) -> Drive:
-    """Returns a function that computes shards with a driver and returns their numbers in the order of completion."""
+    """Return a function that computes shards with a driver and returns their numbers in the order of completion."""
 
     def compute(load: Squares, driver: str, workers: int = 1, *, num_shards: int = 5) -> list[int]:
         if driver == "ray":
@@ -170,7 +170,7 @@ def test_a_shard_that_kills_every_worker_ends_the_run(driver: str, tmp_path: Pat
 
 @pytest.mark.parametrize("driver", ["in_process", "processes", RAY_ONE_WORKER])
 def test_an_error_keeps_its_type(driver: str, tmp_path: Path, drive: Drive) -> None:
-    """Its message starts with the shard, and an error that a retry may solve is still recognized."""
+    """An error's message starts with the shard, and an error that a retry may solve is still recognized."""
     with pytest.raises(MacrecError, match=r"^shard 1 \(2 rows from row 2\): The disk is not available\.$") as raised:
         drive(Squares(tmp_path, fails_at=1, failure="disk"), driver, num_shards=2)
     assert type(raised.value) is StorageError
@@ -222,7 +222,7 @@ def test_the_error_without_ray_says_what_to_install(
 @NEEDS_RAY
 @pytest.mark.slow
 def test_a_local_ray_is_not_reachable_from_the_network(tmp_path: Path) -> None:
-    """It listens only on the loopback interface, has no dashboard, sends no reports, and ends with the work."""
+    """A local Ray listens only on loopback, has no dashboard, sends no reports, and ends with the run."""
     completed = subprocess.run(
         [sys.executable, "-c", OBSERVE_RAY, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )

@@ -13,7 +13,7 @@ TEXT, IMAGE = two_modalities()
 
 
 def test_a_new_item_gets_the_mean_of_its_neighbours_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both modalities count equally, the length of an embedding does not count, and new items are no neighbours."""
+    """Modalities count equally, the length of an embedding does not count, and new items are never neighbours."""
     monkeypatch.setattr("macrec_pipeline.semantic_ids.anchors.NUM_NEIGHBOURS", 2)
     anchors = Anchors(["a", "b", "c"], np.array([[1, 0], [3, 0], [0, 50]], dtype=np.float32))
     text = np.array([[0, 1], [9, 0], [8, 1], [1, 0], [1, 0]], dtype=np.float32)  # c, a, b and two new items

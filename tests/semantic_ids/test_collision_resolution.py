@@ -48,7 +48,7 @@ def test_occupied_ids_are_given_to_no_item() -> None:
 
 
 def test_a_prefix_full_of_occupied_ids_is_left_for_the_next_one() -> None:
-    """Both codes under prefix 0 are occupied, and one under prefix 1: the item gets the only ID that is free."""
+    """If both codes under prefix 0 and one under prefix 1 are occupied, the item gets the only ID that is free."""
     codebooks = torch.tensor([[[0.0], [5.0]], [[0.0], [1.0]]])
     residuals = torch.tensor([[[0.2], [0.2]]])
     occupied = np.array([[0, 0], [0, 1], [1, 0]])
@@ -93,7 +93,7 @@ def test_array_rounds_give_the_ids_of_a_plain_loop(seed: int, independent: bool,
 def _resolve_one_by_one(
     codes: np.ndarray, second_last: torch.Tensor, last: torch.Tensor, codebooks: torch.Tensor, *, independent: bool
 ) -> list[list[int]] | None:
-    """The same resolution as a loop over items; None if an item finds no ID."""
+    """Resolve collisions by a loop over items; return None if an item finds no ID."""
     ids, taken, size = codes.tolist(), set(), codebooks.shape[1]
     waiting = list(range(len(ids)))
     alternatives = squared_distances(second_last, codebooks[-2])

@@ -32,7 +32,7 @@ def losses_of(model: CrossModalQuantizer, batch: Items) -> QuantizerLosses:
 
 
 def gradient_of(model: CrossModalQuantizer, batch: Items, modality: str) -> torch.Tensor:
-    """Returns the gradient of the whole loss with respect to all parameters of a modality, flattened."""
+    """Return the gradient of the whole loss with respect to all parameters of a modality, flattened."""
     loss = losses_of(model, batch).total
     parameters = list(dict(model.rq_vaes())[modality].parameters())
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, parameters)])
@@ -79,7 +79,7 @@ def test_the_positives_come_from_the_clusters_of_the_other_modality(modality: st
 def test_a_term_of_weight_zero_is_not_computed(
     settings: dict[str, float], absent: str, uncalled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its function is not called, and the losses have no part for it."""
+    """The function of a term of weight 0 is not called, and the losses do not contain it."""
     for function in uncalled:
         monkeypatch.delattr(cross_modal, function)
     assert absent not in losses_of(small_model(**settings), some_items()).parts

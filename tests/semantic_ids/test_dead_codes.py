@@ -13,7 +13,7 @@ ITEMS = np.array([[0.0], [1.0], [2.0], [10.0]], dtype=np.float32)
 
 
 def four_items() -> tuple[ResidualKMeans, torch.optim.Optimizer]:
-    """Returns two levels of three codes, only the first of each near an item, and an optimizer with moments of all."""
+    """Return two levels of three codes, only the first of each near an item, and an optimizer with moments of all."""
     module = ResidualKMeans(1, QuantizerSpec.from_settings(vars(tiny(num_levels=2, codebook_size=3))))
     codebooks = module.quantizer.codebooks
     codebooks.data = torch.tensor([[[0.9], [100.0], [200.0]], [[0.0], [50.0], [60.0]]])

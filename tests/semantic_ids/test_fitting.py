@@ -128,7 +128,7 @@ def test_the_kept_epoch_is_the_best_of_the_log() -> None:
 
 
 def test_the_joint_criterion_keeps_one_epoch_for_both_modalities() -> None:
-    """It is the epoch with the lowest mean collision rate."""
+    """The joint criterion keeps the epoch with the lowest mean collision rate."""
     quantizer = fitted(tiny(best_epoch="joint", num_epochs=12, evaluate_every=1, learning_rate=0.02))
     assert quantizer.best_epoch["text"] == quantizer.best_epoch["image"]
     means = [round((row["text_collision_rate"] + row["image_collision_rate"]) / 2, 12) for row in quantizer.log]
@@ -168,7 +168,10 @@ def test_extreme_embeddings_stop_the_training() -> None:
     ],
 )
 def test_a_setting_that_the_method_ignores_is_rejected(method: str, setting: str, value: object) -> None:
-    """This keeps anyone from measuring an effect that is not active. The cross-modal method uses all these settings."""
+    """Settings that the method ignores are rejected, so that nobody measures an effect that is not active.
+
+    The cross-modal method uses all these settings.
+    """
     with pytest.raises(ConfigError, match=rf"method {method} ignores {setting}"):
         resolve_config("default", {"quantizer": {"method": method, setting: value}})
     assert getattr(QuantizerConfig.model_validate({setting: value}), setting) == value

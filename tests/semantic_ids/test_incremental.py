@@ -38,7 +38,7 @@ def no_retired_ids(num_levels: int = 3) -> RetiredIds:
 
 
 def first_table(quantizer: FittedQuantizer, rows: np.ndarray) -> IdsByItem:
-    """The ID table of a first run over the items of some rows."""
+    """Return the ID table of a first run over the items of some rows."""
     return as_table(assign_semantic_ids(quantizer, TEXT[rows], IMAGE[rows], device=CPU), rows)
 
 

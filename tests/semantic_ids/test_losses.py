@@ -20,7 +20,7 @@ PAIRS = torch.tensor([1, 0, 3, 2, 4, 5])
     temperature=st.sampled_from([0.1, 0.5, 2]),
 )
 def test_the_layer_contrast_equals_a_plain_loop(positives: list[int], seed: int, temperature: float) -> None:
-    """It is textbook InfoNCE at each level; an item is not its own negative, unless it is its own positive."""
+    """The loss is textbook InfoNCE at each level; an item is not its own negative, unless it is its own positive."""
     batch = len(positives)
     residuals = torch.randn(batch, 3, 4, generator=torch.Generator().manual_seed(seed))
     losses = layer_contrast(residuals, torch.tensor(positives), from_level=2, temperature=temperature)
@@ -93,7 +93,7 @@ def test_straight_through_residuals_have_no_gradient_after_the_first_level() -> 
 @settings(max_examples=60, deadline=None)
 @given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=40), seed=st.integers(0, 2**31))
 def test_a_positive_is_another_item_of_the_same_cluster(labels: list[int], seed: int) -> None:
-    """It is the item itself only if the item is alone, and the same seed gives the same draw."""
+    """An item is its own positive only if it is alone in its cluster, and the same seed gives the same draw."""
     clusters = torch.tensor(labels)
     drawn, repeated = (draw_positives(clusters, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
     assert (clusters[drawn] == clusters).all()

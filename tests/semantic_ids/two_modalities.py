@@ -23,12 +23,12 @@ TINY = QuantizerConfig(
 
 
 def tiny(**settings: Any) -> QuantizerConfig:
-    """Returns `TINY` with some settings changed and validated."""
+    """Return `TINY` with some settings changed and validated."""
     return QuantizerConfig.model_validate(TINY.model_dump() | settings)
 
 
 def two_modalities(num_items: int = 100) -> tuple[np.ndarray, np.ndarray]:
-    """Returns text and image vectors of items with ten kinds and ten looks: text shows the kind, the image the look."""
+    """Return text and image vectors of items with ten kinds and ten looks: text shows the kind, the image the look."""
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(2, 10, 12)).astype(np.float32) * 3
     kind, look = generator.integers(10, size=num_items), generator.integers(10, size=num_items)
@@ -37,7 +37,7 @@ def two_modalities(num_items: int = 100) -> tuple[np.ndarray, np.ndarray]:
 
 
 def collaborative_vectors(num_items: int = 100) -> np.ndarray:
-    """Returns random float32 [N, 5]."""
+    """Return random float32 [N, 5]."""
     return np.random.default_rng(7).normal(size=(num_items, 5)).astype(np.float32)
 
 

@@ -27,7 +27,7 @@ def items(num_items: int) -> pl.DataFrame:
 
 
 def test_a_matrix_is_read_back_as_it_was_written(tmp_path) -> None:
-    """It is equal bit for bit, and shares the memory of the table that was read."""
+    """The matrix is equal bit for bit, and shares the memory of the table that was read."""
     vectors = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
     imputed = np.array([False, True] * 3 + [False])
     store = AssetStore(tmp_path, "demo")
@@ -91,7 +91,7 @@ def test_row_groups_are_read_into_one_matrix(tmp_path, monkeypatch, num_items: i
 
 
 def test_other_libraries_can_read_the_file(tmp_path) -> None:
-    """It is ordinary Parquet with lists of float32: pyarrow and polars read the same vectors."""
+    """The file is ordinary Parquet with lists of float32: pyarrow and polars read the same vectors."""
     store, table = AssetStore(tmp_path, "demo"), _embeddings(5, 3)
     store.write_table("image_embeddings", table)
     path = store.folder("image_embeddings") / "image_embeddings.parquet"

@@ -63,7 +63,7 @@ def stored_versions(s3: S3Server, url: str) -> set[str]:
 
 
 def test_the_files_at_the_url(writer: AssetStore, reader: AssetStore, s3: S3Server, url: str) -> None:
-    """They have the documented names and the written bytes; another machine needs only the URL to read them."""
+    """Files at the URL have the documented names and the written bytes; the URL is enough to read them elsewhere."""
     digest = write(writer, "one", epochs=3)
     (version,) = stored_versions(s3, url)
     assert version[:16] == digest[:16]
@@ -194,7 +194,7 @@ AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).folder("quantizer")
 
 
 def test_a_killed_reader(writer: AssetStore, reader: AssetStore, url: str, tmp_path: Path) -> None:
-    """Its incomplete copy is not taken for a version, and is removed by the next download."""
+    """The incomplete copy of a killed reader is not taken for a version, and the next download removes it."""
     write(writer, "one")
     command = [sys.executable, "-c", KILLED_READER, str(tmp_path / "reader"), url]
     assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
@@ -310,7 +310,7 @@ def test_a_damaged_object(
 
 
 def test_a_table_of_vectors(writer: AssetStore, reader: AssetStore, s3: S3Server, url: str) -> None:
-    """It is read from a local copy, and only if the copy is what was written."""
+    """A table of vectors is read from a local copy, and only if the copy is what was written."""
     items = pl.DataFrame({"item_index": [0, 1], "item_id": ["a", "b"]})
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
     table = embedding_table(items, vectors=vectors, imputed=np.zeros(2, dtype=np.bool_))
@@ -377,7 +377,7 @@ def read_manifest(store: AssetStore) -> None:
 
 @pytest.mark.parametrize("access", [write_asset, read_manifest])
 def test_a_bucket_that_does_not_exist(tmp_path: Path, s3: S3Server, access: Callable[[AssetStore], None]) -> None:
-    """It is an error, and not taken for an asset that does not exist yet."""
+    """A missing bucket is an error, and is not taken for an asset that does not exist yet."""
     store = AssetStore(tmp_path, "demo", url="s3://nobucket/home")
     with pytest.raises(
         StorageError, match=rf"^s3://nobucket/home/demo/quantizer.*no bucket nobucket\. .*{RESUME}"

@@ -54,7 +54,7 @@ def read_files(folder: Path) -> dict[str, str]:
 
 
 def test_another_machine_continues_after_a_failure(tmp_path: Path, s3: S3Server, url: str) -> None:
-    """It finds the same files except hidden ones; once it has succeeded, no copies are left anywhere."""
+    """Another machine finds the same files except hidden ones; after it succeeds, no copies are left anywhere."""
     hidden = {".ranks__arrays": "for this machine only"}
     run_and_fail(
         store_on_machine(tmp_path, "first", url), write_files(checkpoint="epoch 3", key__part="rows", **hidden)
@@ -131,7 +131,7 @@ with AssetStore(Path(sys.argv[1]), "demo", url=sys.argv[2]).scratch("recommender
 
 
 def test_another_machine_continues_after_a_kill(tmp_path: Path, url: str) -> None:
-    """It finds the newest checkpoint that was uploaded before the kill -9."""
+    """Another machine finds the newest checkpoint that was uploaded before the kill -9."""
     command = [sys.executable, "-c", KILLED_WORKER, str(tmp_path / "first"), url]
     assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
     with store_on_machine(tmp_path, "second", url).scratch("recommender") as folder:

@@ -34,7 +34,7 @@ def test_no_slices_give_an_empty_table(store: AssetStore) -> None:
 
 @pytest.mark.parametrize("slices", [[ROWS[2:], ROWS[:2]], [ROWS[[1, 0]]], [ROWS.drop("rating")]])
 def test_slices_that_break_the_schema_are_rejected(store: AssetStore, slices: list[pl.DataFrame]) -> None:
-    """That includes two slices in the wrong order; no version is stored."""
+    """Slices that break the schema, or come in the wrong order, are rejected and no version is stored."""
     with pytest.raises(SchemaError, match=r"interactions \(to be written for demo\)"):
         store.write_slices("interactions", slices)
     assert not store.has("interactions")

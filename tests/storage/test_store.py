@@ -55,7 +55,7 @@ def retired_ids(*item_ids: str) -> pl.DataFrame:
 
 
 def test_a_side_table_is_stored_in_the_same_version(store: AssetStore) -> None:
-    """It is part of the digest, verified and checked against its schema like the table; without rows it is left out."""
+    """A side table is hashed, verified and checked against its schema like the table; one without rows is left out."""
     alone = store.write_table("interactions", ONE)
     assert store.write_table("interactions", ONE, beside={"retired_ids": retired_ids()}).digest == alone.digest
     assert store.read_beside("interactions", "retired_ids").equals(retired_ids())
@@ -163,7 +163,7 @@ def test_tables_and_folders_are_not_mixed_up(store: AssetStore) -> None:
 
 
 def test_a_table_that_breaks_its_schema_is_not_written(store: AssetStore) -> None:
-    """It leaves no trace, and the version before stays current."""
+    """A table that breaks its schema leaves no trace, and the earlier version stays current."""
     store.write_table("interactions", ONE)
     before = stored_versions(store, "interactions")
     with pytest.raises(SchemaError, match=r"interactions .*demo.*: columns are"):

@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_computed_again(damage: Callable[[bytes], bytes] | No
 
 
 def test_rows_that_break_the_schema_and_failed_writes_are_errors(tmp_path: Path) -> None:
-    """They leave no file that the next attempt would take for a finished shard."""
+    """Failed shards leave no file that the next attempt would take for a finished shard."""
     with pytest.raises(SchemaError, match=r"part-00000.parquet"):
         _write_shards(tmp_path / "a", lambda *_: pl.DataFrame(), num_rows=1, rows_per_shard=1, depends_on={})
     assert not list((tmp_path / "a").rglob("*.parquet"))

@@ -58,7 +58,7 @@ def bundle_folder(tmp_path: Path) -> Path:
 
 
 def test_a_served_model_has_the_collaborative_route(bundle_folder: Path) -> None:
-    """It recommends by this route alone and fused with the others; an unknown route is rejected with a list of all."""
+    """A served model recommends by this route alone and fused; an unknown route is rejected with a list of all."""
     model = RecommenderModel()
     model.load_context(PythonModelContext({"bundle": str(bundle_folder)}, None))
     rows = pd.DataFrame({"history": [["item-3", "item-4", "item-5"], ["nobody"]]})

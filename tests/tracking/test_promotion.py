@@ -214,7 +214,7 @@ def test_no_challenger_and_no_champion(tracker: Tracker, client: MlflowClient, v
 def test_the_commands_report_the_change(
     home: Path, versions: list[int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """They print the old and the new champion with their metrics, and how to undo; errors are one line."""
+    """The commands print the old and the new champion with their metrics, and how to undo; errors are one line."""
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as exit_info:

@@ -194,7 +194,7 @@ def test_a_consumer_that_loads_during_promotions(tracker: Tracker, home: Path, b
 
 
 def test_the_bundle_of_a_version_is_the_one_that_was_registered(tracker: Tracker, bundle_folder: Path) -> None:
-    """Its bytes are copied; a version whose files were changed or deleted raises an error with its number."""
+    """A version's bundle has the registered bytes; changed or deleted files raise an error with the version number."""
     assert tracker.champion("demo") is None
     registered = register(tracker, bundle_folder)
     assert tracker.champion("demo") == registered.version == 1

@@ -134,14 +134,14 @@ def test_parameters_reach_the_bundle(model: RecommenderModel) -> None:
     ],
 )
 def test_invalid_parameters(model: RecommenderModel, params: dict[str, Any], problem: str) -> None:
-    """They are rejected with status 400, and the message shows the value."""
+    """Invalid parameters are rejected with status 400, and the message shows the value."""
     with pytest.raises(MlflowException, match=problem) as caught:
         predict(model, [["item-1"]], params)
     assert caught.value.get_http_status_code() == 400
 
 
 def test_rules_reach_the_bundle(model: RecommenderModel) -> None:
-    """This holds for shared rules and for rules of rows; null is no rule, but an empty list is one."""
+    """Rules for a call and rules for a row reach the bundle; null is no rule, but an empty list is one."""
     rows = pd.DataFrame({"history": [["item-1"]] * 3, "allowed": [["item-2"], None, []], "excluded": [None, None, []]})
     model.predict(None, rows, {"rules": {"excluded": ("item-3",)}})
     assert model.bundle.rules == (Rules(None, ["item-3"]), [Rules(["item-2"]), None, Rules([], [])])

@@ -210,7 +210,7 @@ def test_a_scoring_server_serves_the_model(tracker: Tracker, home: Path, bundle_
 
 
 def modules_imported_by(path: Path) -> set[str]:
-    """The modules of this package that a file imports at run time, without imports for type checking."""
+    """Return the modules of this package that a file imports at run time, without imports for type checking."""
     names: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:

@@ -28,7 +28,7 @@ def asset_run(tracker: Tracker, asset: str = "quantizer", dagster_run_id: str = 
 
 
 def runs_of(home: Path, kind: str) -> list[Any]:
-    """All runs of a kind (pipeline or asset), oldest first."""
+    """Return all runs of a kind (pipeline or asset), oldest first."""
     client = connect(home).client
     experiment = client.get_experiment_by_name("macrec/demo")
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])

@@ -46,7 +46,7 @@ class Page:
         self.call("Page.navigate", url=url)
 
     def text(self) -> str:
-        """The text that a person can read on the page."""
+        """Return the text that a person can read on the page."""
         return str(self.evaluate("document.body ? document.body.innerText : ''"))
 
     def wait_for(self, expression: str, *, what: str, seconds: float = 60.0) -> Any:
@@ -76,7 +76,7 @@ class Page:
         return path
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; None while the browser is leaving a page."""
+        """Return the value of a JavaScript expression; None while the browser is leaving a page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ async def _connect(session: aiohttp.ClientSession, port: int) -> aiohttp.ClientW
 
 
 def _port(file: Path, *, seconds: float = 60.0) -> int:
-    """The port that the browser has chosen, which it writes to a file once it listens."""
+    """Return the port that the browser has chosen, which it writes to a file once it listens."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if file.exists() and (lines := file.read_text().splitlines()):

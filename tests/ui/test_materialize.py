@@ -81,7 +81,7 @@ def test_the_demo_is_materialized_and_inspected_in_the_browser(dagster: Server, 
 
 
 def _metadata(page: Page, dagster: Server, asset: str) -> dict[str, str]:
-    """The metadata that an asset's page shows for its partition: each name with the line after it."""
+    """Return the metadata that an asset's page shows for its partition: each name with the line after it."""
     page.open(f"{dagster.url}/assets/{asset}?view=partitions&partition=tiny")
     page.wait_for("/\\nMetadata\\n[^]*\\nseconds\\n/.test(document.body.innerText)", what=f"the metadata of {asset}")
     text = page.text()

@@ -15,6 +15,9 @@ are checked in this order:
 As in the paper (MACRec section 4.1: 5-core), the catalogue holds only items that survive the k-core. With
 `keep_items_without_interactions` it holds every valid item, and the last two reasons do not apply.
 
+An item that has left the catalogue is remembered (`former_items`). While its interactions are in the k-core, it stays
+in `items` like any other, and `unlisted_items` says that it must not be recommended.
+
 The result does not depend on the order of lines in the files, except with `ties: position`, where that order is
 meaningful. The log is read in batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a
 table.
@@ -47,13 +50,24 @@ from macrec_pipeline.data.cleaning.k_core import count_rows_by_number, iterate_k
 from macrec_pipeline.data.cleaning.quality_gate import (
     DEFAULT_HINT,
     HINTS,
+    UNKNOWN_ITEM,
+    require_listed_interactions,
     require_usable_interactions,
     require_usable_items,
 )
 from macrec_pipeline.data.cleaning.result import CleaningResult, k_core_detail
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.runtime.time_units import DAY_MS, MINUTE_MS
-from macrec_pipeline.schemas import EARLIEST_MS, INTERACTIONS, ITEMS, QUARANTINE, RAW_INTERACTIONS, RAW_ITEMS
+from macrec_pipeline.schemas import (
+    EARLIEST_MS,
+    FORMER_ITEMS,
+    INTERACTIONS,
+    ITEMS,
+    QUARANTINE,
+    RAW_INTERACTIONS,
+    RAW_ITEMS,
+    UNLISTED_ITEMS,
+)
 
 # Duplicates are searched in chunks of this size. It limits the memory for temporary arrays, and changes no result.
 _CHUNK_ROWS = 16_000_000
@@ -76,10 +90,15 @@ def latest_plausible_ms() -> int:
 
 
 def clean(
-    raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
+    raw_interactions: RawLog,
+    raw_items: pl.DataFrame,
+    config: CleaningConfig,
+    *,
+    latest: int | None = None,
+    former_items: pl.DataFrame | None = None,
 ) -> CleanTables:
     """Clean the raw tables and return the result as whole tables. For arguments and errors, see `clean_log`."""
-    result = clean_log(raw_interactions, raw_items, config, latest=latest)
+    result = clean_log(raw_interactions, raw_items, config, latest=latest, former_items=former_items)
     return CleanTables(
         INTERACTIONS.check(pl.concat(result.interactions())),
         result.items,
@@ -88,7 +107,12 @@ def clean(
 
 
 def clean_log(
-    raw_interactions: RawLog, raw_items: pl.DataFrame, config: CleaningConfig, *, latest: int | None = None
+    raw_interactions: RawLog,
+    raw_items: pl.DataFrame,
+    config: CleaningConfig,
+    *,
+    latest: int | None = None,
+    former_items: pl.DataFrame | None = None,
 ) -> CleaningResult:
     """Decide for each raw row whether it is kept, and why not.
 
@@ -97,11 +121,12 @@ def clean_log(
         raw_items: `RAW_ITEMS`.
         config: thresholds, and what to do with duplicates and equal times.
         latest: the latest accepted timestamp, in milliseconds since the epoch; None for `latest_plausible_ms`.
+        former_items: `FORMER_ITEMS`, the items that have left the catalogue; None if there are none.
 
     Raises:
         SchemaError: a raw table breaks its schema.
-        DataError: the share of unusable rows is larger than `max_quarantined_share`, or no interaction is left. The
-            message counts the dropped rows by reason.
+        DataError: the share of unusable rows is larger than `max_quarantined_share`, that of unlisted items is larger
+            than `max_unlisted_share`, or nothing is left. The message counts the dropped rows by reason.
     """
     RAW_INTERACTIONS.check(
         raw_interactions if isinstance(raw_interactions, pl.DataFrame) else raw_interactions.head(0).collect()
@@ -110,6 +135,9 @@ def clean_log(
     catalogue = _ItemRows(raw_items)
     _drop_unusable_items(catalogue, max_share=config.max_quarantined_share)
     _drop_duplicate_items(catalogue)
+    former = (FORMER_ITEMS.empty() if former_items is None else former_items).join(
+        catalogue.remaining, on="item_id", how="anti"
+    )
     rules = [
         *_reader_rules(raw_interactions),
         *_value_rules(config, latest_plausible_ms() if latest is None else latest),
@@ -119,8 +147,10 @@ def clean_log(
     log = encode_log(raw_interactions, rules)
     if config.session_gap_minutes is not None:
         log = split_sessions(log, gap_ms=config.session_gap_minutes * MINUTE_MS)
-    _mark_unknown_items(log, catalogue.remaining["item_id"], reason_number["unknown_item"])
+    known_ids = pl.concat([catalogue.remaining["item_id"], former["item_id"]])
+    _mark_unknown_items(log, known_ids, reason_number[UNKNOWN_ITEM])
     require_usable_interactions(raw_interactions, log, rules, max_share=config.max_quarantined_share)
+    require_listed_interactions(raw_interactions, log, rules, max_share=config.max_unlisted_share)
     log.reasons[_duplicate_rows(raw_interactions, log, config)] = reason_number["duplicate"]
     active = log.reasons == KEPT
     counts_before_k_core = _count_by_item(log, active, "num_before")
@@ -134,12 +164,49 @@ def clean_log(
     counts = _count_by_item(log, active, "num_interactions")
     if not config.keep_items_without_interactions:
         _drop_items_outside_core(catalogue, counts, counts_before_k_core)
-    items = _number_items(catalogue.remaining, counts)
+    former = former.join(counts, on="item_id", how="semi")
+    items = _number_items(pl.concat([catalogue.remaining, former], how="diagonal"), counts)
+    if former.height == items.height:
+        raise DataError(
+            f"None of the {items.height:,} items that remain after cleaning is in today's catalogue, so nothing can be "
+            "recommended. Check that raw_items was read from the right file, and that it is complete."
+        )
     quarantined_items = pl.concat(catalogue.quarantined).sort("table", *_SOURCE)
     positions = source_positions(raw_interactions, log) if config.ties == "position" else None
     return CleaningResult(
-        raw_interactions, log, rules, k_core_rounds, config.k_core, positions, ITEMS.check(items), quarantined_items
+        raw_interactions,
+        log,
+        rules,
+        k_core_rounds,
+        config.k_core,
+        positions,
+        ITEMS.check(items),
+        quarantined_items,
+        items.join(former.select("item_id", "left_at"), on="item_id").select(*UNLISTED_ITEMS.columns),
     )
+
+
+def remember_former_items(
+    former_items: pl.DataFrame, previous: pl.DataFrame, present: pl.DataFrame, *, today: int
+) -> pl.DataFrame:
+    """Collect the items that were once in the catalogue and no longer are.
+
+    Args:
+        former_items: `FORMER_ITEMS`, those that had left before the previous catalogue was read.
+        previous: `RAW_ITEMS` as it was read before.
+        present: `RAW_ITEMS` as it is read now.
+        today: the start of this day, in milliseconds since the epoch: when an item of `previous` has left.
+
+    Returns:
+        `FORMER_ITEMS`.
+    """
+    has_id = pl.col("problem").is_null() & (pl.col("item_id") != "")
+    listed_before = _ItemRows(previous.filter(has_id))
+    _drop_duplicate_items(listed_before)
+    left = listed_before.remaining.with_columns(left_at=pl.lit(today, dtype=pl.Int64)).select(*FORMER_ITEMS.columns)
+    former = former_items.join(listed_before.remaining, on="item_id", how="anti")
+    everyone = pl.concat([former, left]).join(present.filter(has_id), on="item_id", how="anti")
+    return FORMER_ITEMS.check(everyone.sort("item_id"))
 
 
 def split_sessions(log: EncodedLog, *, gap_ms: float) -> EncodedLog:
@@ -233,16 +300,13 @@ def _rules_applied_to_the_log(config: CleaningConfig) -> list[Rule]:
     """Return the rules that depend on other rows too; `clean_log` marks their rows once the log is encoded."""
     kept_row = "last" if config.duplicates == "last" else "first"
     details = {
-        "unknown_item": pl.lit("not in raw_items"),
+        UNKNOWN_ITEM: pl.lit("not in raw_items"),
         "duplicate": pl.lit(f"the {kept_row} row of {', '.join(_duplicate_key(config))} stays"),
         "k_core": k_core_detail(config.k_core),
         "too_short": k_core_detail(config.k_core),
     }
     names_session = config.session_gap_minutes is not None
-    return [
-        Rule(reason, pl.lit(False), detail, names_session, is_data_fault=reason == "unknown_item")
-        for reason, detail in details.items()
-    ]
+    return [Rule(reason, pl.lit(False), detail, names_session) for reason, detail in details.items()]
 
 
 def _mark_unknown_items(log: EncodedLog, catalogue_ids: pl.Series, reason_number: int) -> None:

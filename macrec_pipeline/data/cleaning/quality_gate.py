@@ -1,9 +1,10 @@
 """The quality gate: too many unusable rows in a raw table mean a wrong file or a wrong mapping, and stop the run.
 
-A row is unusable if the reader could not interpret it, if it has no valid ID, time or rating, or if its item is not in
-the catalogue. Rows that a setting drops on purpose (duplicates, low ratings, the k-core) are no fault of the file and
-do not count. Each function returns normally if the share of unusable rows is acceptable and otherwise raises a
-`DataError` that lists the reasons with examples.
+A row is unusable if the reader could not interpret it, or if it has no valid ID, time or rating. Rows that a setting
+drops on purpose (duplicates, low ratings, the k-core) are no fault of the file and do not count. Interactions with an
+item that no catalogue has listed are counted apart, with a limit of their own: most of them are usually items that the
+shop sold before the pipeline read its catalogue for the first time. Each function returns normally if the share is
+acceptable and otherwise raises a `DataError` that lists the reasons with examples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from macrec_pipeline.data.cleaning.encoded_log import EncodedLog, RawLog, Rule
+from macrec_pipeline.data.cleaning.encoded_log import KEPT, EncodedLog, RawLog, Rule
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import QUARANTINE
 
 NUM_EXAMPLES = 3
+UNKNOWN_ITEM = "unknown_item"
+"""The reason of an interaction whose item is in no catalogue that was ever read."""
 HINTS = {
     "invalid_json": "Check that this is the file that the reader expects and that its download finished.",
     "wrong_number_of_cells": "Check that this is the file that the reader expects.",
     "wrong_type": "Check that this is the file that the reader expects.",
-    "unknown_item": "Check that both files use the same item IDs.",
+    UNKNOWN_ITEM: "Check that both files use the same item IDs.",
     "missing_timestamp": "Check `timestamp` and `timestamp_unit` in the data set's YAML file.",
     "timestamp_out_of_range": "Check `timestamp_unit` in the data set's YAML file.",
 }
@@ -66,7 +69,61 @@ def require_usable_interactions(raw: RawLog, log: EncodedLog, rules: Sequence[Ru
         )
         for reason, number in numbers.items()
     ]
-    raise DataError(_error_message("raw_interactions", unusable, num_rows=len(log), max_share=max_share))
+    num_unlisted = count_unlisted_interactions(log, rules)
+    unlisted = (
+        f" Rows whose item is not in the catalogue do not count; there are {num_unlisted:,} "
+        f"({num_unlisted / len(log):.1%})."
+        if num_unlisted
+        else ""
+    )
+    raise DataError(_error_message("raw_interactions", unusable, num_rows=len(log), max_share=max_share) + unlisted)
+
+
+def count_unlisted_interactions(log: EncodedLog, rules: Sequence[Rule]) -> int:
+    """Count the usable interactions whose item is in no catalogue that was ever read."""
+    counts = log.count_rows_by_rule(len(rules))
+    return sum(int(count) for count, rule in zip(counts, rules, strict=True) if rule.reason == UNKNOWN_ITEM)
+
+
+def count_broken_interactions(log: EncodedLog, rules: Sequence[Rule]) -> int:
+    """Count the interactions that break a rule with `is_data_fault`."""
+    counts = log.count_rows_by_rule(len(rules))
+    return sum(int(count) for count, rule in zip(counts, rules, strict=True) if rule.is_data_fault)
+
+
+def require_listed_interactions(raw: RawLog, log: EncodedLog, rules: Sequence[Rule], *, max_share: float) -> None:
+    """Check the share of interactions whose item is in no catalogue that was ever read.
+
+    Args:
+        raw, log, rules: see `require_usable_interactions`.
+        max_share: the largest acceptable share.
+
+    Raises:
+        DataError: the share is larger, but not all of the rows, whose error `clean_log` raises. The message states
+            this share and that of broken rows, and gives examples.
+    """
+    num_unlisted = count_unlisted_interactions(log, rules)
+    if num_unlisted <= max_share * len(log) or not (log.reasons == KEPT).any():
+        return
+    number = next(number for number, rule in enumerate(rules, start=1) if rule.reason == UNKNOWN_ITEM)
+    rows = np.flatnonzero(log.reasons == number)[:NUM_EXAMPLES]
+    examples = raw.lazy().with_row_index("_row").filter(pl.col("_row").is_in(rows.tolist())).collect()
+    raise DataError(
+        f"{describe_unlisted_interactions(log, rules)} That is more than `cleaning.max_unlisted_share` allows "
+        f"({max_share:.1%}). Examples: {_describe_examples(_as_quarantine(examples, rows, rules[number - 1]))}. "
+        f"{HINTS[UNKNOWN_ITEM]} If these are items that the shop no longer sells, raise "
+        "`cleaning.max_unlisted_share`."
+    )
+
+
+def describe_unlisted_interactions(log: EncodedLog, rules: Sequence[Rule]) -> str:
+    """State the share of interactions whose item is not in the catalogue, and the share of broken ones."""
+    num_unlisted, num_broken = count_unlisted_interactions(log, rules), count_broken_interactions(log, rules)
+    return (
+        f"raw_interactions: {num_unlisted:,} of {len(log):,} rows ({num_unlisted / len(log):.1%}) name an item that is "
+        f"not in the catalogue and was not in it in an earlier run. Broken rows: {num_broken:,} "
+        f"({num_broken / len(log):.1%})."
+    )
 
 
 def require_usable_items(quarantined: pl.DataFrame, *, num_rows: int, max_share: float) -> None:

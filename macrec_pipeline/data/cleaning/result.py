@@ -45,6 +45,7 @@ class CleaningResult:
         positions: int64 [M], which order a user's rows at the same time; None to order them by item and then rating.
         items: `ITEMS`, the clean catalogue.
         quarantined_items: `QUARANTINE`, the rows of `raw_items` that are not in the catalogue.
+        unlisted_items: `UNLISTED_ITEMS`, the items of `items` that have left the catalogue.
     """
 
     raw: RawLog
@@ -55,6 +56,7 @@ class CleaningResult:
     positions: NDArray[np.int64] | None
     items: pl.DataFrame
     quarantined_items: pl.DataFrame
+    unlisted_items: pl.DataFrame
 
     @property
     def num_interactions(self) -> int:

@@ -93,7 +93,7 @@ async def open_session(limits: FetchLimits) -> AsyncIterator[aiohttp.ClientSessi
 
 
 async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits) -> bytes:
-    """Load one address in a single attempt. Raises `FetchError` whatever the address and the server do."""
+    """Load one address in a single attempt. Raise `FetchError` if it fails for any reason."""
     if url.startswith("//"):  # aiohttp does not handle an address without a scheme
         raise FetchError("invalid_address", "the address has no scheme: put https: in front of it")
     try:

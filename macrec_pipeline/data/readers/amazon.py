@@ -106,7 +106,7 @@ class AmazonReader(Reader):
         return problems
 
     def source_files(self) -> list[Path]:
-        """Return the files of interactions and items. Raises `MissingFileError`."""
+        """Return the files of interactions and items. Raise `MissingFileError`."""
         return [self._find(name)[0] for name in (self._reviews_file(), self._metadata_file())]
 
     def image_template(self) -> str | None:

@@ -8,6 +8,7 @@ sentences, for example
 `Toy Story (1995). Led by Woody, Andy's toys live happily. Genres: Animation, Children, Comedy.`
 """
 
+import math
 from collections.abc import Sequence
 
 import polars as pl
@@ -20,18 +21,38 @@ _TO_MILLISECONDS: dict[str, tuple[int, int]] = {"s": (1000, 1), "ms": (1, 1), "u
 _LARGEST = 2**53
 
 _ISO = (
-    r"^(?<date>\d{4}-\d{2}-\d{2})"
-    r"(?:[Tt ](?<minutes>\d{2}:\d{2})(?::(?<seconds>\d{2}))?(?:[.,](?<fraction>\d{1,9})\d*)?)?"
-    r"\s*(?<zone>[Zz]|[+-]\d{2}:?\d{2})?$"
+    r"^(?<date>\d{4}-\d{2}-\d{2}|\d{8})"
+    r"(?:[Tt ](?<minutes>\d{2}:?\d{2})(?::?(?<seconds>\d{2}))?(?:[.,](?<fraction>\d{1,9})\d*)?)?"
+    r"\s*(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$"
 )
+
+_WHOLE_DECIMAL = r"^-?\d+\.0+$"
+_COMMA_NUMBER = r"^[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d*)?(?:[eE][+-]?\d+)?$"
 
 _SENTENCE_END = r"""[.!?…]["'\u2019\u201d»)\]]*$"""
 _TITLE_BOUNDARY = r"^(?:$|[\s.,:;!?)\]\u2013\u2014-])"
 
 
-def id_cells(column: pl.Series) -> pl.Series:
-    """Return ids as strings without surrounding whitespace: empty ids are null, whole numbers have no `.0`."""
+def has_whole_decimal_ids(column: pl.Series) -> bool:
+    """Return whether all ids of a text column are whole numbers with a fraction of zeros, as pandas writes `18.0`."""
+    if column.dtype != pl.String:
+        return False
+    filled = column.drop_nulls().str.strip_chars()
+    filled = filled.filter(filled != "")
+    return len(filled) > 0 and bool(filled.str.contains(_WHOLE_DECIMAL).all())
+
+
+def id_cells(column: pl.Series, *, drop_zero_fraction: bool = False) -> pl.Series:
+    """Return ids as strings without surrounding whitespace: empty ids are null, whole numbers have no `.0`.
+
+    Args:
+        column: the ids, as texts or numbers of any type.
+        drop_zero_fraction: whether texts such as `18.0` are whole numbers too.
+    """
     if column.dtype.is_float():
+        ids = [_float_id(value) for value in column] if _has_large_float(column) else None
+        if ids is not None:
+            return text_cells(pl.Series(column.name, ids, dtype=pl.String))
         whole = column.is_finite() & (column == column.floor())
         text = pl.select(
             pl.when(whole)
@@ -41,7 +62,29 @@ def id_cells(column: pl.Series) -> pl.Series:
         ).to_series()
     else:
         text = column.cast(pl.String, strict=False)
-    return text_cells(text)
+    text = text_cells(text)
+    if drop_zero_fraction or column.dtype.is_decimal():
+        whole_number = text.str.contains(_WHOLE_DECIMAL).fill_null(False)
+        text = pl.select(pl.when(whole_number).then(text.str.replace(r"\.0+$", "")).otherwise(text)).to_series()
+    return text
+
+
+def _has_large_float(column: pl.Series) -> bool:
+    largest = column.filter(column.is_finite()).abs().max()
+    return isinstance(largest, float) and largest >= 2**63
+
+
+def _float_id(value: float | None) -> str | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return str(int(value)) if value == math.floor(value) else str(value)
+
+
+def without_null_words(column: pl.Series, words: Sequence[str]) -> pl.Series:
+    """Return a text column with null for each cell that is one of the words for a missing value."""
+    if column.dtype != pl.String or not words:
+        return column
+    return column.set(column.str.strip_chars().is_in(list(words)).fill_null(False), None)
 
 
 def text_cells(column: pl.Series) -> pl.Series:
@@ -66,10 +109,19 @@ def category_cells(column: pl.Series, *, separator: str = "|") -> pl.Series:
     return categories.set(categories.list.len() == 0, None)
 
 
-def number_cells(column: pl.Series) -> pl.Series:
-    """Return numbers as float64; cells that are not numbers are null."""
+def number_cells(column: pl.Series, *, decimal: str = ".") -> pl.Series:
+    """Return numbers as float64; cells that are not numbers are null.
+
+    Args:
+        column: numbers, or texts.
+        decimal: the sign before the fraction of a text. With a comma, dots may separate thousands.
+    """
     if column.dtype == pl.String:
         column = column.str.strip_chars()
+        if decimal == ",":
+            readable = column.str.contains(_COMMA_NUMBER).fill_null(False)
+            dotted = column.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+            column = dotted.set(~readable, None)
     return column.cast(pl.Float64, strict=False)
 
 
@@ -79,16 +131,24 @@ def flag_cells(column: pl.Series) -> pl.Series:
     return text.is_in(["1", "1.0", "true", "yes"]).fill_null(False)
 
 
-def time_cells(column: pl.Series, unit: TimestampUnit) -> pl.Series:
+def time_cells(column: pl.Series, unit: TimestampUnit, *, time_format: str | None = None) -> pl.Series:
     """Return times as int64 milliseconds since the epoch, UTC; cells that are not times are null.
 
     Args:
         column: numbers, strings, or the date types of a parquet file, which carry their own unit.
         unit: the unit of a number, or `iso` for texts such as `2018-01-31`, `2018-01-31 10:00` and
             `2018-01-31T10:00:00.5+02:00`. Texts without a time zone are UTC.
+        time_format: the format of the texts in the notation of strptime, such as `%d.%m.%Y %H:%M`; replaces `unit`.
     """
     if isinstance(column.dtype, pl.Datetime | pl.Date):
         return column.cast(pl.Datetime("ms")).cast(pl.Int64)
+    if time_format is not None:
+        text = column.cast(pl.String, strict=False).str.strip_chars()
+        has_zone = "%z" in time_format
+        times = text.str.to_datetime(
+            time_format, time_unit="ms", time_zone="UTC" if has_zone else None, strict=False, exact=True
+        )
+        return times.cast(pl.Int64)
     if unit == "iso":
         return _iso_times(column.cast(pl.String, strict=False))
     multiply, divide = _TO_MILLISECONDS[unit]
@@ -151,11 +211,12 @@ def join_flags(label: str, flags: dict[str, pl.Series]) -> pl.Series:
 def _iso_times(text: pl.Series) -> pl.Series:
     """Rewrite every accepted spelling to one format, then parse it: no format is guessed from the first rows."""
     parts = text.str.strip_chars().str.extract_groups(_ISO).struct.unnest()
-    zone = pl.col("zone").fill_null("+00:00").str.replace("^[Zz]$", "+00:00").str.replace(":", "", literal=True)
+    zone = pl.col("zone").fill_null("+00:00").str.replace("^(?:[Zz]|UTC|GMT)$", "+00:00")
+    zone = zone.str.replace(":", "", literal=True).str.pad_end(5, "0")
     canonical = pl.format(
         "{}T{}:{}.{}{}",
-        pl.col("date"),
-        pl.col("minutes").fill_null("00:00"),
+        pl.col("date").str.replace(r"^(\d{4})(\d{2})(\d{2})$", "${1}-${2}-${3}"),
+        pl.col("minutes").fill_null("00:00").str.replace(r"^(\d{2})(\d{2})$", "${1}:${2}"),
         pl.col("seconds").fill_null("00"),
         pl.col("fraction").fill_null("0"),
         zone,

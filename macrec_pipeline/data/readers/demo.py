@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.demo.generate import demo_tables, ensure_demo
+from macrec_pipeline.data.demo.ensure import demo_tables, ensure_demo
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import DemoSource
@@ -34,7 +34,7 @@ class DemoReader(Reader):
         return []
 
     def source_files(self) -> list[Path]:
-        """Return the files of interactions and items. Raises `MissingFileError` if the shop is not generated yet."""
+        """Return the files of interactions and items. Raise `MissingFileError` if the shop is not generated yet."""
         return self._tables().source_files()
 
     def _tables(self) -> TablesReader:

@@ -79,7 +79,7 @@ class IndexedReader(Reader):
         return problems
 
     def source_files(self) -> list[Path]:
-        """Return the files of the interactions and of both id lists. Raises `MissingFileError`."""
+        """Return the files of the interactions and of both id lists. Raise `MissingFileError`."""
         suffixes = ("inter.json", "item2id", "user2id")
         return [find_indexed_file(self.source, suffix, self.data_dir)[0] for suffix in suffixes]
 
@@ -133,7 +133,7 @@ def find_indexed_file(source: IndexedSource, suffix: str, data_dir: Path) -> tup
 
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
-    """Read a JSON object from a plain or gzip file. Raises `SchemaError` if the file holds anything else."""
+    """Read a JSON object from a plain or gzip file. Raise `SchemaError` if the file holds anything else."""
     try:
         with open_unpacked(path) as stream:
             content = json.load(stream)

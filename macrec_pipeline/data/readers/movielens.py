@@ -16,6 +16,7 @@ from macrec_pipeline.data.readers.column_parsing import category_cells, compose_
 from macrec_pipeline.data.readers.image_files import existing_images
 from macrec_pipeline.data.readers.rating_logs import check_header, rating_parts
 from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.text_files import line_blocks, read_delimited, read_header, require_file_or_gz
 from macrec_pipeline.datasets import MovielensSource
 from macrec_pipeline.errors import DataError, SchemaError
@@ -30,6 +31,7 @@ _GENRES_100K = (
 )
 # fmt: on
 _NUM_COLUMNS_BEFORE_GENRES = 5
+_QUOTED = Quoting(is_declared=True)
 _NO_GENRE = {"unknown", "(no genres listed)", ""}
 
 
@@ -117,13 +119,13 @@ class MovielensReader(Reader):
                 if name == layout.ratings and layout.header is not None:
                     check_header(path, file, layout.header)
                 elif self.source.layout == "latest":
-                    _check_movies_header(read_header(path, file, separator=",", header=True)[0], file)
+                    _check_movies_header(read_header(path, file, separator=",", header=True, quoting=_QUOTED)[0], file)
             except DataError as error:
                 problems.append(str(error))
         return problems
 
     def source_files(self) -> list[Path]:
-        """Return the files of ratings and movies. Raises `MissingFileError`."""
+        """Return the files of ratings and movies. Raise `MissingFileError`."""
         layout = _LAYOUTS[self.source.layout]
         return [self._find(name)[0] for name in (layout.ratings, layout.movies)]
 
@@ -151,7 +153,7 @@ def _movies_1m(path: Path) -> Iterator[_Movie]:
 
 
 def _movies_csv(path: Path, file: str) -> pl.DataFrame:
-    table = read_delimited(path, file, separator=",", header=True)
+    table = read_delimited(path, file, separator=",", header=True, quoting=_QUOTED)
     _check_movies_header(table.column_names, file)
     genres = [_real_genres((text or "").split("|")) for text in table.column("genres")]
     return pl.DataFrame(

@@ -9,7 +9,8 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import id_cells, number_cells, time_cells
-from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, OVERFLOW, LineBlock, line_blocks, split_cells
+from macrec_pipeline.data.readers.row_splitting import OVERFLOW
+from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, LineBlock, invalid_lines, line_blocks, split_cells
 from macrec_pipeline.errors import SchemaError
 
 # polars splits at a single byte only. This one replaces a longer separator and does not occur in any log.
@@ -28,7 +29,8 @@ def rating_parts(
 ) -> Iterator[pl.DataFrame]:
     """Read a log as parts of `RAW_INTERACTIONS`. Cells are never quoted, and times are seconds.
 
-    For a line that cannot be used, `problem` says why: `wrong_number_of_cells` or `wrong_type`. Missing cells are null.
+    For a line that cannot be used, `problem` says why: `invalid_text`, `wrong_number_of_cells` or
+    `wrong_type`. Missing cells are null.
 
     Args:
         path: the file, plain or gzip.
@@ -67,7 +69,7 @@ def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separat
     cells = _split(block.data, columns, separator)
     rating, timestamp = number_cells(cells["rating"]), time_cells(cells["timestamp"], "s")
     has_extra_cells = cells[OVERFLOW].is_not_null()
-    problem = (
+    problem: pl.Expr = (
         pl.when(has_extra_cells)
         .then(pl.lit(f"wrong_number_of_cells: more than {len(columns)}, separated by {separator!r}"))
         .when(cells["rating"].is_not_null() & rating.is_null())
@@ -75,6 +77,11 @@ def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separat
         .when(cells["timestamp"].is_not_null() & timestamp.is_null())
         .then(_not_a_number(cells["timestamp"]))
     )
+    problem, is_usable = problem.cast(pl.String), ~has_extra_cells
+    if lines := invalid_lines(block):
+        is_invalid = pl.repeat(False, cells.height, eager=True).scatter(lines, True)
+        problem = pl.when(is_invalid).then(pl.lit("invalid_text: bytes that are not UTF-8")).otherwise(problem)
+        is_usable &= ~is_invalid
     return pl.DataFrame(
         {
             "user_id": id_cells(cells["user_id"]),
@@ -83,11 +90,11 @@ def _interactions(block: LineBlock, file: str, columns: tuple[str, ...], separat
             "timestamp": timestamp,
         }
     ).select(
-        # No cell of a line with extra cells is trusted: its columns cannot be told apart.
-        pl.when(~has_extra_cells).then(pl.all()),
+        # No cell of a line with extra cells is trusted: its columns cannot be told apart. Replaced bytes are no ID.
+        pl.when(is_usable).then(pl.all()),
         pl.lit(file).alias("source_file"),
         pl.int_range(block.first_line, pl.len() + block.first_line, dtype=pl.Int64).alias("source_row"),
-        problem.cast(pl.String).alias("problem"),
+        problem.alias("problem"),
     )
 
 

@@ -1,33 +1,54 @@
 """Find, unpack and split text files below the data folder: CSV, TSV and files with one record per line.
 
 Reading stays bounded: `line_blocks` unpacks one block of whole lines at a time, and `read_delimited_parts` turns each
-block into columns before the next block is read. gzip files are recognised by their content, whatever their name.
+block into columns before the next block is read. gzip and zstd files are recognised by their content, whatever their
+name.
 
 Nothing is guessed from the values. Cells stay strings, and every row keeps the number of the line it begins on, so that
 quarantine can name that line. A row with too few cells ends in nulls. A row with too many non-empty cells becomes a row
-of nulls, because its columns can no longer be told apart. A file that cannot be split into rows with certainty, for
-example because a quote never closes, is an error that names the line.
+of nulls, because its columns can no longer be told apart. A file that cannot be split into rows with certainty is an
+error that names the line: a quote never closes, or reading its quotes as text gives as good a table. Bytes that are not
+text in the encoding of the file are an error too.
 """
 
-import csv
+import codecs
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import polars as pl
+import pyarrow as pa
 
+from macrec_pipeline.data.readers.row_splitting import DOUBLE_QUOTES, OVERFLOW, Quoting, Row, RowSplitter, read_lines
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
+from macrec_pipeline.runtime.text_sanitizing import one_line
 
 BLOCK_BYTES = 16 << 20
-OVERFLOW = "overflow"
-"""The column that holds the first cell beyond the columns of the file."""
-
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_REFUSED_FORMATS = (
+    (b"PK\x03\x04", "a zip archive or an Excel workbook (.xlsx)", "Unpack the archive, or export the sheet as CSV"),
+    (b"PK\x05\x06", "an empty zip archive", "Export the file again"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "Export the sheet as CSV"),
+    (
+        tuple(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+        "packed with bzip2",
+        "Unpack it with bunzip2, or pack it with gzip or zstd instead",
+    ),
+    (b"\xfd7zXZ\x00", "packed with xz", "Unpack it with unxz, or pack it with gzip or zstd instead"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it, or pack the file with gzip or zstd instead"),
+    (b"\x04\x22\x4d\x18", "packed with lz4", "Unpack it with unlz4, or pack it with gzip or zstd instead"),
+    (b"PAR1", "a parquet file", "Set `format: parquet`"),
+    (b"%PDF", "a PDF document", "Export the table as CSV"),
+)
+"""First bytes of a file that is not text, what it is, and what to do."""
+_MAX_SHOWN = 60
+_HEADER_BYTES = 1 << 16
 _LONGEST_LINE = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -123,39 +144,54 @@ def require_file_or_gz(data_dir: Path, relative: str, *, what: str) -> tuple[Pat
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain or gzip file for reading its unpacked bytes.
+    """Open a plain, gzip or zstd file for reading its unpacked bytes.
 
     Raises:
+        SchemaError: the file is of a format that is not read, such as zip; says which.
         DataError: the file cannot be opened, read or unpacked; also raised for errors while the caller reads.
     """
     try:
         with path.open("rb") as raw:
-            packed = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            start = raw.read(16)
+        for magic, what, remedy in _REFUSED_FORMATS:
+            if start.startswith(magic):
+                raise SchemaError(f"{path.name} is {what}, expected a text file, plain or packed with gzip. {remedy}.")
+        if start.startswith(_ZSTD_MAGIC):
+            with pa.input_stream(str(path), compression="zstd") as packed:
+                yield cast(IO[bytes], packed)
+            return
+        with gzip.open(path, "rb") if start.startswith(_GZIP_MAGIC) else path.open("rb") as stream:
             yield cast(IO[bytes], stream)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}. Copy it again, or check its permissions.") from None
 
 
-def line_blocks(path: Path, file: str, *, block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
+def line_blocks(
+    path: Path, file: str, *, block_bytes: int = BLOCK_BYTES, encoding: str | None = None
+) -> Iterator[LineBlock]:
     """Read a file block by block, without the byte order mark at its beginning.
 
     Args:
-        path: the file, plain or gzip, whatever its name says.
+        path: the file, plain, gzip or zstd, whatever its name says.
         file: its path below the data folder, for error messages.
         block_bytes: number of unpacked bytes to read at once.
+        encoding: the encoding of the file. The blocks are then UTF-8. None leaves the bytes as they are, unchecked.
 
     Raises:
         DataError: the file cannot be read to its end, for example because a download was cut off; names the last
             readable line.
-        SchemaError: the file is not a text file: a line is longer than any sensible record.
+        SchemaError: the file is not a text file: a line is longer than any sensible record, or has bytes that are not
+            text in the encoding.
     """
     line_number, rest = 1, b""
+    decoder = None if encoding is None else _Decoder(file, encoding)
     try:
         with open_unpacked(path) as stream:
             start = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
             while chunk := start + stream.read(block_bytes):
                 start = b""
+                if decoder is not None:
+                    chunk = decoder.as_utf8(chunk)
                 end = chunk.rfind(b"\n") + 1
                 if not end:
                     rest += chunk
@@ -175,12 +211,66 @@ def line_blocks(path: Path, file: str, *, block_bytes: int = BLOCK_BYTES) -> Ite
         raise DataError(
             f"{error} The file is readable up to line {line_number - 1}, but a partial file is not used."
         ) from None
+    if decoder is not None:
+        rest += decoder.as_utf8(b"", final=True)
     if rest:
         yield LineBlock(line_number, rest)
 
 
+class _Decoder:
+    """Turns the bytes of a file into UTF-8, chunk by chunk. Raises `SchemaError` at bytes that are not text."""
+
+    def __init__(self, file: str, encoding: str) -> None:
+        self._file, self._encoding = file, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+        self._line, self._is_start = 1, True
+
+    def as_utf8(self, chunk: bytes, *, final: bool = False) -> bytes:
+        try:
+            text = self._decoder.decode(chunk, final)
+        except UnicodeDecodeError as error:
+            line = self._line + error.object.count(b"\n", 0, error.start)
+            raise _not_text(self._file, line, self._encoding, _line_around(error.object, error.start)) from None
+        if "\0" in text:
+            line = self._line + text.count("\n", 0, text.index("\0"))
+            raise SchemaError(
+                f"{self._file}: line {line} contains null bytes, so the file is not text in the encoding "
+                f"{self._encoding}. If another program shows it as text, it is probably UTF-16: set `encoding: utf-16`."
+            )
+        self._line += text.count("\n")
+        if self._is_start and text:
+            text, self._is_start = text.removeprefix("\ufeff"), False
+        return text.encode()
+
+
+def _line_around(data: bytes, position: int) -> bytes:
+    """Return the part of a line around one of its bytes, short enough to show."""
+    start = max(data.rfind(b"\n", 0, position) + 1, position - _MAX_SHOWN)
+    return data[start:position] + data[position : position + _MAX_SHOWN].partition(b"\n")[0]
+
+
+def _not_text(file: str, line: int, encoding: str, data: bytes) -> SchemaError:
+    """Describe bytes that are not text in the encoding, and the encoding that they are likely in."""
+    found = f"{file}: line {line} has bytes that are not text in the encoding {encoding}: {data!r}."
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return SchemaError(f"{found} The file is probably UTF-16. Set `encoding: utf-16`.")
+    try:
+        data.decode("utf-8")
+        likely = "utf-8"
+    except UnicodeDecodeError:
+        num_high, num_letters = sum(byte > 127 for byte in data), sum(bytes([byte]).isalpha() for byte in data)
+        if num_high > num_letters:
+            return SchemaError(
+                f"{found} Set `encoding` to that of the program that wrote the file, for example cp1251, gb18030 or "
+                "shift_jis."
+            )
+        likely = "cp1252"
+    shown = one_line(data.decode(likely, errors="replace")).strip()
+    return SchemaError(f"{found} The file is probably {likely}, in which it reads {shown!r}. Set `encoding: {likely}`.")
+
+
 def column_position(ref: str | int, names: tuple[str, ...] | None, num_columns: int, file: str) -> int:
-    """Return the position of a column, from 0. Raises `SchemaError` as `SourceTable.column` does."""
+    """Return the position of a column, from 0. Raise `SchemaError` as `SourceTable.column` does."""
     if isinstance(ref, int):
         if 0 <= ref < num_columns:
             return ref
@@ -201,10 +291,19 @@ def column_position(ref: str | int, names: tuple[str, ...] | None, num_columns: 
             f"{file} has {len(positions)} columns named {ref!r}, at positions {positions}. Use one of the positions "
             "instead of the name."
         )
-    raise SchemaError(f"{file} has no column {ref!r}. Its columns are: {', '.join(names) or 'none'}.")
+    hint = " If that is several columns, set `separator` to the text between them." if num_columns == 1 else ""
+    raise SchemaError(f"{file} has no column {ref!r}. Its columns are: {', '.join(names) or 'none'}.{hint}")
 
 
-def read_header(path: Path, file: str, *, separator: str, header: bool) -> tuple[tuple[str, ...] | None, int, int]:
+def read_header(
+    path: Path,
+    file: str,
+    *,
+    separator: str,
+    header: bool,
+    quoting: Quoting = DOUBLE_QUOTES,
+    encoding: str = "utf-8",
+) -> tuple[tuple[str, ...] | None, int, int]:
     """Read the first row of a delimited file.
 
     Returns:
@@ -213,22 +312,38 @@ def read_header(path: Path, file: str, *, separator: str, header: bool) -> tuple
     Raises:
         SchemaError: the file is empty, or its first row cannot be split into cells.
     """
-    with _open_text(path) as stream:
-        reader = csv.reader(stream, delimiter=separator, strict=True)
-        try:
-            first_row = next(reader, None)
-        except csv.Error as error:
-            raise SchemaError(f"{file}: the first row cannot be split into cells: {error}.") from None
-        if not first_row:
-            raise SchemaError(f"{file}: the first row is empty, so the number of columns is unknown.")
-        if not header:
-            return None, len(first_row), 0
-        return tuple(name.strip() for name in first_row), len(first_row), reader.line_num
+    splitter, text, row = RowSplitter(file, separator, quoting), "", None
+    for block in line_blocks(path, file, block_bytes=_HEADER_BYTES, encoding=encoding):
+        text += block.data.decode()
+        row = splitter.first_row(text, is_end=False)
+        if row is not None:
+            break
+    row = row or splitter.first_row(text, is_end=True)
+    if row is None or row.cells == [""]:
+        raise SchemaError(f"{file}: the first row is empty, so the number of columns is unknown.")
+    if any("\r" in cell for cell in row.cells) and not row.has_quoted_cell:
+        raise SchemaError(
+            f"{file}: the first line contains carriage returns, so its lines probably end as on old Macs. Save the "
+            "file with the line endings of Unix or Windows."
+        )
+    if not header:
+        return None, len(row.cells), 0
+    return tuple(name.strip() for name in row.cells), len(row.cells), row.num_lines
 
 
-def read_delimited(path: Path, file: str, *, separator: str, header: bool) -> SourceTable:
+def read_delimited(
+    path: Path,
+    file: str,
+    *,
+    separator: str,
+    header: bool,
+    quoting: Quoting = DOUBLE_QUOTES,
+    encoding: str = "utf-8",
+) -> SourceTable:
     """Read a whole CSV or TSV file. Arguments and errors as in `read_delimited_parts`."""
-    parts = list(read_delimited_parts(path, file, separator=separator, header=header))
+    parts = list(
+        read_delimited_parts(path, file, separator=separator, header=header, quoting=quoting, encoding=encoding)
+    )
     if len(parts) == 1:
         return parts[0]
     has_extra_cells = [
@@ -246,76 +361,91 @@ def read_delimited(path: Path, file: str, *, separator: str, header: bool) -> So
 
 
 def read_delimited_parts(
-    path: Path, file: str, *, separator: str, header: bool, block_bytes: int = BLOCK_BYTES
+    path: Path,
+    file: str,
+    *,
+    separator: str,
+    header: bool,
+    quoting: Quoting = DOUBLE_QUOTES,
+    encoding: str = "utf-8",
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[SourceTable]:
     """Read a CSV or TSV file part by part; yields at least one part.
 
-    A file that contains quotes is one part, because a quoted cell may span several lines.
-
     Args:
-        path: the file, plain or gzip.
+        path: the file, plain, gzip or zstd.
         file: its path below the data folder, for error messages and `source_file`.
-        separator: the character between cells.
+        separator: the text between cells.
         header: whether the first row holds the column names.
+        quoting: how cells are quoted.
+        encoding: the encoding of the file.
         block_bytes: unpacked bytes per part.
 
     Raises:
         DataError: the file cannot be read to its end.
-        SchemaError: the file is empty, or its quotes do not close; names the line.
+        SchemaError: the file is empty, its bytes are not text, or its rows cannot be told apart; names the line.
     """
-    names, num_columns, header_lines = read_header(path, file, separator=separator, header=header)
-    if _has_quotes(path):
-        yield _read_quoted(path, file, names, num_columns, separator=separator, header_lines=header_lines)
-        return
-    for block in line_blocks(path, file, block_bytes=block_bytes):
-        if header and block.first_line == 1:
-            block = LineBlock(2, block.data.partition(b"\n")[2])
-        rows = split_cells(block.data, num_columns, separator)
-        line_numbers = pl.int_range(block.first_line, block.first_line + rows.height, dtype=pl.Int64, eager=True)
-        yield _source_table(file, names, rows, line_numbers)
+    names, num_columns, _ = read_header(
+        path, file, separator=separator, header=header, quoting=quoting, encoding=encoding
+    )
+    splitter = RowSplitter(file, separator, quoting)
+    skips_header, num_parts, rest, line = header, 0, b"", 1
+    for block in chain(line_blocks(path, file, block_bytes=block_bytes, encoding=encoding), [None]):
+        is_end = block is None
+        if block is not None:
+            line = line if rest else block.first_line
+            data = rest + block.data
+        else:
+            data = rest
+        rest = b""
+        if skips_header and data:
+            row = splitter.first_row(data.decode(), is_end=is_end)
+            if row is None:
+                rest = data
+                continue
+            skips_header, line = False, line + row.num_lines
+            data = data[len(data.decode()[: row.end].encode()) :]
+        if not data:
+            continue
+        frame = splitter.split_at_once(data, num_columns)
+        if frame is not None:
+            yield _source_table(file, names, frame, _count_from(line, frame.height))
+        else:
+            text = data.decode()
+            rows = splitter.split_row_by_row(text, line, num_columns, is_end=is_end)
+            yield _table_of_rows(file, names, num_columns, rows)
+            rest = text[rows[-1].end :].encode() if rows else data
+            line = rows[-1].line_number + rows[-1].num_lines if rows else line
+        num_parts += 1
+    splitter.check_ambiguous()
+    if not num_parts:
+        yield _table_of_rows(file, names, num_columns, [])
 
 
 def split_cells(data: bytes, num_columns: int, separator: str) -> pl.DataFrame:
     """Split whole lines without quotes into the string columns "0", "1", ... and `OVERFLOW`.
 
-    Every line becomes a row, including blank lines. Missing and empty cells are null; invalid UTF-8 becomes U+FFFD.
+    Every line becomes a row, including blank lines. Missing and empty cells are null; invalid UTF-8 becomes U+FFFD, and
+    the caller must report the rows of `invalid_lines`.
     """
-    schema = dict.fromkeys([*map(str, range(num_columns)), OVERFLOW], pl.String)
-    return _read_csv(data, schema, separator=separator) if data else pl.DataFrame(schema=schema)
+    return read_lines(data, num_columns, separator)
 
 
-def _read_quoted(
-    path: Path, file: str, names: tuple[str, ...] | None, num_columns: int, *, separator: str, header_lines: int
-) -> SourceTable:
-    columns = [str(position) for position in range(num_columns)]
-    schema = dict.fromkeys([*columns, OVERFLOW], pl.String)
+def invalid_lines(block: LineBlock) -> list[int]:
+    """Return the positions, from 0, of the lines of a block that are not UTF-8."""
     try:
-        rows = _read_csv(path, schema, separator=separator, quote_char='"', skip_lines=header_lines)
-    except pl.exceptions.PolarsError:
-        return _read_with_stray_quotes(path, file, names, separator=separator, columns=columns, skip=header_lines)
-    return _source_table(file, names, rows, _line_numbers(rows, header_lines))
+        block.data.decode()
+    except UnicodeDecodeError:
+        return [number - block.first_line for number, line in block.lines() if not _is_utf8(line)]
+    return []
 
 
-def _read_csv(
-    source: bytes | Path,
-    schema: dict[str, Any],
-    *,
-    separator: str,
-    quote_char: str | None = None,
-    skip_lines: int = 0,
-) -> pl.DataFrame:
-    return pl.read_csv(
-        source,
-        has_header=False,
-        skip_lines=skip_lines,
-        schema=schema,
-        separator=separator,
-        quote_char=quote_char,
-        encoding="utf8-lossy",
-        truncate_ragged_lines=True,
-        missing_columns="insert",
-        extra_columns="ignore",
-    )
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _source_table(file: str, names: tuple[str, ...] | None, rows: pl.DataFrame, line_numbers: pl.Series) -> SourceTable:
@@ -328,62 +458,15 @@ def _source_table(file: str, names: tuple[str, ...] | None, rows: pl.DataFrame, 
     return SourceTable(file, names, num_columns, trusted, line_numbers, has_extra_cells)
 
 
-def _line_numbers(rows: pl.DataFrame, header_lines: int) -> pl.Series:
-    """Return the line on which each row begins; a quoted cell may span several lines."""
-    lines = pl.int_range(header_lines + 1, header_lines + 1 + rows.height, dtype=pl.Int64, eager=True)
-    if rows.height:
-        breaks = rows.select(
-            pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0)).cast(pl.Int64)
-        ).to_series()
-        lines = lines + breaks.cum_sum().shift(1, fill_value=0)
-    return lines.alias("source_row")
+def _table_of_rows(file: str, names: tuple[str, ...] | None, num_columns: int, rows: list[Row]) -> SourceTable:
+    width = num_columns + 1
+    cells = [[*row.cells[:num_columns], *row.cells[num_columns:width]] for row in rows]
+    padded = [[*row, *[None] * (width - len(row))] for row in cells]
+    schema = dict.fromkeys([*map(str, range(num_columns)), OVERFLOW], pl.String)
+    frame = pl.DataFrame(padded, schema=schema, orient="row")
+    frame = frame.with_columns(pl.when(pl.col(OVERFLOW) != "").then(pl.col(OVERFLOW)).alias(OVERFLOW))
+    return _source_table(file, names, frame, pl.Series("source_row", [row.line_number for row in rows], dtype=pl.Int64))
 
 
-def _read_with_stray_quotes(
-    path: Path, file: str, names: tuple[str, ...] | None, *, separator: str, columns: list[str], skip: int
-) -> SourceTable:
-    """Read row by row: a quote inside a cell is an ordinary character, and a quote that opens a cell must close it."""
-    num_columns = len(columns)
-    cells: list[list[str | None]] = []
-    line_numbers: list[int] = []
-    has_extra_cells: list[bool] = []
-    with _open_text(path) as stream:
-        for _ in range(skip):
-            next(stream)
-        reader = csv.reader(stream, delimiter=separator, strict=True)
-        row_start = 1
-        try:
-            for row in reader:
-                has_extra_cells.append(any(row[num_columns : num_columns + 1]))
-                padded = [*(row + [None] * num_columns)[:num_columns]]
-                cells.append([None] * num_columns if has_extra_cells[-1] else padded)
-                line_numbers.append(skip + row_start)
-                row_start = reader.line_num + 1
-        except csv.Error as error:
-            raise SchemaError(
-                f"{file}: the row that begins in line {skip + row_start} cannot be split into cells ({error}). A cell "
-                'that begins with a quote must end with one, and quotes inside it must be doubled (""). Correct the '
-                "line."
-            ) from None
-    return SourceTable(
-        file,
-        names,
-        num_columns,
-        pl.DataFrame(cells, schema=dict.fromkeys(columns, pl.String), orient="row"),
-        pl.Series("source_row", line_numbers, dtype=pl.Int64),
-        pl.Series(has_extra_cells, dtype=pl.Boolean),
-    )
-
-
-def _has_quotes(path: Path) -> bool:
-    with open_unpacked(path) as stream:
-        return any(b'"' in block for block in iter(lambda: stream.read(1 << 20), b""))
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
-    with (
-        open_unpacked(path) as stream,
-        io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="") as text,
-    ):
-        yield text
+def _count_from(first: int, count: int) -> pl.Series:
+    return pl.int_range(first, first + count, dtype=pl.Int64, eager=True)

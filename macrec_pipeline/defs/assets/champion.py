@@ -10,6 +10,7 @@ import dagster as dg
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
+from macrec_pipeline.defs.unlisted_items import evaluation_histories, listed_mask
 from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def _load_bundle(asset: AssetContext, folder: Path) -> "BundleAndSize":
 def _held_out_users(asset: AssetContext) -> "HeldOutUsers":
     from macrec_pipeline.evaluation.promotion.held_out import held_out_users
 
-    return held_out_users(asset.read_table("histories"), asset.read_table("items")["item_id"].to_list())
+    item_ids = asset.read_table("items")["item_id"].to_list()
+    return held_out_users(evaluation_histories(asset), item_ids, listed=listed_mask(asset, num_items=len(item_ids)))
 
 
 def _bootstrap_settings(asset: AssetContext) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Embeddings: one vector per item and modality, from an encoder or from files that the data set provides."""
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from macrec_pipeline.storage import embedding_table, vectors_of
 
 if TYPE_CHECKING:  # torch is loaded when an asset runs, not with the definitions
     from macrec_pipeline.embeddings import CachedVectors
+    from macrec_pipeline.embeddings.result import EmbeddingResult
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def _embed(asset: AssetContext, modality: Route) -> dg.MaterializeResult[Any]:
 
 
 def _reason_to_skip(asset: AssetContext, items: pl.DataFrame, modality: Route) -> str | None:
-    """Why this run leaves a modality out; None if it does not.
+    """Return why this run leaves a modality out; None if it does not.
 
     A catalogue that lacks both modalities is not skipped, so that the encoder reports the error.
 
@@ -131,7 +133,7 @@ def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.Mat
             embedded = embed_texts(texts, asset.config.text_encoder, **common)
         else:
             paths = [None if path is None else asset.data_folder / path for path in items["image_path"]]
-            embedded = embed_images(paths, asset.config.image_encoder, **common)
+            embedded = _with_remembered_vectors(asset, items, embed_images(paths, asset.config.image_encoder, **common))
         table = embedding_table(
             items,
             vectors=embedded.vectors,
@@ -156,8 +158,38 @@ def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.Mat
         )
 
 
+def _with_remembered_vectors(
+    asset: AssetContext, items: pl.DataFrame, embedded: "EmbeddingResult"
+) -> "EmbeddingResult":
+    """Give an item that has left the catalogue, and whose image is gone, the vector that it had before.
+
+    Args:
+        asset: the embeddings' asset.
+        items: `ITEMS`.
+        embedded: the embeddings of the images that exist, row by row of `items`.
+    """
+    unlisted = asset.store.read_beside("items", "unlisted_items")["item_index"].to_list()
+    without_image = [row for row in unlisted if embedded.imputed[row]]
+    if not without_image or _previous_vectors(asset) is None:
+        return embedded
+    if asset.store.manifest(asset.name).details.get(MADE_BY) != embedded.encoder_fingerprint:
+        return embedded
+    previous = asset.read_table(asset.name).filter(~pl.col("imputed"))
+    row_of = {item_id: row for row, item_id in enumerate(previous["item_id"])}
+    remembered = {row: row_of[items["item_id"][row]] for row in without_image if items["item_id"][row] in row_of}
+    if not remembered:
+        return embedded
+    rows, sources = list(remembered), list(remembered.values())
+    vectors, imputed, contents = embedded.vectors.copy(), embedded.imputed.copy(), list(embedded.contents)
+    vectors[rows], imputed[rows] = vectors_of(previous)[sources], False
+    for row, source in remembered.items():
+        contents[row] = previous["content"][source]
+    failures = tuple(failure for failure in embedded.failures if failure[0] not in remembered)
+    return replace(embedded, vectors=vectors, imputed=imputed, contents=tuple(contents), failures=failures)
+
+
 def _previous_vectors(asset: AssetContext) -> "CachedVectors | None":
-    """The vectors of the asset's previous version; None if there is no such version or it cannot be read."""
+    """Return the vectors of the asset's previous version; None if there is no such version or it cannot be read."""
     from macrec_pipeline.embeddings import CachedVectors
 
     if not asset.store.has(asset.name):

@@ -15,6 +15,7 @@ from macrec_pipeline.defs.manifest_keys import SKIPPED
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality
+from macrec_pipeline.defs.unlisted_items import evaluation_histories, listed_mask
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.protocol import Evaluation
@@ -56,7 +57,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
     from macrec_pipeline.evaluation.report.page import render_report
 
     with open_asset(context, settings, "evaluation_report") as asset:
-        tables = {name: asset.read_table(name) for name in TABLES}
+        tables = {name: asset.read_table(name) for name in TABLES} | {"histories": evaluation_histories(asset)}
         details = asset.store.manifest("predictions").details
         evaluation = evaluate(
             tables["histories"],
@@ -68,6 +69,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             items_imputed=_imputed_items(tables),
             sasrec_settings=details.get("sasrec"),
             split=_describe_split(asset),
+            listed=listed_mask(asset, num_items=tables["items"].height),
         )
         metrics = metrics_document(
             evaluation,
@@ -84,7 +86,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
 
 
 def _describe_split(asset: AssetContext) -> str:
-    """How the test targets were held out, as a sentence for the report."""
+    """Return how the test targets were held out, as a sentence for the report."""
     from macrec_pipeline.data.histories.splits import period_from_details
     from macrec_pipeline.evaluation.protocol import LEAVE_ONE_OUT
 

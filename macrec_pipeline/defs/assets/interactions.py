@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -11,13 +12,19 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
-from macrec_pipeline.defs.asset_context import open_asset
+from macrec_pipeline.datasets import IndexedSource
+from macrec_pipeline.defs.asset_context import AssetContext, open_asset
+from macrec_pipeline.defs.ids import continuity
 from macrec_pipeline.defs.manifest_keys import CATALOGUE, MAY_BE_UNTOUCHED
 from macrec_pipeline.defs.presentation import markdown, preview, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, Settings
+from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.schemas import FORMER_ITEMS
 
 if TYPE_CHECKING:
     from macrec_pipeline.data.cleaning.result import CleaningResult
+
+logger = logging.getLogger(__name__)
 
 GROUP = "ingestion"
 KINDS = {"polars", "parquet"}
@@ -69,15 +76,38 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
     with open_asset(context, settings, "raw_items") as asset:
         table = read_raw_items(asset.spec, asset.data_folder)
+        former_items = _former_items(asset, table)
         return asset.save_table(
             table,
+            beside={"former_items": former_items},
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
             without_picture=table["image_path"].null_count(),
             rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
+            items_that_have_left=former_items.height,
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
+
+
+def _former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
+    """The items that an earlier version of the catalogue had and the present one lacks, as `FORMER_ITEMS`."""
+    from macrec_pipeline.data.cleaning.clean import remember_former_items
+
+    # Indexed files number their items, so they always belong to one edition with all of them.
+    if not asset.store.has("raw_items") or isinstance(asset.spec.source, IndexedSource):
+        return FORMER_ITEMS.empty()
+    try:
+        previous = asset.store.read_table("raw_items")
+        former_items = asset.store.read_beside("raw_items", "former_items")
+    except (StorageError, SchemaError) as error:
+        logger.warning(
+            "Items that have left the catalogue are unknown from now on, because its previous version cannot be read: "
+            "%s",
+            error,
+        )
+        return FORMER_ITEMS.empty()
+    return remember_former_items(former_items, previous, present, today=continuity.today())
 
 
 @dg.multi_asset(
@@ -104,7 +134,13 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         assets = {name: stack.enter_context(open_asset(context, settings, name)) for name in CLEAN_TABLES}
         interactions, items, quarantine = assets["interactions"], assets["items"], assets["quarantine"]
         cleaning = interactions.config.cleaning
-        log = clean_log(interactions.scan_table("raw_interactions"), interactions.read_table("raw_items"), cleaning)
+        log = clean_log(
+            interactions.scan_table("raw_interactions"),
+            interactions.read_table("raw_items"),
+            cleaning,
+            former_items=interactions.store.read_beside("raw_items", "former_items"),
+        )
+        _warn_of_unlisted_items(log, interactions.config.cleaning.max_quarantined_share)
         reasons = log.quarantine_counts()
         results = [
             interactions.save_slices(log.interactions(), num_rows=log.num_interactions, **_describe_interactions(log)),
@@ -114,7 +150,9 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
                     CATALOGUE: _item_order_digest(log.items),
                     MAY_BE_UNTOUCHED: cleaning.keep_items_without_interactions,
                 },
+                beside={"unlisted_items": log.unlisted_items},
                 **_describe_items(log.items),
+                no_longer_in_the_catalogue=log.unlisted_items.height,
             ),
             quarantine.save_slices(
                 log.quarantine(), num_rows=sum(row[-1] for row in reasons), reasons=_reasons_table(reasons)
@@ -157,8 +195,24 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         )
 
 
+def _warn_of_unlisted_items(log: "CleaningResult", share: float) -> None:
+    """Warn if a larger share of the interactions than this names an item that no catalogue has listed."""
+    from macrec_pipeline.data.cleaning.quality_gate import (
+        count_unlisted_interactions,
+        describe_unlisted_interactions,
+    )
+
+    if count_unlisted_interactions(log.log, log.rules) > share * len(log.log):
+        logger.warning(
+            "%s They are in quarantine as unknown_item, and nothing is learned from them. To learn from items that the "
+            "shop no longer sells, add them to the catalogue file for one run. If the IDs of the two files should "
+            "match, look at examples in the quarantine table; `cleaning.max_unlisted_share` stops such a run.",
+            describe_unlisted_interactions(log.log, log.rules),
+        )
+
+
 def _describe_split(histories: pl.DataFrame, interactions: pl.LazyFrame) -> dict[str, Any]:
-    """How many users a split by time tests, only trains on, and leaves out."""
+    """Return how many users a split by time tests, only trains on, and leaves out."""
     num_users = int(interactions.select(pl.col("user_id").n_unique()).collect(engine="streaming").item())
     num_tested = int(histories["tested"].sum())
     return {

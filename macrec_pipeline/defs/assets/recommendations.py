@@ -83,7 +83,8 @@ def _write_histories(users: pl.DataFrame, path: Path) -> Path:
 def _report_recommendations(
     asset: AssetContext, *, model: str, num_users: int, num_shards: int
 ) -> dg.MaterializeResult[Any]:
-    table = pl.scan_parquet(asset.store.location("recommendations") / "part-*.parquet")
+    parts = sorted(asset.store.location("recommendations").glob("part-*.parquet"))
+    table = pl.scan_parquet(parts, glob=False)  # the path of the home may contain characters of a pattern
     num_fallbacks = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
     return asset.report(
         summary=f"{num_users:,} users by {model}, shards: {num_shards}",

@@ -12,6 +12,7 @@ from macrec_pipeline.defs.manifest_keys import CODES_OF
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality, item_sequences, training_sequences
+from macrec_pipeline.defs.unlisted_items import evaluation_histories, unlisted_items
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
@@ -63,7 +64,7 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
 
 
 @dg.asset(
-    deps=["histories", "recommender", "sasrec"],
+    deps=["histories", "items", "recommender", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
@@ -82,7 +83,7 @@ def predictions(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     with open_asset(context, settings, "predictions") as asset:
         device = prepare_device(asset.config.runtime)
         bundle = RecommenderBundle.load(asset.folder("recommender") / "bundle", device=device)
-        users = asset.read_table("histories").filter("tested")
+        users = evaluation_histories(asset).filter("tested")
         sasrec = _load_sasrec(asset, device) if asset.config.sasrec.enabled else None
         ranked = predict_test_users(
             bundle,
@@ -172,7 +173,7 @@ def _load_sasrec(asset: AssetContext, device: "torch.device") -> "FittedSasrec":
 
 
 def _starting_weights(asset: AssetContext) -> tuple["Path | None", str | None]:
-    """The previous weights for a warm start, or the reason why the settings' request for one cannot be met.
+    """Return the previous weights for a warm start, or the reason why the settings' request for one cannot be met.
 
     Weights are reused only if codes still mean what they meant when those weights were trained.
     """
@@ -188,13 +189,13 @@ def _starting_weights(asset: AssetContext) -> tuple["Path | None", str | None]:
 
 
 def _origin_of_codes(asset: AssetContext) -> str:
-    """The digest of what gives codes their meaning: the quantizer, or the ID table if the data set provides it."""
+    """Return the digest of what defines the codes: the quantizer, or the ID table if the data set provides it."""
     manifest = asset.store.manifest("semantic_ids")
     return str(manifest.details.get("quantizer", manifest.digest))
 
 
 def _quantizer_files(asset: AssetContext) -> "list[Path]":
-    """The files of the quantizer that assigned the semantic IDs; none if the data set provides the IDs.
+    """Return the files of the quantizer that assigned the semantic IDs; none if the data set provides the IDs.
 
     Raises:
         StorageError: the stored quantizer is not the one that assigned the IDs.
@@ -250,7 +251,9 @@ def _write_bundle(
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=asset.config.decoding.model_dump(mode="json"),
-        catalogue=items.select("title", "image_path", "categories").to_dicts(),
+        catalogue=items.select(
+            "title", "image_path", "categories", listed=~pl.col("item_index").is_in(unlisted_items(asset).tolist())
+        ).to_dicts(),
         provenance={
             "dataset": asset.dataset,
             "config_digest": asset.config.digest(),

@@ -63,7 +63,7 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
 
 
 def _proposal(asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float]) -> "PromotionProposal":
-    """What `champion_comparison` says about this bundle. A comparison of another bundle does not count."""
+    """Return what `champion_comparison` found for this bundle; if it compared another one, say so in the proposal."""
     from macrec_pipeline.evaluation.promotion.version_card import metrics_card, version_card
     from macrec_pipeline.tracking import PromotionProposal
     from macrec_pipeline.tracking.registry import bundle_digest
@@ -71,8 +71,8 @@ def _proposal(asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float]
     comparison = json.loads((asset.folder("champion_comparison") / COMPARISON).read_text(encoding="utf-8"))
     if comparison["bundle_digest"] != bundle_digest(bundle):
         comparison = {
-            "problem": "champion_comparison is of another bundle than this one. Materialize champion_comparison again, "
-            "then registered_model."
+            "problem": "champion_comparison measured another bundle, not the current one. Materialize "
+            "champion_comparison again, then registered_model."
         }
     compared = "card" in comparison
     return PromotionProposal(

@@ -295,7 +295,7 @@ def _read_embeddings(asset: AssetContext) -> dict[str, pl.DataFrame]:
 
 
 def _complete_vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
-    """The embeddings of each modality, writable float32 [N, D], with missing ones imputed from neighbours."""
+    """Return the embeddings of each modality, writable float32 [N, D], with missing ones imputed from neighbours."""
     from macrec_pipeline.semantic_ids import impute_from_neighbours
 
     return impute_from_neighbours(

@@ -50,12 +50,12 @@ class Decision:
     reason: str
 
     def as_details(self) -> dict[str, Any]:
-        """The decision as it is kept in a manifest."""
+        """Return the decision as it is kept in a manifest."""
         return {IDENTITY: asdict(self)}
 
 
 def will_keep_quantizer(asset: AssetContext) -> bool:
-    """Whether it is certain, before anything is computed, that this run fits no quantizer."""
+    """Return whether it is certain, before anything is computed, that this run fits no quantizer."""
     return asset.config.identity.mode == "append" and _first_missing(asset) is None
 
 
@@ -88,7 +88,7 @@ def decide(asset: AssetContext, vectors: Mapping[str, np.ndarray], device: "torc
 
 
 def decision_for_ids(asset: AssetContext) -> Decision:
-    """The decision of the quantizer's asset, as the ID table's asset must follow it.
+    """Return the decision of the quantizer's asset, as the ID table's asset must follow it.
 
     Raises:
         SemanticIdError: the existing IDs were not made with the existing quantizer, and its manifest does not say why.
@@ -111,7 +111,7 @@ def decision_for_ids(asset: AssetContext) -> Decision:
 
 
 def provenance(asset: AssetContext) -> dict[str, Any]:
-    """What the manifest of `semantic_ids` keeps for later runs: the quantizer and the encoders that made the IDs."""
+    """Return what the manifest of `semantic_ids` keeps for later runs: quantizer and encoders of the IDs."""
     return {"quantizer": asset.store.manifest("quantizer").digest, MADE_BY: _encoders(asset)}
 
 
@@ -144,12 +144,12 @@ def append_ids(
 
 
 def today() -> int:
-    """The start of this day (UTC) in milliseconds since the epoch, so that two runs on one day write the same bytes."""
+    """Return the start of this day (UTC) in ms since the epoch, so that two runs on one day write the same bytes."""
     return int(time.time() * 1000) // DAY_MS * DAY_MS
 
 
 def _first_missing(asset: AssetContext) -> str | None:
-    """The first asset that append mode continues from and that does not exist yet."""
+    """Return the first asset that append mode continues from and that does not exist yet."""
     return next((name for name in ("quantizer", "semantic_ids") if not asset.store.has(name)), None)
 
 
@@ -159,7 +159,7 @@ def _start_over(mode: str, reason: str) -> Decision:
 
 
 def _find_mismatch(asset: AssetContext, vectors: Mapping[str, np.ndarray]) -> str | None:
-    """The first of the settings, embeddings or IDs that does not match the existing quantizer, as a clause."""
+    """Return the first of the settings, embeddings or IDs that does not match the existing quantizer, as a clause."""
     description = json.loads((asset.store.folder("quantizer") / "quantizer.json").read_text(encoding="utf-8"))
     fitted_config, config = description["config"], asset.config.quantizer
     for name in _SETTINGS_THAT_MUST_AGREE:
@@ -194,7 +194,7 @@ def _find_mismatch(asset: AssetContext, vectors: Mapping[str, np.ndarray]) -> st
 def _violations_after_appending(
     asset: AssetContext, vectors: Mapping[str, np.ndarray], device: "torch.device"
 ) -> list[str]:
-    """The limits that the table would break if IDs were appended, one sentence per limit."""
+    """Return the limits that the table would break if IDs were appended, one sentence per limit."""
     from macrec_pipeline.semantic_ids import FittedQuantizer, limit_violations
 
     quantizer = FittedQuantizer.load(asset.store.folder("quantizer"), device=device)
@@ -207,5 +207,5 @@ def _violations_after_appending(
 
 
 def _encoders(asset: AssetContext) -> dict[str, Any]:
-    """The encoder of each modality's embeddings; None if the data set provides them."""
+    """Return the encoder of each modality's embeddings; None if the data set provides them."""
     return {modality: asset.store.manifest(f"{modality}_embeddings").details.get(MADE_BY) for modality in ROUTES}

@@ -31,7 +31,7 @@ def ids_by_item(table: pl.DataFrame) -> "IdsByItem":
 
 
 def previous_ids(asset: AssetContext) -> "IdsByItem | None":
-    """The ID table before this run; None if there is none or it cannot be read."""
+    """Return the ID table before this run; None if there is none or it cannot be read."""
     if not asset.store.has("semantic_ids"):
         return None
     try:
@@ -75,7 +75,7 @@ def sasrec_anchors(asset: AssetContext) -> "Anchors | None":
 def anchor_vectors(
     asset: AssetContext, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray]
 ) -> np.ndarray | None:
-    """A collaborative vector for every item, float32 [N, F]; None if the quantizer's input has none."""
+    """Return a collaborative vector for every item, float32 [N, F]; None if the quantizer's input has none."""
     from macrec_pipeline.semantic_ids import Anchors
 
     if not quantizer.collaborative_dim:

@@ -39,12 +39,12 @@ class BacktestFolders:
 
 
 def backtest_folders(home: Path, dataset: str) -> BacktestFolders:
-    """The folders of a data set's backtest, below the home."""
+    """Return the folders of a data set's backtest, below the home."""
     return BacktestFolders(home / "backtest", home / "backtest-results" / dataset)
 
 
 def fold_overrides(num_folds: int, test_share: float) -> list[tuple[str, ...]]:
-    """The settings of each fold, oldest first; the test periods are adjacent, each with `test_share` of the log."""
+    """Return the settings of each fold, oldest first; test periods are adjacent, each with `test_share` of the log."""
     return [
         (
             "split.method=global_time",
@@ -105,7 +105,7 @@ def run_backtest(
 
 
 def summarize_folds(folds: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """The mean and sample standard deviation over the folds, by system and metric; one fold has no deviation."""
+    """Return the mean and sample standard deviation over the folds, by system and metric; one fold has no deviation."""
     systems = folds[0]["systems"]
     return {
         system: {metric: _mean_and_deviation([fold["systems"][system][metric] for fold in folds]) for metric in metrics}
@@ -118,7 +118,7 @@ def _mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def _fold_result(number: int, metrics: dict[str, Any], period: dict[str, Any]) -> dict[str, Any]:
-    """A fold's test period (ms since the epoch), number of test users, and metrics without their intervals."""
+    """Return a fold's test period (ms since the epoch), number of test users, and metrics without their intervals."""
     systems = {
         system: {name: value for name, value in values.items() if isinstance(value, float)}
         for system, values in metrics["systems"].items()

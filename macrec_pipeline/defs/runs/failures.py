@@ -26,18 +26,19 @@ COMMAND = "MACREC_ON_FAILURE_COMMAND"
 WEBHOOK = "MACREC_ON_FAILURE_WEBHOOK"
 _TIMEOUT_SECONDS = 30.0
 _MAX_ERROR_LENGTH = 1000
-_COMMAND_OF_JOB = {
+COMMAND_OF_JOB = {
     FULL_PIPELINE: "macrec run",
     REFRESH: "macrec refresh",
     BATCH_RECOMMENDATIONS: "macrec recommend-all",
     EVALUATE_CHAMPION: "macrec evaluate-champion",
 }
+"""The command that launches each job, without the data set."""
 
 
 def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: str | None = None) -> dict[str, str]:
     """Tag a failed run with why it failed and how to continue, and send the same to the owner's hooks.
 
-    The hooks are not called if the daemon will launch the run again by itself; they are for the last attempt. A hook
+    The hooks are only called for the last attempt, not if the daemon will launch the run again. A hook
     that fails is logged, and never raises.
 
     Args:
@@ -52,11 +53,11 @@ def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: 
     error = " ".join((reason or _error_from_events(instance, run.run_id)).split())[:_MAX_ERROR_LENGTH]
     will_retry = run.tags.get(WILL_RETRY_TAG) == "true"
     if will_retry:
-        resume = "Nothing to do: the daemon launches the run again by itself, and finished steps are not repeated."
+        resume = "No action is needed: the daemon launches the run again, and finished steps are not repeated."
     else:
         resume = "On the run's page in Dagster, choose Re-execute, From failure; finished steps are not repeated."
-        if run.job_name in _COMMAND_OF_JOB:
-            resume += f" Or run `{_COMMAND_OF_JOB[run.job_name]} {dataset}`: training continues after its last epoch."
+        if run.job_name in COMMAND_OF_JOB:
+            resume += f" Or run `{COMMAND_OF_JOB[run.job_name]} {dataset}`: training continues after its last epoch."
     instance.add_run_tags(run.run_id, {ERROR_TAG: error, RESUME_TAG: resume})
     message = {
         "text": f"macrec: {run.job_name} of {dataset} failed. {error} {resume}",
@@ -77,7 +78,7 @@ def report_failure(instance: dg.DagsterInstance, run: dg.DagsterRun, *, reason: 
 
 
 def failed_checks(instance: dg.DagsterInstance, run_id: str, *, blocking: bool) -> list[str]:
-    """One line for each failed check of a run, with what the check found."""
+    """Return one line for each failed check of a run, with what the check found."""
     lines = []
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         evaluation = entry.get_dagster_event().asset_check_evaluation_data

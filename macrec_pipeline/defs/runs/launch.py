@@ -18,13 +18,16 @@ from filelock import FileLock
 from sqlalchemy.exc import DBAPIError
 
 from macrec_pipeline.defs.dagster_private import REPOSITORY_TAG, open_instance_without_output_capture
+from macrec_pipeline.defs.dagster_sqlite import use_quoted_storage
 from macrec_pipeline.defs.jobs import FULL_PIPELINE
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
 from macrec_pipeline.defs.runs.failures import failed_checks
 from macrec_pipeline.defs.runs.liveness import hold_run_lock, release_run, runs_holding_gpu_pool, wait_for_turn
-from macrec_pipeline.defs.runs.resume import find_resumable_run
+from macrec_pipeline.defs.runs.relocation import update_home_of_runs
+from macrec_pipeline.defs.runs.resume import find_resumable_run, resumable_runs
 from macrec_pipeline.errors import ConfigError, DataError, MacrecError, StorageError, TrackingError
+from macrec_pipeline.home import restrict_access, use_private_umask
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ class LaunchRequest:
         job: the job that the run belongs to, and whose assets it materializes.
         until: materialize this asset and everything upstream of it; None: all assets of the job.
         only: materialize this asset alone from its stored inputs; None: see `until`.
-        resume: continue the data set's last run, which failed or was killed, with its settings and assets. The fields
-            `overrides` to `only` must then have their defaults.
+        resume: continue the last run of the job, which failed or was killed, with its settings and assets. The fields
+            `overrides`, `until` and `only` must then have their defaults.
         url: where the assets are published; None: in the home.
     """
 
@@ -75,6 +78,7 @@ def dagster_folder(home: Path) -> Path:
     if not folder.is_absolute():
         raise ConfigError(f"DAGSTER_HOME is {configured!r}, but Dagster needs an absolute path.")
     try:
+        restrict_access(home)
         folder.mkdir(parents=True, exist_ok=True)
         settings, template = folder / "dagster.yaml", _CHECKOUT / "dagster_home" / "dagster.yaml"
         if not settings.exists():
@@ -91,7 +95,7 @@ def dagster_folder(home: Path) -> Path:
 
 
 def asset_names(defs: dg.Definitions, job: str = FULL_PIPELINE) -> list[str]:
-    """The names of a job's assets, upstream before downstream."""
+    """Return the names of a job's assets, upstream before downstream."""
     in_job = defs.resolve_job_def(job).asset_layer.executable_asset_keys
     levels = defs.resolve_asset_graph().toposorted_asset_keys_by_level
     return [key.to_user_string() for level in levels for key in sorted(level) if key in in_job]
@@ -120,7 +124,11 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
     ):
         if not request.resume:
             return _execute(request, instance, defs, selection=_selected_assets(defs, request), tags={})
-        previous = find_resumable_run(instance, request.dataset, settings=_settings(request), defs=defs)
+        for run in resumable_runs(instance, request.dataset):
+            logger.info("This run can be resumed: %s.", run)
+        previous = find_resumable_run(
+            instance, request.dataset, job=request.job, settings=_settings(request), defs=defs
+        )
         logger.info("Resuming run %s. Assets left to materialize: %d.", previous.run_id, len(previous.remaining))
         if not previous.remaining:
             return previous.run_id
@@ -132,12 +140,21 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
 
 @contextmanager
 def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
-    """Open the Dagster instance of a home for the duration of the block. Raises `ConfigError`."""
+    """Open the Dagster instance of a home for the duration of the block.
+
+    If the home was moved or copied, the records of its runs are made to refer to its present folder first.
+
+    Raises:
+        ConfigError: Dagster's folder cannot be written.
+    """
+    use_private_umask()
     folder = dagster_folder(home)
     with FileLock(folder / "opening.lock"):  # two processes must not create the tables of a new folder at once
         # Standard output is not captured into files: this process has a terminal, and a progress bar needs it.
-        instance = open_instance_without_output_capture(folder)
+        instance = open_instance_without_output_capture(folder, storage=use_quoted_storage(folder))
         _ = instance.run_storage, instance.event_log_storage, instance.schedule_storage  # each is created on first use
+        if folder == home / "dagster":
+            update_home_of_runs(folder, home)
     with instance:
         yield instance
 
@@ -226,7 +243,7 @@ def _tracking_errors_logged() -> Iterator[None]:
 
 
 def _underlying_error(error: BaseException, instance: dg.DagsterInstance, run_id: str) -> BaseException:
-    """The error of this package behind one of Dagster's, or else the failed checks, or else the error itself."""
+    """Return the error of this package behind one of Dagster's, or else the failed checks, or else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MacrecError):

@@ -82,7 +82,7 @@ def wait_for_turn(instance: dg.DagsterInstance, home: Path, dataset: str) -> Ite
 
 
 def unfinished_runs(instance: dg.DagsterInstance, dataset: str) -> list[str]:
-    """The IDs of the runs of a data set that have not ended."""
+    """Return the IDs of the runs of a data set that have not ended."""
     of_dataset = dg.RunsFilter(statuses=_UNFINISHED, tags={PARTITION_TAG: dataset})
     return [run.run_id for run in instance.get_runs(filters=of_dataset)]
 
@@ -126,7 +126,7 @@ def release_run(instance: dg.DagsterInstance, run_id: str, settings: Settings) -
 
 
 def runs_holding_gpu_pool(instance: dg.DagsterInstance) -> list[str]:
-    """The IDs of the runs that hold the GPU pool. A step that needs the pool waits until they have finished."""
+    """Return the IDs of the runs that hold the GPU pool. A step that needs the pool waits until they have finished."""
     return sorted(instance.event_log_storage.get_concurrency_info(GPU_POOL).active_run_ids)
 
 

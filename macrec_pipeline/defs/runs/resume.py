@@ -1,4 +1,4 @@
-"""Finds the last run of a data set that failed or was killed, and which of its assets are still to be materialized.
+"""Finds the last run of a job that failed or was killed, and which of its assets are still to be materialized.
 
 An asset is finished if all of this holds: the run, or a run that it resumed, materialized it with today's code; its
 blocking checks passed; the stored files are complete and are the ones that were materialized; and they were made from
@@ -22,11 +22,13 @@ from macrec_pipeline.defs.dagster_private import (
 )
 from macrec_pipeline.defs.manifest_keys import INPUTS
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.retention import PRUNE
 from macrec_pipeline.defs.run_tags import COMMAND_LINE, CONFIG_DIGEST, LAUNCHED_BY
+from macrec_pipeline.defs.runs.failures import COMMAND_OF_JOB
 from macrec_pipeline.defs.runs.run_sensors import settings_from_run_config
 from macrec_pipeline.errors import ConfigError, StorageError
 from macrec_pipeline.storage import AssetStore, Manifest
+
+_STOPPED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,54 @@ class _Progress:
     passed: set[tuple[dg.AssetCheckKey, str]] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A command-line run that failed or was stopped, for a person who chooses which one to resume.
+
+    Attributes:
+        run_id: its ID.
+        job: its job.
+        started: when it was started, in this machine's time zone, as `YYYY-MM-DD HH:MM`.
+        stopped_at: the step at which it failed, or the last one that it started; None if there was no step.
+    """
+
+    run_id: str
+    job: str
+    started: str
+    stopped_at: str | None
+
+    def __str__(self) -> str:
+        return f"{self.run_id} ({self.job}, {self.started}, stopped at {self.stopped_at or 'its start'})"
+
+
+def resumable_runs(instance: dg.DagsterInstance, dataset: str) -> list[UnfinishedRun]:
+    """The newest command-line run of each job of a data set, newest first, if it failed or was stopped."""
+    newest: dict[str, dg.RunRecord] = {}
+    tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
+    for record in instance.get_run_records(filters=dg.RunsFilter(tags=tags)):
+        newest.setdefault(record.dagster_run.job_name, record)
+    return [_describe(instance, record) for record in newest.values() if record.dagster_run.status in _STOPPED]
+
+
+def _describe(instance: dg.DagsterInstance, record: dg.RunRecord) -> UnfinishedRun:
+    run = record.dagster_run
+    stopped_at = None
+    for kind in (dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_START):
+        steps = [entry.get_dagster_event().step_key for entry in instance.all_logs(run.run_id, of_type=kind)]
+        stopped_at = stopped_at or (steps[-1] if steps else None)
+    started = record.create_timestamp.astimezone().strftime("%Y-%m-%d %H:%M")
+    return UnfinishedRun(run.run_id, run.job_name, started, stopped_at)
+
+
 def find_resumable_run(
-    instance: dg.DagsterInstance, dataset: str, *, settings: Settings, defs: dg.Definitions
+    instance: dg.DagsterInstance, dataset: str, *, job: str, settings: Settings, defs: dg.Definitions
 ) -> ResumableRun:
-    """Find the newest command-line run of a data set, which must have failed or have been killed.
+    """Find the newest command-line run of a job of a data set, which must have failed or have been killed.
 
     Args:
         instance: the Dagster instance; dead runs in it must be closed already.
         dataset: the data set's name.
+        job: the job; runs of other jobs are not considered.
         settings: the folders of the new run; its overrides are not used.
         defs: the definitions.
 
@@ -76,12 +118,14 @@ def find_resumable_run(
         ConfigError: there is no such run, it succeeded or is still in progress, or the settings have changed since.
     """
     tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
-    newest = [run for run in instance.get_runs(filters=dg.RunsFilter(tags=tags)) if run.job_name != PRUNE][:1]
-    start_new = f"Start a new one: `macrec run {dataset}`."
+    newest = instance.get_runs(filters=dg.RunsFilter(tags=tags, job_name=job), limit=1)
+    start_new = f"Start a new one: `{COMMAND_OF_JOB[job]} {dataset}`."
     if not newest:
-        raise ConfigError(f"There is no run of {dataset} to resume. {start_new}")
+        others = "; ".join(map(str, resumable_runs(instance, dataset)))
+        hint = f" Runs of other jobs that can be resumed: {others}." if others else ""
+        raise ConfigError(f"There is no run of {dataset} by `{COMMAND_OF_JOB[job]}` to resume.{hint} {start_new}")
     (run,) = newest
-    if run.status not in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED):
+    if run.status not in _STOPPED:
         state = "has finished" if run.is_success else "is still in progress"
         raise ConfigError(f"The last run of {dataset}, {run.run_id}, {state}. {start_new}")
     overrides = tuple(settings_from_run_config(run.run_config).overrides)
@@ -103,7 +147,7 @@ def _assets_of_job(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.A
 
 
 def _resumed_chain(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Sequence[dg.DagsterRun]:
-    """The run and the runs that it resumed, oldest first."""
+    """Return the run and the runs that it resumed, oldest first."""
     chain = [run]
     while (parent_id := chain[0].tags.get(PARENT_RUN_ID_TAG)) and (parent := instance.get_run_by_id(parent_id)):
         chain.insert(0, parent)

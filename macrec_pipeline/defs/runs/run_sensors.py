@@ -24,7 +24,7 @@ MLFLOW_STATUS: dict[dg.DagsterRunStatus, Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def settings_from_run_config(run_config: Mapping[str, Any], *, home: Path | None = None) -> Settings:
-    """The settings that a run was launched with, whose home may have another MLflow store.
+    """Return the settings that a run was launched with, whose home may have another MLflow store.
 
     Args:
         run_config: the run's config.

@@ -29,14 +29,15 @@ logger = logging.getLogger(__name__)
 _IN_PROGRESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
 _FAILURE_MESSAGE = "The code server was stopped or killed while this run was in progress."
 _START_SECONDS = 600.0
-# The daemon checks every ten seconds whether the server is there, and gives a run up if it is not at the first try.
+# The daemon checks every ten seconds whether the server responds. It gives up a run when the first check fails.
 _DISCOVERY_SECONDS = 25.0
 
 
 def runs_of_code_server(instance: dg.DagsterInstance) -> list[str]:
-    """The IDs of the runs in progress that are children of a code server. Before a server starts, they are all dead.
+    """Return the IDs of the runs in progress whose processes are children of a code server.
 
-    A run of the command line has a process of its own and is left alone (see `runs.liveness`).
+    Before a server starts, all of these processes are dead. A run that the command line launched has its own process
+    and is not included (see `runs.liveness`).
     """
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=_IN_PROGRESS))
     return [run.run_id for run in runs if run.tags.get(LAUNCHED_BY) != COMMAND_LINE]

@@ -121,7 +121,7 @@ def serving(plans: list[ServerPlan], *, logs: Path) -> Iterator[list[Server]]:
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         servers = [stack.enter_context(_child(plan, logs / f"{plan.name.lower()}.log")) for plan in plans]
-        # All servers are asked to end before the first one is waited for.
+        # All servers get the signal to end before any of them is waited for.
         for server in servers:
             stack.callback(server.process.terminate)
         for plan, server in zip(plans, servers, strict=True):

@@ -7,7 +7,9 @@ Shapes (docs/notation.md): U users, N items in the catalogue.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from macrec_pipeline.evaluation.baselines import recommend_popular
 from macrec_pipeline.evaluation.flat_histories import NO_ITEM, flat_histories
@@ -32,23 +34,26 @@ class HeldOutUsers:
     catalogue: frozenset[str]
 
 
-def held_out_users(histories: pl.DataFrame, item_ids: Sequence[str]) -> HeldOutUsers:
+def held_out_users(
+    histories: pl.DataFrame, item_ids: Sequence[str], *, listed: NDArray[np.bool_] | None = None
+) -> HeldOutUsers:
     """Collect the tested users of a `histories` table.
 
     Args:
         histories: schema HISTORIES; the users keep its order.
         item_ids: the item ids of the catalogue, in the order of the item index.
+        listed: bool [N], the items that may be recommended; None for all. The others have left the catalogue.
 
     Raises:
         DataError: there are no test users, or an item index is outside the catalogue.
     """
     untested, histories = histories.filter(~pl.col("tested")), histories.filter("tested")
     flat = flat_histories(histories, num_items=len(item_ids), untested=untested)
-    popular = recommend_popular(flat, num_items=len(item_ids), top_k=_NUM_POPULAR)[False]
+    popular = recommend_popular(flat, num_items=len(item_ids), top_k=_NUM_POPULAR, listed=listed)[False]
     rows = [[item_ids[index] for index in row] for row in histories["item_indices"].to_list()]
     return HeldOutUsers(
         inputs=[row[:-1] for row in rows],
         targets=[row[-1] for row in rows],
         popular=[[item_ids[index] for index in row if index != NO_ITEM] for row in popular],
-        catalogue=frozenset(item_ids),
+        catalogue=frozenset(item_ids if listed is None else np.array(item_ids, dtype=object)[listed].tolist()),
     )

@@ -57,7 +57,7 @@ def thumbnails(uses: Mapping[Path, int], *, max_total: int = MAX_TOTAL_CHARACTER
 
 
 def _supported_formats() -> list[str]:
-    """The members of `_FORMATS` that this build of Pillow supports; `Image.open` raises an error for any other."""
+    """Return the members of `_FORMATS` that this build of Pillow supports; `Image.open` rejects any other."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
 

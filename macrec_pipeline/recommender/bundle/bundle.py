@@ -58,7 +58,10 @@ class RecommenderBundle:
 
     Attributes:
         item_ids: N ids in the order of the item index.
-        catalogue: "item_id", "title" and "image_path" of each item in that order, and "categories" if it has any.
+        catalogue: "item_id", "title" and "image_path" of each item in that order, "categories" if it has any, and
+            "listed", false, if it has left the catalogue.
+        listed: bool [N], the items that may be recommended; None if all may. The others have left the catalogue: they
+            are understood in histories and never recommended.
         description: the content of `bundle.json`.
         quantizer_folder: input of `FittedQuantizer.load`, to assign IDs to new items. None if the data set brought the
             semantic IDs, or an older version wrote the bundle.
@@ -79,6 +82,8 @@ class RecommenderBundle:
         self.description = description
         self.item_ids: list[str] = [item["item_id"] for item in catalogue]
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
+        listed = np.array([item.get("listed", True) for item in catalogue], dtype=bool)
+        self.listed: np.ndarray | None = None if listed.all() else listed
         self._by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
         self._popularity_share = popularity / max(1, popularity.sum())
 
@@ -164,7 +169,7 @@ class RecommenderBundle:
             k: number of items per history.
             exclude_seen: leave out every item of the history.
             beam_width: None for the bundle's own setting.
-            eligible: the items that business rules permit; None for all items.
+            eligible: the items that business rules permit; None for all items of the catalogue.
             progress: receives the number of decoded histories; None to report nothing.
 
         Returns:
@@ -175,6 +180,7 @@ class RecommenderBundle:
         """
         self._check_request(routes, k, beam_width)
         decoding = self.description["decoding"]
+        eligible = self._eligible(None, ()) if eligible is None else eligible
         return self._retriever.rank(
             histories,
             routes=routes,
@@ -258,9 +264,11 @@ class RecommenderBundle:
         ]
 
     def _eligible(self, rules: Rules | None, rules_of_rows: Sequence[Rules | None]) -> EligibleItems | None:
-        if rules is None and not any(rules_of_rows):
+        if rules is None and not any(rules_of_rows) and self.listed is None:
             return None
-        return EligibleItems(self._index_of, rules, rules_of_rows, items_by_category=self.items_by_category)
+        return EligibleItems(
+            self._index_of, rules, rules_of_rows, items_by_category=self.items_by_category, listed=self.listed
+        )
 
     def _most_popular(self, k: int, num_rows: int, eligible: EligibleItems | None) -> list[Ranked]:
         """Rank the eligible items of each row by popularity; the score is the share of all interactions."""

@@ -79,7 +79,8 @@ def write_bundle(
             the catalogue lacks.
         codebook_size: K.
         decoding: the fields of `DecodingConfig`.
-        catalogue: "title" and "image_path" of each item, and "categories", a list or None, if they are known.
+        catalogue: "title" and "image_path" of each item, "categories", a list or None, if they are known, and "listed",
+            false for an item that has left the catalogue and must not be recommended.
         provenance: data set and input digests of the bundle; stored unchanged.
     """
     shutil.copyfile(recommender_folder / "model.safetensors", folder / "model.safetensors")
@@ -93,6 +94,7 @@ def write_bundle(
     items = [
         {"item_id": item_id, "title": item["title"], "image_path": item["image_path"]}
         | ({"categories": list(item["categories"])} if item.get("categories") else {})
+        | ({} if item.get("listed", True) else {"listed": False})
         for item_id, item in zip(item_ids, catalogue, strict=True)
     ]
     (folder / "catalogue.json").write_text(json.dumps(items, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

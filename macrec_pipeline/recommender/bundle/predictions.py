@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from macrec_pipeline.recommender.retrieval.fusion import COLLABORATIVE
 from macrec_pipeline.recommender.retrieval.retriever import Ranked, rank_catalogue
@@ -64,7 +65,7 @@ def predict_test_users(
         results |= {(system, exclude_seen): ranked[route] for system, route in systems.items()}
         if sasrec is not None:
             results[SASREC, exclude_seen] = rank_catalogue(
-                sasrec, inputs, top_k=top_k, exclude_seen=exclude_seen, progress=progress
+                sasrec, inputs, top_k=top_k, exclude_seen=exclude_seen, listed=bundle.listed, progress=progress
             )
     return results
 
@@ -88,7 +89,7 @@ def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -
     num_users = min(EXACT_USERS, EXACT_PAIRS // bundle.num_items, len(histories))
     chosen = np.linspace(0, len(histories) - 1, num_users).round().astype(int)
     inputs = sorted((histories[user][:-1] for user in chosen), key=len)  # batches of similar length need less padding
-    cutoff = min(EXACT_CUTOFF, bundle.num_items)
+    cutoff = min(EXACT_CUTOFF, bundle.num_items if bundle.listed is None else int(bundle.listed.sum()))
     results = {}
     for route in (route for route in bundle.routes if route != COLLABORATIVE):
         k = max(cutoff, bundle.description["decoding"]["top_k"])
@@ -96,7 +97,10 @@ def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -
         exact: list[Ranked] = []
         for begin in range(0, len(inputs), _EXACT_BATCH):
             scores = bundle.exact_scores(inputs[begin : begin + _EXACT_BATCH], route=route)
-            best = scores.double().cpu().topk(cutoff)
+            scores = scores.double().cpu()
+            if bundle.listed is not None:
+                scores = scores.masked_fill(~torch.from_numpy(bundle.listed), float("-inf"))
+            best = scores.topk(cutoff)
             exact += [Ranked(*row) for row in zip(best.indices.numpy(), best.values.numpy(), strict=True)]
         shares = agreement(by_beam, exact, cutoff=cutoff)
         results[route] = {"same_top_10": shares.same_set, "overlap_10": shares.overlap, "users": float(num_users)}

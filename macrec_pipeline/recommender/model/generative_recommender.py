@@ -68,7 +68,7 @@ class ModelSpec:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> ModelSpec:
-        """Picks the fields out of the section `recommender`, as plain values. Raises `KeyError` if one is missing."""
+        """Pick the fields out of the section `recommender`, as plain values. Raise `KeyError` if one is missing."""
         values = {field.name: settings[field.name] for field in fields(cls)}
         return cls(**values | {"tasks": tuple(values["tasks"])})
 
@@ -98,7 +98,7 @@ class CrossAttentionCache:
     bias: torch.Tensor | None
 
     def rows(self, chosen: slice) -> CrossAttentionCache:
-        """Returns the cache of some of the histories."""
+        """Return the cache of some of the histories."""
         bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[chosen]
         return CrossAttentionCache([each[chosen] for each in self.keys], [each[chosen] for each in self.values], bias)
 
@@ -125,7 +125,7 @@ class SelfAttentionCache:
     values: list[torch.Tensor]
 
     def select(self, targets: torch.Tensor) -> SelfAttentionCache:
-        """Returns the cache of other targets, given as int64 [B, J'] indices into the J targets of each row."""
+        """Return the cache of other targets, given as int64 [B, J'] indices into the J targets of each row."""
         row = torch.arange(len(targets), device=targets.device)[:, None]
 
         def selected(each: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ class GenerativeRecommender(nn.Module):
         save_file(state, path)
 
     def load_weights(self, path: Path) -> None:
-        """Read what `save_weights` wrote. Raises `StorageError` if the file holds the weights of another model."""
+        """Read what `save_weights` wrote. Raise `StorageError` if the file holds the weights of another model."""
         missing, unexpected = self.load_state_dict(load_file(path), strict=False)
         missing = [name for name in missing if not name.endswith(("embed_tokens.weight", "lm_head.weight"))]
         if missing or unexpected:
@@ -243,11 +243,11 @@ class GenerativeRecommender(nn.Module):
         return cast(torch.Tensor, stack.dropout(_norm(stack.final_layer_norm, states)))
 
     def recency_bias(self, lags: torch.Tensor) -> torch.Tensor:
-        """Returns the bias that item-causal cross-attention adds for the lag of each token.
+        """Return the bias that item-causal cross-attention adds for the lag of each token.
 
-        T5's cross-attention has no positions. In the published model the bidirectional encoder tells each token how far
-        it is from the end of the history. An item-causal encoder cannot know which target will attend to a token, so
-        the decoder has to be told the distance.
+        T5's cross-attention has no positions. In the published model the state of each token from the bidirectional
+        encoder contains its distance from the end of the history. An item-causal encoder cannot know which target will
+        attend to a token, so cross-attention needs this bias to know the distance.
 
         Args:
             lags: int64 [..., 1 or J, S] of `item_causal_mask_and_lags`.
@@ -336,18 +336,18 @@ class GenerativeRecommender(nn.Module):
         return states, new_cache
 
     def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int = 0) -> torch.Tensor:
-        """Returns the logits over the K codes of L' levels from `first_level`: float [..., L', D] -> [..., L', K]."""
+        """Return the logits over the K codes of L' levels from `first_level`: float [..., L', D] -> [..., L', K]."""
         num_levels, codebook_size = states.shape[-2], self.vocabulary.codebook_size
         start = self.vocabulary.first_code_token(modality) + first_level * codebook_size
         code_vectors = self.t5.shared.weight[start : start + num_levels * codebook_size]
         return torch.einsum("...td,tkd->...tk", states, code_vectors.view(num_levels, codebook_size, -1))
 
     def last_tokens(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
-        """Returns the last of `decoder_inputs`: int64 [..., L'] -> [...]."""
+        """Return the last of `decoder_inputs`: int64 [..., L'] -> [...]."""
         return self.decoder_inputs(codes, modality=modality)[..., -1]
 
     def decoder_inputs(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
-        """Maps the codes chosen so far, int64 [..., L'], to decoder inputs [..., L' + 1] with the start token first."""
+        """Map the codes chosen so far, int64 [..., L'], to decoder inputs [..., L' + 1] with the start token first."""
         levels = torch.arange(codes.shape[-1], device=codes.device)
         tokens = codes + levels * self.vocabulary.codebook_size + self.vocabulary.first_code_token(modality)
         return F.pad(tokens, (1, 0), value=PADDING)
@@ -366,7 +366,7 @@ def _seeded_global_generator(generator: torch.Generator | None) -> Iterator[None
 
 
 def _initial_recency_bias(num_levels: int, spec: ModelSpec) -> torch.Tensor:
-    """Returns float [number of lags, A], with heads that forget at different speeds as in ALiBi (Press et al. 2022).
+    """Return float [number of lags, A], with heads that forget at different speeds as in ALiBi (Press et al. 2022).
 
     The slowest head attends to the whole window, the fastest to the last item or two. Learning this from zero takes far
     longer.
@@ -382,13 +382,13 @@ def _initial_recency_bias(num_levels: int, spec: ModelSpec) -> torch.Tensor:
 
 
 def _position_bias(stack: Any, length: int, mask: torch.Tensor | None) -> torch.Tensor:
-    """Returns T5's relative position bias, minus infinity where the mask is False: float [1 or B, A, S, S]."""
+    """Return T5's relative position bias, minus infinity where the mask is False: float [1 or B, A, S, S]."""
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(length, length)
     return cast(torch.Tensor, bias if mask is None else bias + _mask_to_bias(mask))
 
 
 def _mask_to_bias(mask: torch.Tensor) -> torch.Tensor:
-    """Maps True to 0 and False to minus infinity."""
+    """Map True to 0 and False to minus infinity."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, float("-inf"))
 
 
@@ -431,7 +431,7 @@ def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _split_heads(attention: Any, projected: torch.Tensor) -> torch.Tensor:
-    """Maps [B, S, A * d_kv] to [B, A, S, d_kv]."""
+    """Map [B, S, A * d_kv] to [B, A, S, d_kv]."""
     return projected.view(*projected.shape[:-1], attention.n_heads, -1).transpose(1, 2)
 
 

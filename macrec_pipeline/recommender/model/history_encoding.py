@@ -10,8 +10,8 @@ then the L tokens of each item of the history, oldest item first. The vocabulary
 A catalogue with one modality keeps the other's token numbers, which then stay unused. There is no end-of-sequence
 token: an ID always has L codes, so its end carries no information (docs/decisions/002-level-softmax.md).
 
-Shapes (docs/notation.md): B batch rows, J targets, K codes, L levels, N items, R rows to batch, S encoder tokens,
-T history items.
+Shapes (docs/notation.md): B batch rows, J targets, K codes, L levels, N items, S encoder tokens, T history
+items; `[rows]` is one entry per row to be batched.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MAX_PADDING_RATIO = 1.2
 
 
 def available_tasks(tasks: Sequence[Task], modalities: Collection[str]) -> tuple[Task, ...]:
-    """Returns the tasks that read and write only IDs of the given modalities, in their order.
+    """Return the tasks that read and write only IDs of the given modalities, in their order.
 
     Raises:
         ConfigError: none of these tasks trains a retrieval route.
@@ -94,23 +94,23 @@ class Vocabulary:
         return 1 + len(MODALITIES) * self.num_levels * self.codebook_size
 
     def first_code_token(self, modality: str) -> int:
-        """Returns the token of code 0 at level 0 of a modality; the modality's L * K tokens start there."""
+        """Return the token of code 0 at level 0 of a modality; the modality's L * K tokens start there."""
         return 1 + MODALITIES.index(modality) * self.num_levels * self.codebook_size
 
     def item_tokens(self, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
-        """Maps codes int64 [..., L], each in [0, K), to tokens int64 [..., L]."""
+        """Map codes int64 [..., L], each in [0, K), to tokens int64 [..., L]."""
         levels = torch.arange(self.num_levels, device=codes.device)
         return codes + levels * self.codebook_size + self.first_code_token(modality)
 
     def prompt(self, task: str, *, device: torch.device | None = None) -> torch.Tensor:
-        """Returns the prompt tokens of a task, int64 [num_prompt_tokens]; empty for the two unprompted tasks."""
+        """Return the prompt tokens of a task, int64 [num_prompt_tokens]; empty for the two unprompted tasks."""
         if task not in PROMPTED_TASKS:
             return torch.empty(0, dtype=torch.int64, device=device)
         start = self._first_prompt_token + PROMPTED_TASKS.index(task) * self.num_prompt_tokens
         return torch.arange(start, start + self.num_prompt_tokens, device=device)
 
     def encoder_tokens(self, task: str, codes: torch.Tensor, *, modality: str) -> torch.Tensor:
-        """Returns what the encoder reads for a task: its prompt, then the items' tokens.
+        """Return what the encoder reads for a task: its prompt, then the items' tokens.
 
         Args:
             task: selects the prompt.
@@ -176,19 +176,19 @@ class HistoryBatch:
     def with_tensors(
         self, history: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor, target_mask: torch.Tensor
     ) -> HistoryBatch:
-        """Returns a batch of the same shape with other contents."""
+        """Return a batch of the same shape with other contents."""
         return HistoryBatch(history, lengths, targets, target_mask, self.target_offset, self.only_last, self.padded)
 
     def to(self, device: torch.device) -> HistoryBatch:
-        """Returns the same batch on a device."""
+        """Return the same batch on a device."""
         return self.with_tensors(*(tensor.to(device) for tensor in self.tensors))
 
 
 def batches_by_length(lengths: np.ndarray, *, batch_size: int, device: torch.device) -> Iterator[np.ndarray]:
-    """Groups rows of similar length into batches, shortest first, so that little is padded.
+    """Group rows of similar length into batches, shortest first, so that little is padded.
 
     Args:
-        lengths: int64 [R], what each row costs before it is padded to the longest of its batch.
+        lengths: int64 [rows], what each row costs before it is padded to the longest of its batch.
         batch_size: maximum number of rows per batch.
         device: where the batches will be processed.
 
@@ -210,7 +210,7 @@ def batches_by_length(lengths: np.ndarray, *, batch_size: int, device: torch.dev
 
 
 def padding_mask(lengths: torch.Tensor, *, num_items: int, num_levels: int, num_prompts: int) -> torch.Tensor:
-    """Maps history lengths int64 [B] to a mask bool [B, S] that is True at prompts and at tokens of real items."""
+    """Map history lengths int64 [B] to a mask bool [B, S] that is True at prompts and at tokens of real items."""
     is_item = torch.arange(num_items, device=lengths.device) < lengths[:, None]  # [B, T]
     is_prompt = torch.ones(len(lengths), num_prompts, dtype=torch.bool, device=lengths.device)
     return torch.cat([is_prompt, is_item[..., None].expand(-1, -1, num_levels).flatten(1)], dim=1)
@@ -219,7 +219,7 @@ def padding_mask(lengths: torch.Tensor, *, num_items: int, num_levels: int, num_
 def item_causal_mask_and_lags(
     num_items: int, *, num_levels: int, num_prompts: int, history_length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns which tokens of an item-causal row attend to which, and the lag of each token for each target.
+    """Return which tokens of an item-causal row attend to which, and the lag of each token for each target.
 
     Padding needs no mask, because it comes after every item that a target can depend on.
 
@@ -248,5 +248,5 @@ def item_causal_mask_and_lags(
 
 
 def num_lags(*, num_levels: int, history_length: int) -> int:
-    """Returns the number of distinct lags of `item_causal_mask_and_lags`."""
+    """Return the number of distinct lags of `item_causal_mask_and_lags`."""
     return FIRST_ITEM_LAG + history_length * num_levels

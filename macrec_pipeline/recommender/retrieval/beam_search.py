@@ -62,7 +62,8 @@ def beam_search(
 ) -> Beams:
     """Find the items whose semantic IDs are most probable.
 
-    Prefixes without an item that the row may receive are not followed, so W items come back whenever there are W.
+    Prefixes without an item that the row may receive are not followed, so the search returns W items, or all that
+    the row may receive if they are fewer.
     Equal scores are broken in favour of the smaller prefix.
 
     Args:

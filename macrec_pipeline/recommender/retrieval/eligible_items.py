@@ -2,7 +2,7 @@
 
 Rules are stated in the shop's item ids and categories, once for a whole call and optionally for each of its rows.
 `EligibleItems` turns them into the mask that decoding takes, bool [B, N]. Rules only remove items: every remaining item
-keeps the score that it has without rules.
+keeps the score that it has without rules. An item that has left the catalogue is never eligible, whatever the rules.
 
 Shapes (docs/notation.md): B batch rows, N items.
 """
@@ -62,6 +62,7 @@ class EligibleItems:
         rules: rules for all rows; None for no rules.
         rules_of_rows: further rules, one entry per row; None for a row without rules of its own, or for no row rules.
         items_by_category: int64 indices of the items of each category.
+        listed: bool [N], the items that are in the catalogue today; None if all are.
 
     Raises:
         RequestError: a rule names a category that is not in `items_by_category`. The message suggests similar ones.
@@ -74,9 +75,12 @@ class EligibleItems:
         rules_of_rows: Sequence[Rules | None] | None = None,
         *,
         items_by_category: Mapping[str, np.ndarray] | None = None,
+        listed: np.ndarray | None = None,
     ) -> None:
         self._index_of, self._items_by_category = index_of, items_by_category or {}
         self._shared_mask = self._masks([self._item_indices(rules)])[0]
+        if listed is not None:
+            self._shared_mask &= listed
         self._rules_of_rows = rules_of_rows if rules_of_rows is not None and any(rules_of_rows) else ()
         for row_rules in filter(None, self._rules_of_rows):  # reject a bad call before decoding any of it
             self._check_categories({*(row_rules.allowed_categories or ()), *row_rules.excluded_categories})

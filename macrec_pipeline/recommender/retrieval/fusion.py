@@ -9,7 +9,7 @@ and w_r the weight of the route; weights are non-negative and sum to one. The it
 a "mixture" and sum_r w_r s_r under a "product". Every route scores every candidate, including candidates that only
 another route found. `fusion_fitting` chooses the rule and the weights on the validation targets.
 
-Shapes (docs/notation.md): B batch rows, C candidate items per row, N items, W beams per route.
+Shapes (docs/notation.md): B batch rows, C candidate items per row, N items, W and W' beams per route.
 """
 
 from __future__ import annotations

@@ -339,6 +339,7 @@ def rank_catalogue(
     *,
     top_k: int,
     exclude_seen: bool = False,
+    listed: np.ndarray | None = None,
     progress: Progress = quiet_progress,
 ) -> list[Ranked]:
     """Rank items for every history by SASRec alone, outside a retriever.
@@ -348,6 +349,7 @@ def rank_catalogue(
         histories: int64 [T] item indices each, oldest first.
         top_k: number of items per history; fewer come back where fewer exist.
         exclude_seen: leave out every item of the history, however old.
+        listed: bool [N], the items that may be recommended; None for all.
         progress: receives the number of ranked histories.
 
     Returns:
@@ -359,7 +361,10 @@ def rank_catalogue(
         batch = histories[begin : begin + batch_size]
         excluded = _seen_items(batch, num_items=sasrec.num_items) if exclude_seen else None
         excluded = excluded if excluded is None else excluded.to(sasrec.items.weight.device)
-        results += as_ranked(best_items(log_probabilities(sasrec, batch, excluded=excluded), width=top_k), top_k)
+        scores = log_probabilities(sasrec, batch, excluded=excluded)
+        if listed is not None:
+            scores = scores.masked_fill(~torch.from_numpy(listed).to(scores.device), float("-inf"))
+        results += as_ranked(best_items(scores, width=top_k), top_k)
         progress("collaborative decoding", len(results), len(histories))
     return results
 

@@ -63,7 +63,7 @@ class FittedSasrec:
         return self.log[self.best_epoch - 1]["validation_ndcg"] if self.log else 0.0
 
     def settings(self) -> dict[str, Any]:
-        """Returns the settings, the best epoch and its validation figure, as plain values for a report."""
+        """Return the settings, the best epoch and its validation figure, as plain values for a report."""
         return dict(self.config) | {
             "num_epochs": len(self.log),
             "best_epoch": self.best_epoch,
@@ -100,7 +100,7 @@ class FittedSasrec:
 
 
 def load_sasrec(weights: Path, description: Mapping[str, Any]) -> Sasrec:
-    """Returns a model in evaluation mode from its weights and the contents of `sasrec.json`.
+    """Return a model in evaluation mode from its weights and the contents of `sasrec.json`.
 
     Raises:
         StorageError: the weights are missing or damaged, or their sizes differ from the description.
@@ -116,7 +116,7 @@ def load_sasrec(weights: Path, description: Mapping[str, Any]) -> Sasrec:
 
 
 def load_item_embeddings(folder: Path) -> np.ndarray | None:
-    """Returns the item embeddings, float32 [N, D] by item index; None if SASRec was not trained.
+    """Return the item embeddings, float32 [N, D] by item index; None if SASRec was not trained.
 
     Raises:
         StorageError: the weights are missing or damaged.
@@ -138,7 +138,7 @@ def write_skipped(folder: Path, *, reason: str) -> None:
 
 
 def is_skipped(folder: Path) -> bool:
-    """Whether `write_skipped` has written to this folder."""
+    """Return whether `write_skipped` has written to this folder."""
     return (folder / SKIPPED_FILE).is_file()
 
 

@@ -1,6 +1,6 @@
 """SASRec: causal self-attention over the items of a history, a collaborative model.
 
-Item indices enter; hidden states and scores of all items leave. `training` trains it.
+The model takes item indices and returns hidden states or the scores of all items. `training` trains it.
 
 The model follows Kang & McAuley, "Self-Attentive Sequential Recommendation" (ICDM 2018), with three differences. The
 loss is cross-entropy over the whole catalogue, which makes SASRec better than one sampled negative does, and better
@@ -45,7 +45,7 @@ class SasrecSpec:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> SasrecSpec:
-        """Picks the fields out of the section `sasrec`, as plain values. Raises `KeyError` if one is missing."""
+        """Pick the fields out of the section `sasrec`, as plain values. Raise `KeyError` if one is missing."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
 
@@ -77,7 +77,7 @@ class Sasrec(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Returns the hidden state after each item; it depends only on the items up to its own.
+        """Return the hidden state after each item; it depends only on the items up to its own.
 
         Args:
             inputs: int64 [B, T], each in [0, N), T at most `max_length`.
@@ -92,11 +92,11 @@ class Sasrec(nn.Module):
         return cast(torch.Tensor, self.norm(states))
 
     def scores(self, states: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of every item as the next one: float32 [..., D] -> [..., N]."""
+        """Return the logits of every item as the next one: float32 [..., D] -> [..., N]."""
         return linear(states, self.items.weight)
 
     def loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the mean cross-entropy over the whole catalogue, in nats per target.
+        """Return the mean cross-entropy over the whole catalogue, in nats per target.
 
         If the scores of all targets do not fit into memory, they are computed in parts, and again for the gradient.
 
@@ -117,7 +117,7 @@ class Sasrec(nn.Module):
         return F.cross_entropy(self.scores(states), targets, reduction="sum")
 
     def item_embeddings(self) -> np.ndarray:
-        """Returns a copy of the item embeddings: float32 [N, D], on the CPU."""
+        """Return a copy of the item embeddings: float32 [N, D], on the CPU."""
         return self.items.weight.detach().cpu().numpy().copy()
 
     def draw_dropout_from(self, generator: torch.Generator) -> None:
@@ -155,7 +155,7 @@ class _Block(nn.Module):
 
 @torch.no_grad()
 def next_item_scores(model: Sasrec, histories: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yields the logits of the item after each history, in batches of histories of similar length.
+    """Yield the logits of the item after each history, in batches of histories of similar length.
 
     The model reads the newest `max_length` items of a history. Histories without an item are left out.
 

@@ -1,7 +1,7 @@
 """Trains SASRec on the training parts of the histories.
 
-Histories enter; the weights of the epoch with the best NDCG@10 for `history[:-2]` -> `history[-2]` leave. Training sees
-neither that validation target nor the test target.
+Takes histories and returns the weights of the epoch with the best validation NDCG@10, which predicts `history[-2]` from
+`history[:-2]`. Training sees neither that validation target nor the test target.
 
 Shapes (docs/notation.md): B batch rows, D hidden width (`d_model`), N items, R training windows, T history items,
 U users.
@@ -105,7 +105,7 @@ def training_windows(lengths: np.ndarray, *, max_length: int) -> Windows:
 
 
 def validation_ndcg(model: Sasrec, histories: Sequence[np.ndarray]) -> float:
-    """Returns the mean NDCG@10 of the validation targets with seen items allowed; 0 if no user has such a target."""
+    """Return the mean NDCG@10 of the validation targets with seen items allowed; 0 if no user has such a target."""
     model.eval()
     gains = [np.zeros(0)]
     items, starts = flatten(histories)
@@ -169,11 +169,11 @@ class SasrecTraining(ResumableTrainable):
         return {"train_loss": summed_loss / self.num_targets}
 
     def validate(self) -> dict[str, float]:
-        """Returns NDCG@10 on the validation targets."""
+        """Return NDCG@10 on the validation targets."""
         return {"validation_ndcg": validation_ndcg(self._model, self._histories)}
 
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Returns the negative validation NDCG@10."""
+        """Return the negative validation NDCG@10."""
         return {"sasrec": -row["validation_ndcg"]}
 
     def finish_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
@@ -182,7 +182,7 @@ class SasrecTraining(ResumableTrainable):
         self._progress(_STAGE, epoch * self.num_targets, self.total_progress, metrics)
 
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns the states of the two generators."""
+        """Return the states of the two generators."""
         return {"generator/dropout": self._dropout.get_state()}, {"order": self._order.bit_generator.state}
 
     def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
@@ -192,7 +192,7 @@ class SasrecTraining(ResumableTrainable):
 
 
 def plan_batches(windows: Windows, *, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:
-    """Returns batches of windows of similar length, with about `targets_per_batch` targets each, in random order."""
+    """Return batches of windows of similar length, with about `targets_per_batch` targets each, in random order."""
     shuffled = generator.permutation(len(windows.firsts))
     order = shuffled[np.argsort(windows.lengths[shuffled], kind="stable")]
     ends = np.cumsum(windows.lengths[order])

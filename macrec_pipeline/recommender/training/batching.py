@@ -90,7 +90,7 @@ class HistoryWindows:
 
 
 def training_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> HistoryWindows:
-    """Returns windows in which every item after the first of a history is a target exactly once.
+    """Return windows in which every item after the first of a history is a target exactly once.
 
     Args:
         histories: training parts, int64 [T] item indices each, oldest first.
@@ -101,7 +101,7 @@ def training_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> Histor
 
 
 def last_target_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> HistoryWindows:
-    """Returns one window per history, whose only target is the last item of the history."""
+    """Return one window per history, whose only target is the last item of the history."""
     lengths = np.array([len(history) for history in histories], dtype=np.int64)
     stop = np.cumsum(lengths)
     start = np.maximum(stop - lengths, stop - 1 - spec.receptive_field)
@@ -111,7 +111,7 @@ def last_target_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> His
 def plan_batches(
     windows: HistoryWindows, *, targets_per_batch: int, generator: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yields the window numbers of one batch after the other; every window occurs once.
+    """Yield the window numbers of one batch after the other; every window occurs once.
 
     Windows of similar length share a batch. The number of batches and their shapes depend only on the lengths. The
     generator decides which windows share a batch, and the order of the batches.

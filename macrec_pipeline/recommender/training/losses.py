@@ -32,7 +32,7 @@ def history_loss(
     tasks: Sequence[Task],
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Returns the cross-entropy of history tasks in nats, averaged over the L levels and summed over the targets.
+    """Return the cross-entropy of history tasks in nats, averaged over the L levels and summed over the targets.
 
     Args:
         model: encodes and decodes.
@@ -62,7 +62,7 @@ def alignment_losses(
     label_smoothing: float = 0.0,
     implicit_temperature: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the explicit and the implicit alignment of tasks that map one ID of an item to its other ID.
+    """Return the explicit and the implicit alignment of tasks that map one ID of an item to its other ID.
 
     Args:
         model: encodes and decodes.
@@ -117,7 +117,7 @@ def _target_losses(
     modalities: Sequence[str],
     label_smoothing: float,
 ) -> torch.Tensor:
-    """Returns the cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
+    """Return the cross-entropy of target codes int64 [B, J, L], averaged over the levels: float [B, J]."""
     codes_of_runs = codes.chunk(len(modalities))
     inputs = torch.cat(
         [

@@ -1,7 +1,7 @@
 """Trains the generative recommender on all tasks at once (MACRec section 3.3).
 
-Whole histories and the items' semantic IDs enter; the weights of the best epoch on validation data and a log leave. The
-last item of a history is the test target and the last but one the validation target, and training sees neither. In
+Takes whole histories and the items' semantic IDs; returns the weights of the best epoch on validation data, and a log.
+The last item of a history is the test target and the second-to-last the validation target; training sees neither. In
 distributed training (`runtime/distributed.py`) each rank takes a share of the rows of every step.
 
 Shapes (docs/notation.md): B batch rows, L levels, N items, T history items.
@@ -216,7 +216,7 @@ class RecommenderTraining(ResumableTrainable):
         }
 
     def validate(self) -> dict[str, float]:
-        """Returns the validation losses, and NDCG@10 if it decides early stopping."""
+        """Return the validation losses, and NDCG@10 if it decides early stopping."""
         self._model.eval()
         with autocast(self._config.precision, self._device):
             figures = validation_losses(self._model, self._items, self._validation_histories)
@@ -225,7 +225,7 @@ class RecommenderTraining(ResumableTrainable):
         return figures
 
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Returns the validation figure that decides early stopping, as a score to minimize."""
+        """Return the validation figure that decides early stopping, as a score to minimize."""
         by_ndcg = self._config.early_stopping == "validation_ndcg"
         return {"recommender": -row["validation_ndcg"] if by_ndcg else row["validation_loss"]}
 
@@ -234,7 +234,7 @@ class RecommenderTraining(ResumableTrainable):
         return averaged_weights(self._average)
 
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Returns the moving average and the learning-rate schedule."""
+        """Return the moving average and the learning-rate schedule."""
         average = [] if self._average is None else self._average.values
         tensors = {f"average/{index}": value for index, value in enumerate(average)}
         return tensors, {"schedule": self._schedule.state_dict()}
@@ -249,7 +249,7 @@ class RecommenderTraining(ResumableTrainable):
             self._average.load(average, num_steps=len(values["log"]) * self._steps_per_epoch)
 
     def _steps(self, order: np.random.Generator) -> Iterator[TrainingStep]:
-        """Yields the steps of an epoch; in each, the tasks meet different windows in batches of the same shape."""
+        """Yield the steps of an epoch; in each, the tasks meet different windows in batches of the same shape."""
         plans = {
             task: self._plan(stream)
             for task, stream in zip(self._history_tasks, order.spawn(len(self._history_tasks)), strict=True)
@@ -260,13 +260,13 @@ class RecommenderTraining(ResumableTrainable):
             yield TrainingStep({task: plan[number] for task, plan in plans.items()}, items)
 
     def _plan(self, generator: np.random.Generator) -> list[np.ndarray]:
-        """Returns one task's batches ordered by shape: the k-th has the same shape whatever the generator draws."""
+        """Return one task's batches ordered by shape: the k-th has the same shape whatever the generator draws."""
         targets_per_batch = max(1, self._config.batch_size // len(self._history_tasks))
         plan = plan_batches(self._windows, targets_per_batch=targets_per_batch, generator=generator)
         return sorted(plan, key=lambda chosen: (int(self._windows.lengths[chosen].max()), len(chosen)))
 
     def _loss_parts(self, step: TrainingStep, losses: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Yields the step's loss in parts, each to be backpropagated before the next is computed, to save memory.
+        """Yield the step's loss in parts, each to be backpropagated before the next is computed, to save memory.
 
         The sum of the parts over all ranks is the mean loss per target over all tasks, plus the weighted mean of the
         implicit alignments. Both are added to `losses` by name. An alignment task contrasts the items with each other,
@@ -298,7 +298,7 @@ class RecommenderTraining(ResumableTrainable):
             yield values["loss"]
 
     def _pieces(self, chosen: np.ndarray) -> list[np.ndarray]:
-        """Returns this rank's windows of a batch, in pieces of at most `TOKENS_PER_PIECE` tokens or one window.
+        """Return this rank's windows of a batch, in pieces of at most `TOKENS_PER_PIECE` tokens or one window.
 
         The pieces are divided among the ranks, in the same way for all tasks. A rank may get none of a small piece.
         """
@@ -310,7 +310,7 @@ class RecommenderTraining(ResumableTrainable):
         return [piece[distributed.rank() :: distributed.world_size()] for piece in pieces]
 
     def _history_losses(self, tasks: Sequence[Task], like: HistoryBatch) -> Losses:
-        """Returns a function of a batch's tensors and the step's number of targets: the tasks' share of the loss."""
+        """Return a function of a batch's tensors and the step's number of targets: the tasks' share of the loss."""
 
         def losses(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
             *batch_tensors, total = tensors
@@ -327,7 +327,7 @@ class RecommenderTraining(ResumableTrainable):
         return losses
 
     def _alignment_losses(self, tasks: Sequence[Task]) -> Losses:
-        """Returns a function of int64 [B] items and the step's number of targets: the tasks' share of the loss."""
+        """Return a function of int64 [B] items and the step's number of targets: the tasks' share of the loss."""
         config = self._config
 
         def losses(items: torch.Tensor, total: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -348,7 +348,7 @@ class RecommenderTraining(ResumableTrainable):
 
 
 def _computed_together(tasks: Sequence[Task], device: torch.device) -> list[list[Task]]:
-    """Groups tasks for one forward pass: on a GPU those with and those without a prompt, on a CPU each one alone."""
+    """Group tasks for one forward pass: on a GPU those with and those without a prompt, on a CPU each one alone."""
     if device.type == "cpu":
         return [[task] for task in tasks]
     groups = [[task for task in tasks if (task in PROMPTED_TASKS) == prompted] for prompted in (False, True)]

@@ -1,6 +1,6 @@
-"""Measures a model in training on the validation targets, the last item but one of each history.
+"""Measures a model during training on the validation targets, the second-to-last item of each history.
 
-In distributed training each rank measures its share of the targets, and all ranks get the figures of the whole.
+In distributed training each rank measures its share of the targets, and every rank gets the metrics over all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BEAM_WIDTH, _CUTOFF = 20, 10
 def validation_losses(
     model: GenerativeRecommender, items: ItemCodes, histories: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Returns the loss of each trained route in nats per code, and their mean as `validation_loss`.
+    """Return the loss of each trained route in nats per code, and their mean as `validation_loss`.
 
     Args:
         model: in evaluation mode.
@@ -55,7 +55,7 @@ def validation_losses(
 
 
 def validation_ndcg(model: GenerativeRecommender, items: ItemCodes, histories: Sequence[np.ndarray]) -> float:
-    """Returns NDCG@10 of the fused routes over a limited number of users, evenly spaced.
+    """Return NDCG@10 of the fused routes over a limited number of users, evenly spaced.
 
     Args:
         model: in evaluation mode.

@@ -87,7 +87,7 @@ class _Worker:
             _log.debug("The worker for %s has already ended.", shard)
 
     def receive_finished(self) -> Shard | None:
-        """Returns the shard that the worker has finished, or None if the worker has died.
+        """Return the shard that the worker has finished, or None if the worker has died.
 
         Raises:
             Exception: the error that the worker reported.

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from macrec_pipeline.data.cleaning.clean import clean
-from macrec_pipeline.data.demo import generate
-from macrec_pipeline.data.demo.generate import ensure_demo
+from macrec_pipeline.data.demo import ensure
+from macrec_pipeline.data.demo.ensure import ensure_demo
 from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, validate_source
 from macrec_pipeline.datasets import DatasetSpec, DemoSource
 from macrec_pipeline.errors import DataError
@@ -68,7 +68,7 @@ def test_a_failure_keeps_the_old_shop(tmp_path: Path, monkeypatch: pytest.Monkey
         (folder / "items.csv").write_text("item_id\n")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(generate, "write_shop", disk_full)
+    monkeypatch.setattr(ensure, "write_shop", disk_full)
     with pytest.raises(DataError, match=r"No space left.*MACREC_DATA"):
         ensure_demo(_SMALL.model_copy(update={"seed": 9}), tmp_path)
     assert _digests(folder) == before
@@ -84,9 +84,9 @@ def test_a_folder_that_is_no_demo_shop_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_two_concurrent_processes_write_one_complete_shop(tmp_path: Path) -> None:
-    """Both processes succeed, and the files are those of a single process."""
+    """Two concurrent processes both succeed, and the files are those of a single process."""
     program = (
-        "import sys; from pathlib import Path; from macrec_pipeline.data.demo.generate import ensure_demo;"
+        "import sys; from pathlib import Path; from macrec_pipeline.data.demo.ensure import ensure_demo;"
         "from macrec_pipeline.datasets import DemoSource;"
         "source = DemoSource.model_validate_json(sys.argv[1]); ensure_demo(source, Path(sys.argv[2]))"
     )
@@ -104,7 +104,7 @@ def test_after_waiting_for_the_lock_nothing_is_written_again(tmp_path: Path, mon
         time.sleep(0.2)
         written.append(folder)
 
-    monkeypatch.setattr(generate, "write_shop", write_slowly)
+    monkeypatch.setattr(ensure, "write_shop", write_slowly)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: ensure_demo(_SMALL, tmp_path), range(2)))
     assert folders == [tmp_path / "shop"] * 2

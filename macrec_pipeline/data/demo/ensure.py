@@ -1,8 +1,9 @@
-"""The reader `demo`: generate the demo shop as real files in the data folder, to be read like any other tables.
+"""Makes sure that the files of the demo shop exist in the data folder and are up to date.
 
-`ensure_demo` takes the parameters of the shop and makes sure that its folder exists; it generates the shop again if the
-parameters have changed. The folder is written under a temporary name and then renamed, under a lock. So two processes
-at once, or one that is killed, leave either a complete shop or none.
+`ensure_demo` takes the parameters of the shop. It generates the files if they do not exist, and again if the parameters
+have changed. The folder is written under a temporary name and then renamed, under a lock, so a process that is killed
+or runs at the same time as another never leaves an incomplete shop. `demo_tables` describes the files to the reader
+`tables`.
 """
 
 import fcntl

@@ -9,7 +9,7 @@ class Command(TyperCommand):
     """A command of `macrec`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Returns the parameters in the order of the help."""
+        """Return the parameters in the order of the help."""
         return _hide_types_of_flags(super().get_params(ctx))
 
 
@@ -17,12 +17,12 @@ class Group(TyperGroup):
     """A group of commands of `macrec`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Returns the parameters in the order of the help."""
+        """Return the parameters in the order of the help."""
         return _hide_types_of_flags(super().get_params(ctx))
 
 
 def _hide_types_of_flags(parameters: list[Any]) -> list[Any]:
-    """Removes the `<bool>` that Typer prints after `--help` and every other flag."""
+    """Remove the `<bool>` that Typer prints after `--help` and every other flag."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

@@ -1,0 +1,214 @@
+"""Split the text of a CSV or TSV file into rows, and stop wherever it is uncertain what a row is.
+
+Lenient parsers take everything between two odd quotes for one cell, and rows vanish in it. Here a quote that opens a
+cell must close it, and nothing but a separator or the end of the line may follow. That alone does not decide every
+file: in a file without quoting, `"Fresh start` in one line and `Screen 24"` in the next enclose a line break like a
+quoted cell. If a row is as good a table when its quotes are ordinary text, and nothing else in the file says that cells
+are quoted, the row is an error that asks for the setting `quote`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from macrec_pipeline.errors import SchemaError
+
+OVERFLOW = "overflow"
+"""The column that holds the first cell beyond the columns of the file."""
+
+_UNIT_SEPARATOR = b"\x1f"  # polars splits at a single byte only; this one stands for a longer separator
+_LONGEST_ROW = 64 << 20
+
+
+@dataclass(frozen=True)
+class Quoting:
+    """How the cells of a text file are quoted.
+
+    Attributes:
+        quote: the character around cells that contain separators or line breaks; None if quotes are ordinary text.
+        escape: the character that makes the next quote, separator, line break or escape ordinary text; None for none.
+        is_declared: whether the data set says how cells are quoted. If not, ambiguous rows are an error.
+    """
+
+    quote: str | None = '"'
+    escape: str | None = None
+    is_declared: bool = False
+
+
+DOUBLE_QUOTES = Quoting()
+"""Cells are in double quotes where that is beyond doubt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a text file: its first line (from 1), how many lines it spans, its cells, and whether one is quoted.
+
+    `end` is the position after the row in the text that was split.
+    """
+
+    line_number: int
+    num_lines: int
+    cells: list[str]
+    has_quoted_cell: bool
+    end: int
+
+
+class RowSplitter:
+    """Splits the text of one file into rows. `check_ambiguous` must be called after the last row."""
+
+    def __init__(self, file: str, separator: str, quoting: Quoting) -> None:
+        self._file, self._separator, self._quoting = file, separator, quoting
+        self._is_quoting_certain = quoting.is_declared or quoting.quote is None
+        self._ambiguous_lines: tuple[int, int] | None = None
+        quote, escape = (None if text is None else re.escape(text) for text in (quoting.quote, quoting.escape))
+        self._escape_pattern = None if escape is None else re.compile(f"{escape}(.)", re.DOTALL)
+        delimiter = re.escape(separator)
+        escaped = "" if escape is None else f"|{escape}."
+        ordinary = f"[^{delimiter}\n{escape or ''}]++" if len(separator) == 1 else f"(?!{delimiter})[^\n{escape or ''}]"
+        self._unquoted = re.compile(f"(?:{ordinary}{escaped})*+", re.DOTALL)
+        self._quoted = re.compile(
+            f"{quote}((?:[^{quote}{escape or ''}]++|{quote}{quote}{escaped})*+){quote}", re.DOTALL
+        )
+        cell = f"(?:{quote}(?:[^{quote}\n]|{quote}{quote})*+{quote}|[^{quote}{delimiter}\n\r]*+)"
+        self._plain_lines = re.compile(f"(?:{cell}(?:{delimiter}{cell})*+\r?(?:\n|\\Z))*+".encode())
+
+    def first_row(self, text: str, *, is_end: bool) -> Row | None:
+        """Return the first row; None if it is not complete. Quotes around a column's name prove that quotes count."""
+        row = next(self._rows(text, 1, is_end=is_end), None)
+        if row is not None and row.has_quoted_cell and len(row.cells) > 1:
+            self._is_quoting_certain = True
+        return row
+
+    def split_at_once(self, data: bytes, num_columns: int) -> pl.DataFrame | None:
+        """Split whole lines at once if each line is a row beyond doubt; otherwise return None."""
+        quote, escape, separator = self._quoting.quote, self._quoting.escape, self._separator.encode()
+        if escape is not None and escape.encode() in data:
+            return None
+        is_quoted = quote is not None and quote.encode() in data
+        if is_quoted and (len(separator) > 1 or self._plain_lines.fullmatch(data) is None):
+            return None
+        if len(separator) > 1:
+            if _UNIT_SEPARATOR in data:
+                return None
+            data, separator = data.replace(separator, _UNIT_SEPARATOR), _UNIT_SEPARATOR
+        rows = read_lines(data, num_columns, separator.decode(), quote=quote if is_quoted else None)
+        rows = rows.rechunk() if is_quoted else rows
+        if rows.height != data.count(b"\n") + (not data.endswith(b"\n") and bool(data)):
+            return None
+        has_odd_row = rows[str(num_columns - 1)].null_count() > 0 or rows[OVERFLOW].null_count() < rows.height
+        # The quotes of a row that is too short or too long may be ordinary text, so each row must be looked at.
+        return None if is_quoted and has_odd_row and not self._is_quoting_certain else rows
+
+    def split_row_by_row(self, text: str, first_line: int, num_columns: int, *, is_end: bool) -> list[Row]:
+        """Return the complete rows of a text; what follows the end of the last one belongs to the next text."""
+        rows = list(self._rows(text, first_line, is_end=is_end))
+        if self._is_quoting_certain:
+            return rows
+        start = 0
+        for row in rows:
+            if row.has_quoted_cell:
+                lines = [line.count(self._separator) + 1 for line in text[start : row.end].rstrip("\r\n").split("\n")]
+                self._weigh(row, lines, num_columns)
+            start = row.end
+        return rows
+
+    def check_ambiguous(self) -> None:
+        """Raise `SchemaError` if rows can be read in two ways and nothing in the file says which is right."""
+        if self._ambiguous_lines is None or self._is_quoting_certain:
+            return
+        first, last = self._ambiguous_lines
+        where = f"line {first}" if first == last else f"lines {first} to {last}"
+        plain = "a row" if first == last else f"{last - first + 1} rows"
+        raise SchemaError(
+            f"{self._file}: {where} can be read in two ways: as one row with a quoted cell, or as {plain} in which "
+            "quotes are ordinary text. Set `quote: none` if quotes are ordinary text in this file, or "
+            f"`quote: '{self._quoting.quote}'` if they enclose cells."
+        )
+
+    def _weigh(self, row: Row, cells_per_line: list[int], num_columns: int) -> None:
+        """Note whether a row with a quoted cell is as good a table without quoting, or can only be a quoted one."""
+        fits = [number == num_columns for number in cells_per_line]
+        fits_unquoted = fits[0] and fits[-1] and 2 * sum(fits) > len(fits)
+        is_same_row = row.num_lines == 1 and len(row.cells) == num_columns
+        if fits_unquoted and not is_same_row:
+            self._ambiguous_lines = self._ambiguous_lines or (row.line_number, row.line_number + row.num_lines - 1)
+        elif row.num_lines > 1 and len(row.cells) == num_columns and not fits_unquoted:
+            self._is_quoting_certain = True
+
+    def _rows(self, text: str, line: int, *, is_end: bool) -> Iterator[Row]:
+        position, separator = 0, self._separator
+        while position < len(text):
+            start, cells, has_quoted_cell = position, [], False
+            while True:
+                quote = self._quoting.quote
+                if quote is not None and text.startswith(quote, position):
+                    match = self._quoted.match(text, position)
+                    if match is None:
+                        if is_end or len(text) - start > _LONGEST_ROW:
+                            raise self._unsplittable(line, text[start:], "a quote never closes")
+                        return
+                    cell, has_quoted_cell = self._unescape(match[1].replace(quote * 2, quote)), True
+                    position = match.end()
+                    position += text[position : position + 1] == "\r" and text[position + 1 : position + 2] in (
+                        "\n",
+                        "",
+                    )
+                    if position < len(text) and text[position] != "\n" and not text.startswith(separator, position):
+                        raise self._unsplittable(line, text[start:], "text follows a closing quote")
+                else:
+                    match = self._unquoted.match(text, position)
+                    assert match is not None
+                    cell, position = match[0], match.end()
+                    if not text.startswith(separator, position):
+                        cell = cell.removesuffix("\r")
+                    cell = self._unescape(cell)
+                cells.append(cell)
+                if not text.startswith(separator, position):
+                    break
+                position += len(separator)
+            if position == len(text) and not is_end:
+                return
+            num_lines = text.count("\n", start, position) + 1
+            position += 1
+            yield Row(line, num_lines, cells, has_quoted_cell, min(position, len(text)))
+            line += num_lines
+
+    def _unescape(self, cell: str) -> str:
+        """Remove the escape before what it makes ordinary. Before other characters, as in `\\N`, it stays."""
+        if self._escape_pattern is None:
+            return cell
+        ordinary = (self._quoting.quote, self._quoting.escape, self._separator[0], "\n", "\r")
+        return self._escape_pattern.sub(lambda match: match[1] if match[1] in ordinary else match[0], cell)
+
+    def _unsplittable(self, line: int, text: str, problem: str) -> SchemaError:
+        shown = repr(text.partition("\n")[0][:80])
+        remedy = (
+            "Set `escape: '\\'`, because this line has a quote after a backslash."
+            if self._quoting.escape is None and "\\" + (self._quoting.quote or "") in text[:10_000]
+            else "Correct the line, or set `quote: none` if quotes are ordinary text in this file."
+        )
+        return SchemaError(
+            f"{self._file}: the row that begins in line {line} cannot be split into cells, because {problem}: {shown}. "
+            'A cell that begins with a quote must end with one, and quotes inside it must be doubled ("") or escaped. '
+            f"{remedy}"
+        )
+
+
+def read_lines(data: bytes, num_columns: int, separator: str, *, quote: str | None = None) -> pl.DataFrame:
+    """Split lines into the string columns "0", "1", ... and `OVERFLOW`; missing and empty cells are null."""
+    schema = dict.fromkeys([*map(str, range(num_columns)), OVERFLOW], pl.String)
+    if not data:
+        return pl.DataFrame(schema=schema)
+    return pl.read_csv(
+        data,
+        has_header=False,
+        schema=schema,
+        separator=separator,
+        quote_char=quote,
+        encoding="utf8-lossy",
+        truncate_ragged_lines=True,
+        missing_columns="insert",
+        extra_columns="ignore",
+    )

@@ -1,0 +1,186 @@
+"""Rows of text files: whatever the dialect, every row of the file is read, or the file is refused."""
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from macrec_pipeline.data.readers.row_splitting import Quoting
+from macrec_pipeline.data.readers.text_files import SourceTable, read_delimited, read_delimited_parts
+from macrec_pipeline.errors import DataError, SchemaError
+
+_NUM_EXAMPLES = 2000
+_NAMES = ["a", "b", "c"]
+
+
+def _read(path: Path, content: bytes, **settings_of_file: object) -> SourceTable:
+    path.write_bytes(content)
+    arguments: dict[str, object] = {"separator": ",", "header": True, **settings_of_file}
+    return read_delimited(path, "log.csv", **arguments)  # type: ignore[arg-type]
+
+
+def _cells(table: SourceTable) -> list[list[str]]:
+    columns = [table.column(position).fill_null("").to_list() for position in range(table.num_columns)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+_cell = st.text(st.sampled_from("ab'1,;|:\t\\\"\n é"), max_size=6)
+_rows = st.lists(st.lists(_cell, min_size=3, max_size=3), min_size=1, max_size=6)
+
+
+@settings(max_examples=_NUM_EXAMPLES, deadline=None)
+@given(
+    rows=_rows,
+    separator=st.sampled_from([",", ";", "|", "\t"]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    quote=st.sampled_from(['"', "'"]),
+    style=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    escapes=st.booleans(),
+    size=st.integers(1, 40),
+)
+def test_every_dialect_is_read_back_when_it_is_declared(
+    tmp_path_factory: pytest.TempPathFactory, rows, separator, newline, quote, style, escapes, size
+) -> None:
+    """Python's csv module writes the file in any dialect; each cell comes back, and each row knows its line."""
+    stream = io.StringIO()
+    writer = csv.writer(
+        stream,
+        delimiter=separator,
+        lineterminator=newline,
+        quotechar=quote,
+        quoting=style,
+        doublequote=not escapes,
+        escapechar="\\" if escapes else None,
+    )
+    writer.writerow(_NAMES)
+    lines, line = [], 2
+    for row in rows:
+        lines.append(line)
+        writer.writerow(row)
+        line += 1 + sum(cell.count("\n") for cell in row)
+    quoting = Quoting(quote, "\\" if escapes else None, is_declared=True)
+    path = tmp_path_factory.mktemp("csv") / "log.csv"
+    path.write_bytes(stream.getvalue().encode())
+    parts = list(
+        read_delimited_parts(path, "log.csv", separator=separator, header=True, quoting=quoting, block_bytes=size)
+    )
+    assert [row for part in parts for row in _cells(part)] == rows
+    assert [number for part in parts for number in part.line_numbers] == lines
+
+
+@settings(max_examples=_NUM_EXAMPLES, deadline=None)
+@given(
+    rows=st.lists(
+        st.lists(st.text(st.sampled_from("ab1\"' \\"), max_size=5), min_size=3, max_size=3), min_size=1, max_size=6
+    ),
+    separator=st.sampled_from([",", ";", "|", "\t", "::"]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+)
+@example([["A3", '"Fresh start', "x"], ["A4", 'Screen 24"', "y"]], "\t", "\n")
+def test_without_quoting_no_row_vanishes(tmp_path_factory: pytest.TempPathFactory, rows, separator, newline) -> None:
+    """A file whose quotes are ordinary text is read row by row, or refused; with `quote: none` cells are exact."""
+    content = newline.join(separator.join(row) for row in [_NAMES, *rows]) + newline
+    path = tmp_path_factory.mktemp("csv") / "log.csv"
+    exact = _read(path, content.encode(), separator=separator, quoting=Quoting(None, is_declared=True))
+    assert _cells(exact) == rows
+    try:
+        table = _read(path, content.encode(), separator=separator)
+    except SchemaError as error:
+        message = str(error)
+    else:
+        message = None
+        assert table.line_numbers.to_list() == exact.line_numbers.to_list()
+    assert message is None or (" line" in message and ("quote: none" in message or "escape:" in message))
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=_rows, style=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), newline=st.sampled_from(["\n", "\r\n"]))
+def test_a_quoted_file_is_read_or_refused_without_a_declaration(
+    tmp_path_factory: pytest.TempPathFactory, rows, style, newline
+) -> None:
+    """Where double quotes may be ordinary text, the error asks; it never gives another table."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, quoting=style, lineterminator=newline)
+    writer.writerows([_NAMES, *rows])
+    try:
+        table = _read(tmp_path_factory.mktemp("csv") / "log.csv", stream.getvalue().encode())
+    except SchemaError as error:
+        message = str(error)
+    else:
+        message = None
+        assert _cells(table) == rows
+    assert message is None or (style == csv.QUOTE_MINIMAL and "can be read in two ways" in message)
+
+
+def test_a_backslash_before_a_quote_asks_for_the_setting(tmp_path: Path) -> None:
+    """MySQL and Spark escape quotes by a backslash. `\\N` keeps its backslash, because it stands for a missing cell."""
+    content = b'"a","b"\n"1","size 24\\""\n"2",\\N\n'
+    with pytest.raises(SchemaError, match=r"row that begins in line 2 .*Set `escape: '\\'`"):
+        _read(tmp_path / "log.csv", content)
+    table = _read(tmp_path / "log.csv", content, quoting=Quoting(escape="\\"))
+    assert _cells(table) == [["1", 'size 24"'], ["2", "\\N"]]
+
+
+def test_lines_that_can_be_read_in_two_ways_are_named(tmp_path: Path) -> None:
+    """A title that begins with a quote and one that ends with a quote look like one quoted cell."""
+    content = b'id\ttitle\tabout\nA3\t"Fresh start\tx\nA4\tScreen 24"\ty\n'
+    with pytest.raises(SchemaError, match=r"log\.csv: lines 2 to 3 can be read in two ways.*`quote: none`"):
+        _read(tmp_path / "log.csv", content, separator="\t")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "likely"), [("cp1252", "cp1252"), ("utf-16", "utf-16"), ("cp1251", "cp1251, gb18030")]
+)
+def test_bytes_of_another_encoding_are_an_error_that_names_it(tmp_path: Path, encoding: str, likely: str) -> None:
+    """No byte is replaced: with the encoding set the text is exact, without it the line is named."""
+    word = "\u0411\u0435\u043b\u044b\u0439" if encoding == "cp1251" else "B\u00e9"
+    content = f"id,title\r\n1,{word}\r\n".encode(encoding)
+    with pytest.raises(SchemaError, match=f"log.csv: line .*`encoding.* {likely}"):
+        _read(tmp_path / "log.csv", content)
+    table = _read(tmp_path / "log.csv", content, encoding=encoding)
+    assert _cells(table) == [["1", word]]
+    assert table.column_names == ("id", "title")
+
+
+def test_characters_across_blocks_are_whole(tmp_path: Path) -> None:
+    """An encoding of several bytes is decoded over the borders of blocks, and quoted cells span them."""
+    rows = [[str(number), "\u00e9\n\u20ac" * 40] for number in range(2000)]
+    stream = io.StringIO()
+    csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([["a", "b"], *rows])
+    assert _cells(_read(tmp_path / "log.csv", stream.getvalue().encode("utf-16"), encoding="utf-16")) == rows
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: pa.Codec("zstd").compress(data, asbytes=True)])
+def test_packed_files_are_recognised_by_their_content(tmp_path: Path, pack) -> None:
+    """gzip and zstd are unpacked, whatever the file is called; half a file is an error."""
+    content = b"a,b\n" + b"".join(b"%d,%d\n" % (row, row * 7919 % 1009) for row in range(5000))
+    assert _read(tmp_path / "log.csv", pack(content)).line_numbers.to_list() == list(range(2, 5002))
+    with pytest.raises(DataError, match="cannot be read"):
+        _read(tmp_path / "log.csv", pack(content)[:-4000])
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"PK\x03\x04", "a zip archive or an Excel workbook"),
+        (b"BZh91AY&SY", "packed with bzip2"),
+        (b"\xfd7zXZ\x00", "packed with xz"),
+        (b"PAR1", "a parquet file"),
+    ],
+)
+def test_other_formats_are_named(tmp_path: Path, start: bytes, what: str) -> None:
+    """The message says what the file is and what to do, and shows none of its bytes."""
+    with pytest.raises(SchemaError, match=f"log.csv is {what}") as caught:
+        _read(tmp_path / "log.csv", start + bytes(range(256)))
+    assert str(caught.value).isprintable()
+
+
+def test_line_endings_of_old_macs_are_an_error(tmp_path: Path) -> None:
+    """The whole file would be one header otherwise."""
+    with pytest.raises(SchemaError, match="carriage returns"):
+        _read(tmp_path / "log.csv", b"a,b\r1,2\r3,4\r")
