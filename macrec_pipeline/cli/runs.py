@@ -239,9 +239,8 @@ def prune(
     if not home.folder.is_dir():
         raise ConfigError(f"There is no folder {home.folder}. Run `macrec run {dataset}` first, or choose with --home.")
     quieten_libraries()
-    from macrec_pipeline.defs.jobs import PRUNE
     from macrec_pipeline.defs.resources import Settings
-    from macrec_pipeline.defs.retention import plan, read_report
+    from macrec_pipeline.defs.retention import PRUNE, plan, read_report
     from macrec_pipeline.defs.runs.launch import open_instance
 
     if dry_run:

@@ -13,8 +13,9 @@ import dagster as dg
 from macrec_pipeline.data.new_data import KnownFiles, find_changed_files
 from macrec_pipeline.data.readers.registry import source_files
 from macrec_pipeline.datasets import DatasetSpec, dataset_names, load_dataset
-from macrec_pipeline.defs.jobs import JOBS, PRUNE, prune_job
+from macrec_pipeline.defs.jobs import JOBS, prune_job
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.retention import PRUNE
 from macrec_pipeline.defs.run_tags import RAW_DATA_TAG
 from macrec_pipeline.errors import ConfigError, DataError
 

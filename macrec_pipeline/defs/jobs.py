@@ -4,13 +4,13 @@ import dagster as dg
 
 from macrec_pipeline.defs.prune import remove_what_is_no_longer_needed
 from macrec_pipeline.defs.resources import DATASETS
+from macrec_pipeline.defs.retention import PRUNE
 from macrec_pipeline.defs.run_tags import SETTINGS_TAG
 
 FULL_PIPELINE = "full_pipeline"
 REFRESH = "refresh"
 EVALUATE_CHAMPION = "evaluate_champion"
 BATCH_RECOMMENDATIONS = "batch_recommendations"
-PRUNE = "prune"
 
 JOB_OVERRIDES: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
 """Settings that a job applies to each of its runs, wherever the run is launched from."""

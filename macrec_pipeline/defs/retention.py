@@ -43,6 +43,8 @@ from macrec_pipeline.tracking.retention import (
 )
 from macrec_pipeline.tracking.store import mlflow_folder
 
+PRUNE = "prune"
+"""Name of the job."""
 REPORT = ".pruned.json"
 _DATABASES = ("history/runs.db", "history/runs/index.db", "schedules/schedules.db")
 
@@ -146,6 +148,8 @@ def _plan_runs(
     too_old = time.time() - limits.dagster_weeks * WEEK_SECONDS
     needed = {run_id for run_id, run in runs.items() if not run.is_finished} | _materializing_runs(instance, dataset)
     needed |= kept_runs
+    # The newest run of each job, which `--resume` may continue.
+    needed |= set({run.job_name: run_id for run_id, run in reversed(runs.items()) if run.job_name != PRUNE}.values())
     reasons: dict[str, str] = {}
     for rank, record in enumerate(records):
         run_id = record.dagster_run.run_id

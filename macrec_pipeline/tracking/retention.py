@@ -296,6 +296,8 @@ def _plan_runs(
     """Plan to remove old pipeline runs with their child runs, and the artifacts of those that are kept."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
+        if "macrec.kind" not in run.data.tags:  # a person made it
+            continue
         parent = run.data.tags.get("mlflow.parentRunId", run.info.run_id)
         groups.setdefault(run.data.tags.get("dagster.run_id", parent), []).append(run)
     newest_first = sorted(groups, key=lambda key: (-max(run.info.start_time for run in groups[key]), key))

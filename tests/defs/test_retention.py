@@ -13,10 +13,10 @@ from macrec_pipeline import cli
 from macrec_pipeline.datasets import DatasetSpec, Retention, load_dataset
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.automation import automated_datasets, build_prune_schedule
-from macrec_pipeline.defs.jobs import PRUNE
 from macrec_pipeline.defs.resources import Settings
-from macrec_pipeline.defs.retention import plan, prune, read_report
+from macrec_pipeline.defs.retention import PRUNE, plan, prune, read_report
 from macrec_pipeline.defs.runs.launch import LaunchRequest, launch, open_instance
+from macrec_pipeline.errors import MacrecError
 from macrec_pipeline.tracking.retention import WEEK_SECONDS, tree_size
 from tests.defs.conftest import add_run
 
@@ -102,6 +102,25 @@ def test_an_interrupted_removal_is_completed(
         assert instance.get_run_by_id(first) is None
         assert plan(instance, settings, partition).removals == ()
     assert not list((settings.home_folder() / "dagster" / "history" / "runs").glob(f"{first}*"))
+
+
+def test_a_failed_run_can_be_resumed_after_a_prune(settings: Settings, partition: str) -> None:
+    """However low the limit, a prune neither removes the run that `--resume` continues nor takes its place."""
+    limit(settings, partition, dagster_runs=1)
+    log = Path(settings.data or "") / "log.csv"
+    log.rename(log.with_suffix(".away"))
+    home, data = settings.home_folder(), settings.data_folder()
+    with pytest.raises(MacrecError):
+        launch(LaunchRequest(partition, home, data, until="interactions"), defs=defs)
+    failed = run_ids(settings)[0]
+    launch(LaunchRequest(partition, home, data, job=PRUNE), defs=defs)
+    log.with_suffix(".away").rename(log)
+    resumed = launch(LaunchRequest(partition, home, data, resume=True), defs=defs)
+    with open_instance(home) as instance:
+        run = instance.get_run_by_id(resumed)
+        assert run is not None
+        assert run.is_success
+        assert run.tags["dagster/parent_run_id"] == failed
 
 
 def test_the_command_lists_and_removes(

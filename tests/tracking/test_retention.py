@@ -129,7 +129,10 @@ def test_an_interrupted_prune_is_completed_by_the_next(tracker: Tracker, home: P
 
 
 def test_other_data_sets_and_running_runs_are_left_alone(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
-    """A prune of one data set touches neither another one's records nor a run that is still in progress."""
+    """A prune touches neither another data set's records, nor a run in progress, nor a run that a person made."""
+    store = connect(home)
+    own = store.client.create_run(store.experiment_id("demo"), run_name="by hand").info.run_id
+    store.client.set_terminated(own)
     for number in range(3):
         cycle(tracker, bundle_folder, number, dataset="shop")
     cycle(tracker, bundle_folder, 0)
@@ -138,7 +141,9 @@ def test_other_data_sets_and_running_runs_are_left_alone(tracker: Tracker, home:
     ) as running:
         cycle(tracker, bundle_folder, 1)
         plan = prune(tracker, Retention(versions=1, mlflow_runs=1))
-        assert running.run_id not in " ".join(step.removal.name for step in plan.steps)
+        names = " ".join(step.removal.name for step in plan.steps)
+        assert running.run_id not in names
+        assert own not in names
     assert len(connect(home).client.search_model_versions("name = 'macrec-shop'")) == 3
 
 
