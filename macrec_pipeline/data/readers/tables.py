@@ -389,7 +389,6 @@ def _parts_of_file(
 
 def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
-    user_ids, item_ids = columns.ids(part, mapping.user_id), columns.ids(part, mapping.item_id)
     ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
     if mapping.rating is not None:
         ratings = columns.numbers(part, mapping.rating, decimal=mapping.decimal)
