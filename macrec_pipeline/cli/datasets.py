@@ -60,13 +60,11 @@ def validate_datasets(
     out = console()
     num_broken = 0
     for name in names or dataset_names():
-        notes: list[str] = []
         notices: list[str] = []
         try:
             spec = load_dataset(name)
             problems = validate_source(spec, data.resolve())
             if not problems:
-                notes = source_notes(spec, data.resolve())
                 notices = source_notices(spec, data.resolve())
                 notices += [f"In the first rows of {note}" for note in source_notes(spec, data.resolve())]
         except (ConfigError, DataError) as error:
@@ -75,8 +73,6 @@ def validate_datasets(
         out.print(f"{name}: {'not ready' if problems else 'ready'}", highlight=False)
         for problem in problems:
             out.print(f"  - {escape(problem)}", highlight=False)
-        for note in notes:
-            out.print(f"  In the first rows of {escape(note)}", highlight=False)
         for notice in notices:
             out.print(f"  {escape(notice)}", highlight=False)
     return 2 if num_broken else 0

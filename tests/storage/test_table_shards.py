@@ -33,6 +33,8 @@ class RecordingTask:
             "item_ids": [["a"]] * count,
             "scores": [[0.5]] * count,
             "fallback": ["none"] * count,
+            "model": ["models:/macrec-shop/1"] * count,
+            "as_of": [1_700_000_000_000] * count,
         }
         return pl.DataFrame(columns, schema=RECOMMENDATIONS.columns)
 
