@@ -389,6 +389,7 @@ def _parts_of_file(
 
 def _interactions(part: SourceTable, mapping: InteractionsTable, columns: ColumnReader) -> pl.DataFrame:
     num_rows = len(part.line_numbers)
+    user_ids, item_ids = columns.ids(part, mapping.user_id), columns.ids(part, mapping.item_id)
     ratings = pl.repeat(None, num_rows, dtype=pl.Float64, eager=True)
     if mapping.rating is not None:
         ratings = columns.numbers(part, mapping.rating, decimal=mapping.decimal)
@@ -398,8 +399,8 @@ def _interactions(part: SourceTable, mapping: InteractionsTable, columns: Column
         problems, ratings = _other_events(kinds, problems, mapping), _event_weights(kinds, ratings, mapping)
     return pl.DataFrame(
         {
-            "user_id": columns.ids(part, mapping.user_id),
-            "item_id": columns.ids(part, mapping.item_id),
+            "user_id": user_ids,
+            "item_id": item_ids,
             "rating": ratings,
             "timestamp": columns.times(part, mapping.timestamp, mapping.timestamp_unit, mapping.timestamp_format),
             "source_file": pl.repeat(part.file, num_rows, eager=True),
