@@ -189,7 +189,7 @@ def test_a_comparison_of_another_bundle_does_not_count(
     make_bundle(shop, partition, fitted, note="trained since")
     registered = materialize(registered_model, shop, partition, "promotion.automatic=true")
     assert registered["promotion"] == "not compared"
-    assert "is of another bundle" in version(shop, partition, 2).tags["macrec.decision"]
+    assert "measured another bundle" in version(shop, partition, 2).tags["macrec.decision"]
 
 
 def test_the_champion_is_evaluated_on_the_stored_histories(
