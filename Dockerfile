@@ -13,7 +13,7 @@ RUN pip install -c constraints.txt mlflow boto3 psycopg2-binary
 
 FROM build AS build-pipeline
 # Package index for torch, such as the one with builds for CPUs only that PyTorch's installation guide names. If it is
-# empty, torch comes from PyPI with CUDA, which makes the image about 6 GB larger.
+# empty, torch comes from PyPI with CUDA, which makes the image several GB larger.
 ARG TORCH_INDEX_URL=
 # Without their dependencies, which the next step installs from PyPI: an index for torch has few other packages.
 RUN pip install -c constraints.txt --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch torchvision
