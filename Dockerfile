@@ -12,10 +12,11 @@ FROM build AS build-mlflow
 RUN pip install -c constraints.txt mlflow boto3 psycopg2-binary
 
 FROM build AS build-pipeline
-# cpu, or a CUDA version that the driver of the machine supports, such as cu130.
-ARG TORCH=cpu
-# Without their dependencies, which the next step installs from PyPI: this index has few other packages.
-RUN pip install -c constraints.txt --no-deps --index-url https://download.pytorch.org/whl/${TORCH} torch torchvision
+# Package index for torch, such as the one with builds for CPUs only that PyTorch's installation guide names. If it is
+# empty, torch comes from PyPI with CUDA, which makes the image several GB larger.
+ARG TORCH_INDEX_URL=
+# Without their dependencies, which the next step installs from PyPI: an index for torch has few other packages.
+RUN pip install -c constraints.txt --no-deps ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch torchvision
 # The dependencies are large and rarely change, so they get a layer of their own.
 COPY pyproject.toml README.md LICENSE ./
 RUN mkdir macrec_pipeline && touch macrec_pipeline/__init__.py \

@@ -44,7 +44,7 @@ from macrec_pipeline.recommender.retrieval.fusion import (
     fuse_published,
 )
 from macrec_pipeline.recommender.retrieval.fusion_fitting import fit_fusion
-from macrec_pipeline.recommender.retrieval.retriever import BatchRetrieval, MultiRouteRetriever, Ranked, as_ranked
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, Ranked, RetrievalBatch, as_ranked
 from macrec_pipeline.recommender.sasrec.training import fit_sasrec
 from macrec_pipeline.runtime.devices import keep_freed_memory
 from macrec_pipeline.semantic_ids.assignment import resolve_given_ids
@@ -214,7 +214,7 @@ def rankings(
     results: dict[str, list[Ranked]] = {}
     for positions in retriever.batches(histories, batch_size=BATCH_SIZE[retriever.model.t5.device.type]):
         order.extend(positions.tolist())
-        batch = BatchRetrieval(retriever, [histories[position] for position in positions])
+        batch = RetrievalBatch(retriever, [histories[position] for position in positions])
         systems: dict[str, Beams] = {}
         for exclude_seen, suffix in ((False, ""), (True, "_unseen")):
             beams = {

@@ -121,7 +121,8 @@ def test_example_lists_every_variable_without_secrets(compose: dict[str, Any]) -
     variables, example = compose_file.variables_of(compose), compose_file.example_settings()
     assert set(example) == set(variables)
     empty = {name for name, value in example.items() if not value}
-    assert empty == {*compose_file.SECRETS, "MACREC_ON_FAILURE_WEBHOOK"}  # the address of a webhook is a secret, too
+    # The address of a webhook is a secret, too. An empty package index stands for the default one.
+    assert empty == {*compose_file.SECRETS, "MACREC_ON_FAILURE_WEBHOOK", "MACREC_TORCH_INDEX"}
     assert all(operator == ":?" for name, operator in variables.items() if name in compose_file.SECRETS)
     assert ".env" in (compose_file.ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert (compose_file.ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()[1] == "*"

@@ -26,7 +26,7 @@ import torch
 
 from macrec_pipeline.recommender.model.history_encoding import ItemCodes
 from macrec_pipeline.recommender.retrieval.fusion import COLLABORATIVE, CalibratedFusion, fuse_calibrated
-from macrec_pipeline.recommender.retrieval.retriever import BatchRetrieval, MultiRouteRetriever
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, RetrievalBatch
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _summed_gains(
     for positions in retriever.batches([history[:-1] for history in users], batch_size=config.batch_size):
         in_batch = [users[position] for position in positions]
         targets = torch.tensor([history[-1] for history in in_batch], device=retriever.model.t5.device)
-        batch = BatchRetrieval(retriever, [history[:-1] for history in in_batch])
+        batch = RetrievalBatch(retriever, [history[:-1] for history in in_batch])
         width = max(config.beam_width, config.top_k)
         candidates = {
             recommend_seen: batch.candidates(retriever.routes, width=width, exclude_seen=not recommend_seen)

@@ -1,7 +1,7 @@
 """Retrieval: histories of item indices become ranked items (MACRec section 3.4).
 
 `MultiRouteRetriever.rank` is the entry point. It splits the histories into batches of similar length, and each batch
-becomes a `BatchRetrieval`, which encodes the histories once per retrieval route and finds items by each of them:
+becomes a `RetrievalBatch`, which encodes the histories once per retrieval route and finds items by each of them:
 
 - "text" and "image", the generative routes, by beam search over the semantic IDs of that modality;
 - "collaborative", if there is a SASRec, by scoring the whole catalogue;
@@ -128,7 +128,7 @@ class MultiRouteRetriever:
         width = width if eligible is None else eligible.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
             mask = None if eligible is None else eligible.mask(chosen).to(self.model.t5.device)
-            batch = BatchRetrieval(self, [histories[index] for index in chosen], eligible=mask)
+            batch = RetrievalBatch(self, [histories[index] for index in chosen], eligible=mask)
             for route in routes:
                 if route == "fused":
                     beams = self._fused(batch, top_k=top_k, width=width, exclude_seen=exclude_seen)
@@ -153,9 +153,9 @@ class MultiRouteRetriever:
             float [B, N] on the model's device: mean log-probability per code for a generative route, log-probability
             for the collaborative route, in nats.
         """
-        return BatchRetrieval(self, histories).catalogue_scores(route)
+        return RetrievalBatch(self, histories).catalogue_scores(route)
 
-    def _fused(self, batch: BatchRetrieval, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
+    def _fused(self, batch: RetrievalBatch, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
         """Fuse all routes by the calibrated rule if there is one, and by the published rule otherwise."""
         if self.fusion is None:
             routes = [batch.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative_routes]
@@ -168,13 +168,13 @@ class MultiRouteRetriever:
             return append_missing(beams, with_seen)
         return beams
 
-    def _calibrated(self, batch: BatchRetrieval, fusion: CalibratedFusion, *, width: int, exclude_seen: bool) -> Beams:
+    def _calibrated(self, batch: RetrievalBatch, fusion: CalibratedFusion, *, width: int, exclude_seen: bool) -> Beams:
         # routes without weight do not change the result, so they do not score the candidates
         weighted = [route for route in self.routes if fusion.weights.get(route, 0) > 0]
         return fuse_calibrated(batch.candidates(weighted, width=width, exclude_seen=exclude_seen), fusion)
 
 
-class BatchRetrieval:
+class RetrievalBatch:
     """What each route of a retriever finds for one batch of histories; results are computed on first use and cached.
 
     Args:
