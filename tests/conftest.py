@@ -45,6 +45,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _umask_of_the_module() -> None:
+    """Undo the umask that the definitions set when a test module imports them."""
+    os.umask(_UMASK)
+
+
+@pytest.fixture(autouse=True)
+def _umask_of_the_test(_umask_of_the_module: None) -> Iterator[None]:
+    """Undo the umask of a test that opens a home in the test process."""
+    yield
+    os.umask(_UMASK)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real public data next to the checkout. Tests that need it are skipped where it is missing."""

@@ -128,7 +128,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> StageInputs:
     pl.DataFrame({"item_id": item_ids}).write_parquet(paths.items)
     users = {
         "user_id": [f"u{user}" for user in range(60)],
-        "item_indices": [list(map(int, history)) for history in histories],
+        "item_ids": [[item_ids[index] for index in history] for history in histories],
     }
     pl.DataFrame(users).write_parquet(paths.histories)
     return paths
@@ -164,7 +164,9 @@ def recommendations(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, p
     shards = write_shards(
         scratch,
         RECOMMENDATIONS,
-        RecommendationTask(inputs.bundle, inputs.items, inputs.histories, top_k=5, exclude_seen=False),
+        RecommendationTask(
+            inputs.bundle, inputs.histories, inputs.items, model="macrec-x/1", as_of=0, top_k=5, exclude_seen=False
+        ),
         num_rows=60,
         rows_per_shard=8,
         depends_on={},

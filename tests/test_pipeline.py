@@ -178,6 +178,9 @@ def test_the_terminal_shows_metrics_and_where_the_results_are(finished: Run) -> 
     assert "DEBUG" not in finished.err + finished.out
     allowed = "Warning: Check `macrec_beats_popularity` of evaluation_report failed"  # three epochs may lose
     lines = [line for line in finished.err.splitlines() if not line.startswith(allowed)]
+    unreadable = [line for line in lines if line.startswith("shop/interactions.csv, column 'event_time': 1 of")]
+    assert len(unreadable) == 1, "the demo shop's log has one time that cannot be read"
+    lines.remove(unreadable[0])
     assert sorted(line.split()[0] for line in lines) == sorted(ASSETS)
 
 
