@@ -47,15 +47,16 @@ from macrec_pipeline.data.cleaning.encoded_log import (
     source_positions,
 )
 from macrec_pipeline.data.cleaning.k_core import count_rows_by_number, iterate_k_core
-from macrec_pipeline.data.cleaning.quality_gate import (
+from macrec_pipeline.data.cleaning.result import (
     DEFAULT_HINT,
     HINTS,
     UNKNOWN_ITEM,
+    CleaningResult,
+    k_core_detail,
     require_listed_interactions,
     require_usable_interactions,
     require_usable_items,
 )
-from macrec_pipeline.data.cleaning.result import CleaningResult, k_core_detail
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.runtime.time_units import DAY_MS, MINUTE_MS
 from macrec_pipeline.schemas import (
