@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.retrieval.beam_search import Beams
@@ -49,6 +50,47 @@ def test_the_published_rule_by_hand() -> None:
     fused = fuse_published(text, image)
     assert fused.items.tolist() == [[4, 7, 2, -1, -1, -1]]
     assert fused.scores[0, :3].tolist() == pytest.approx([0.0, -0.2, -1.0])
+
+
+def test_the_published_rule_agrees_with_a_plain_loop() -> None:
+    """Rows of different lengths, with equal scores, no overlap, some overlap and full overlap."""
+    generator = torch.Generator().manual_seed(11)
+    num_rows, width, num_items = 30, 9, 12
+    routes = []
+    for _ in range(2):
+        items = torch.stack([torch.randperm(num_items, generator=generator)[:width] for _ in range(num_rows)])
+        scores = -torch.randint(1, 4, items.shape, generator=generator).float()
+        padding = torch.arange(width) >= torch.randint(0, width + 1, (num_rows, 1), generator=generator)
+        routes.append(Beams(items.masked_fill(padding, -1), scores.masked_fill(padding, NEG_INF)))
+    fused = fuse_published(*routes)
+    for row in range(num_rows):
+        text, image = (
+            {
+                int(item): float(score)
+                for item, score in zip(route.items[row], route.scores[row], strict=True)
+                if item >= 0
+            }
+            for route in routes
+        )
+        expected = {
+            item: (text[item] + image[item]) / 2 + 1 if item in text and item in image else {**image, **text}[item]
+            for item in text.keys() | image.keys()
+        }
+        ranking = sorted(expected, key=lambda item: (-expected[item], item))
+        assert fused.items[row, : len(ranking)].tolist() == ranking
+        assert fused.scores[row, : len(ranking)].tolist() == pytest.approx([expected[item] for item in ranking])
+        assert (fused.items[row, len(ranking) :] == -1).all()
+
+
+def test_fusion_of_wide_beams_needs_little_memory() -> None:
+    """Two beams of 20,000 items: a comparison of all pairs would take 400 MB, and this takes a few MB."""
+    items = torch.arange(20_000)[None]
+    beams = Beams(items, -items.float())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        fused = fuse_published(beams, Beams(items.flip(1), -items.float()))
+    assert fused.items.shape == (1, 40_000)
+    largest = max(event.self_cpu_memory_usage for event in profiler.events())
+    assert largest < 4_000_000
 
 
 def test_a_product_of_three_routes_by_hand() -> None:

@@ -372,9 +372,10 @@ class _PrefixTreeWalk:
         log_probability = torch.zeros(len(parent), device=nodes.device)
         decoded = torch.nonzero(undecided.flatten()[parent]).flatten()
         cells = undecided.flatten().cumsum(0)[parent[decoded]] - 1, tree.last_codes(child[decoded], depth=depth + 1)
-        masked_logits = torch.full_like(logits, float("-inf"))
-        masked_logits[cells] = logits[cells]
-        log_probability[decoded] = torch.log_softmax(masked_logits, dim=-1)[cells]
+        possible = logits[cells]
+        logits.fill_(float("-inf"))  # in place: with wide beams, a copy is most of the memory of a request
+        logits[cells] = possible
+        log_probability[decoded] = torch.log_softmax(logits, dim=-1)[cells]
         self._depth += 1
         children = _Children(row, parent - row * num_prefixes, child, log_probability)
         if self._eligible_counts is None:

@@ -102,11 +102,12 @@ def fuse_published(first: Beams, second: Beams) -> Beams:
     Returns:
         [B, 2 W], best first; equal scores are ordered by item index.
     """
-    same = (first.items[:, :, None] == second.items[:, None, :]) & (first.items >= 0)[:, :, None]  # [B, W, W]
-    partner_score = torch.where(same, second.scores[:, None, :], 0.0).sum(dim=2)  # a route lists an item at most once
-    agreed = same.any(dim=2)
+    place = _places_in(second.items, first.items)  # [B, W]
+    agreed = place >= 0
+    partner_score = second.scores.gather(1, place.clamp(min=0))
     scores = torch.where(agreed, (first.scores + partner_score) / 2 + AGREEMENT_BONUS, first.scores)
-    remaining = torch.where(same.any(dim=1), float("-inf"), second.scores)  # agreed items count with the first route
+    # agreed items count with the first route
+    remaining = torch.where(_places_in(first.items, second.items) >= 0, float("-inf"), second.scores)
     return _sorted_by_score(torch.cat([first.items, second.items], dim=1), torch.cat([scores, remaining], dim=1))
 
 
@@ -160,6 +161,17 @@ def best_items(log_probabilities: torch.Tensor, *, width: int) -> Beams:
     """
     best = log_probabilities.topk(min(width, log_probabilities.shape[1]), dim=1)
     return _sorted_by_score(best.indices, best.values)
+
+
+def _places_in(items: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Find the column of each wanted item: int64 [B, W] and [B, W'] -> int64 [B, W'], -1 where a row lacks the item.
+
+    Rows list an item at most once; -1 in `wanted` is padding and has no place. Memory is linear in W and W'.
+    """
+    ordered, column = items.sort(dim=1)
+    place = torch.searchsorted(ordered, wanted.contiguous()).clamp(max=items.shape[1] - 1)
+    found = (ordered.gather(1, place) == wanted) & (wanted >= 0)
+    return torch.where(found, column.gather(1, place), -1)
 
 
 def _sorted_by_score(items: torch.Tensor, scores: torch.Tensor) -> Beams:
