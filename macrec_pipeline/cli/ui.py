@@ -32,6 +32,7 @@ def ui(
     from macrec_pipeline.defs.runs.launch import open_instance
     from macrec_pipeline.defs.runs.liveness import close_dead_runs, close_runs_of_stopped_ui
     from macrec_pipeline.defs.servers.local import local_plans, serving, wait_until_stopped
+    from macrec_pipeline.tracking import training_run_links
 
     for number in _STOP_SIGNALS:
         signal.signal(number, _interrupt)
@@ -44,7 +45,8 @@ def ui(
     with serving(plans, logs=home.folder / "logs") as servers, suppress(KeyboardInterrupt):
         for server in servers:
             out.print(f"{server.name:<8} {server.url}   (log: {escape(str(server.log))})", highlight=False)
-        out.print('MLflow opens in its GenAI view. To see the runs, choose "Model training" at the top left.')
+        for dataset, link in training_run_links(home.folder, servers[-1].url).items():
+            out.print(f"Runs of {dataset} in MLflow: {link}", highlight=False, soft_wrap=True)
         out.print("Press Ctrl-C to stop both.")
         wait_until_stopped(servers)
     with open_instance(home.folder) as instance:

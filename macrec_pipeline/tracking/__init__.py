@@ -9,7 +9,7 @@ from macrec_pipeline.tracking.promotion import ChampionChange, VersionSummary
 from macrec_pipeline.tracking.promotion_outcome import PromotionOutcome, PromotionProposal
 from macrec_pipeline.tracking.registry import RegisteredVersion
 from macrec_pipeline.tracking.retention import PlannedRemoval, Removal
-from macrec_pipeline.tracking.server import server_command
+from macrec_pipeline.tracking.server import server_command, training_run_links
 from macrec_pipeline.tracking.store import DEFAULT_UI_PORT
 from macrec_pipeline.tracking.tracker import Tracker, open_tracking
 
@@ -31,4 +31,5 @@ __all__ = [
     "open_tracking",
     "registered_bundle",
     "server_command",
+    "training_run_links",
 ]

@@ -82,9 +82,9 @@ def model_signature() -> ModelSignature:
 
     # Optional columns may have null cells, as for a user without a history. The model itself requires `history`.
     # The columns accept any type because MLflow would convert the other values of a list that contains a null to
-    # strings; the model itself rejects cells that are not lists.
+    # strings; the model itself rejects cells that are not lists. `user_id` is the caller's own and may be of any type.
     any_type = AnyType()  # type: ignore[no-untyped-call]
-    columns = [ColSpec(any_type, name, required=False) for name in ("history", *RULES, UNSEEN)]
+    columns = [ColSpec(any_type, name, required=False) for name in ("history", *RULES, UNSEEN, "user_id")]
     # All rules are one parameter: a parameter of MLflow with a list type cannot be null, and an empty list of allowed
     # items differs from no rule.
     rules = Object([Property(name, any_type, required=False) for name in RULES])
@@ -96,7 +96,7 @@ def model_signature() -> ModelSignature:
         "rules": rules,
     }
     return ModelSignature(
-        inputs=Schema([*columns, ColSpec(DataType.string, "user_id", required=False)]),
+        inputs=Schema(columns),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_UI_PORT = 5000
-"""Port of the MLflow UI on loopback that links point to, unless `MACREC_MLFLOW_UI_URL` overrides the address."""
+"""Port of the MLflow UI on loopback that links point to, if no `macrec ui` of the home has had another one."""
 
 # Without these, an unreachable server would block each call for minutes, and MLflow would send telemetry and print.
 _ENVIRONMENT_DEFAULTS = {
@@ -46,6 +46,7 @@ _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _SQLITE, _QUOTED_SQLITE = "sqlite:///", "sqlite+pysqlite:///"
 _LOCK_SECONDS = 300.0
+_UI_PORT_FILE = "ui-port"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TrackingStore:
         configured = os.environ.get("MACREC_MLFLOW_UI_URL")
         if configured:
             return configured.rstrip("/")
-        return self.uri.rstrip("/") if is_server(self.uri) else f"http://127.0.0.1:{DEFAULT_UI_PORT}"
+        return self.uri.rstrip("/") if is_server(self.uri) else f"http://127.0.0.1:{_ui_port(self.home)}"
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -102,6 +103,18 @@ class TrackingStore:
             if experiment.lifecycle_stage == "deleted":
                 self.client.restore_experiment(experiment.experiment_id)
             return str(experiment.experiment_id)
+
+
+def remember_ui_port(home: Path, port: int) -> None:
+    """Record the port of the home's MLflow UI, to which the links of later runs point."""
+    (mlflow_folder(home) / _UI_PORT_FILE).write_text(f"{port}\n", encoding="utf-8")
+
+
+def _ui_port(home: Path) -> int:
+    try:
+        return int((mlflow_folder(home) / _UI_PORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return DEFAULT_UI_PORT
 
 
 def connect(home: Path, *, create: bool = True) -> TrackingStore:

@@ -209,6 +209,52 @@ def test_a_scoring_server_serves_the_model(tracker: Tracker, home: Path, bundle_
         assert caught.value.get_http_status_code() == 400, (rows, params)
 
 
+def test_ids_arrive_whole_in_every_form_of_a_request(tracker: Tracker, home: Path, bundle_folder: Path) -> None:
+    """Nulls, missing keys and user ids of any type change no id, and a list with a null is an error that says where."""
+    register(tracker, bundle_folder)
+    model = load_model("models:/macrec-demo@champion", home)
+    bundle: Any = model.unwrap_python_model().bundle
+
+    def post(payload: dict[str, Any]) -> Any:
+        return invocations(json.dumps(payload), "application/json", model, model.metadata.get_input_schema())
+
+    long_id = "item-1-with-a-long-name"
+    histories = [["item-1", long_id], None, [], [long_id]]
+    whole = [["item-1", long_id], [], [], [long_id]]
+    for user_ids in (["u1", None, "u3", "u4"], [1, 2, 3, 4], [1, None, 3.5, "u4"]):
+        records = [{"history": h, "user_id": u} for h, u in zip(histories, user_ids, strict=True)]
+        split = {"columns": ["history", "user_id"], "data": [list(record.values()) for record in records]}
+        for payload in ({"dataframe_records": records}, {"dataframe_split": split}, {"inputs": records}):
+            answer = post(payload | {"params": {"k": 2, "route": None}})
+            assert answer.status == 200
+            assert bundle.last_request["histories"] == whole, payload
+            assert bundle.last_request["route"] == "fused"
+    columns = {"history": histories, "allowed": [None, [long_id], [], None]}
+    assert post({"inputs": columns}).status == 200
+    assert bundle.last_request["histories"] == whole
+    assert [rules and list(rules.allowed) for rules in bundle.rules[1]] == [None, [long_id], [], None]
+    missing = [{"history": ["item-1"], "excluded": [long_id]}, {"history": [long_id]}, {"excluded": None}]
+    assert post({"dataframe_records": missing}).status == 200
+    assert bundle.last_request["histories"] == [["item-1"], [long_id], []]
+    assert [rules and list(rules.excluded) for rules in bundle.rules[1]] == [[long_id], None, None]
+
+    for cell, found in (
+        (["item-1", None], "None at position 1"),
+        ([1, 2], "1 at position 0"),
+        (["item-1", 2.5], "2.5 at position 1"),
+        ("item-1", "str 'item-1'"),
+    ):
+        for payload in (
+            {"dataframe_records": [{"history": cell}]},
+            {"dataframe_split": {"columns": ["history"], "data": [[cell]]}},
+            {"inputs": [{"history": cell}]},
+        ):
+            with pytest.raises(MlflowException) as caught:
+                post(payload)
+            assert caught.value.get_http_status_code() == 400
+            assert found in caught.value.message, payload
+
+
 def modules_imported_by(path: Path) -> set[str]:
     """Return the modules of this package that a file imports at run time, without imports for type checking."""
     names: set[str] = set()

@@ -1,5 +1,6 @@
 """Opening the MLflow store: creation by several processes at once, isolation, and errors of one line."""
 
+import dataclasses
 import os
 import sqlite3
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from macrec_pipeline.errors import TrackingError
-from macrec_pipeline.tracking import open_tracking, server_command
+from macrec_pipeline.tracking import open_tracking, server, server_command, training_run_links
 from macrec_pipeline.tracking.store import connect
 
 
@@ -183,16 +184,45 @@ def test_the_server_command(home: Path) -> None:
     assert arguments[:4] == [sys.executable, "-m", "mlflow", "server"]
     options = dict(zip(arguments[4::2], arguments[5::2], strict=True))
     assert options == {
-        "--backend-store-uri": f"sqlite:///{home}/mlflow/mlflow.db",
-        "--registry-store-uri": f"sqlite:///{home}/mlflow/mlflow.db",
         "--default-artifact-root": (home / "mlflow" / "artifacts").as_uri(),
         "--artifacts-destination": (home / "mlflow" / "artifacts").as_uri(),
         "--host": "127.0.0.1",
         "--port": "5055",
         "--workers": "1",
     }
+    for kind in ("BACKEND", "REGISTRY"):
+        assert environment[f"MLFLOW_{kind}_STORE_URI"] == f"sqlite:///{home}/mlflow/mlflow.db"
     assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_the_password_of_a_database_is_not_on_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every user of a machine can read the arguments of a process, but not its environment."""
+    uri = "postgresql://macrec:very-secret@db.example/mlflow"
+    opened = dataclasses.replace(connect(home), uri=uri)
+    monkeypatch.setattr(server, "connect", lambda _: opened)
+    arguments, environment = server_command(home, 5055)
+    assert not [argument for argument in arguments if "very-secret" in argument or "db.example" in argument]
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == environment["MLFLOW_REGISTRY_STORE_URI"] == uri
+
+
+def test_links_follow_the_port_of_the_ui(home: Path) -> None:
+    """Runs that start after `macrec ui --mlflow-port 5055` link to that port; a damaged record is ignored."""
+    server_command(home, 5055)
+    assert connect(home).ui_url == "http://127.0.0.1:5055"
+    (home / "mlflow" / "ui-port").write_text("x", encoding="utf-8")
+    assert connect(home).ui_url == "http://127.0.0.1:5000"
+
+
+def test_links_to_the_runs_of_each_data_set(home: Path) -> None:
+    """They open the view for model training, and only data sets of this product are listed."""
+    store = connect(home)
+    store.client.create_experiment("something-else")
+    identifiers = {name: store.experiment_id(name) for name in ("shop", "demo")}
+    assert training_run_links(home, "http://127.0.0.1:5055") == {
+        name: f"http://127.0.0.1:5055/#/experiments/{identifiers[name]}/runs?workflowType=machine_learning"
+        for name in ("demo", "shop")
+    }
 
 
 def test_the_ui_address(home: Path) -> None:
