@@ -199,7 +199,7 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
 def _warn_of_unlisted_items(log: "CleaningResult", share: float) -> None:
     """Warn if a larger share of the interactions than this names an item that no catalogue has listed."""
-    from macrec_pipeline.data.cleaning.quality_gate import (
+    from macrec_pipeline.data.cleaning.result import (
         count_unlisted_interactions,
         describe_unlisted_interactions,
     )

@@ -107,7 +107,7 @@ def _read_today(asset: AssetContext, scratch: Path) -> _Today:
     """
     from macrec_pipeline.data.cleaning.clean import clean_log
     from macrec_pipeline.data.cleaning.encoded_log import KEPT
-    from macrec_pipeline.data.cleaning.quality_gate import UNKNOWN_ITEM
+    from macrec_pipeline.data.cleaning.result import UNKNOWN_ITEM
     from macrec_pipeline.data.readers.registry import raw_interaction_parts, read_raw_items
     from macrec_pipeline.defs.assets.interactions import former_items
 
