@@ -6,15 +6,17 @@ for users with a test target; the input of a test user is `[:-1]`, as for the re
 ordered by popularity, then by item index. Popular items fill up item-kNN lists that are too short.
 SASRec, the third baseline, is trained elsewhere; its lists come with the predictions.
 Shapes (docs/notation.md): B batch rows (users processed together), C candidate items per user, U users, N items in the
-catalogue. Further axes carry names: `top_k` items of a list, `num_indexed` items in the search index.
+catalogue. Further axes carry names: `top_k` items of a list, `num_indexed` scored items.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation.flat_histories import NO_ITEM, FlatHistories, IntArray
@@ -24,13 +26,11 @@ from macrec_pipeline.evaluation.predictions import ITEM_KNN, POPULARITY, SystemL
 # the normalization were chosen to reproduce published figures for MovieLens-100K, which are measured on its test
 # targets (docs/results.md).
 RECENCY_DECAY = 0.8
-# The index is a dense float32 matrix [num_indexed, num_indexed] of the most popular items, at most 1 GiB.
+# Item-kNN scores only the most popular items, which bounds the pairs that it counts.
 MAX_INDEXED_ITEMS = 16_384
 _MAX_CELLS_PER_CHUNK = 4_000_000
-# With few users per search, most dimensions are zero in all their queries and can be left out.
-_USERS_PER_SEARCH = 64
-# Extra candidates per search, so that ties at the end of a list are broken by popularity instead of by faiss.
-_EXTRA_FOR_TIES = 64
+# Scores are compared as whole numbers of this unit, since equal scores can differ in their last bits.
+_SCORE_UNIT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -115,39 +115,31 @@ def recommend_item_knn(
 
     Let w = `history_length`, c(i, j) the number of times that item j came within w items after item i, and n(i) the
     number of interactions of item i. The score of item j is the sum, over the last w items i of the user's input with
-    ages 0, 1, ... from newest to oldest, of 0.8^age * c(i, j) / sqrt(n(i) n(j)). faiss finds the highest scores among
-    all indexed items by an exact inner-product search. A single search serves both settings. With `listed`, bool [N],
-    only those items are recommended; the others still count as items of a history.
+    ages 0, 1, ... from newest to oldest, of 0.8^age * c(i, j) / sqrt(n(i) n(j)), rounded to six decimals. With
+    `listed`, bool [N], only those items are recommended; the others still count as items of a history.
 
     Returns:
         exclude_seen -> int64 [U, top_k], best item first, padded with `NO_ITEM` where the catalogue is too small.
     """
-    import faiss  # imported here because it is slow to load and not needed to read metrics
-
     counts = popularity_counts(histories, num_items=num_items)
     popular = _popularity_order(counts)
     indexed = popular[:MAX_INDEXED_ITEMS]
-    vectors = _follower_vectors(histories, counts=counts, indexed=indexed, window=history_length)
-    recommendable = indexed
+    followers = _followers(histories, counts=counts, indexed=indexed, window=history_length)
     if listed is not None:
-        popular, recommendable = popular[listed[popular]], indexed[listed[indexed]]
-        vectors = vectors[listed[indexed]]
+        popular = popular[listed[popular]]
+        followers = followers @ sparse.diags_array(listed[indexed].astype(np.float64))
     recent = histories.most_recent_inputs(history_length)  # [U, history_length]
+    places = np.where(recent == NO_ITEM, NO_ITEM, _index_places(indexed, num_items=num_items)[recent])
     seen = _SeenItems(histories, num_items=num_items)
     lists = _empty_lists(histories, top_k=top_k)
-    for users in _user_chunks(histories.num_users, rows=_USERS_PER_SEARCH):
+    by_length = np.argsort(histories.lengths, kind="stable")  # a long history lengthens the lists of its whole chunk
+    for chunk in _user_chunks(histories.num_users, rows=max(1, _MAX_CELLS_PER_CHUNK // len(indexed))):
+        users = by_length[chunk]
         num_needed = top_k + seen.max_per_user(users)
-        queries = _history_vectors(recent[users], indexed=indexed, num_items=num_items)
-        used = np.flatnonzero(queries.any(axis=0))
-        used = used if len(used) else np.arange(1)  # if no user has an input, every score is zero, which is correct
-        scores, neighbours = faiss.knn(
-            np.ascontiguousarray(queries[:, used]),
-            np.ascontiguousarray(vectors[:, used]),
-            min(len(recommendable), num_needed + _EXTRA_FOR_TIES),
-            metric=faiss.METRIC_INNER_PRODUCT,
-        )
+        best = _best_places(_queries(places[users], num_indexed=len(indexed)) @ followers, num_needed)
+        neighbours = np.where(best == NO_ITEM, NO_ITEM, indexed[best])
         fill_up = np.tile(popular[:num_needed], (len(users), 1))
-        candidates = np.concatenate([_ordered_neighbours(scores, neighbours, recommendable), fill_up], axis=1)  # [B, C]
+        candidates = np.concatenate([neighbours, fill_up], axis=1)  # [B, C]
         _fill_lists(lists, candidates, users, seen=seen)
     return lists
 
@@ -208,39 +200,66 @@ def _user_chunks(num_users: int, *, rows: int) -> Iterator[IntArray]:
         yield np.arange(start, min(start + rows, num_users))
 
 
-def _follower_vectors(
-    histories: FlatHistories, *, counts: IntArray, indexed: IntArray, window: int
-) -> NDArray[np.float32]:
-    """c(i, j) / sqrt(n(i) n(j)), with one row per recommended item j: float32 [num_indexed, num_indexed]."""
+def _followers(histories: FlatHistories, *, counts: IntArray, indexed: IntArray, window: int) -> sparse.csr_array:
+    """c(i, j) / sqrt(n(i) n(j)) of the training part, for indexed items: float64 [num_indexed, num_indexed]."""
     users, items = histories.training_part()
     places = _index_places(indexed, num_items=len(counts))[items]
-    vectors = np.zeros((len(indexed), len(indexed)), dtype=np.float32)
-    flat = vectors.reshape(-1)
+    shape = len(indexed), len(indexed)
+    followers = sparse.csr_array(shape, dtype=np.float64)
     for distance in range(1, window + 1):
         same_user = users[distance:] == users[:-distance]
         before, after = places[:-distance], places[distance:]
         usable = same_user & (before != NO_ITEM) & (after != NO_ITEM)
-        keys, times = np.unique(after[usable] * len(indexed) + before[usable], return_counts=True)
-        flat[keys] += times
-    scale = (1.0 / np.sqrt(np.maximum(counts[indexed], 1))).astype(np.float32)
-    vectors *= scale[:, None]
-    vectors *= scale
-    return vectors
+        pairs = before[usable], after[usable]
+        followers = followers + sparse.csr_array((np.ones(len(pairs[0])), pairs), shape=shape)  # equal pairs add up
+    scale = sparse.diags_array(1 / np.sqrt(np.maximum(counts[indexed], 1)))
+    return scale @ followers @ scale
 
 
-def _history_vectors(recent: IntArray, *, indexed: IntArray, num_items: int) -> NDArray[np.float32]:
-    """Return the most recent items of each user, weighted by age: float32 [B, num_indexed].
+def _queries(recent: IntArray, *, num_indexed: int) -> sparse.csr_array:
+    """Weight the most recent items of each user by age; every occurrence of a repeated item counts.
 
     Args:
-        recent: int64 [B, history_length], newest item first, padded with `NO_ITEM`.
-        indexed: int64 [num_indexed], the items in the index.
-        num_items: N, the size of the catalogue.
+        recent: int64 [B, history_length], places in the index, newest item first, padded with `NO_ITEM`.
+        num_indexed: the size of the index.
+
+    Returns:
+        float64 [B, num_indexed].
     """
-    places = np.where(recent == NO_ITEM, NO_ITEM, _index_places(indexed, num_items=num_items)[recent])
-    rows, ages = np.nonzero(places != NO_ITEM)
-    queries = np.zeros((len(recent), len(indexed)), dtype=np.float32)
-    np.add.at(queries, (rows, places[rows, ages]), RECENCY_DECAY**ages)  # every occurrence of a repeated item counts
-    return queries
+    rows, ages = np.nonzero(recent != NO_ITEM)
+    cells = rows, recent[rows, ages]
+    return sparse.csr_array((RECENCY_DECAY**ages, cells), shape=(len(recent), num_indexed))
+
+
+def _best_places(scores: sparse.csr_array, number: int) -> IntArray:
+    """List the best items of each user by score, and equal scores by popularity.
+
+    Args:
+        scores: float64 [B, num_indexed], items in the order of popularity. Items without a score are left out.
+        number: how many items to list.
+
+    Returns:
+        int64 [B, number], places in the index, padded with `NO_ITEM`.
+    """
+    num_users, num_indexed = scores.shape
+    # Scores below a row's threshold cannot be listed, whatever their rounding. Most scores are left out here.
+    thresholds = np.zeros(num_users)
+    for row, (first, end) in enumerate(pairwise(scores.indptr)):
+        if end - first > number:
+            thresholds[row] = np.partition(scores.data[first:end], end - first - number)[end - first - number]
+    lengths = np.diff(scores.indptr)
+    kept = np.flatnonzero(scores.data >= np.repeat(thresholds - _SCORE_UNIT, lengths))
+    rows = np.repeat(np.arange(num_users), lengths)[kept]
+    # One whole number orders by user, by falling rounded score and by popularity, so that equal scores have one order.
+    rounded = np.rint(scores.data[kept] / _SCORE_UNIT).astype(np.int64)
+    highest = int(rounded.max(initial=0)) + 1
+    keys = (rows * highest + highest - 1 - rounded) * num_indexed + scores.indices[kept]
+    keys, rows = np.sort(keys[rounded > 0]), rows[rounded > 0]  # rows are ascending, also in the order of the keys
+    rank = np.arange(len(keys)) - np.searchsorted(rows, np.arange(num_users))[rows]
+    best = np.full((num_users, number), NO_ITEM, dtype=np.int64)
+    listed = rank < number
+    best[rows[listed], rank[listed]] = keys[listed] % num_indexed
+    return best
 
 
 def _index_places(indexed: IntArray, *, num_items: int) -> IntArray:
@@ -248,19 +267,3 @@ def _index_places(indexed: IntArray, *, num_items: int) -> IntArray:
     places = np.full(num_items, NO_ITEM, dtype=np.int64)
     places[indexed] = np.arange(len(indexed))
     return places
-
-
-def _ordered_neighbours(scores: NDArray[np.float32], neighbours: IntArray, indexed: IntArray) -> IntArray:
-    """Order the search results by score, then by popularity, and drop items that never followed: int64 [B, results].
-
-    Args:
-        scores: float32 [B, results].
-        neighbours: int64 [B, results], positions in the index, which is sorted by popularity; -1 for no result.
-        indexed: int64 [num_indexed], the items in the index.
-    """
-    # Rounded because equal scores can differ in the last bits, depending on the order of their sums.
-    rounded = np.round(scores.astype(np.float64), 6)
-    order = np.lexsort((neighbours, -rounded), axis=1)
-    ordered = np.take_along_axis(neighbours, order, axis=1)
-    followed = (np.take_along_axis(rounded, order, axis=1) > 0) & (ordered >= 0)
-    return np.where(followed, indexed[np.maximum(ordered, 0)], NO_ITEM)

@@ -96,7 +96,7 @@ def model_signature() -> ModelSignature:
         "rules": rules,
     }
     return ModelSignature(
-        inputs=Schema(columns),
+        inputs=Schema([*columns]),
         outputs=Schema(
             [
                 ColSpec(Array(DataType.string), "item_ids"),

@@ -104,7 +104,7 @@ def test_item_knn_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch)
     """Processing one user at a time gives the same lists as processing all users at once."""
     items = np.random.default_rng(0).integers(0, NUM_ITEMS, (20, 6)).tolist()
     at_once = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=5, history_length=3)
-    monkeypatch.setattr(baselines, "_USERS_PER_SEARCH", 1)
+    monkeypatch.setattr(baselines, "_MAX_CELLS_PER_CHUNK", 1)
     one_by_one = recommend_item_knn(_flat(items), num_items=NUM_ITEMS, top_k=5, history_length=3)
     for exclude_seen in (False, True):
         np.testing.assert_array_equal(at_once[exclude_seen], one_by_one[exclude_seen])
