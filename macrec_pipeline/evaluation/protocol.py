@@ -27,15 +27,15 @@ from macrec_pipeline.evaluation.metrics import (
     target_ranks,
     user_metrics,
 )
+from macrec_pipeline.evaluation.new_items import NewItems, measure_new_items
 from macrec_pipeline.evaluation.predictions import (
     BASELINES,
     FUSED_SYSTEM,
-    POPULARITY,
     SASREC,
     SystemLists,
     predicted_lists,
 )
-from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
+from macrec_pipeline.evaluation.slices import SliceResult, measure_slices, slices_document
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
     bootstrap_rank_means,
@@ -87,7 +87,9 @@ class Evaluation:
         per_user: columns user_index, system, exclude_seen and rank (1-based rank of the target, null if it is not in
             the list).
         comparisons: paired differences between the fused system and every other system, in both settings.
-        slices: headline metrics on parts of the test users, for the fused system and popularity; seen items allowed.
+        slices: headline metrics on parts of the test users, for the fused system and the baselines; seen items
+            allowed.
+        new_items: how often each system recommends items that it was never trained on.
         num_test_users: U.
         num_items: N.
         protocol: how the numbers were obtained, as plain values.
@@ -98,6 +100,7 @@ class Evaluation:
     per_user: pl.DataFrame
     comparisons: tuple[SystemComparison, ...]
     slices: tuple[SliceResult, ...]
+    new_items: NewItems
     num_test_users: int
     num_items: int
     protocol: dict[str, Any]
@@ -160,12 +163,13 @@ def evaluate(
         comparisons=_comparisons(ranks, list_length=list_length, config=config, seed=seed),
         slices=measure_slices(
             flat,
-            {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
+            {system: ranks[system, False] for system in (FUSED_SYSTEM, *BASELINES) if (system, False) in ranks},
             num_items=num_items,
             items_imputed=items_imputed or {},
             config=config,
             seed=seed,
         ),
+        new_items=measure_new_items(flat, lists, num_items=num_items, config=config, seed=seed, listed=listed),
         num_test_users=flat.num_users,
         num_items=num_items,
         protocol=_describe_protocol(
@@ -201,6 +205,8 @@ def metrics_document(
             modality: {when: float(rates[when]) for when in ("before", "after")}
             for modality, rates in collision_rate.items()
         },
+        "slices": slices_document(evaluation.slices),
+        "new_items": evaluation.new_items.document(),
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }

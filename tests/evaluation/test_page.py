@@ -21,6 +21,7 @@ from macrec_pipeline.evaluation import (
     quarantine_counts,
     render_report,
 )
+from macrec_pipeline.evaluation.new_items import NewItems
 
 EVIL = "<script>alert('1')</script> & \"quotes\" \N{GUITAR}"
 
@@ -135,6 +136,33 @@ def test_the_page_shows_what_was_measured(report: ReportInput, evaluation: Evalu
     expected += [f"{values['hr_10']:.4f}" for values in evaluation.systems.values()]
     expected += [f"{values['mrr']:.4f}" for values in evaluation.systems_excluding_seen.values()]
     assert [text for text in expected if text not in texts] == []
+
+
+def test_the_page_shows_slices_and_new_items(report: ReportInput, evaluation: Evaluation) -> None:
+    """Each slice is a row with the metrics of the fused system and every baseline, and new items have a table."""
+    html = render_report(report)
+    table = html[html.index('aria-label="Slices"') :].split("</table>")[0]
+    rows = [re.findall(r"<td[^>]*><b>([\d.]+)</b>", row) for row in table.split("</tr>") if "<b>" in row]
+    assert rows == [
+        [f"{getattr(metrics, name):.4f}" for name in ("hr_10", "ndcg_10") for metrics in result.systems.values()]
+        for result in evaluation.slices
+    ]
+    new = dataclasses.replace(evaluation.new_items, num_items=7, num_catalogue_items=28, num_target_users=1)
+    texts = " ".join(_Page(render_report(_with_new_items(report, new))).texts)
+    assert "7 of the 28 items in the catalogue (25.0%) are new" in texts
+    assert "For 1 of the 40 test users (2.5%), a new item came next." in texts
+
+
+def test_a_catalogue_without_new_items_has_no_table_of_them(report: ReportInput, evaluation: Evaluation) -> None:
+    """If every item was trained on, the page says so in one sentence."""
+    none = dataclasses.replace(evaluation.new_items, num_items=0)
+    html = render_report(_with_new_items(report, none))
+    assert "The catalogue has no new items" in html
+    assert 'aria-label="New items"' not in html
+
+
+def _with_new_items(report: ReportInput, new_items: NewItems) -> ReportInput:
+    return dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, new_items=new_items))
 
 
 def test_a_report_without_sasrec_does_not_mention_it(

@@ -193,6 +193,8 @@ def test_metrics_document_has_the_agreed_keys(evaluation: Evaluation) -> None:
         "systems",
         "systems_excluding_seen",
         "collision_rate",
+        "slices",
+        "new_items",
         "beam_agreement",
         "protocol",
     ]

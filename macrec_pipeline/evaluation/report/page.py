@@ -25,7 +25,8 @@ from macrec_pipeline.evaluation.report.tables import (
     conclusions,
     headline_plots,
     metric_table,
-    slice_groups,
+    new_item_rows,
+    slice_table,
 )
 from macrec_pipeline.evaluation.report.thumbnails import Thumbnail, thumbnails
 
@@ -126,7 +127,8 @@ def render_report(report: ReportInput) -> str:
         "headline_plots": headline_plots(evaluation.systems),
         "comparisons": comparison_plot(evaluation, exclude_seen=False),
         "comparisons_excluding_seen": comparison_plot(evaluation, exclude_seen=True),
-        "slice_groups": slice_groups(evaluation),
+        "slices": slice_table(evaluation),
+        "new_item_rows": new_item_rows(evaluation),
         "usage": {modality: usage_strips(counts) for modality, counts in report.code_usage.items()},
         "quantizer_charts": _charts(report.quantizer_log, _QUANTIZER_CURVES),
         "recommender_charts": _charts(report.recommender_log, _RECOMMENDER_CURVES),
