@@ -54,7 +54,9 @@ def test_ranks_computed_by_hand(small_config: EvaluationConfig) -> None:
             "user_id": ["a", "b", "c"],
             "item_indices": [[1, 2, 3, 0], [4, 5, 6, 1], [7, 8, 9, 2]],
         }
-    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.lit(True))
+    ).with_columns(
+        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True), num_at_target_time=pl.lit(1, pl.Int64)
+    )
     lists = [[0, 20, 21], [22, 23, 1], [24, 25, 26]]
     predictions = pl.DataFrame(
         [("macrec", setting, user, lists[user], [3.0, 2.0, 1.0]) for setting in (False, True) for user in range(3)],
@@ -117,7 +119,7 @@ def test_lists_shorter_than_a_cutoff_are_rejected(
 def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfig) -> None:
     """A target that repeats an earlier item stays a target in both settings, and the protocol counts such targets."""
     histories = pl.DataFrame({"user_index": [0], "user_id": ["a"], "item_indices": [[1, 2, 3, 1]]}).with_columns(
-        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True)
+        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True), num_at_target_time=pl.lit(1, pl.Int64)
     )
     rows = [("macrec", False, 0, [1], [0.0]), ("macrec", True, 0, [5], [0.0])]
     predictions = pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
@@ -227,7 +229,11 @@ def test_untested_users_train_the_baselines_but_are_not_measured(small_config: E
             "user_id": list("abcd"),
             "item_indices": [[1, 2, 3, 0], [8, 8, 9], [4, 5, 6, 8], [8, 8, 8, 7]],
         }
-    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.Series([True, False, True, False]))
+    ).with_columns(
+        pl.col("item_indices").alias("timestamps"),
+        tested=pl.Series([True, False, True, False]),
+        num_at_target_time=pl.Series([1, None, 1, None], dtype=pl.Int64),
+    )
     predictions = pl.DataFrame(
         [("macrec", setting, user, [8, 20], [2.0, 1.0]) for setting in (False, True) for user in (0, 2)],
         schema=PREDICTIONS.columns,
