@@ -22,6 +22,7 @@ from macrec_pipeline.evaluation import (
     render_report,
 )
 from macrec_pipeline.evaluation.new_items import NewItems
+from macrec_pipeline.evaluation.protocol import DeterminedTargets
 
 EVIL = "<script>alert('1')</script> & \"quotes\" \N{GUITAR}"
 
@@ -163,6 +164,31 @@ def test_a_catalogue_without_new_items_has_no_table_of_them(report: ReportInput,
 
 def _with_new_items(report: ReportInput, new_items: NewItems) -> ReportInput:
     return dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, new_items=new_items))
+
+
+def test_the_page_says_for_how_many_users_the_data_do_not_determine_the_target(
+    report: ReportInput, evaluation: Evaluation
+) -> None:
+    """Of 40 users, 10 have a determined target, 40 have one, or none has; the page has their metrics where it can."""
+
+    def page(determined: DeterminedTargets) -> tuple[str, str]:
+        html = render_report(
+            dataclasses.replace(report, evaluation=dataclasses.replace(evaluation, determined=determined))
+        )
+        return html, " ".join(" ".join(_Page(html).texts).split())
+
+    label = 'aria-label="Metrics of users with a determined target'
+    html, texts = page(dataclasses.replace(evaluation.determined, num_test_users=10))
+    assert "For 30 of the 40 test users (75.0%), the data do not determine the test target." in texts
+    assert "The 10 test users whose target the data determine." in texts
+    assert html.count(label) == 2
+    html, texts = page(evaluation.determined)
+    assert "for every test user, the target is the only interaction at its time" in texts
+    assert label not in html
+    html, texts = page(DeterminedTargets(0, {}, {}))
+    assert "For 40 of the 40 test users (100.0%)" in texts
+    assert "No test user is left without such a choice" in texts
+    assert label not in html
 
 
 def test_a_report_without_sasrec_does_not_mention_it(

@@ -124,6 +124,8 @@ def render_report(report: ReportInput) -> str:
         "conclusions": conclusions(evaluation),
         "table": metric_table(evaluation.systems),
         "table_excluding_seen": metric_table(evaluation.systems_excluding_seen),
+        "table_determined": metric_table(evaluation.determined.systems),
+        "table_determined_excluding_seen": metric_table(evaluation.determined.systems_excluding_seen),
         "headline_plots": headline_plots(evaluation.systems),
         "comparisons": comparison_plot(evaluation, exclude_seen=False),
         "comparisons_excluding_seen": comparison_plot(evaluation, exclude_seen=True),

@@ -133,9 +133,9 @@ def metric_name(metric: str) -> str:
 def metric_table(systems: Mapping[str, Metrics]) -> MetricTable:
     """Build the table of all metrics of all systems, and mark the best value of each column, including ties.
 
-    NDCG@1 has no column because it equals HR@1.
+    NDCG@1 has no column because it equals HR@1. Without systems, the table has no rows and columns.
     """
-    metrics = [name for name in next(iter(systems.values())) if not name.endswith("_ci") and name != "ndcg_1"]
+    metrics = [name for name in next(iter(systems.values()), {}) if not name.endswith("_ci") and name != "ndcg_1"]
     texts = {(system, name): _four_decimals(values[name]) for system, values in systems.items() for name in metrics}
     best = {name: max(texts[system, name] for system in systems) for name in metrics}
     rows = tuple(
