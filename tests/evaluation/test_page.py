@@ -180,6 +180,8 @@ def test_the_page_says_for_how_many_users_the_data_do_not_determine_the_target(
     label = 'aria-label="Metrics of users with a determined target'
     html, texts = page(dataclasses.replace(evaluation.determined, num_test_users=10))
     assert "For 30 of the 40 test users (75.0%), the data do not determine the test target." in texts
+    both = [values.systems["macrec"]["ndcg_10"] for values in (evaluation, evaluation.determined)]
+    assert "is {:.4f} for all test users and {:.4f} for the 10 whose target".format(*both) in texts
     assert "The 10 test users whose target the data determine." in texts
     assert html.count(label) == 2
     html, texts = page(evaluation.determined)
