@@ -121,7 +121,7 @@ def _measure(
         generator: draws the resamples.
     """
     exists = lists != NO_ITEM
-    new = exists & is_new[lists]
+    new = np.append(is_new, False)[lists]  # `NO_ITEM` is the last position
     sizes = np.arange(DEPTH + 1)
     values = np.stack([np.repeat(sizes, len(sizes)), np.tile(sizes, len(sizes))], axis=1).astype(np.float64)
     users = np.bincount(new.sum(axis=1) * len(sizes) + exists.sum(axis=1), minlength=len(values))

@@ -316,13 +316,14 @@ def _measure_determined(
         config: the settings of the cutoffs and the bootstrap.
         seed: root seed of the resamples.
     """
+    metrics_by_rank = user_metrics(np.arange(list_length + 1), cutoffs=_cutoffs(config))
     by_setting: dict[bool, dict[str, Metrics]] = {False: {}, True: {}}
     for (system, exclude_seen), all_ranks in ranks.items() if determined.any() else ():
         found = all_ranks[determined]
-        columns = user_metrics(found, cutoffs=_cutoffs(config))
+        shares = np.bincount(found, minlength=list_length + 1) / len(found)  # of the users, by rank
         generator = _generator(seed, f"determined/{system}", exclude_seen)
         by_setting[exclude_seen][system] = {
-            **{name: float(column.mean()) for name, column in columns.items()},
+            **{name: float(shares @ column) for name, column in metrics_by_rank.items()},
             **_intervals(found, list_length=list_length, config=config, generator=generator),
         }
     return DeterminedTargets(int(determined.sum()), systems=by_setting[False], systems_excluding_seen=by_setting[True])

@@ -65,13 +65,20 @@ class SliceResult:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """A part of the test users: its keys, the users in it (bool [U]), and the number of its target items if known."""
+class _Division:
+    """A property that divides the test users into parts.
+
+    Attributes:
+        group: the key of the property.
+        parts: the keys of the parts.
+        part_of_user: int64 [U], the position in `parts` of each user's part.
+        num_items: for each part, the number of target items that define it, if a set of items does.
+    """
 
     group: str
-    part: str
-    members: BoolArray
-    num_items: int | None = None
+    parts: tuple[str, ...]
+    part_of_user: IntArray
+    num_items: tuple[int, ...] | None = None
 
 
 def measure_slices(
@@ -94,13 +101,14 @@ def measure_slices(
         seed: the root seed; every slice and system has its own random stream.
     """
     counts = popularity_counts(histories, num_items=num_items)
-    slices = [
-        *_bands(TARGET_TRAINING, counts[histories.targets], _TRAINING_BANDS),
-        *_bands(HISTORY_LENGTH, histories.lengths - 1, _LENGTH_BANDS),
-        *_by_target_popularity(histories.targets, counts),
+    divisions = [
+        _by_bands(TARGET_TRAINING, counts[histories.targets], _TRAINING_BANDS),
+        _by_bands(HISTORY_LENGTH, histories.lengths - 1, _LENGTH_BANDS),
+        _by_target_popularity(histories.targets, counts),
         *_by_missing_modality(histories, items_imputed, num_items=num_items),
     ]
-    return tuple(_measure(one, ranks, config=config, seed=seed) for one in slices if one.members.any())
+    places = {system: np.where(found <= _CUTOFF, found, MISSED) for system, found in ranks.items()}
+    return tuple(result for one in divisions for result in _measure(one, places, config=config, seed=seed))
 
 
 def slices_document(slices: tuple[SliceResult, ...]) -> dict[str, Any]:
@@ -123,39 +131,62 @@ def slices_document(slices: tuple[SliceResult, ...]) -> dict[str, Any]:
     return document
 
 
-def _measure(part: _Slice, ranks: Mapping[str, IntArray], *, config: EvaluationConfig, seed: int) -> SliceResult:
-    places = np.arange(_CUTOFF + 1)  # MISSED, then the ranks that count
-    values = np.stack([hit_rate(places, cutoff=_CUTOFF), ndcg(places, cutoff=_CUTOFF)], axis=1)
-    systems = {}
-    for system, all_ranks in ranks.items():
-        found = all_ranks[part.members]
-        users_by_place = np.bincount(np.where(found <= _CUTOFF, found, MISSED), minlength=len(places))
+def _measure(
+    division: _Division, places: Mapping[str, IntArray], *, config: EvaluationConfig, seed: int
+) -> list[SliceResult]:
+    """Measure each system in each part that has users.
+
+    Args:
+        division: the parts.
+        places: system -> rank of each user's target if it counts, else 0: int64 [U].
+        config: the bootstrap settings.
+        seed: the root seed.
+    """
+    num_parts, all_places = len(division.parts), np.arange(_CUTOFF + 1)
+    values = np.stack([hit_rate(all_places, cutoff=_CUTOFF), ndcg(all_places, cutoff=_CUTOFF)], axis=1)
+    first_cells = division.part_of_user * len(all_places)
+    users = {
+        system: np.bincount(first_cells + found, minlength=num_parts * len(all_places)).reshape(num_parts, -1)
+        for system, found in places.items()
+    }  # system -> users by part and place, int64 [num_parts, places]
+
+    def measure(part: int, system: str) -> SliceMetrics:
+        users_by_place = users[system][part]
+        stream = f"evaluation/slice/{division.group}/{division.parts[part]}/{system}"
         draws = bootstrap_means_of_groups(
-            values,
-            users_by_place,
-            num_samples=config.bootstrap_samples,
-            generator=numpy_generator(seed, f"evaluation/slice/{part.group}/{part.part}/{system}"),
+            values, users_by_place, num_samples=config.bootstrap_samples, generator=numpy_generator(seed, stream)
         )
         hr_10, ndcg_10 = users_by_place @ values / users_by_place.sum()
         hr_10_ci, ndcg_10_ci = percentile_intervals(draws, confidence=config.confidence)
-        systems[system] = SliceMetrics(float(hr_10), hr_10_ci, float(ndcg_10), ndcg_10_ci)
-    return SliceResult(part.group, part.part, int(part.members.sum()), systems, part.num_items)
+        return SliceMetrics(float(hr_10), hr_10_ci, float(ndcg_10), ndcg_10_ci)
+
+    users_by_part = np.bincount(division.part_of_user, minlength=num_parts)
+    return [
+        SliceResult(
+            division.group,
+            division.parts[part],
+            int(users_by_part[part]),
+            {system: measure(part, system) for system in places},
+            None if division.num_items is None else division.num_items[part],
+        )
+        for part in np.flatnonzero(users_by_part)
+    ]
 
 
-def _bands(group: str, values: IntArray, starts: tuple[int, ...]) -> list[_Slice]:
+def _by_bands(group: str, values: IntArray, starts: tuple[int, ...]) -> _Division:
     """Divide the users by a count, int64 [U], into bands that begin at `starts`, int [num_bands].
 
     A count below the first start, which no valid table has, belongs to the first band.
     """
-    band = np.maximum(np.searchsorted(starts, values, side="right") - 1, 0)
-    names = [
+    bands = np.maximum(np.searchsorted(starts, values, side="right") - 1, 0)
+    names = tuple(
         f"{start}+" if end is None else str(start) if end == start + 1 else f"{start}-{end - 1}"
         for start, end in zip(starts, (*starts[1:], None), strict=True)
-    ]
-    return [_Slice(group, name, band == number) for number, name in enumerate(names)]
+    )
+    return _Division(group, names, bands)
 
 
-def _by_target_popularity(targets: IntArray, counts: IntArray) -> list[_Slice]:
+def _by_target_popularity(targets: IntArray, counts: IntArray) -> _Division:
     """Divide the users by the popularity of their target: head, mid and tail.
 
     The head is the most popular items that together have a third of the training interactions. The mid is the items
@@ -171,17 +202,14 @@ def _by_target_popularity(targets: IntArray, counts: IntArray) -> list[_Slice]:
     third[order] = np.minimum(3 * above // max(int(counts.sum()), 1), 2)
     third[counts == 0] = 2
     sizes = np.bincount(third, minlength=3)
-    return [
-        _Slice(TARGET_POPULARITY, name, third[targets] == part, num_items=int(size))
-        for part, (name, size) in enumerate(zip(("head", "mid", "tail"), sizes, strict=True))
-    ]
+    return _Division(TARGET_POPULARITY, ("head", "mid", "tail"), third[targets], tuple(int(size) for size in sizes))
 
 
 def _by_missing_modality(
     histories: FlatHistories, items_imputed: Mapping[str, BoolArray], *, num_items: int
-) -> list[_Slice]:
+) -> list[_Division]:
     """Divide the users by whether their target has an image or a text, if any target lacks it."""
-    slices = []
+    divisions = []
     for modality, group in _TARGET_MODALITY.items():
         imputed = items_imputed.get(modality)
         if imputed is None:
@@ -192,5 +220,5 @@ def _by_missing_modality(
             )
         missing = imputed[histories.targets].astype(bool)
         if missing.any():
-            slices += [_Slice(group, "with", ~missing), _Slice(group, "without", missing)]
-    return slices
+            divisions.append(_Division(group, ("with", "without"), missing.astype(np.int64)))
+    return divisions
