@@ -169,7 +169,8 @@ def _measure(
             {system: measure(part, system) for system in places},
             None if division.num_items is None else division.num_items[part],
         )
-        for part in np.flatnonzero(users_by_part)
+        for part in range(num_parts)
+        if users_by_part[part]
     ]
 
 
