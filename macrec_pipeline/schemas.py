@@ -268,12 +268,22 @@ HISTORIES = table_schema(
         "item_indices": Column(_INTS, "the rows of the user's items in `items`, oldest first"),
         "timestamps": Column(_INTS, "time of each interaction, in ms since the epoch"),
         "tested": Column(_BOOL, "whether the last item is a test target"),
+        "num_at_target_time": Column(
+            _INT,
+            "number of the user's interactions at the time of the test target, including the target; 1 means that the "
+            "data determine the target, a larger number that `cleaning.ties` chose it; null if the user is not tested",
+            nullable=True,
+        ),
     },
     unique=(("user_index",), ("user_id",)),
     sorted_by=("user_index",),
     forbidden={
         "history with a different number of times than items": pl.col("item_indices").list.len()
-        != pl.col("timestamps").list.len()
+        != pl.col("timestamps").list.len(),
+        "num_at_target_time that does not count the test target": pl.col("tested")
+        & (pl.col("num_at_target_time").fill_null(0) < 1),
+        "num_at_target_time of a user who is not tested": ~pl.col("tested")
+        & pl.col("num_at_target_time").is_not_null(),
     },
     description="One row per user, in the order of user_id. If the user is tested, items [:-2] are the training part, "
     "[-2] is the validation target and [-1] is the test target. A split by time does not test every user; if the user "

@@ -61,6 +61,7 @@ def write_tables(folder: Path, users: int, items: int) -> None:
         _lists(items_taken, starts).alias("item_indices"),
         _lists(np.arange(starts[-1]), starts).alias("timestamps"),
         pl.lit(True).alias("tested"),
+        pl.lit(1, pl.Int64).alias("num_at_target_time"),
     )
     histories.match_to_schema(HISTORIES.columns).write_parquet(folder / "histories.parquet")
     parts = [

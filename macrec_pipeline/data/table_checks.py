@@ -93,6 +93,7 @@ def histories_problems(
     - A user's history holds exactly that user's interactions, or with a test period those that the split keeps.
     - No training interaction is later than the validation target, nor the validation target later than the test target.
     - If no user repeats an item in `interactions`, no target is in its user's training part.
+    - `num_at_target_time` counts the user's interactions at the time of the test target.
     - With a test period, training interactions and validation targets lie before it, and test targets in it. Without
       one, every user is tested.
 
@@ -130,6 +131,7 @@ def histories_problems(
             *_leaks(events, interactions),
             *_events_outside_period(events, period),
             _differences(events, interactions_in_histories(interactions, period), items),
+            _miscounted_ties(histories, interactions),
         ]
     return [f"histories: {problem}." for problem in problems if problem]
 
@@ -204,3 +206,14 @@ def _differences(events: pl.DataFrame, interactions: pl.DataFrame, items: pl.Dat
         .sort(key)
     )
     return describe_rows(differing, "history that is not exactly the user's interactions", pl.lit(True))
+
+
+def _miscounted_ties(histories: pl.DataFrame, interactions: pl.DataFrame) -> str | None:
+    """Report users whose `num_at_target_time` differs from their interactions at the time of the test target."""
+    counts = interactions.group_by("user_id", "timestamp").len("counted")
+    targets = histories.filter("tested").select(
+        "user_id", "num_at_target_time", timestamp=pl.col("timestamps").list.last()
+    )
+    compared = targets.join(counts, on=["user_id", "timestamp"], how="left", maintain_order="left")
+    differs = pl.col("num_at_target_time").ne_missing(pl.col("counted").cast(pl.Int64))
+    return describe_rows(compared, "num_at_target_time that is not the number of such interactions", differs)

@@ -32,6 +32,11 @@ _FIX_LIMITS = (
     "example with more codes."
 )
 _FIX_MODEL = "Train longer or on more data before you serve this model; a short trial run is expected to lose."
+_FIX_NEW_ITEMS = (
+    "What to do: only the text and image routes can find new items. See in the report under New items whether a route "
+    "alone recommends them; if it does, train the recommender longer or raise `decoding.beam_width`. If it does not, "
+    "check that the new items have texts and images of their own."
+)
 _FIX_CHAMPION = (
     "Train a new model (`macrec run {dataset}`) or restore the previous champion (`macrec rollback {dataset}`)."
 )
@@ -86,6 +91,25 @@ def _model_loses_to_popularity(store: AssetStore) -> list[str]:
     if model > popularity:
         return []
     return [f"NDCG@10 of the model is {model:.4f}, but the most popular items reach {popularity:.4f}."]
+
+
+def _new_items_never_recommended(store: AssetStore) -> list[str]:
+    metrics = json.loads((store.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
+    new_items = metrics.get("new_items")
+    if new_items is None:  # a report of an earlier version
+        return []
+    num_recommended = max(
+        new_items[setting]["macrec"]["num_items"] for setting in ("systems", "systems_excluding_seen")
+    )
+    if not new_items["num_items"] or num_recommended:
+        return []
+    share = new_items["num_items"] / new_items["num_catalogue_items"]
+    return [
+        f"{new_items['num_items']:,} of the {new_items['num_catalogue_items']:,} items in the catalogue ({share:.1%}) "
+        "are new, which means that no training interaction contains them, and none of them is among the first ten "
+        f"recommendations of any of the {metrics['num_test_users']:,} test users. For "
+        f"{new_items['num_target_users']:,} of these users, a new item came next."
+    ]
 
 
 def _champion_loses_to_popularity(store: AssetStore) -> list[str]:
@@ -257,6 +281,16 @@ CHECKS = [
         "only, because a short trial run is expected to lose.",
         find_problems=_model_loses_to_popularity,
         advice=_FIX_MODEL,
+        blocking=False,
+    ),
+    _problem_check(
+        "evaluation_report",
+        name="new_items_are_recommended",
+        description="If the catalogue has new items, which the model was never trained on, at least one of them is "
+        "among the first ten recommendations of at least one test user. This is a warning only: the model works for "
+        "all other items.",
+        find_problems=_new_items_never_recommended,
+        advice=_FIX_NEW_ITEMS,
         blocking=False,
     ),
     _problem_check(

@@ -58,4 +58,8 @@ def evaluation_histories(asset: AssetContext) -> pl.DataFrame:
         pl.when(has_left).then(pl.col(name).list.head(pl.col(name).list.len() - 1)).otherwise(name)
         for name in ("item_indices", "timestamps")
     )
-    return histories.with_columns(*without_last, tested=pl.col("tested") & ~has_left)
+    return histories.with_columns(
+        *without_last,
+        tested=pl.col("tested") & ~has_left,
+        num_at_target_time=pl.when(~has_left).then("num_at_target_time"),
+    )

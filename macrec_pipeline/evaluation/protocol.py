@@ -2,13 +2,14 @@
 
 The input is the `histories` and `predictions` tables. The output is `Evaluation`: the recommender's systems and the
 baselines, all measured on the same users, once with seen items allowed (the paper's protocol and the headline) and once
-with the items of the input history excluded. A system is one way to make recommendations: the recommender with all
-retrieval routes fused, one of its routes alone, or a baseline.
+with the items of the input history excluded. Both are also measured on the users whose target the data determine, which
+excludes users with several interactions at the time of the target. A system is one way to make recommendations: the
+recommender with all retrieval routes fused, one of its routes alone, or a baseline.
 Shapes (docs/notation.md): U users, N items in the catalogue; `list_length` is the length of a recommendation list.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,15 +28,15 @@ from macrec_pipeline.evaluation.metrics import (
     target_ranks,
     user_metrics,
 )
+from macrec_pipeline.evaluation.new_items import NewItems, measure_new_items
 from macrec_pipeline.evaluation.predictions import (
     BASELINES,
     FUSED_SYSTEM,
-    POPULARITY,
     SASREC,
     SystemLists,
     predicted_lists,
 )
-from macrec_pipeline.evaluation.slices import SliceResult, measure_slices
+from macrec_pipeline.evaluation.slices import SliceResult, measure_slices, slices_document
 from macrec_pipeline.evaluation.statistics import (
     PairedDifference,
     bootstrap_rank_means,
@@ -78,6 +79,25 @@ class SystemComparison:
 
 
 @dataclass(frozen=True)
+class DeterminedTargets:
+    """The results on the test users whose target the data determine.
+
+    For the other users, several interactions have the time of the target, and `cleaning.ties` chose which of them it
+    is. The metrics are those of `Evaluation` without coverage, which depends on the number of users.
+
+    Attributes:
+        num_test_users: number of these users.
+        systems: system -> metric -> mean over these users, and `<metric>_ci` -> [low, high]; seen items allowed. Empty
+            if there are no such users.
+        systems_excluding_seen: the same, with the items of the input history excluded from every list.
+    """
+
+    num_test_users: int
+    systems: dict[str, Metrics]
+    systems_excluding_seen: dict[str, Metrics]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The results on the test users.
 
@@ -87,7 +107,10 @@ class Evaluation:
         per_user: columns user_index, system, exclude_seen and rank (1-based rank of the target, null if it is not in
             the list).
         comparisons: paired differences between the fused system and every other system, in both settings.
-        slices: headline metrics on parts of the test users, for the fused system and popularity; seen items allowed.
+        slices: headline metrics on parts of the test users, for the fused system and the baselines; seen items
+            allowed.
+        new_items: how often each system recommends items that it was never trained on.
+        determined: the metrics of the users whose target the data determine.
         num_test_users: U.
         num_items: N.
         protocol: how the numbers were obtained, as plain values.
@@ -98,6 +121,8 @@ class Evaluation:
     per_user: pl.DataFrame
     comparisons: tuple[SystemComparison, ...]
     slices: tuple[SliceResult, ...]
+    new_items: NewItems
+    determined: DeterminedTargets
     num_test_users: int
     num_items: int
     protocol: dict[str, Any]
@@ -160,11 +185,15 @@ def evaluate(
         comparisons=_comparisons(ranks, list_length=list_length, config=config, seed=seed),
         slices=measure_slices(
             flat,
-            {system: ranks[system, False] for system in (FUSED_SYSTEM, POPULARITY)},
+            {system: ranks[system, False] for system in (FUSED_SYSTEM, *BASELINES) if (system, False) in ranks},
             num_items=num_items,
             items_imputed=items_imputed or {},
             config=config,
             seed=seed,
+        ),
+        new_items=measure_new_items(flat, lists, num_items=num_items, config=config, seed=seed, listed=listed),
+        determined=_measure_determined(
+            ranks, (histories["num_at_target_time"] == 1).to_numpy(), list_length=list_length, config=config, seed=seed
         ),
         num_test_users=flat.num_users,
         num_items=num_items,
@@ -201,6 +230,9 @@ def metrics_document(
             modality: {when: float(rates[when]) for when in ("before", "after")}
             for modality, rates in collision_rate.items()
         },
+        "determined_targets": asdict(evaluation.determined),
+        "slices": slices_document(evaluation.slices),
+        "new_items": evaluation.new_items.document(),
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }
@@ -243,19 +275,58 @@ def _with_intervals(
     )
     results: dict[tuple[str, bool], Metrics] = {}
     for (key, columns), coverage_interval in zip(metrics_by_user.items(), coverages, strict=True):
-        metrics_by_rank = user_metrics(np.arange(lists[key].shape[1] + 1), cutoffs=_cutoffs(config))
-        draws = bootstrap_rank_means(
-            ranks[key],
-            np.stack(list(metrics_by_rank.values()), axis=1),
-            num_samples=config.bootstrap_samples,
-            generator=_generator(seed, *key),
-        )
-        intervals = percentile_intervals(draws, confidence=config.confidence)
         result: Metrics = {name: float(column.mean()) for name, column in columns.items()}
         result["coverage"] = coverage(lists[key], num_items=num_items)
-        result |= {f"{name}_ci": list(interval) for name, interval in zip(metrics_by_rank, intervals, strict=True)}
+        result |= _intervals(
+            ranks[key], list_length=lists[key].shape[1], config=config, generator=_generator(seed, *key)
+        )
         results[key] = result | {"coverage_ci": list(coverage_interval)}
     return results
+
+
+def _intervals(
+    ranks: IntArray, *, list_length: int, config: EvaluationConfig, generator: np.random.Generator
+) -> dict[str, list[float]]:
+    """Compute `<metric>_ci` of every metric that is a mean over users; `ranks` is int64 [U], one per user."""
+    metrics_by_rank = user_metrics(np.arange(list_length + 1), cutoffs=_cutoffs(config))
+    draws = bootstrap_rank_means(
+        ranks,
+        np.stack(list(metrics_by_rank.values()), axis=1),
+        num_samples=config.bootstrap_samples,
+        generator=generator,
+    )
+    intervals = percentile_intervals(draws, confidence=config.confidence)
+    return {f"{name}_ci": list(interval) for name, interval in zip(metrics_by_rank, intervals, strict=True)}
+
+
+def _measure_determined(
+    ranks: Mapping[tuple[str, bool], IntArray],
+    determined: NDArray[np.bool_],
+    *,
+    list_length: int,
+    config: EvaluationConfig,
+    seed: int,
+) -> DeterminedTargets:
+    """Measure every system on some of the users.
+
+    Args:
+        ranks: (system, exclude_seen) -> int64 [U], the rank of each user's target, 0 for a miss.
+        determined: bool [U], the users whose target the data determine.
+        list_length: length of the lists.
+        config: the settings of the cutoffs and the bootstrap.
+        seed: root seed of the resamples.
+    """
+    metrics_by_rank = user_metrics(np.arange(list_length + 1), cutoffs=_cutoffs(config))
+    by_setting: dict[bool, dict[str, Metrics]] = {False: {}, True: {}}
+    for (system, exclude_seen), all_ranks in ranks.items() if determined.any() else ():
+        found = all_ranks[determined]
+        shares = np.bincount(found, minlength=list_length + 1) / len(found)  # of the users, by rank
+        generator = _generator(seed, f"determined/{system}", exclude_seen)
+        by_setting[exclude_seen][system] = {
+            **{name: float(shares @ column) for name, column in metrics_by_rank.items()},
+            **_intervals(found, list_length=list_length, config=config, generator=generator),
+        }
+    return DeterminedTargets(int(determined.sum()), systems=by_setting[False], systems_excluding_seen=by_setting[True])
 
 
 def _comparisons(

@@ -48,9 +48,9 @@ def test_a_period_worked_out_by_hand() -> None:
     """In [10, 20), a user's first item is the test target; users need two items before the period."""
     histories = build_histories(_interactions(_LOG), _ITEMS, HeldOutPeriod(10, 20))
     assert histories.rows() == [
-        (0, "both", [0, 1, 2, 3], [1, 2, 5, 10], True),
-        (1, "early", [0, 1, 2], [1, 3, 4], False),
-        (2, "gap", [0, 1], [1, 3], False),  # its next item is after the period
+        (0, "both", [0, 1, 2, 3], [1, 2, 5, 10], True, 1),
+        (1, "early", [0, 1, 2], [1, 3, 4], False, None),
+        (2, "gap", [0, 1], [1, 3], False, None),  # its next item is after the period
     ]
     assert build_histories(_interactions(_LOG), _ITEMS, HeldOutPeriod(10)).row(2) == (
         2,
@@ -58,6 +58,7 @@ def test_a_period_worked_out_by_hand() -> None:
         [0, 1, 2],
         [1, 3, 20],
         True,
+        1,
     )
 
 

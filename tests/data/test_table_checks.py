@@ -7,7 +7,8 @@ import pytest
 
 from macrec_pipeline.data.histories.build import build_histories
 from macrec_pipeline.data.table_checks import histories_problems, interactions_problems, items_problems
-from macrec_pipeline.schemas import INTERACTIONS, ITEMS
+from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.schemas import HISTORIES, INTERACTIONS, ITEMS
 
 _START = 1_700_000_000_000
 _ROWS = [("u", "abcd"), ("v", "dca"), ("w", "bda")]
@@ -135,6 +136,21 @@ def test_an_invalid_history_is_reported(
     invalid = _with_cell(_with_cell(histories, 0, "item_indices", changed_items), 0, "timestamps", times)
     problems = histories_problems(invalid, interactions, items)
     assert any(problem in line and "'user_id': 'u'" in line for line in problems), problems
+
+
+def test_a_wrong_number_of_interactions_at_the_target_time_is_reported() -> None:
+    """The check counts them in the interactions, so a number that only looks valid is found too."""
+    interactions, items = _interactions(), _catalogue()
+    histories = build_histories(interactions, items)
+    wrong = _with_cell(histories, 0, "num_at_target_time", 2)
+    problem = "histories: 1 x num_at_target_time that is not the number of such interactions"
+    assert [line.split(";")[0] for line in histories_problems(wrong, interactions, items)] == [problem]
+    for value, rule in ((0, "does not count the test target"), (None, "does not count the test target")):
+        with pytest.raises(SchemaError, match=rule):
+            HISTORIES.check(_with_cell(histories, 0, "num_at_target_time", value))
+    untested = histories.with_columns(tested=pl.lit(False))
+    with pytest.raises(SchemaError, match="num_at_target_time of a user who is not tested"):
+        HISTORIES.check(untested)
 
 
 def test_missing_and_repeated_users_are_reported() -> None:

@@ -50,7 +50,9 @@ def shop(settings: Settings, partition: str) -> Settings:
     store.write_table("items", pl.DataFrame(items).with_columns(**literals).cast(ITEMS.columns))
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
     times = [list(range(6))] * NUM_USERS
-    rows = pl.DataFrame(users | {"item_indices": HISTORIES_BY_INDEX, "timestamps": times, "tested": True})
+    rows = pl.DataFrame(
+        users | {"item_indices": HISTORIES_BY_INDEX, "timestamps": times, "tested": True, "num_at_target_time": 1}
+    )
     store.write_table("histories", rows.cast(HISTORIES.columns))
     with store.new_folder("evaluation_report") as folder:
         metrics = {"systems": {"macrec": {"hr_10": 0.625, "ndcg_10": 0.5, "hr_10_ci": [0, 1]}}}

@@ -1,5 +1,6 @@
 """Asset checks: what they refuse, and that nothing downstream of a failed check is materialized."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,15 +44,18 @@ def _ingest(settings: Settings, partition: str) -> None:
     store.write_table("histories", build_histories(tables.interactions, tables.items))
 
 
-def _check(asset: str, settings: Settings, *, partition: str, instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation:
-    """Run only the checks of one asset, on the stored tables."""
+def _check(
+    asset: str, settings: Settings, *, partition: str, instance: dg.DagsterInstance, name: str | None = None
+) -> dg.AssetCheckEvaluation:
+    """Run only the checks of one asset, on the stored tables, and return the only one or the one with this name."""
     job = dg.define_asset_job("checks_alone", selection=dg.AssetSelection.checks_for_assets(asset))
     every_asset = [item for item in defs.assets or [] if isinstance(item, dg.AssetsDefinition)]
     alone = dg.Definitions(assets=every_asset, asset_checks=CHECKS, jobs=[job], resources={"settings": settings})
     result = alone.resolve_job_def("checks_alone").execute_in_process(
         instance=instance, tags={"dagster/partition": partition}, run_config={"loggers": QUIET}, raise_on_error=False
     )
-    (evaluation,) = result.get_asset_check_evaluations()
+    evaluations = result.get_asset_check_evaluations()
+    (evaluation,) = [one for one in evaluations if name is None or one.check_name == name]
     return evaluation
 
 
@@ -172,8 +176,53 @@ def test_losing_to_popularity_warns_but_does_not_block(
     with settings.store(partition).new_folder("evaluation_report") as folder:
         text = '{"systems": {"macrec": {"ndcg_10": 0.01}, "popularity": {"ndcg_10": 0.02}}}'
         Path(folder, "metrics.json").write_text(text, encoding="utf-8")
-    verdict = _check("evaluation_report", settings, partition=partition, instance=instance)
+    verdict = _check(
+        "evaluation_report", settings, partition=partition, instance=instance, name="macrec_beats_popularity"
+    )
     assert not verdict.passed
     assert not verdict.blocking
     assert verdict.severity == dg.AssetCheckSeverity.WARN
     assert "of the model is 0.0100, but the most popular items reach 0.0200." in (verdict.description or "")
+
+
+@pytest.mark.parametrize(
+    ("num_new", "allowed", "excluded", "passed"),
+    [(0, 0, 0, True), (24, 0, 0, False), (24, 1, 0, True), (24, 0, 1, True)],
+    ids=["no new items", "never recommended", "recommended", "recommended with seen items excluded"],
+)
+def test_new_items_that_are_never_recommended_are_a_warning(
+    num_new: int,
+    allowed: int,
+    excluded: int,
+    passed: bool,
+    settings: Settings,
+    partition: str,
+    instance: dg.DagsterInstance,
+) -> None:
+    """The check warns if there are new items and MACRec recommends none of them to anyone in either setting.
+
+    That a baseline recommends some makes no difference. The message has the figures and says what to do.
+    """
+    baseline = {"share": 0.5, "num_items": 7}
+    new_items = {
+        "num_items": num_new,
+        "num_catalogue_items": 1600,
+        "num_target_users": 31,
+        "systems": {"macrec": {"share": 0.0, "num_items": allowed}, "popularity": baseline},
+        "systems_excluding_seen": {"macrec": {"share": 0.0, "num_items": excluded}, "popularity": baseline},
+    }
+    systems = {"macrec": {"ndcg_10": 0.2}, "popularity": {"ndcg_10": 0.1}}
+    with settings.store(partition).new_folder("evaluation_report") as folder:
+        document = {"systems": systems, "num_test_users": 2500, "new_items": new_items}
+        Path(folder, "metrics.json").write_text(json.dumps(document), encoding="utf-8")
+    verdict = _check(
+        "evaluation_report", settings, partition=partition, instance=instance, name="new_items_are_recommended"
+    )
+    assert (verdict.passed, verdict.blocking) == (passed, False)
+    if not passed:
+        assert verdict.severity == dg.AssetCheckSeverity.WARN
+        message = verdict.description or ""
+        assert "24 of the 1,600 items in the catalogue (1.5%) are new" in message
+        assert "any of the 2,500 test users" in message
+        assert "For 31 of these users" in message
+        assert "`decoding.beam_width`" in message

@@ -102,6 +102,7 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
     assert {check for check, blocking in found.items() if blocking} == BLOCKING_CHECKS
     assert set(found) - BLOCKING_CHECKS == {
         ("evaluation_report", "macrec_beats_popularity"),
+        ("evaluation_report", "new_items_are_recommended"),
         ("champion_evaluation", "champion_beats_popularity"),
     }
 

@@ -37,7 +37,9 @@ def materialize(settings: Settings, partition: str, home: Path, *overrides: str)
     store.write_table("items", pl.DataFrame(items).with_columns(**_literals(other_columns)).cast(ITEMS.columns))
     rows = np.random.default_rng(0).integers(0, NUM_ITEMS, (NUM_USERS, 8)).tolist()
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
-    histories = pl.DataFrame(users | {"item_indices": rows, "timestamps": [list(range(8))] * NUM_USERS, "tested": True})
+    times = [list(range(8))] * NUM_USERS
+    other_columns = {"item_indices": rows, "timestamps": times, "tested": True, "num_at_target_time": 1}
+    histories = pl.DataFrame(users | other_columns)
     store.write_table("histories", histories.cast(HISTORIES.columns))
     small = Settings(home=str(home), data=settings.data, overrides=[*SMALL, *overrides])
     return dg.materialize([sasrec], partition_key=partition, resources={"settings": small}, run_config=QUIET)

@@ -42,6 +42,7 @@ def histories() -> pl.DataFrame:
             "item_indices": items,
             "timestamps": [list(range(len(row))) for row in items],
             "tested": [True] * NUM_USERS,
+            "num_at_target_time": [1] * NUM_USERS,
         },
         schema=HISTORIES.columns,
     )

@@ -21,6 +21,8 @@ from macrec_pipeline.evaluation import (
     quarantine_counts,
     render_report,
 )
+from macrec_pipeline.evaluation.new_items import NewItems
+from macrec_pipeline.evaluation.protocol import DeterminedTargets
 
 EVIL = "<script>alert('1')</script> & \"quotes\" \N{GUITAR}"
 
@@ -135,6 +137,60 @@ def test_the_page_shows_what_was_measured(report: ReportInput, evaluation: Evalu
     expected += [f"{values['hr_10']:.4f}" for values in evaluation.systems.values()]
     expected += [f"{values['mrr']:.4f}" for values in evaluation.systems_excluding_seen.values()]
     assert [text for text in expected if text not in texts] == []
+
+
+def test_the_page_shows_slices_and_new_items(report: ReportInput, evaluation: Evaluation) -> None:
+    """Each slice is a row with the metrics of the fused system and every baseline, and new items have a table."""
+    html = render_report(report)
+    table = html[html.index('aria-label="Slices"') :].split("</table>")[0]
+    rows = [re.findall(r"<td[^>]*><b>([\d.]+)</b>", row) for row in table.split("</tr>") if "<b>" in row]
+    assert rows == [
+        [f"{getattr(metrics, name):.4f}" for name in ("hr_10", "ndcg_10") for metrics in result.systems.values()]
+        for result in evaluation.slices
+    ]
+    new = dataclasses.replace(evaluation.new_items, num_items=7, num_catalogue_items=28, num_target_users=1)
+    texts = " ".join(_Page(render_report(_with_new_items(report, new))).texts)
+    assert "7 of the 28 items in the catalogue (25.0%) are new" in texts
+    assert "For 1 of the 40 test users (2.5%), a new item came next." in texts
+
+
+def test_a_catalogue_without_new_items_has_no_table_of_them(report: ReportInput, evaluation: Evaluation) -> None:
+    """If every item was trained on, the page says so in one sentence."""
+    none = dataclasses.replace(evaluation.new_items, num_items=0)
+    html = render_report(_with_new_items(report, none))
+    assert "The catalogue has no new items" in html
+    assert 'aria-label="New items"' not in html
+
+
+def _with_new_items(report: ReportInput, new_items: NewItems) -> ReportInput:
+    return dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, new_items=new_items))
+
+
+def test_the_page_says_for_how_many_users_the_data_do_not_determine_the_target(
+    report: ReportInput, evaluation: Evaluation
+) -> None:
+    """Of 40 users, 10 have a determined target, 40 have one, or none has; the page has their metrics where it can."""
+
+    def page(determined: DeterminedTargets) -> tuple[str, str]:
+        html = render_report(
+            dataclasses.replace(report, evaluation=dataclasses.replace(evaluation, determined=determined))
+        )
+        return html, " ".join(" ".join(_Page(html).texts).split())
+
+    label = 'aria-label="Metrics of users with a determined target'
+    html, texts = page(dataclasses.replace(evaluation.determined, num_test_users=10))
+    assert "For 30 of the 40 test users (75.0%), the data do not determine the test target." in texts
+    both = [values.systems["macrec"]["ndcg_10"] for values in (evaluation, evaluation.determined)]
+    assert "is {:.4f} for all test users and {:.4f} for the 10 whose target".format(*both) in texts
+    assert "The 10 test users whose target the data determine." in texts
+    assert html.count(label) == 2
+    html, texts = page(evaluation.determined)
+    assert "for every test user, the target is the only interaction at its time" in texts
+    assert label not in html
+    html, texts = page(DeterminedTargets(0, {}, {}))
+    assert "For 40 of the 40 test users (100.0%)" in texts
+    assert "No test user is left without such a choice" in texts
+    assert label not in html
 
 
 def test_a_report_without_sasrec_does_not_mention_it(

@@ -112,6 +112,7 @@ def test_held_out_users_are_described_by_item_ids() -> None:
         "user_id": ["u", "v"],
         "item_indices": [[2, 0, 2, 1], [2, 1, 0]],
         "tested": [True, True],
+        "num_at_target_time": [1, 1],
     }
     table = pl.DataFrame(rows | {"timestamps": [[1, 2, 3, 4], [1, 2, 3]]}, schema=HISTORIES.columns)
     users = held_out_users(table, ["p", "q", "r"])

@@ -54,7 +54,9 @@ def test_ranks_computed_by_hand(small_config: EvaluationConfig) -> None:
             "user_id": ["a", "b", "c"],
             "item_indices": [[1, 2, 3, 0], [4, 5, 6, 1], [7, 8, 9, 2]],
         }
-    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.lit(True))
+    ).with_columns(
+        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True), num_at_target_time=pl.lit(1, pl.Int64)
+    )
     lists = [[0, 20, 21], [22, 23, 1], [24, 25, 26]]
     predictions = pl.DataFrame(
         [("macrec", setting, user, lists[user], [3.0, 2.0, 1.0]) for setting in (False, True) for user in range(3)],
@@ -65,6 +67,61 @@ def test_ranks_computed_by_hand(small_config: EvaluationConfig) -> None:
     assert [fused[name] for name in ("hr_1", "hr_5", "ndcg_5", "mrr", "coverage")] == pytest.approx(
         [1 / 3, 2 / 3, (1 + 0.5) / 3, (1 + 1 / 3) / 3, 9 / 30]
     )
+
+
+def _tied_users(num_at_target_time: list[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Histories and predictions of users whose targets are at ranks 1, 3, 2 and nowhere with seen items allowed.
+
+    With seen items excluded, the first user's list misses the target and all others are as before.
+    """
+    histories = pl.DataFrame(
+        {
+            "user_index": [0, 1, 2, 3],
+            "user_id": list("abcd"),
+            "item_indices": [[1, 2, 3, 0], [4, 5, 6, 1], [7, 8, 9, 2], [10, 11, 12, 13]],
+            "timestamps": [[1, 2, 3, 3], [1, 2, 3, 4], [1, 3, 3, 3], [1, 2, 3, 4]],
+            "tested": [True] * 4,
+            "num_at_target_time": num_at_target_time,
+        },
+        schema=HISTORIES.columns,
+    )
+    lists = [[0, 20, 21], [22, 23, 1], [24, 2, 25], [26, 27, 28]]
+    rows = [("macrec", False, user, lists[user], [3.0, 2.0, 1.0]) for user in range(4)]
+    rows += [("macrec", True, user, [29, 28, 27] if user == 0 else lists[user], [3.0, 2.0, 1.0]) for user in range(4)]
+    return histories, pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
+
+
+def test_metrics_are_given_for_determined_targets_alone(small_config: EvaluationConfig) -> None:
+    """Users with several interactions at the time of the target count in the metrics of all users, but not here.
+
+    Users 1 and 3 are left, with ranks 3 and none.
+    """
+    found = _evaluate(*_tied_users([2, 1, 3, 1]), small_config)
+    assert found.determined.num_test_users == 2
+    assert found.systems["macrec"]["ndcg_10"] == pytest.approx((1 + 1 / 2 + 1 / np.log2(3)) / 4)
+    assert found.systems_excluding_seen["macrec"]["hr_1"] == 0.0
+    for systems in (found.determined.systems, found.determined.systems_excluding_seen):
+        fused = systems["macrec"]
+        assert [fused[name] for name in ("hr_1", "hr_5", "ndcg_10", "mrr")] == pytest.approx([0, 0.5, 0.25, 1 / 6])
+        assert fused["hr_10_ci"] == [0.0, 1.0]
+        assert set(systems) == set(found.systems)
+        assert "coverage" not in fused
+    assert found.num_test_users == 4
+
+
+def test_determined_targets_of_every_user_give_the_metrics_of_all_users(evaluation: Evaluation) -> None:
+    """If the data determine every target, the means are those of all users."""
+    assert evaluation.determined.num_test_users == evaluation.num_test_users
+    for system, values in evaluation.determined.systems.items():
+        means = {name: value for name, value in values.items() if not name.endswith("_ci")}
+        assert means == pytest.approx({name: evaluation.systems[system][name] for name in means}, rel=1e-12)
+
+
+def test_without_determined_targets_there_are_no_such_metrics(small_config: EvaluationConfig) -> None:
+    """If every target is one of several at its time, the figures of all users stay, and the others are empty."""
+    found = _evaluate(*_tied_users([2, 2, 3, 2]), small_config)
+    assert (found.determined.num_test_users, found.determined.systems) == (0, {})
+    assert found.systems["macrec"]["hr_5"] == 0.75
 
 
 def test_the_same_seed_gives_the_same_numbers(
@@ -117,7 +174,7 @@ def test_lists_shorter_than_a_cutoff_are_rejected(
 def test_a_repeated_target_is_counted_and_reported(small_config: EvaluationConfig) -> None:
     """A target that repeats an earlier item stays a target in both settings, and the protocol counts such targets."""
     histories = pl.DataFrame({"user_index": [0], "user_id": ["a"], "item_indices": [[1, 2, 3, 1]]}).with_columns(
-        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True)
+        pl.col("item_indices").alias("timestamps"), tested=pl.lit(True), num_at_target_time=pl.lit(1, pl.Int64)
     )
     rows = [("macrec", False, 0, [1], [0.0]), ("macrec", True, 0, [5], [0.0])]
     predictions = pl.DataFrame(rows, schema=PREDICTIONS.columns, orient="row")
@@ -193,6 +250,9 @@ def test_metrics_document_has_the_agreed_keys(evaluation: Evaluation) -> None:
         "systems",
         "systems_excluding_seen",
         "collision_rate",
+        "determined_targets",
+        "slices",
+        "new_items",
         "beam_agreement",
         "protocol",
     ]
@@ -225,7 +285,11 @@ def test_untested_users_train_the_baselines_but_are_not_measured(small_config: E
             "user_id": list("abcd"),
             "item_indices": [[1, 2, 3, 0], [8, 8, 9], [4, 5, 6, 8], [8, 8, 8, 7]],
         }
-    ).with_columns(pl.col("item_indices").alias("timestamps"), tested=pl.Series([True, False, True, False]))
+    ).with_columns(
+        pl.col("item_indices").alias("timestamps"),
+        tested=pl.Series([True, False, True, False]),
+        num_at_target_time=pl.Series([1, None, 1, None], dtype=pl.Int64),
+    )
     predictions = pl.DataFrame(
         [("macrec", setting, user, [8, 20], [2.0, 1.0]) for setting in (False, True) for user in (0, 2)],
         schema=PREDICTIONS.columns,

@@ -2,7 +2,9 @@
 
 A history is a user's interactions in chronological order. Its last item is the test target, the one before it the
 validation target, and the rest is for training. A split by time (`splits`) shortens histories and leaves some users
-without a test target. Interactions at the same time stay in the order of the table, which cleaning chose.
+without a test target. Interactions at the same time stay in the order of the table, which cleaning chose. If several
+share the time of the test target, the data do not determine which of them is the target; `num_at_target_time` counts
+them.
 
 Shapes (docs/notation.md): M interactions, U users.
 """
@@ -42,9 +44,15 @@ def build_histories(
     starts = _user_starts(events)
     _require_order(events, starts)
     tested = np.ones(len(events.lengths), dtype=np.bool_)
-    if period is not None:
-        events, tested = _cut_events(events, starts, period)
+    if period is None:
+        num_at_target_time = _count_at_time(events.timestamps, starts, events.timestamps[starts[1:] - 1])
+    else:
+        whole, whole_starts = events, starts
+        events, tested, has_history = _cut_events(whole, whole_starts, period)
         starts = _user_starts(events)
+        last_times = np.zeros(len(has_history), dtype=np.int64)
+        last_times[has_history] = events.timestamps[starts[1:] - 1]
+        num_at_target_time = _count_at_time(whole.timestamps, whole_starts, last_times)[has_history]
     histories = pl.DataFrame(
         {
             "user_index": pl.int_range(len(events.user_ids), dtype=pl.Int64, eager=True),
@@ -52,8 +60,9 @@ def build_histories(
             "item_indices": _as_lists(events.item_indices, starts),
             "timestamps": _as_lists(events.timestamps, starts),
             "tested": tested,
+            "num_at_target_time": num_at_target_time,
         }
-    )
+    ).with_columns(pl.when("tested").then("num_at_target_time").alias("num_at_target_time"))
     return HISTORIES.check(histories)
 
 
@@ -124,8 +133,8 @@ def _require_order(events: _UserEvents, starts: NDArray[np.int64]) -> None:
 
 def _cut_events(
     events: _UserEvents, starts: NDArray[np.int64], period: HeldOutPeriod
-) -> tuple[_UserEvents, NDArray[np.bool_]]:
-    """Return the events that a split by time keeps, and which of the remaining users are tested."""
+) -> tuple[_UserEvents, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the events that a split by time keeps, which remaining users are tested, and which users remain."""
     kept, has_history, tested = cut_at_period(events.timestamps, starts, period)
     if not tested.any():
         raise DataError(
@@ -135,7 +144,37 @@ def _cut_events(
         )
     lengths = np.add.reduceat(kept, starts[:-1], dtype=np.int64)[has_history]
     users = events.user_ids.filter(pl.Series(has_history))
-    return _UserEvents(users, lengths, events.item_indices[kept], events.timestamps[kept]), tested[has_history]
+    remaining = _UserEvents(users, lengths, events.item_indices[kept], events.timestamps[kept])
+    return remaining, tested[has_history], has_history
+
+
+def _count_at_time(
+    timestamps: NDArray[np.int64], starts: NDArray[np.int64], times: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Count each user's events at one time.
+
+    Args:
+        timestamps: int64 [M], user after user, each user's ascending.
+        starts: int64 [U + 1], the first event of each user, then M.
+        times: int64 [U], the time to look for, one per user.
+
+    Returns:
+        int64 [U].
+    """
+    return _first_event_from(timestamps, starts, times + 1) - _first_event_from(timestamps, starts, times)
+
+
+def _first_event_from(
+    timestamps: NDArray[np.int64], starts: NDArray[np.int64], times: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return each user's first event at or after a time, or the end of the user's events: int64 [U]."""
+    low, high = starts[:-1].copy(), starts[1:].copy()
+    while (searching := low < high).any():  # a binary search for all users at once needs no array of M numbers
+        middle = (low + high) // 2
+        is_before = timestamps[np.minimum(middle, len(timestamps) - 1)] < times
+        low = np.where(searching & is_before, middle + 1, low)
+        high = np.where(searching & ~is_before, middle, high)
+    return low
 
 
 def _as_lists(values: NDArray[np.int64], starts: NDArray[np.int64]) -> pl.Series:

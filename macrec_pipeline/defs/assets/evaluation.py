@@ -46,7 +46,7 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     partitions_def=DATASETS,
     group_name="evaluation",
     kinds={"polars", "html"},
-    code_version="4",
+    code_version="5",
     description="How well every system ranks the held-out items among the full catalogue, with confidence intervals "
     "and baselines. The folder holds `metrics.json`, `report.html` and `per_user.parquet`. Open `report.html` first, "
     "or look at `ndcg_10` and the table `systems`.",
@@ -102,6 +102,7 @@ def _report_evaluation(asset: AssetContext, metrics: Mapping[str, Any]) -> dg.Ma
         for system, values in systems.items():
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
             asset.mlflow_run.log_metrics({f"{prefix}{system}/{name}": value for name, value in numbers.items()})
+    asset.mlflow_run.log_metrics(special_metrics(metrics))
     model = metrics["systems"]["macrec"]
     return asset.report(
         summary=f"HR@10 {model['hr_10']:.4f}, NDCG@10 {model['ndcg_10']:.4f} for {metrics['num_test_users']:,} users",
@@ -112,6 +113,32 @@ def _report_evaluation(asset: AssetContext, metrics: Mapping[str, Any]) -> dg.Ma
         comparison=asset.log_plot("metrics", plot_metrics(metrics["systems"])),
         report=dg.MetadataValue.path(asset.store.location("evaluation_report") / "report.html"),
     )
+
+
+def special_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures for MLflow about new and rarely trained items, and about users whose target the data determine.
+
+    Args:
+        metrics: the content of `metrics.json`, which has more of them.
+    """
+    from macrec_pipeline.evaluation.slices import TARGET_TRAINING
+
+    shares = {f"{system}/new_items_share": new["share"] for system, new in metrics["new_items"]["systems"].items()}
+    by_training = {
+        # MLflow's names of metrics cannot contain a plus sign.
+        f"{system}/ndcg_10_target_trained_{part.replace('+', '_or_more')}": values["ndcg_10"]
+        for part, found in metrics["slices"][TARGET_TRAINING].items()
+        for system, values in found["systems"].items()
+    }
+    determined = metrics["determined_targets"]
+    of_determined = {
+        f"determined_targets/{prefix}{system}/{name}": values[name]
+        for prefix, setting in (("", "systems"), ("excluding_seen/", "systems_excluding_seen"))
+        for system, values in determined[setting].items()
+        for name in ("hr_10", "ndcg_10")
+    }
+    num_undetermined = float(metrics["num_test_users"] - determined["num_test_users"])
+    return {**shares, **by_training, "undetermined_targets": num_undetermined, **of_determined}
 
 
 def _report_input(

@@ -31,7 +31,8 @@ KINDS = {"polars", "parquet"}
 CLEAN_TABLES = {
     "interactions": "The interactions that the pipeline uses, in time order. Cleaning drops invalid and duplicate "
     "rows and applies the k-core: every user and item that is left has a minimum number of interactions. Look at "
-    "`density` and `interactions_a_user_median`.",
+    "`density`, `interactions_a_user_median` and `tied_share`, the share of interactions that share user and time with "
+    "another one.",
     "items": "The catalogue that is recommended from: one row per item that is left after cleaning, numbered 0 to N-1 "
     "by `item_index`. Look at `without_text` and `without_picture`.",
     "quarantine": "Every raw row that cleaning dropped, with the reason. Look at `reasons`, which counts the rows per "
@@ -120,7 +121,7 @@ def former_items(asset: AssetContext, present: pl.DataFrame) -> pl.DataFrame:
             deps=["raw_interactions", "raw_items"],
             group_name=GROUP,
             kinds=KINDS,
-            code_version="3",
+            code_version="4",
             description=description,
             metadata=table_metadata(name),
         )
@@ -145,7 +146,7 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         _warn_of_unlisted_items(log, interactions.config.cleaning.max_quarantined_share)
         reasons = log.quarantine_counts()
         results = [
-            interactions.save_slices(log.interactions(), num_rows=log.num_interactions, **_describe_interactions(log)),
+            _save_interactions(interactions, log),
             items.save_table(
                 log.items,
                 details={
@@ -168,16 +169,18 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds=KINDS,
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("histories"),
     description="One row per user: the item indices in time order. The last item is the test target, the one before "
     "it the validation target, and the rest is for training; a user without a test target lacks the last item. Look at "
-    "`median_length` and `training_targets`.",
+    "`median_length`, `training_targets` and `undetermined_targets`: the test users who have several interactions at "
+    "the time of the test target, so that `cleaning.ties` chose which of them is the target.",
 )
 def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Build `HISTORIES` from the clean interactions."""
     from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.data.histories.splits import find_period
+    from macrec_pipeline.data.ties import count_tied_in_histories, count_undetermined_targets
 
     with open_asset(context, settings, "histories") as asset:
         interactions = asset.scan_table("interactions")
@@ -193,8 +196,24 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             median_length=float(lengths.median()),  # type: ignore[arg-type]
             longest=int(lengths.max()),  # type: ignore[arg-type]
             training_targets=int((lengths.cast(pl.Int64) - num_held_out - 1).clip(lower_bound=0).sum()),
+            tied_share=count_tied_in_histories(table) / int(lengths.sum()),
+            test_users=int(table["tested"].sum()),
+            undetermined_targets=count_undetermined_targets(table),
             **split,
         )
+
+
+def _save_interactions(asset: AssetContext, log: "CleaningResult") -> dg.MaterializeResult[Any]:
+    from macrec_pipeline.data.ties import TiedRows
+
+    tied, num_rows = TiedRows(), log.num_interactions
+    asset.write_slices(tied.count(log.interactions()))
+    return asset.report(
+        summary=f"{num_rows:,} rows",
+        **{"dagster/row_count": num_rows},
+        **_describe_interactions(log),
+        tied_share=tied.num_rows / num_rows,
+    )
 
 
 def _warn_of_unlisted_items(log: "CleaningResult", share: float) -> None:

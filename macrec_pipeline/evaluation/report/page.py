@@ -25,7 +25,8 @@ from macrec_pipeline.evaluation.report.tables import (
     conclusions,
     headline_plots,
     metric_table,
-    slice_groups,
+    new_item_rows,
+    slice_table,
 )
 from macrec_pipeline.evaluation.report.thumbnails import Thumbnail, thumbnails
 
@@ -123,10 +124,13 @@ def render_report(report: ReportInput) -> str:
         "conclusions": conclusions(evaluation),
         "table": metric_table(evaluation.systems),
         "table_excluding_seen": metric_table(evaluation.systems_excluding_seen),
+        "table_determined": metric_table(evaluation.determined.systems),
+        "table_determined_excluding_seen": metric_table(evaluation.determined.systems_excluding_seen),
         "headline_plots": headline_plots(evaluation.systems),
         "comparisons": comparison_plot(evaluation, exclude_seen=False),
         "comparisons_excluding_seen": comparison_plot(evaluation, exclude_seen=True),
-        "slice_groups": slice_groups(evaluation),
+        "slices": slice_table(evaluation),
+        "new_item_rows": new_item_rows(evaluation),
         "usage": {modality: usage_strips(counts) for modality, counts in report.code_usage.items()},
         "quantizer_charts": _charts(report.quantizer_log, _QUANTIZER_CURVES),
         "recommender_charts": _charts(report.recommender_log, _RECOMMENDER_CURVES),

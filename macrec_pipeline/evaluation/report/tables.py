@@ -6,10 +6,17 @@ The input is metrics as numbers. The output is records whose texts the template 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from macrec_pipeline.evaluation.new_items import RecommendedNewItems
 from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, ITEM_KNN, POPULARITY, SASREC
 from macrec_pipeline.evaluation.protocol import Evaluation, Metrics, SystemComparison
 from macrec_pipeline.evaluation.report.charts import IntervalPlot, interval_plot
-from macrec_pipeline.evaluation.slices import SliceMetrics, SliceResult
+from macrec_pipeline.evaluation.slices import (
+    HISTORY_LENGTH,
+    TARGET_POPULARITY,
+    TARGET_TRAINING,
+    SliceMetrics,
+    SliceResult,
+)
 
 _SYSTEM_NAMES = {
     FUSED_SYSTEM: "MACRec",
@@ -21,6 +28,13 @@ _SYSTEM_NAMES = {
 }
 _NAMES_IN_SENTENCES = {"macrec_text": "its text route alone", "macrec_image": "its image route alone"}
 _HEADLINES = ("hr_10", "ndcg_10")
+_SLICE_GROUPS = {
+    TARGET_TRAINING: "Times that the next item was trained on (training interactions)",
+    HISTORY_LENGTH: "Length of the user's history (items)",
+    TARGET_POPULARITY: "Popularity of the next item",
+    "target_image": "Image of the next item",
+    "target_text": "Text of the next item",
+}
 
 
 @dataclass(frozen=True)
@@ -52,11 +66,40 @@ class MetricTable:
 
 @dataclass(frozen=True)
 class SliceRow:
-    """The row of one slice: for each headline metric, a cell of the fused system and a cell of popularity."""
+    """The row of one slice: for each headline metric, one cell per system."""
 
     name: str
     num_users: int
     cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class SliceTable:
+    """The slices by the property that divides the users, with a column per system below each metric.
+
+    Attributes:
+        metrics, systems: names of the columns.
+        groups: name of the property -> its rows.
+        num_best: number of slices in which the fused system has the highest NDCG@10, including ties above zero.
+        num_slices: number of slices.
+    """
+
+    metrics: tuple[str, ...]
+    systems: tuple[str, ...]
+    groups: dict[str, list[SliceRow]]
+    num_best: int
+    num_slices: int
+
+
+@dataclass(frozen=True)
+class NewItemRow:
+    """The row of one system in the table of new items: shares and numbers, seen items allowed and then excluded."""
+
+    name: str
+    is_fused: bool
+    is_baseline: bool
+    shares: tuple[Cell, Cell]
+    numbers: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -90,9 +133,9 @@ def metric_name(metric: str) -> str:
 def metric_table(systems: Mapping[str, Metrics]) -> MetricTable:
     """Build the table of all metrics of all systems, and mark the best value of each column, including ties.
 
-    NDCG@1 has no column because it equals HR@1.
+    NDCG@1 has no column because it equals HR@1. Without systems, the table has no rows and columns.
     """
-    metrics = [name for name in next(iter(systems.values())) if not name.endswith("_ci") and name != "ndcg_1"]
+    metrics = [name for name in next(iter(systems.values()), {}) if not name.endswith("_ci") and name != "ndcg_1"]
     texts = {(system, name): _four_decimals(values[name]) for system, values in systems.items() for name in metrics}
     best = {name: max(texts[system, name] for system in systems) for name in metrics}
     rows = tuple(
@@ -146,12 +189,37 @@ def conclusions(evaluation: Evaluation) -> list[Conclusion]:
     return [_conclusion(comparison) for comparison in sorted(chosen, key=lambda one: one.against not in BASELINES)]
 
 
-def slice_groups(evaluation: Evaluation) -> dict[str, list[SliceRow]]:
-    """Group the rows of the slices by the property that divides the users."""
+def slice_table(evaluation: Evaluation) -> SliceTable:
+    """Build the table of the slices, and mark the best value of each metric in each row, including ties above zero."""
+    systems = tuple(evaluation.slices[0].systems)
     groups: dict[str, list[SliceRow]] = {}
     for result in evaluation.slices:
-        groups.setdefault(result.group, []).append(_slice_row(result))
-    return groups
+        groups.setdefault(_SLICE_GROUPS[result.group], []).append(_slice_row(result))
+    return SliceTable(
+        metrics=tuple(metric_name(metric) for metric in _HEADLINES),
+        systems=tuple(system_name(system) for system in systems),
+        groups=groups,
+        num_best=sum(
+            result.systems[FUSED_SYSTEM].ndcg_10 == max(metrics.ndcg_10 for metrics in result.systems.values()) > 0
+            for result in evaluation.slices
+        ),
+        num_slices=len(evaluation.slices),
+    )
+
+
+def new_item_rows(evaluation: Evaluation) -> list[NewItemRow]:
+    """Build the rows of the table of new items, one per system."""
+    found = evaluation.new_items
+    return [
+        NewItemRow(
+            name=system_name(system),
+            is_fused=system == FUSED_SYSTEM,
+            is_baseline=system in BASELINES,
+            shares=(_share_cell(allowed), _share_cell(found.systems_excluding_seen[system])),
+            numbers=(allowed.num_items, found.systems_excluding_seen[system].num_items),
+        )
+        for system, allowed in found.systems.items()
+    ]
 
 
 def value_of(values: Metrics, metric: str) -> float:
@@ -169,14 +237,23 @@ def interval_of(values: Metrics, metric: str) -> tuple[float, float]:
 
 
 def _slice_row(result: SliceResult) -> SliceRow:
-    fused, popular = (result.systems[system] for system in (FUSED_SYSTEM, POPULARITY))
-    pairs = [(_headline(fused, metric), _headline(popular, metric)) for metric in _HEADLINES]
-    cells = [
-        Cell(_four_decimals(value), _interval_text(interval), value > other_value)
-        for (fused_value, popular_value) in pairs
-        for (value, interval), (other_value, _) in ((fused_value, popular_value), (popular_value, fused_value))
-    ]
-    return SliceRow(name=result.name, num_users=result.num_users, cells=tuple(cells))
+    cells: list[Cell] = []
+    for metric in _HEADLINES:
+        values = [_headline(metrics, metric) for metrics in result.systems.values()]
+        texts = [_four_decimals(value) for value, _ in values]
+        cells += [
+            Cell(text, _interval_text(interval), value > 0 and text == max(texts))
+            for text, (value, interval) in zip(texts, values, strict=True)
+        ]
+    name = result.part.replace("-", "\N{EN DASH}").replace("+", " or more").capitalize()
+    if result.num_items is not None:
+        name += f": {result.num_items:,} item{'' if result.num_items == 1 else 's'}"
+    return SliceRow(name=name, num_users=result.num_users, cells=tuple(cells))
+
+
+def _share_cell(found: RecommendedNewItems) -> Cell:
+    low, high = (f"{100 * bound:.2f}" for bound in found.share_ci)
+    return Cell(f"{100 * found.share:.2f}%", f"{low}\N{EN DASH}{high}%", best=False)
 
 
 def _headline(metrics: SliceMetrics, metric: str) -> tuple[float, tuple[float, float]]:
