@@ -19,8 +19,8 @@ An item that has left the catalogue is remembered (`former_items`). While its in
 in `items` like any other, and `unlisted_items` says that it must not be recommended.
 
 The result does not depend on the order of lines in the files, except with `ties: position`, where that order is
-meaningful. With `ties: hash`, the seed draws the order of a user's interactions at the same time. The log is read in batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a
-table.
+meaningful. With `ties: hash`, the seed draws the order of a user's interactions at the same time. The log is read in
+batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a table.
 
 Shapes (docs/notation.md): M rows of the log.
 """
