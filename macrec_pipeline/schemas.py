@@ -226,7 +226,7 @@ INTERACTIONS = table_schema(
         "rating that is not finite": ~pl.col("rating").is_finite(),
     },
     description="The interactions that remain after cleaning and the k-core, each user's in chronological order. "
-    "Interactions of a user at the same time are ordered by item_id, or as in the file with cleaning.ties=position.",
+    "Interactions of a user at the same time are in the order that `cleaning.ties` chooses.",
 )
 ITEMS = table_schema(
     "items",

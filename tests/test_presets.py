@@ -68,7 +68,7 @@ def test_every_value_has_its_source() -> None:
     assert found["recommender.d_model"] == (64, 128, "preset demo", True)
     assert found["recommender.encoding"] == ("item_causal", "item_causal", "preset demo", False)
     assert found["cleaning.k_core"] == (5, 5, "data set file", False)
-    assert found["cleaning.ties"] == ("item_id", "item_id", "default preset", False)
+    assert found["cleaning.ties"] == ("hash", "hash", "default preset", False)
     config = resolve_config("demo", *(layer.values for layer in layers))
     assert config.recommender.num_epochs == 4
 

@@ -81,7 +81,7 @@ def test_a_data_set_shows_every_setting_as_it_resolves_it(capsys: pytest.Capture
     assert "* num_epochs = 7  (default: 200; data set file)" in lines
     assert "* beam_width = 50  (default: 20; preset demo)" in lines
     assert "  seed = 20260  (data set file)" in lines
-    assert "  ties = item_id" in lines
+    assert "  ties = hash" in lines
     assert "encoders of the data set file" in " ".join(out.split())
     values = load_dataset("shop").config().model_dump(mode="json")
     assert sum(" = " in line for line in lines) == len(all_settings())

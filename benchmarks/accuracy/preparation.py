@@ -80,7 +80,7 @@ def prepare(spec: DatasetSpec, config: PipelineConfig, *, data: Path, work: Path
         )
     if problems := validate_source(spec, data):
         raise MissingFileError(f"{spec.name} is incomplete: {' '.join(problems)} Pass the data folder with --data.")
-    tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), config.cleaning)
+    tables = clean(read_raw_interactions(spec, data), read_raw_items(spec, data), config.cleaning, seed=config.seed)
     histories = build_histories(tables.interactions, tables.items)
     embeddings = {
         route: _embeddings(spec, tables.items, route, config=config, data=data, work=work, progress=progress)

@@ -1,4 +1,4 @@
-"""Markdown tables of results files: one of `ablations.py`, or all of `instruments.py` with published results.
+"""Markdown tables of results files: one of `ablations.py` or `ties.py`, or all of `instruments.py` with published ones.
 
 The input is the parsed JSON documents, the output is text without a trailing newline. Values are means, with a standard
 deviation if there are several seeds.
@@ -42,6 +42,30 @@ def instruments_table(documents: Sequence[Mapping[str, Any]], published: Mapping
         for system in published["systems"]
     ]
     return _markdown(["system", "seeds", *METRIC_NAMES.values(), "validation NDCG@10"], rows)
+
+
+def ties_table(document: Mapping[str, Any]) -> str:
+    """Render a results file of `ties.py`: a caption, then one row per system and tie rule."""
+    cells = {(row["system"], row["ties"], row["setting"], row["metric"]): _mean(row) for row in document["rows"]}
+    columns = [(setting, metric) for setting in _SETTINGS for metric in ("hr_10", "ndcg_10")]
+    has_determined = any(row["metric"].endswith("_determined") for row in document["rows"])
+    if has_determined:
+        columns += [(setting, "ndcg_10_determined") for setting in _SETTINGS]
+    names = {"hr_10": "HR@10", "ndcg_10": "NDCG@10", "ndcg_10_determined": "NDCG@10, determined targets"}
+    head = [f"{names[metric]}, {_SETTINGS[setting].lower().removeprefix('seen items ')}" for setting, metric in columns]
+    rows = [
+        [_in_words(system), f"`{rule}`", *(cells[system, rule, setting, metric] for setting, metric in columns)]
+        for system, rule in dict.fromkeys((row["system"], row["ties"]) for row in document["rows"])
+    ]
+    seeds = document["seeds"]
+    spread = "mean ± standard deviation" if len(seeds) > 1 else "one seed, no spread"
+    caption = (
+        f"`{document['command']}`: {document['users']:,} users, {document['items']:,} items; "
+        f"{document['tied_share']:.1%} of the interactions share user and time with another one, and for "
+        f"{document['undetermined_targets']:,} users several items have the time of the test target; seeds "
+        f"{', '.join(map(str, seeds))} ({spread})."
+    )
+    return f"{caption}\n\n{_markdown(['system', 'ties', *head], rows)}"
 
 
 def _instruments_rows(document: Mapping[str, Any]) -> list[list[str]]:

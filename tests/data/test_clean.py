@@ -112,7 +112,7 @@ def test_duplicates_follow_the_policy(policy: str, kept: list[tuple[int, float]]
 def test_equal_times_are_ordered_by_item_id_or_by_position() -> None:
     """At equal times, item_id decides; with `ties: position` the file does, also among duplicates."""
     raw = _log(("u", "c", 2.0, _NOW), ("u", "a", 1.0, _NOW), ("u", "b", 1.0, _NOW), ("u", "c", 1.0, _NOW))
-    by_id = clean(raw, _catalogue("abc"), _PERMISSIVE).interactions
+    by_id = clean(raw, _catalogue("abc"), CleaningConfig(k_core=1, ties="item_id")).interactions
     assert by_id.select("item_id", "rating").rows() == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
     by_line = clean(raw, _catalogue("abc"), CleaningConfig(k_core=1, ties="position")).interactions
     assert by_line.select("item_id", "rating").rows() == [("c", 2.0), ("a", 1.0), ("b", 1.0)]
@@ -342,9 +342,10 @@ def test_sessions_partition_each_users_events(slice_rows, events, gap, data) -> 
 
 def test_each_session_has_a_history_of_its_own() -> None:
     """An item may occur in two sessions of a user, while duplicates within a session are dropped."""
-    events = [("u", item, minutes) for minutes, item in enumerate("abcb")] + [("u", item, 100) for item in "bca"]
+    events = [("u", item, minutes) for minutes, item in enumerate("abcb")]
+    events += [("u", item, 100 + minutes) for minutes, item in enumerate("bca")]
     log = _log(*((user, item, None, _NOW + MINUTE_MS * minutes) for user, item, minutes in events))
     tables = clean(log, _catalogue("abc"), CleaningConfig(k_core=1, session_gap_minutes=30))
     histories = build_histories(tables.interactions, tables.items)
-    assert histories.select("user_id", "item_indices").rows() == [("u#1", [0, 1, 2]), ("u#2", [0, 1, 2])]
+    assert histories.select("user_id", "item_indices").rows() == [("u#1", [0, 1, 2]), ("u#2", [1, 2, 0])]
     assert tables.quarantine.select("user_id", "source_row", "reason").rows() == [("u#1", 5, "duplicate")]

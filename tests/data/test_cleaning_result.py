@@ -47,7 +47,7 @@ def _raw_tables(rows: int, *, files_in_order: bool) -> tuple[pl.DataFrame, pl.Da
 
 @pytest.mark.parametrize("files_in_order", [True, False])
 @pytest.mark.parametrize("policy", ["first", "last", "keep"])
-@pytest.mark.parametrize("ties", ["item_id", "position"])
+@pytest.mark.parametrize("ties", ["hash", "item_id", "position"])
 @pytest.mark.parametrize("gap", [None, _GAP_MINUTES])
 @pytest.mark.parametrize("batch_rows", [1, 7, 64])
 def test_the_batch_size_does_not_change_the_result(

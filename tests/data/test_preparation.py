@@ -76,7 +76,7 @@ def test_with_ties_by_position_the_order_of_lines_counts(tmp_path: Path) -> None
     """A file in chronological order that gives only the day keeps its order with `ties: position`."""
     ratings = [("u", item, 1, 0) for item in "dacb"]
     _write("movielens", tmp_path / "shop", ratings, list("abcd"))
-    by_id, *_ = _histories("movielens", tmp_path, CleaningConfig(k_core=1))
+    by_id, *_ = _histories("movielens", tmp_path, CleaningConfig(k_core=1, ties="item_id"))
     by_line, *_ = _histories("movielens", tmp_path, CleaningConfig(k_core=1, ties="position"))
     assert by_id["item_indices"].to_list() == [[0, 1, 2, 3]]
     assert by_line["item_indices"].to_list() == [[3, 0, 2, 1]]
@@ -88,7 +88,7 @@ def test_the_core_is_that_of_plain_loops(tmp_path: Path) -> None:
     pairs = {(f"u{draw.randrange(60)}", f"i{int(draw.random() ** 2 * 40)}") for _ in range(500)}
     ratings = [(user, item, 5, draw.randrange(50)) for user, item in sorted(pairs)]
     _write("amazon2018", tmp_path / "shop", ratings, [f"i{item}" for item in range(40)])
-    histories, _, items = _histories("amazon2018", tmp_path, CleaningConfig(k_core=5))
+    histories, _, items = _histories("amazon2018", tmp_path, CleaningConfig(k_core=5, ties="item_id"))
     remaining = list(ratings)
     while True:
         users = {user: sum(row[0] == user for row in remaining) for user, *_ in remaining}

@@ -147,7 +147,7 @@ def _movielens(folder: Path, *, ids_as_text: bool) -> list[list[int]]:
             False, (0.029, 0.012, 0.050, 0.025, 0.138, 0.074, 0.181, 0.096), id="ties by number, as published"
         ),
         pytest.param(
-            True, (0.032, 0.016, 0.066, 0.033, 0.155, 0.081, 0.194, 0.107), id="ties by text, as in the pipeline"
+            True, (0.032, 0.016, 0.066, 0.033, 0.155, 0.081, 0.194, 0.107), id="ties by text, as with ties: item_id"
         ),
     ],
 )

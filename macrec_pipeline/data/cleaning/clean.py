@@ -19,8 +19,8 @@ An item that has left the catalogue is remembered (`former_items`). While its in
 in `items` like any other, and `unlisted_items` says that it must not be recommended.
 
 The result does not depend on the order of lines in the files, except with `ties: position`, where that order is
-meaningful. The log is read in batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a
-table.
+meaningful. With `ties: hash`, the seed draws the order of a user's interactions at the same time. The log is read in
+batches and encoded as numbers (`encoded_log`), so it need not fit into memory as a table.
 
 Shapes (docs/notation.md): M rows of the log.
 """
@@ -57,7 +57,9 @@ from macrec_pipeline.data.cleaning.result import (
     require_usable_interactions,
     require_usable_items,
 )
+from macrec_pipeline.data.cleaning.tie_hash import TieHash
 from macrec_pipeline.errors import DataError
+from macrec_pipeline.runtime.seeds import derived_seed
 from macrec_pipeline.runtime.time_units import DAY_MS, MINUTE_MS
 from macrec_pipeline.schemas import (
     EARLIEST_MS,
@@ -96,11 +98,12 @@ def clean(
     raw_items: pl.DataFrame,
     config: CleaningConfig,
     *,
+    seed: int = 0,
     latest: int | None = None,
     former_items: pl.DataFrame | None = None,
 ) -> CleanTables:
     """Clean the raw tables and return the result as whole tables. For arguments and errors, see `clean_log`."""
-    result = clean_log(raw_interactions, raw_items, config, latest=latest, former_items=former_items)
+    result = clean_log(raw_interactions, raw_items, config, seed=seed, latest=latest, former_items=former_items)
     return CleanTables(
         INTERACTIONS.check(pl.concat(result.interactions())),
         result.items,
@@ -113,6 +116,7 @@ def clean_log(
     raw_items: pl.DataFrame,
     config: CleaningConfig,
     *,
+    seed: int = 0,
     latest: int | None = None,
     former_items: pl.DataFrame | None = None,
     apply_k_core: bool = True,
@@ -123,6 +127,7 @@ def clean_log(
         raw_interactions: `RAW_INTERACTIONS`, as a table or as a scan. It is read several times, in batches.
         raw_items: `RAW_ITEMS`.
         config: thresholds, and what to do with duplicates and equal times.
+        seed: the root seed, from which `ties: hash` draws the order of a user's rows at the same time.
         latest: the latest accepted timestamp, in milliseconds since the epoch; None for `latest_plausible_ms`.
         former_items: `FORMER_ITEMS`, the items that have left the catalogue; None if there are none.
         apply_k_core: whether to drop the users and items with few interactions. If False, `k_core` and `too_short` do
@@ -179,6 +184,7 @@ def clean_log(
         )
     quarantined_items = pl.concat(catalogue.quarantined).sort("table", *_SOURCE)
     positions = source_positions(raw_interactions, log) if config.ties == "position" else None
+    tie_hash = TieHash(log, seed=derived_seed(seed, "cleaning.ties")) if config.ties == "hash" else None
     return CleaningResult(
         raw_interactions,
         log,
@@ -186,6 +192,7 @@ def clean_log(
         k_core_rounds,
         config.k_core,
         positions,
+        tie_hash,
         ITEMS.check(items),
         quarantined_items,
         items.join(former.select("item_id", "left_at"), on="item_id").select(*UNLISTED_ITEMS.columns),

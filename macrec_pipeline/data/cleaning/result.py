@@ -32,6 +32,7 @@ from macrec_pipeline.data.cleaning.encoded_log import (
     sort_by_user_and_time,
 )
 from macrec_pipeline.data.cleaning.k_core import KCoreRound, count_rows_by_number, min_interactions_per_user
+from macrec_pipeline.data.cleaning.tie_hash import TieHash
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
@@ -65,6 +66,7 @@ class CleaningResult:
         k_core_rounds: the rows that each round of the k-core dropped.
         k_core: the interactions that a user and an item must keep.
         positions: int64 [M], which order a user's rows at the same time; None to order them by item and then rating.
+        tie_hash: the order of a user's rows at the same time; None if `positions` or the items decide.
         items: `ITEMS`, the clean catalogue.
         quarantined_items: `QUARANTINE`, the rows of `raw_items` that are not in the catalogue.
         unlisted_items: `UNLISTED_ITEMS`, the items of `items` that have left the catalogue.
@@ -76,6 +78,7 @@ class CleaningResult:
     k_core_rounds: Sequence[KCoreRound]
     k_core: int
     positions: NDArray[np.int64] | None
+    tie_hash: TieHash | None
     items: pl.DataFrame
     quarantined_items: pl.DataFrame
     unlisted_items: pl.DataFrame
@@ -129,15 +132,16 @@ class CleaningResult:
     def _interactions_of(self, rows: NDArray[np.int64]) -> pl.DataFrame:
         """Decode some rows of the log into `INTERACTIONS`, in order."""
         log = self.log
-        users, items, timestamps, ratings = log.users[rows], log.items[rows], log.timestamps[rows], log.ratings[rows]
-        ties = (items, ratings) if self.positions is None else (self.positions[rows],)
-        order = sort_by_user_and_time(users, timestamps, *ties)
+        ties = (log.items[rows], log.ratings[rows]) if self.positions is None else (self.positions[rows],)
+        rows = rows[sort_by_user_and_time(log.users[rows], log.timestamps[rows], *ties)]
+        if self.tie_hash is not None:
+            rows = self.tie_hash.order(rows)
         return pl.DataFrame(
             {
-                "user_id": log.user_ids.gather(users[order]),
-                "item_id": log.item_ids.gather(items[order]),
-                "rating": pl.Series(ratings[order], nan_to_null=True),
-                "timestamp": timestamps[order],
+                "user_id": log.user_ids.gather(log.users[rows]),
+                "item_id": log.item_ids.gather(log.items[rows]),
+                "rating": pl.Series(log.ratings[rows], nan_to_null=True),
+                "timestamp": log.timestamps[rows],
             },
             schema=INTERACTIONS.columns,
         )

@@ -141,6 +141,7 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
             interactions.scan_table("raw_interactions"),
             interactions.read_table("raw_items"),
             cleaning,
+            seed=interactions.config.seed,
             former_items=interactions.store.read_beside("raw_items", "former_items"),
         )
         _warn_of_unlisted_items(log, interactions.config.cleaning.max_quarantined_share)
@@ -180,13 +181,18 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     """Build `HISTORIES` from the clean interactions."""
     from macrec_pipeline.data.histories.build import build_histories
     from macrec_pipeline.data.histories.splits import find_period
-    from macrec_pipeline.data.ties import count_tied_in_histories, count_undetermined_targets
+    from macrec_pipeline.data.ties import count_tied_in_histories, count_undetermined_targets, describe_targets
 
     with open_asset(context, settings, "histories") as asset:
         interactions = asset.scan_table("interactions")
         period = find_period(interactions, asset.config.split)
         table = build_histories(interactions, asset.read_table("items"), period)
         lengths, num_held_out = table["item_indices"].list.len(), 1 + table["tested"].cast(pl.Int64)
+        num_tested, num_undetermined = int(table["tested"].sum()), count_undetermined_targets(table)
+        if num_undetermined:
+            logger.info(
+                "%s", describe_targets(num_undetermined, num_tested=num_tested, rule=asset.config.cleaning.ties)
+            )
         split = {} if period is None else {"test_period": str(period), **_describe_split(table, interactions)}
         return asset.save_table(
             table,
@@ -197,22 +203,27 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             longest=int(lengths.max()),  # type: ignore[arg-type]
             training_targets=int((lengths.cast(pl.Int64) - num_held_out - 1).clip(lower_bound=0).sum()),
             tied_share=count_tied_in_histories(table) / int(lengths.sum()),
-            test_users=int(table["tested"].sum()),
-            undetermined_targets=count_undetermined_targets(table),
+            test_users=num_tested,
+            undetermined_targets=num_undetermined,
             **split,
         )
 
 
 def _save_interactions(asset: AssetContext, log: "CleaningResult") -> dg.MaterializeResult[Any]:
-    from macrec_pipeline.data.ties import TiedRows
+    from macrec_pipeline.data.ties import TiedRows, tie_warning
 
-    tied, num_rows = TiedRows(), log.num_interactions
+    tied, num_rows, rule = TiedRows(), log.num_interactions, asset.config.cleaning.ties
     asset.write_slices(tied.count(log.interactions()))
+    warning = tie_warning(rule, num_tied=tied.num_rows, num_rows=num_rows)
+    if warning:
+        logger.warning("%s", warning)
     return asset.report(
         summary=f"{num_rows:,} rows",
         **{"dagster/row_count": num_rows},
         **_describe_interactions(log),
         tied_share=tied.num_rows / num_rows,
+        ties=rule,
+        **({"ties_warning": warning} if warning else {}),
     )
 
 

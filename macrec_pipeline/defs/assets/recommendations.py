@@ -122,6 +122,7 @@ def _read_today(asset: AssetContext, scratch: Path) -> _Today:
         pl.scan_parquet(parts / "*.parquet"),
         raw_items,
         asset.config.cleaning,
+        seed=asset.config.seed,
         former_items=former_items(asset, raw_items),
         apply_k_core=False,
     )
