@@ -56,7 +56,7 @@ class _BoundedLoader(yaml.SafeLoader):
             # An unknown anchor is an error of the parser.
             if event.anchor in self.anchors and event.anchor not in self._size_of_anchor:
                 raise RefusedYamlError(f"line {line}: the alias *{event.anchor} is inside the part that it repeats.")
-            size = self._size_of_anchor.get(event.anchor, 0)
+            size = self._size_of_anchor.get(event.anchor or "", 0)
             self._num_values += size
             self._num_repeated += size
             if self._num_repeated > MAX_REPEATED_VALUES:
