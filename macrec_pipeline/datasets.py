@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from macrec_pipeline.config import PipelineConfig, Route, Section
 from macrec_pipeline.config.validation_messages import describe_validation_error
+from macrec_pipeline.config.yaml_text import load_yaml
 from macrec_pipeline.errors import ConfigError, UnknownDatasetError, did_you_mean
 from macrec_pipeline.presets import SettingsLayer, resolve_config
 
@@ -596,8 +597,10 @@ def load_dataset(name: str, folder: Path | None = None) -> DatasetSpec:
         )
     path = folder / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8"))
         spec = DatasetSpec.model_validate(content)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}. Save the file in UTF-8.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from macrec_pipeline.config import PipelineConfig
 from macrec_pipeline.config.reference import Setting, all_settings
 from macrec_pipeline.config.validation_messages import describe_validation_error
+from macrec_pipeline.config.yaml_text import RefusedYamlError, load_yaml
 from macrec_pipeline.errors import ConfigError, did_you_mean
 
 # What each preset changes in the published settings, section by section.
@@ -158,7 +159,9 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
                 "--set recommender.num_epochs=5."
             )
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
+        except RefusedYamlError as error:
+            raise ConfigError(f"The value of `{name}` is refused: {error}") from None
         except yaml.YAMLError:
             raise ConfigError(f"The value of `{name}` is not valid YAML: {text!r}.") from None
         nested: Any = value

@@ -202,7 +202,7 @@ RAW_ITEMS = table_schema(
         "image_path": Column(
             _STRING, "the item's image file, relative to the data folder; null if there is no such file", nullable=True
         ),
-        "image_url": Column(_STRING, "the image's address as the source gives it", nullable=True),
+        "image_url": Column(_STRING, "the image's address without passwords and signatures", nullable=True),
         "categories": Column(_STRINGS, "the item's categories; null if there are none", nullable=True),
         "source_file": _SOURCE_FILE,
         "source_row": _SOURCE_ROW,
@@ -425,7 +425,7 @@ FETCH_FAILURES = table_schema(
     "fetch_failures",
     {
         "item_id": _ITEM_ID,
-        "image_url": Column(_STRING, "the address that was tried"),
+        "image_url": Column(_STRING, "the address that was tried, without passwords and signatures"),
         "reason": Column(_STRING, "the kind of failure"),
         "detail": Column(_STRING, "what exactly went wrong"),
         "attempts": Column(_INT, "how many times the address was tried"),

@@ -19,6 +19,7 @@ from macrec_pipeline.cli.settings import settings
 from macrec_pipeline.cli.ui import ui
 from macrec_pipeline.errors import MacrecError, did_you_mean
 from macrec_pipeline.runtime.openmp import spin_briefly
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 from macrec_pipeline.runtime.text_sanitizing import one_line
 
 WRONG_USE, INTERRUPTED = 2, 130
@@ -105,5 +106,5 @@ def _usage_message(error: typer.TyperException) -> str:
 
 
 def _report(message: str, status: int) -> int:
-    print(f"macrec: {' '.join(one_line(message).split())}", file=sys.stderr)
+    print(f"macrec: {' '.join(one_line(without_secrets(message)).split())}", file=sys.stderr)
     return status

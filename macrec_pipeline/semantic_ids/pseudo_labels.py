@@ -1,6 +1,11 @@
 """Pseudo-labels: the k-means cluster of each item in one modality (MACRec section 3.1).
 
 They tell the contrastive terms of the quantizer which items count as similar.
+
+The two functions that use Euclidean distances in faiss, `k_means` and `nearest_centroids`, are here. faiss computes
+many distances at once as |q|^2 + |x|^2 - 2qx in float32. If all vectors share a large offset, as the hidden states of
+language models do, the terms cancel and the nearest vector changes. Both functions therefore subtract a mean first,
+which changes no distance.
 Shapes (docs/notation.md): D embedding width, N items.
 """
 
@@ -59,15 +64,27 @@ def k_means(vectors: np.ndarray, *, num_clusters: int, num_iterations: int, seed
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
     )
-    clustering.train(np.ascontiguousarray(vectors, dtype=np.float32))
-    return np.asarray(clustering.centroids)
+    centre = _mean(vectors)
+    clustering.train(_shifted(vectors, centre))
+    return np.asarray(clustering.centroids + centre)
 
 
 def nearest_centroids(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Return the nearest centroid of each row by Euclidean distance: int64 [N]."""
     import faiss
 
+    centre = _mean(centroids)
     index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(np.ascontiguousarray(centroids, dtype=np.float32))
-    _, labels = index.search(np.ascontiguousarray(vectors, dtype=np.float32), 1)
+    index.add(_shifted(centroids, centre))
+    _, labels = index.search(_shifted(vectors, centre), 1)
     return np.asarray(labels[:, 0], dtype=np.int64)
+
+
+def _mean(vectors: np.ndarray) -> np.ndarray:
+    """Return the mean row of [N, D], summed in float64: float32 [D]."""
+    return np.asarray(vectors.mean(axis=0, dtype=np.float64), dtype=np.float32)
+
+
+def _shifted(vectors: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Subtract `centre` [D] from each row, as faiss needs it: contiguous float32 [N, D]."""
+    return np.ascontiguousarray(vectors - centre, dtype=np.float32)

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from macrec_pipeline.errors import StoreUnavailableError, TrackingError
 from macrec_pipeline.home import restrict_access
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 from macrec_pipeline.tracking.relocation import update_locations
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ _ENVIRONMENT_DEFAULTS = {
 # HTTP status codes of permanent errors. All others can be transient: a restarting server, an expired token.
 _PERMANENT_ERRORS = (400, 404, 409)
 _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 _SQLITE, _QUOTED_SQLITE = "sqlite:///", "sqlite+pysqlite:///"
 _LOCK_SECONDS = 300.0
 _UI_PORT_FILE = "ui-port"
@@ -174,8 +174,8 @@ def tracking_uri(home: Path) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(mlflow_folder(home) / "mlflow.db")
     if is_server(uri) and uri != without_password(uri):
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI contains a user name or password for {without_password(uri)}. Remove them from the "
-            "URI and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+            f"MLFLOW_TRACKING_URI contains a user name, password or token for {without_password(uri)}. Remove them "
+            "from the URI and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return uri
 
@@ -194,8 +194,8 @@ def _database_file(uri: str) -> Path | None:
 
 
 def without_password(text: str) -> str:
-    """Remove user names and passwords from all URIs in a text, so that it can be shown in logs, metadata and links."""
-    return _USER_AND_PASSWORD.sub("", text)
+    """Remove user names, passwords and tokens from all URIs in a text, so that logs, metadata and links may show it."""
+    return without_secrets(text)
 
 
 def is_server(uri: str) -> bool:

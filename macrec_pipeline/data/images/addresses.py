@@ -48,7 +48,7 @@ def image_addresses(spec: DatasetSpec, data_dir: Path, *, everything: bool) -> p
     Raises:
         DataError: the files cannot be read, or no interaction remains after cleaning.
     """
-    raw_items = read_raw_items(spec, data_dir)
+    raw_items = read_raw_items(spec, data_dir, with_secrets=True)
     items = raw_items.filter(pl.col("item_id").is_not_null() & pl.col("problem").is_null())
     if not everything:
         remaining = clean(read_raw_interactions(spec, data_dir), raw_items, spec.config().cleaning).items

@@ -105,7 +105,9 @@ async def download(session: aiohttp.ClientSession, url: str, limits: FetchLimits
     except aiohttp.TooManyRedirects:
         raise FetchError("redirects", f"more than {_MAX_REDIRECTS} redirects") from None
     except (aiohttp.NonHttpUrlClientError, aiohttp.NonHttpUrlRedirectClientError) as error:
-        raise FetchError("not_http", f"only http and https are followed, got {str(error)[:200]}") from None
+        raise FetchError(
+            "not_http", f"only http and https are followed, got {one_line_error(error, max_length=200)}"
+        ) from None
     except aiohttp.ClientPayloadError as error:
         raise FetchError("broken_off", _summary(error), retry_after=0) from None
     # The URL parser raises LookupError for some brackets, as in http://[]@.

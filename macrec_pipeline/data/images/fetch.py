@@ -37,6 +37,7 @@ from macrec_pipeline.data.readers.image_files import (
 )
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
+from macrec_pipeline.runtime.secret_addresses import address_without_secrets, without_secrets
 from macrec_pipeline.schemas import FETCH_FAILURES
 
 # A decoded image takes many times the memory of its bytes, so only a few are decoded at the same time.
@@ -173,7 +174,8 @@ class _Fetch:
                     data = await download_with_retries(session, url, self.limits)
                     await asyncio.get_running_loop().run_in_executor(self.pool, self._store, item_id, data)
                 except FetchError as error:
-                    failures.append((item_id, url, error.reason, str(error), error.attempts))
+                    shown = address_without_secrets(url)
+                    failures.append((item_id, shown, error.reason, without_secrets(str(error)), error.attempts))
                 else:
                     report.fetched += 1
                     break

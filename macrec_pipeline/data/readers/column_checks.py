@@ -21,7 +21,7 @@ from macrec_pipeline.data.readers.column_parsing import (
 from macrec_pipeline.data.readers.text_files import SourceTable
 from macrec_pipeline.datasets import TimestampUnit
 from macrec_pipeline.errors import SchemaError
-from macrec_pipeline.runtime.text_sanitizing import one_line
+from macrec_pipeline.runtime.text_sanitizing import shown_cell
 
 _log = logging.getLogger(__name__)
 _NUM_EXAMPLES = 3
@@ -121,7 +121,7 @@ class ColumnReader:
         if len(counts.examples) < _NUM_EXAMPLES and is_unreadable.any():
             lines, cells = part.line_numbers.filter(is_unreadable), column.filter(is_unreadable)
             found_examples = zip(lines.head(_NUM_EXAMPLES), cells.head(_NUM_EXAMPLES), strict=True)
-            counts.examples.extend((line, one_line(str(cell))[:_MAX_CHARACTERS]) for line, cell in found_examples)
+            counts.examples.extend((line, shown_cell(cell, _MAX_CHARACTERS)) for line, cell in found_examples)
         return found
 
     def _of(self, ref: str | int, what: str, accepted: str) -> _Counts:

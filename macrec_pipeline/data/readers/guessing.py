@@ -20,7 +20,7 @@ from macrec_pipeline.data.readers.json_lines import JsonFields
 from macrec_pipeline.data.readers.several_files import format_of
 from macrec_pipeline.data.readers.text_files import line_blocks, read_delimited_parts, read_header
 from macrec_pipeline.errors import MissingFileError, SchemaError
-from macrec_pipeline.runtime.text_sanitizing import one_line
+from macrec_pipeline.runtime.text_sanitizing import one_line, shown_cell
 
 _ROWS = 1_000
 _BYTES = 1 << 20
@@ -207,7 +207,7 @@ def _find(table: SampledTable, role: str) -> str | None:
 
 def _examples(table: SampledTable, column: str) -> list[str]:
     values = table.rows[column].drop_nulls().head(_NUM_EXAMPLES).to_list()
-    return [one_line(str(value))[:_MAX_CHARACTERS] for value in values]
+    return [shown_cell(value, _MAX_CHARACTERS) for value in values]
 
 
 def _column_line(table: SampledTable, role: str, setting: str) -> str:

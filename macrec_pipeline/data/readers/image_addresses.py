@@ -5,6 +5,7 @@ import re
 import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import text_cells
+from macrec_pipeline.runtime.secret_addresses import address_without_secrets
 
 # Addresses may contain commas and spaces themselves, so a separator counts only in front of the next address.
 _BETWEEN_ADDRESSES = re.compile(r"[\s,;|]+(?=https?://)", re.IGNORECASE)
@@ -17,6 +18,16 @@ def address_cells(column: pl.Series) -> pl.Series:
             column.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars()).list.join(" ", ignore_nulls=True)
         )
     return text_cells(column)
+
+
+def without_secret_parts(cells: pl.Series) -> pl.Series:
+    """Return address cells as they may be stored: without passwords and signatures, one space between addresses."""
+    changed = {
+        cell: shown
+        for cell in cells.filter(cells.str.contains(r"[@?#;%]|s--")).unique().to_list()
+        if (shown := " ".join(map(address_without_secrets, separate_addresses(cell)))) != cell
+    }
+    return cells.replace(changed) if changed else cells
 
 
 def separate_addresses(cell: str) -> list[str]:

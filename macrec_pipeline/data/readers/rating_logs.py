@@ -12,6 +12,7 @@ from macrec_pipeline.data.readers.column_parsing import id_cells, number_cells, 
 from macrec_pipeline.data.readers.row_splitting import OVERFLOW
 from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, LineBlock, invalid_lines, line_blocks, split_cells
 from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 
 # polars splits at a single byte only. This one replaces a longer separator and does not occur in any log.
 _UNIT_SEPARATOR = "\x1f"
@@ -60,7 +61,7 @@ def _without_header(blocks: Iterator[LineBlock], file: str, header: str) -> Iter
     line, _, rest = first_block.data.partition(b"\n")
     first_line = line.decode("utf-8", errors="replace").strip()
     if first_line != header:
-        raise SchemaError(f"{file}: the first line is {first_line[:200]!r}, expected {header!r}.")
+        raise SchemaError(f"{file}: the first line is {without_secrets(first_line)[:200]!r}, expected {header!r}.")
     yield LineBlock(2, rest)
     yield from blocks
 

@@ -27,6 +27,7 @@ from macrec_pipeline.data.readers.row_splitting import OVERFLOW
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz, split_cells
 from macrec_pipeline.datasets import RecboleSource
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -154,8 +155,8 @@ def _fields(path: Path, file: str) -> list[str]:
         name, _, kind = cell.strip().rpartition(":")
         if not name or kind not in _TYPES:
             raise SchemaError(
-                f"{file}: the first line is {header[:200]!r}, expected the header of an atomic file of RecBole: names "
-                f"with types ({', '.join(_TYPES)}), separated by tabs, as in user_id:token."
+                f"{file}: the first line is {without_secrets(header)[:200]!r}, expected the header of an atomic file "
+                f"of RecBole: names with types ({', '.join(_TYPES)}), separated by tabs, as in user_id:token."
             )
         names.append(name)
     if len(set(names)) < len(names):

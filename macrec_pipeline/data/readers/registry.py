@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from macrec_pipeline.config.validation_messages import describe_validation_error
 from macrec_pipeline.data.readers.amazon import AmazonReader
 from macrec_pipeline.data.readers.demo import DemoReader
+from macrec_pipeline.data.readers.image_addresses import without_secret_parts
 from macrec_pipeline.data.readers.indexed import IndexedReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
@@ -82,9 +83,16 @@ def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
     return pl.concat([RAW_INTERACTIONS.empty(), *raw_interaction_parts(spec, data_dir)])
 
 
-def read_raw_items(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
-    """Read the catalogue, one row per source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`."""
-    return RAW_ITEMS.check(open_reader(spec, data_dir).items(), spec.name)
+def read_raw_items(spec: DatasetSpec, data_dir: Path, *, with_secrets: bool = False) -> pl.DataFrame:
+    """Read the catalogue, one row per source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`.
+
+    Args:
+        spec: the data set.
+        data_dir: the data folder.
+        with_secrets: whether image addresses keep passwords and signatures, which only fetching images needs.
+    """
+    items = RAW_ITEMS.check(open_reader(spec, data_dir).items(), spec.name)
+    return items if with_secrets else items.with_columns(without_secret_parts(items["image_url"]))
 
 
 def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:

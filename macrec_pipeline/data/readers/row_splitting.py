@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import polars as pl
 
 from macrec_pipeline.errors import SchemaError
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 
 OVERFLOW = "overflow"
 """The column that holds the first cell beyond the columns of the file."""
 
 _UNIT_SEPARATOR = b"\x1f"  # polars splits at a single byte only; this one stands for a longer separator
 _LONGEST_ROW = 64 << 20
+_LONGEST_SHOWN = 4096
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class RowSplitter:
         return self._escape_pattern.sub(lambda match: match[1] if match[1] in ordinary else match[0], cell)
 
     def _unsplittable(self, line: int, text: str, problem: str) -> SchemaError:
-        shown = repr(text.partition("\n")[0][:80])
+        shown = repr(without_secrets(text[:_LONGEST_SHOWN].partition("\n")[0])[:80])
         remedy = (
             "Set `escape: '\\'`, because this line has a quote after a backslash."
             if self._quoting.escape is None and "\\" + (self._quoting.quote or "") in text[:10_000]

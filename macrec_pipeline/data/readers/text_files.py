@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from macrec_pipeline.data.readers.row_splitting import DOUBLE_QUOTES, OVERFLOW, Quoting, Row, RowSplitter, read_lines
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
+from macrec_pipeline.runtime.secret_addresses import without_secrets
 from macrec_pipeline.runtime.text_sanitizing import one_line
 
 BLOCK_BYTES = 16 << 20
@@ -48,6 +49,7 @@ _REFUSED_FORMATS = (
 )
 """First bytes of a file that is not text, what it is, and what to do."""
 _MAX_SHOWN = 60
+_MAX_SEARCHED = 4096
 _HEADER_BYTES = 1 << 16
 _LONGEST_LINE = 64 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -237,7 +239,9 @@ class _Decoder:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
             line = self._line + error.object.count(b"\n", 0, error.start)
-            raise _not_text(self._file, line, self._encoding, _line_around(error.object, error.start)) from None
+            raise _not_text(
+                self._file, line, self._encoding, _line_around(error.object, error.start, self._encoding)
+            ) from None
         if "\0" in text:
             line = self._line + text.count("\n", 0, text.index("\0"))
             raise SchemaError(
@@ -250,10 +254,20 @@ class _Decoder:
         return text.encode()
 
 
-def _line_around(data: bytes, position: int) -> bytes:
-    """Return the part of a line around one of its bytes, short enough to show."""
-    start = max(data.rfind(b"\n", 0, position) + 1, position - _MAX_SHOWN)
-    return data[start:position] + data[position : position + _MAX_SHOWN].partition(b"\n")[0]
+def _line_around(data: bytes, position: int, encoding: str) -> bytes:
+    """Return the part of a line around one of its bytes, short enough to show and without secrets of addresses."""
+    start = max(data.rfind(b"\n", 0, position) + 1, position - _MAX_SEARCHED)
+    line = data[start:position] + data[position : position + _MAX_SEARCHED].partition(b"\n")[0]
+    position -= start
+    text = line.decode("utf-8", errors="surrogateescape")
+    if (shown := without_secrets(text)) != text:
+        line = shown.encode("utf-8", errors="surrogateescape")
+        try:
+            line.decode(encoding)
+        except UnicodeDecodeError as error:
+            position = error.start
+        position = min(position, len(line))
+    return line[max(0, position - _MAX_SHOWN) : position + _MAX_SHOWN]
 
 
 def _not_text(file: str, line: int, encoding: str, data: bytes) -> SchemaError:
