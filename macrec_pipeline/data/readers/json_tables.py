@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.readers.json_lines import Cells, JsonFields, json_line_tables
-from macrec_pipeline.data.readers.text_files import SourceTable, line_blocks
+from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, SourceTable, line_blocks
 from macrec_pipeline.errors import SchemaError
 
 _LINES_TO_CHECK = 1_000
@@ -41,7 +41,12 @@ class JsonTable(SourceTable):
 
 
 def json_table_parts(
-    path: Path, file: str, columns: Sequence[str | int], lists: Mapping[str | int, str | None]
+    path: Path,
+    file: str,
+    columns: Sequence[str | int],
+    lists: Mapping[str | int, str | None],
+    *,
+    block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[JsonTable]:
     """Read a file block by block.
 
@@ -50,6 +55,7 @@ def json_table_parts(
         file: its path below the data folder.
         columns: fields that hold one value; a list or an object is a problem of the row.
         lists: fields that may hold a list, with the text at which a single text is split; None: it is not split.
+        block_bytes: number of unpacked bytes to read at once.
 
     Raises:
         DataError: the file cannot be read to its end.
@@ -59,7 +65,7 @@ def json_table_parts(
     separators = {_field_name(column, file): separator for column, separator in lists.items()}
     schema: dict[str, Any] = dict.fromkeys(scalars, pl.String) | dict.fromkeys(separators, pl.List(pl.String))
     parse = partial(_cells, scalars=scalars, separators=separators)
-    for table in json_line_tables(path, file, parse, schema):
+    for table in json_line_tables(path, file, parse, schema, block_bytes=block_bytes):
         yield JsonTable(
             file, None, len(schema), table.select(*schema), table["source_row"], row_problems=table["problem"]
         )
