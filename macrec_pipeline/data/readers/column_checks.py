@@ -27,6 +27,7 @@ from macrec_pipeline.runtime.text_sanitizing import one_line
 _log = logging.getLogger(__name__)
 _NUM_EXAMPLES = 3
 _MAX_CHARACTERS = 40
+_QUOTED = r"""^\s*(?:'.*'|".*")\s*$"""
 _ACCEPTED_TIMES = {
     "iso": "Accepted are texts such as 2018-01-31, 2018-01-31 10:00:00 UTC and 2018-01-31T10:00:00+02:00. For others, "
     "set `timestamp_format`, such as %Y%m%d or %d.%m.%Y %H:%M; for numbers, set `timestamp_unit` to s, ms or us.",
@@ -45,6 +46,7 @@ class _Counts:
     num_filled: int = 0
     num_unreadable: int = 0
     num_null_words: int = 0
+    num_quoted: int = 0
     examples: list[str] = field(default_factory=list)
     drops_zero_fraction: dict[str, bool] = field(default_factory=dict)
     has_inexact_ids: bool = False
@@ -127,6 +129,8 @@ class ColumnReader:
         counts.num_filled += int(is_filled.sum())
         is_unreadable = is_filled & found.is_null()
         counts.num_unreadable += int(is_unreadable.sum())
+        if column.dtype == pl.String and is_unreadable.any():
+            counts.num_quoted += int(column.filter(is_unreadable).str.contains(_QUOTED).sum())
         if len(counts.examples) < _NUM_EXAMPLES and is_unreadable.any():
             lines, cells = part.line_numbers.filter(is_unreadable), column.filter(is_unreadable)
             place = "" if part.file == self.file else f" of {part.file}"
@@ -144,7 +148,11 @@ class ColumnReader:
 
     def _unreadable(self, ref: str | int, counts: _Counts) -> str:
         examples = ", ".join(counts.examples[:_NUM_EXAMPLES])
+        if counts.num_unreadable == counts.num_quoted:
+            accepted = f"The cells are in quotes: set `quote` to their sign. {counts.accepted}"
+        else:
+            accepted = counts.accepted
         return (
             f"{self.file}, column {ref!r}: {counts.num_unreadable:,} of {counts.num_filled:,} filled cells cannot be "
-            f"read as a {counts.what}: {examples}. {counts.accepted}"
+            f"read as a {counts.what}: {examples}. {accepted}"
         )

@@ -50,7 +50,7 @@ def has_inexact_ids(column: pl.Series) -> bool:
     """
     if column.dtype.is_float():
         largest = column.filter(column.is_finite()).abs().max()
-        return isinstance(largest, float) and largest > (2**24 if column.dtype == pl.Float32 else 2**53)
+        return isinstance(largest, float) and largest >= (2**24 if column.dtype == pl.Float32 else 2**53)
     return column.dtype == pl.String and bool(column.str.contains(_SCIENTIFIC).any())
 
 

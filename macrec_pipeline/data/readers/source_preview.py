@@ -68,10 +68,12 @@ def preview_source(spec: DatasetSpec, data_dir: Path, *, num_rows: int = NUM_ROW
     tried = reader.images_tried(items)
     max_share = spec.config().cleaning.max_quarantined_share
     problems, notes = [], list(sample.notes)
-    for name, rows, needed in (
-        ("log", interactions, ("user_id", "item_id", "timestamp")),
-        ("catalogue", items, ("item_id",)),
+    for name, files, rows, needed in (
+        ("log", sample.interactions, interactions, ("user_id", "item_id", "timestamp")),
+        ("catalogue", sample.items, items, ("item_id",)),
     ):
+        if rows.is_empty() and files:
+            problems.append(f"The {name} has no rows.")
         unusable = _unusable_rows(rows, needed)
         if unusable is None:
             continue

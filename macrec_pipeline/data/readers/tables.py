@@ -28,6 +28,7 @@ from macrec_pipeline.data.readers.image_files import (
     tried_images,
 )
 from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
+from macrec_pipeline.data.readers.list_literals import joined_lists
 from macrec_pipeline.data.readers.parquet_columns import (
     Meaning,
     as_plain_cells,
@@ -310,7 +311,10 @@ def _column_problems_of_file(mapping: TableFile, columns: list[str | int], data_
     try:
         if _format(mapping) == "jsonl":
             return missing_fields(
-                path, mapping.file, [each for each in columns if each not in partition_columns(mapping.file)]
+                path,
+                mapping.file,
+                [each for each in columns if each not in partition_columns(mapping.file)],
+                encoding=mapping.encoding,
             )
         names, num_columns = _header(path, mapping)
     except DataError as error:
@@ -385,7 +389,12 @@ def _parts(
             partitions = partition_columns(each.file)
             fields = [column for column in columns if column not in partitions]
             parts: Iterator[SourceTable] = json_table_parts(
-                data_dir / each.file, each.file, fields, _lists(each, fields), block_bytes=block_bytes
+                data_dir / each.file,
+                each.file,
+                fields,
+                _lists(each, fields),
+                block_bytes=block_bytes,
+                encoding=each.encoding,
             )
         else:
             partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
@@ -400,8 +409,7 @@ def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> So
     if isinstance(part, JsonTable):
         values = [pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()]
         return replace(part, cells=part.cells.with_columns(values))
-    if part.column_names is None:
-        return part
+    names = part.column_names or tuple(map(str, range(part.num_columns)))
     positions = range(part.num_columns, part.num_columns + len(partitions))
     values = [
         pl.lit(value, dtype=pl.String).alias(str(position))
@@ -409,7 +417,7 @@ def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> So
     ]
     return replace(
         part,
-        column_names=(*part.column_names, *partitions),
+        column_names=(*names, *partitions),
         num_columns=part.num_columns + len(partitions),
         cells=part.cells.with_columns(values),
     )
@@ -510,13 +518,17 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: Colu
             "title": titles,
             "text": compose_texts(titles, _text_parts(part, mapping, columns)),
             "image_path": _image_paths(part, item_ids, mapping, data_dir, columns),
-            "image_url": nulls if mapping.image_url is None else address_cells(columns.cells(part, mapping.image_url)),
+            "image_url": nulls if mapping.image_url is None else _addresses(part, mapping.image_url, columns),
             "categories": _categories(part, mapping, columns),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
             "problem": part.problems(),
         }
     )
+
+
+def _addresses(part: SourceTable, column: str | int, columns: ColumnReader) -> pl.Series:
+    return address_cells(joined_lists(columns.cells(part, column), " "))
 
 
 def _image_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
@@ -557,7 +569,7 @@ def _text_parts(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(plain_text_cells(columns.cells(table, part)))
+        else text_cells(plain_text_cells(joined_lists(columns.cells(table, part), ", ")))
         for part in mapping.texts
     ]
 
@@ -567,9 +579,9 @@ def _categories(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     if categories is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
     if not isinstance(categories, FlagColumns):
-        return category_cells(
-            plain_text_cells(columns.cells(table, categories)), separator=mapping.categories_separator
-        )
+        separator = mapping.categories_separator
+        cells = joined_lists(columns.cells(table, categories), separator)
+        return category_cells(plain_text_cells(cells), separator=separator)
     names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in categories.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 
