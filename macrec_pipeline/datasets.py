@@ -287,6 +287,26 @@ class RecboleSource(Section):
     image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: there are no images.")
 
 
+class MindSource(Section):
+    """The Microsoft News data set (MIND): behaviors.tsv and news.tsv. Any file may end in .gz."""
+
+    reader: Literal["mind"] = Field(description="Name of the reader.")
+    folder: DataPath | tuple[DataPath, ...] = Field(
+        description="Folder of the files, relative to the data folder; or several, which are read as one log."
+    )
+    history: bool = Field(
+        True,
+        description="Whether the news that a user had clicked before the first line are interactions too. They have no "
+        "times, so they are placed one minute apart before that line.",
+    )
+    image: ImageTemplate | None = Field(None, description=f"{_IMAGE} null: there are no images.")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders, in the order in which they are read."""
+        return (self.folder,) if isinstance(self.folder, str) else self.folder
+
+
 class IndexedSource(Section):
     """LC-Rec and MQL4GRec files: integer ids, precomputed embeddings and semantic IDs. Any file may end in .gz."""
 
@@ -384,11 +404,22 @@ BuiltInSource = (
     | IndexedSource
     | SequencesSource
     | RecboleSource
+    | MindSource
     | Amazon2018Source
     | Amazon2023Source
     | MovielensSource
 )
-BUILT_IN_READER_NAMES = ("tables", "demo", "indexed", "sequences", "recbole", "amazon2018", "amazon2023", "movielens")
+BUILT_IN_READER_NAMES = (
+    "tables",
+    "demo",
+    "indexed",
+    "sequences",
+    "recbole",
+    "mind",
+    "amazon2018",
+    "amazon2023",
+    "movielens",
+)
 
 
 def _separate_options(source: Any) -> Any:

@@ -51,30 +51,40 @@ def validate_datasets(
     ] = None,
     data: DataOption = DEFAULT_DATA,
 ) -> int:
-    """Check that data sets are ready to run: their YAML files, and the files and columns that these name.
+    """Check that data sets are ready to run, and show how the first rows of each of their files are understood.
 
-    The exit status is 2 if one is not ready.
+    Without names, all data sets are checked, and only what is unusual is shown. The exit status is 2 if one is not
+    ready.
     """
-    from macrec_pipeline.data.readers.registry import source_notes, source_notices, validate_source
+    from macrec_pipeline.cli.source_page import source_page, source_warnings
+    from macrec_pipeline.data.readers.registry import validate_source
+    from macrec_pipeline.data.readers.source_preview import SourcePreview, preview_source
 
     out = console()
     num_broken = 0
     for name in names or dataset_names():
-        notices: list[str] = []
+        preview: SourcePreview | None = None
         try:
             spec = load_dataset(name)
             problems = validate_source(spec, data.resolve())
             if not problems:
-                notices = source_notices(spec, data.resolve())
-                notices += [f"In the first rows of {note}" for note in source_notes(spec, data.resolve())]
+                preview = preview_source(spec, data.resolve())
+                problems = list(preview.problems)
         except (ConfigError, DataError) as error:
             problems = [str(error)]
         num_broken += bool(problems)
         out.print(f"{name}: {'not ready' if problems else 'ready'}", highlight=False)
         for problem in problems:
             out.print(f"  - {escape(problem)}", highlight=False)
-        for notice in notices:
-            out.print(f"  {escape(notice)}", highlight=False)
+        if preview is None:
+            continue
+        if not names:
+            for warning in source_warnings(preview, data.resolve()):
+                out.print(f"  - {escape(warning)}", highlight=False)
+        elif preview.interactions.height + preview.items.height:
+            out.print(source_page(preview, data.resolve()), highlight=False)
+    if not names:
+        out.print("`macrec datasets validate NAME` shows how the first rows of a data set are understood.")
     return 2 if num_broken else 0
 
 

@@ -272,7 +272,7 @@ def test_the_block_size_does_not_change_the_table(tmp_path: Path, monkeypatch: p
     for module in (rating_logs, json_lines):
         original = module.line_blocks
         monkeypatch.setattr(
-            module, "line_blocks", lambda path, file, *, block_bytes, read=original: read(path, file, block_bytes=100)
+            module, "line_blocks", lambda path, file, read=original, **_: read(path, file, block_bytes=100)
         )
     for source, table in zip((_SOURCE_2018, _SOURCE_2023), whole, strict=True):
         assert table["source_row"].to_list() == list(range(1, 100))

@@ -151,6 +151,23 @@ def _movielens(data: Path) -> list[tuple[str, str, int]]:
     return [("7", "1", 1_704_103_200_000), ("8", "2", 1_704_103_260_000)]
 
 
+def _mind(data: Path) -> list[tuple[str, str, int]]:
+    lines = {
+        "train": "1\tU7\t11/11/2019 9:05:58 AM\tN1 N2\tN3-0 N4-1 N1-1\n2\tU8\t11/12/2019 12:00:00 PM\t\tN2-1\n",
+        "dev": "3\tU7\t11/15/2019 12:00:00 AM\tN1 N2\tN3-1 N4-0\n",
+    }
+    news = {
+        "train": 'N1\tnews\tnewsus\tA "quoted" title\tAbout\thttps://x\t[]\t[]\nN2\tsports\tgolf\tGolf\t\thttps://x\t[]\t[]\n',
+        "dev": "N3\tnews\tnewsus\tThird\t\thttps://x\t[]\t[]\nN4\tnews\tnewsus\tFourth\t\thttps://x\t[]\t[]\n",
+    }
+    for name in ("train", "dev"):
+        folder = f"MINDsmall_{name}"
+        _write(data, **{f"{folder}/behaviors.tsv": lines[name], f"{folder}/news.tsv": news[name]})
+    first, noon, last = 1_573_463_158_000, 1_573_560_000_000, 1_573_776_000_000
+    history = [("U7", "N1", first - 120_000), ("U7", "N2", first - 60_000)]
+    return [*history, ("U7", "N4", first), ("U7", "N1", first), ("U8", "N2", noon), ("U7", "N3", last)]
+
+
 EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "beauty": _beauty,
     "beauty-letter": _letter,
@@ -164,6 +181,7 @@ EXPORTS: dict[str, Callable[[Path], list[tuple[str, str, int]]]] = {
     "amazon2023-parquet": _amazon_parquet,
     "movielens-latest": _movielens,
     "ga4": _ga4,
+    "mind": _mind,
 }
 
 

@@ -118,7 +118,7 @@ def test_gzip_byte_order_mark_and_other_encodings(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     """A file with only a header has no rows and is accepted."""
-    with pytest.raises(SchemaError, match=r"log\.csv: the first row is empty"):
+    with pytest.raises(SchemaError, match=r"log\.csv: the file is empty"):
         _read(tmp_path, "")
     assert _read(tmp_path, "a,b\n").line_numbers.to_list() == []
 

@@ -21,12 +21,13 @@ from macrec_pipeline.data.readers.html_text import plain_text
 from macrec_pipeline.data.readers.image_files import existing_images
 from macrec_pipeline.data.readers.json_lines import Cells, JsonFields, json_line_tables
 from macrec_pipeline.data.readers.rating_logs import rating_parts
-from macrec_pipeline.data.readers.reader import Reader
-from macrec_pipeline.data.readers.text_files import require_file_or_gz
+from macrec_pipeline.data.readers.reader import Reader, SourceSample
+from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, require_file_or_gz
 from macrec_pipeline.datasets import Amazon2018Source, Amazon2023Source
 from macrec_pipeline.errors import MissingFileError
 from macrec_pipeline.schemas import RAW_ITEMS
 
+_SAMPLE_BYTES = 4 << 20  # of the metadata, read by `macrec datasets validate`
 _REVIEW_SCHEMA = {"user_id": pl.String, "item_id": pl.String, "rating": pl.Float64, "timestamp": pl.Int64}
 _CATEGORY_FIELDS = {"amazon2018": ("category",), "amazon2023": ("main_category", "categories")}
 # Fields that mean little without their name; the other fields need no label.
@@ -62,6 +63,25 @@ class AmazonReader(Reader):
             MissingFileError: neither the file nor its `.gz` exists.
             DataError: the file cannot be read to its end.
         """
+        return pl.concat([RAW_ITEMS.empty(), *self._item_parts()])
+
+    def sample(self, num_rows: int) -> SourceSample:
+        """Return the first rows of both files."""
+        log, items = next(iter(self.interaction_parts()), None), next(self._item_parts(_SAMPLE_BYTES), None)
+        return SourceSample(
+            () if log is None else (log.head(num_rows),), () if items is None else (items.head(num_rows),)
+        )
+
+    def item_id_parts(self) -> Iterator[pl.Series]:
+        """Yield the ids of the metadata, part by part."""
+        path, file = self._find(self._metadata_file())
+        id_field = _ITEM_FIELDS[self.source.reader][0]
+        for table in json_line_tables(
+            path, file, lambda fields: (fields.identifier(id_field),), {"item_id": pl.String}
+        ):
+            yield id_cells(table["item_id"])
+
+    def _item_parts(self, block_bytes: int = BLOCK_BYTES) -> Iterator[pl.DataFrame]:
         source = self.source
         path, file = self._find(self._metadata_file())
         text_fields: list[str] = list(source.texts)
@@ -75,20 +95,17 @@ class AmazonReader(Reader):
             text_fields=text_fields,
             category_fields=_CATEGORY_FIELDS[source.reader],
         )
-        tables = []
-        for table in json_line_tables(path, file, parse, schema):
+        for table in json_line_tables(path, file, parse, schema, block_bytes=block_bytes):
             item_ids, title = id_cells(table["item_id"]), text_cells(table["title"])
             parts = [_labelled(name, text_cells(table[name])) for name in text_fields]
-            tables.append(
-                table.with_columns(
-                    item_ids.alias("item_id"),
-                    title.alias("title"),
-                    compose_texts(title, parts).alias("text"),
-                    category_cells(table["found_categories"]).alias("categories"),
-                    existing_images(item_ids, source.image_template, self.data_dir),
-                ).select(*RAW_ITEMS.columns)
+            columns = table.with_columns(
+                item_ids.alias("item_id"),
+                title.alias("title"),
+                compose_texts(title, parts).alias("text"),
+                category_cells(table["found_categories"]).alias("categories"),
+                existing_images(item_ids, source.image_template, self.data_dir),
             )
-        return RAW_ITEMS.check(pl.concat([RAW_ITEMS.empty(), *tables]), file)
+            yield RAW_ITEMS.check(columns.select(*RAW_ITEMS.columns), file)
 
     def problems(self) -> list[str]:
         """Return the missing files. Missing images are not a problem, because they can be fetched."""

@@ -1,6 +1,6 @@
 """Read the cells of one table column by column, and count what could not be read.
 
-`ColumnReader` is made once per file. It turns the cells of each part into ids, texts, numbers or times, and counts per
+`ColumnReader` is made once per table. It turns the cells of each part into ids, texts, numbers or times, and counts per
 column how many cells are filled, unreadable, or a word for a missing value. A filled column of which no cell can be
 read stops the run; a partly unreadable one is reported.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import (
+    has_inexact_ids,
     has_whole_decimal_ids,
     id_cells,
     number_cells,
@@ -26,6 +27,7 @@ from macrec_pipeline.runtime.text_sanitizing import shown_cell
 _log = logging.getLogger(__name__)
 _NUM_EXAMPLES = 3
 _MAX_CHARACTERS = 40
+_QUOTED = r"""^\s*(?:'.*'|".*")\s*$"""
 _ACCEPTED_TIMES = {
     "iso": "Accepted are texts such as 2018-01-31, 2018-01-31 10:00:00 UTC and 2018-01-31T10:00:00+02:00. For others, "
     "set `timestamp_format`, such as %Y%m%d or %d.%m.%Y %H:%M; for numbers, set `timestamp_unit` to s, ms or us.",
@@ -44,13 +46,15 @@ class _Counts:
     num_filled: int = 0
     num_unreadable: int = 0
     num_null_words: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
-    drops_zero_fraction: bool | None = None
+    num_quoted: int = 0
+    examples: list[str] = field(default_factory=list)
+    drops_zero_fraction: dict[str, bool] = field(default_factory=dict)
+    has_inexact_ids: bool = False
 
 
 @dataclass
 class ColumnReader:
-    """Reads the columns of one file and counts its cells. `check` must be called after the last part."""
+    """Reads the columns of one table and counts its cells. `check` must be called after the last part."""
 
     file: str
     null_words: Sequence[str]
@@ -64,12 +68,13 @@ class ColumnReader:
         return found
 
     def ids(self, part: SourceTable, ref: str | int) -> pl.Series:
-        """Return ids. If all ids of the first part are like `18.0`, all ids of the column lose the fraction."""
+        """Return ids. If all ids of a file's first part are like `18.0`, all ids of that file lose the fraction."""
         column = self.cells(part, ref)
         counts = self._of(ref, "text", "")
-        if counts.drops_zero_fraction is None and column.null_count() < len(column):
-            counts.drops_zero_fraction = has_whole_decimal_ids(column)
-        return id_cells(column, drop_zero_fraction=bool(counts.drops_zero_fraction))
+        if part.file not in counts.drops_zero_fraction and column.null_count() < len(column):
+            counts.drops_zero_fraction[part.file] = has_whole_decimal_ids(column)
+        counts.has_inexact_ids |= has_inexact_ids(column)
+        return id_cells(column, drop_zero_fraction=counts.drops_zero_fraction.get(part.file, False))
 
     def numbers(self, part: SourceTable, ref: str | int, *, decimal: str) -> pl.Series:
         """Return numbers; unreadable cells are null and counted."""
@@ -104,8 +109,14 @@ class ColumnReader:
                 notes.append(self._unreadable(ref, counts))
             if counts.num_null_words:
                 notes.append(f"{self.file}, column {ref!r}: {counts.num_null_words:,} cells are `null_words`: missing.")
-            if counts.drops_zero_fraction:
+            if any(counts.drops_zero_fraction.values()):
                 notes.append(f"{self.file}, column {ref!r}: ids such as 18.0 are read as 18.")
+            if counts.has_inexact_ids:
+                notes.append(
+                    f"{self.file}, column {ref!r}: some ids are fractional numbers too large to be exact (2^53 and "
+                    "more; 2^24 for 32 bits), so different ids may have become one. Export the ids as whole numbers "
+                    "or as text."
+                )
         return notes
 
     def _counted(
@@ -118,10 +129,15 @@ class ColumnReader:
         counts.num_filled += int(is_filled.sum())
         is_unreadable = is_filled & found.is_null()
         counts.num_unreadable += int(is_unreadable.sum())
+        if column.dtype == pl.String and is_unreadable.any():
+            counts.num_quoted += int(column.filter(is_unreadable).str.contains(_QUOTED).sum())
         if len(counts.examples) < _NUM_EXAMPLES and is_unreadable.any():
             lines, cells = part.line_numbers.filter(is_unreadable), column.filter(is_unreadable)
-            found_examples = zip(lines.head(_NUM_EXAMPLES), cells.head(_NUM_EXAMPLES), strict=True)
-            counts.examples.extend((line, shown_cell(cell, _MAX_CHARACTERS)) for line, cell in found_examples)
+            place = "" if part.file == self.file else f" of {part.file}"
+            counts.examples.extend(
+                f"{shown_cell(cell, _MAX_CHARACTERS)!r} in row {line}{place}"
+                for line, cell in zip(lines.head(_NUM_EXAMPLES), cells.head(_NUM_EXAMPLES), strict=True)
+            )
         return found
 
     def _of(self, ref: str | int, what: str, accepted: str) -> _Counts:
@@ -131,8 +147,12 @@ class ColumnReader:
         return counts
 
     def _unreadable(self, ref: str | int, counts: _Counts) -> str:
-        examples = ", ".join(f"{cell!r} in row {line}" for line, cell in counts.examples[:_NUM_EXAMPLES])
+        examples = ", ".join(counts.examples[:_NUM_EXAMPLES])
+        if counts.num_unreadable == counts.num_quoted:
+            accepted = f"The cells are in quotes: set `quote` to their sign. {counts.accepted}"
+        else:
+            accepted = counts.accepted
         return (
             f"{self.file}, column {ref!r}: {counts.num_unreadable:,} of {counts.num_filled:,} filled cells cannot be "
-            f"read as a {counts.what}: {examples}. {counts.accepted}"
+            f"read as a {counts.what}: {examples}. {accepted}"
         )

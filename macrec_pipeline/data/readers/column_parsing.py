@@ -26,6 +26,7 @@ _ISO = (
     r"\s*(?<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$"
 )
 
+_SCIENTIFIC = r"^\s*-?\d(?:\.\d+)?[eE]\+\d+\s*$"
 _WHOLE_DECIMAL = r"^-?\d+\.0+$"
 _COMMA_NUMBER = r"^[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d*)?(?:[eE][+-]?\d+)?$"
 
@@ -40,6 +41,17 @@ def has_whole_decimal_ids(column: pl.Series) -> bool:
     filled = column.drop_nulls().str.strip_chars()
     filled = filled.filter(filled != "")
     return len(filled) > 0 and bool(filled.str.contains(_WHOLE_DECIMAL).all())
+
+
+def has_inexact_ids(column: pl.Series) -> bool:
+    """Return whether ids are floats beyond the whole numbers that are exact, so that several ids can share one value.
+
+    Texts such as `1.2345678901234568e+18`, as pandas writes large floats, are such ids too.
+    """
+    if column.dtype.is_float():
+        largest = column.filter(column.is_finite()).abs().max()
+        return isinstance(largest, float) and largest >= (2**24 if column.dtype == pl.Float32 else 2**53)
+    return column.dtype == pl.String and bool(column.str.contains(_SCIENTIFIC).any())
 
 
 def id_cells(column: pl.Series, *, drop_zero_fraction: bool = False) -> pl.Series:

@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.demo.ensure import demo_tables, ensure_demo
-from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.reader import Reader, SourceSample
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import DemoSource
+from macrec_pipeline.errors import MissingFileError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,25 @@ class DemoReader(Reader):
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raise `MissingFileError` if the shop is not generated yet."""
         return self._tables().source_files()
+
+    def sample(self, num_rows: int) -> SourceSample:
+        """Return the first rows of the shop; no rows if it is not generated yet."""
+        return self._tables().sample(num_rows) if self._is_there() else SourceSample((), ())
+
+    def item_id_parts(self) -> Iterator[pl.Series]:
+        """Yield the ids of the catalogue."""
+        return self._tables().item_id_parts()
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for."""
+        return self._tables().images_tried(items)
+
+    def _is_there(self) -> bool:
+        try:
+            self.source_files()
+        except MissingFileError:
+            return False
+        return True
 
     def _tables(self) -> TablesReader:
         return TablesReader(demo_tables(self.source), self.data_dir)

@@ -11,6 +11,9 @@ from macrec_pipeline.runtime.secret_addresses import address_without_secrets
 _BETWEEN_ADDRESSES = re.compile(r"[\s,;|]+(?=https?://)", re.IGNORECASE)
 
 
+_ARRAY = re.compile(r"""\{\s*"?(https?://.*?)"?\s*\}""", re.IGNORECASE | re.DOTALL)  # as PostgreSQL writes a list
+
+
 def address_cells(column: pl.Series) -> pl.Series:
     """Return the addresses of each item as one text; those of a list are separated by spaces. null where none is."""
     if isinstance(column.dtype, pl.List):
@@ -32,5 +35,7 @@ def without_secret_parts(cells: pl.Series) -> pl.Series:
 
 def separate_addresses(cell: str) -> list[str]:
     """Return the addresses of one cell, such as `https://a/1.jpg, https://a/2.jpg`, without repetitions."""
+    array = _ARRAY.fullmatch(cell.strip())
+    cell = cell if array is None else array[1].replace('"', "")
     addresses = [address.strip(" \t,;|") for address in _BETWEEN_ADDRESSES.split(cell)]
     return list(dict.fromkeys(address for address in addresses if address)) or [cell]

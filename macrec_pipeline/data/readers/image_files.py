@@ -7,6 +7,7 @@ images get their file names from `image_file_name`, which is defined for every i
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
@@ -79,6 +80,22 @@ def existing_image_files(names: pl.Series, folder: str, data_dir: Path) -> pl.Se
     real = os.path.realpath(data_dir / folder)
     paths = [None if not name else _existing_file(f"{folder}/{name}", data_dir, real) for name in names.to_list()]
     return pl.Series("image_path", paths, dtype=pl.String)
+
+
+def tried_images(items: pl.DataFrame, templates: Sequence[str], *, num_items: int = 2) -> list[str]:
+    """Return where the images of the first items without one were looked for, relative to the data folder.
+
+    Args:
+        items: `RAW_ITEMS`.
+        templates: relative paths that contain `{item_id}`, the preferred place first.
+        num_items: the number of items.
+    """
+    missing = items.filter(pl.col("image_path").is_null() & pl.col("item_id").is_not_null())["item_id"]
+    return [
+        fill_template(template, item_id)
+        for item_id in missing.unique(maintain_order=True)[:num_items]
+        for template in templates
+    ]
 
 
 def _image_path(item_id: str | None, template: str, data_dir: Path, folder: str) -> str | None:

@@ -159,6 +159,7 @@ def json_line_tables(
     schema: dict[str, Any],
     *,
     block_bytes: int = BLOCK_BYTES,
+    encoding: str | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Read a file as one table per block.
 
@@ -168,6 +169,7 @@ def json_line_tables(
         parse: returns the cells of one object, in the order of `schema`.
         schema: name -> polars dtype of the cells that `parse` returns.
         block_bytes: number of unpacked bytes to read at once.
+        encoding: the encoding of the file; None for UTF-8, in which a line that is no text is a row with a problem.
 
     Yields:
         The columns of `schema`, then source_file, source_row (the line, from 1) and problem.
@@ -177,7 +179,7 @@ def json_line_tables(
     """
     full_schema = {**schema, "source_row": pl.Int64, "problem": pl.String}
     empty_cells = (None,) * len(schema)
-    for block in line_blocks(path, file, block_bytes=block_bytes):
+    for block in line_blocks(path, file, block_bytes=block_bytes, encoding=encoding):
         table = pl.DataFrame(list(_rows(block, parse, empty_cells)), schema=full_schema, orient="row")
         yield table.select(*schema, pl.lit(file).alias("source_file"), "source_row", "problem")
 

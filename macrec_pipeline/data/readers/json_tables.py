@@ -4,6 +4,7 @@ A column is the name of a field, or a path with dots to a nested field: `item.id
 element of a list. A field whose own name contains the dots takes precedence.
 """
 
+import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,10 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.readers.json_lines import Cells, JsonFields, json_line_tables
-from macrec_pipeline.data.readers.text_files import SourceTable, line_blocks
+from macrec_pipeline.data.readers.text_files import BLOCK_BYTES, SourceTable, line_blocks
 from macrec_pipeline.errors import SchemaError
 
+_UTF_8 = "utf-8"
 _LINES_TO_CHECK = 1_000
 _BYTES_TO_CHECK = 1 << 20
 
@@ -41,7 +43,13 @@ class JsonTable(SourceTable):
 
 
 def json_table_parts(
-    path: Path, file: str, columns: Sequence[str | int], lists: Mapping[str | int, str | None]
+    path: Path,
+    file: str,
+    columns: Sequence[str | int],
+    lists: Mapping[str | int, str | None],
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    encoding: str = _UTF_8,
 ) -> Iterator[JsonTable]:
     """Read a file block by block.
 
@@ -50,6 +58,8 @@ def json_table_parts(
         file: its path below the data folder.
         columns: fields that hold one value; a list or an object is a problem of the row.
         lists: fields that may hold a list, with the text at which a single text is split; None: it is not split.
+        block_bytes: number of unpacked bytes to read at once.
+        encoding: the encoding of the file.
 
     Raises:
         DataError: the file cannot be read to its end.
@@ -59,13 +69,15 @@ def json_table_parts(
     separators = {_field_name(column, file): separator for column, separator in lists.items()}
     schema: dict[str, Any] = dict.fromkeys(scalars, pl.String) | dict.fromkeys(separators, pl.List(pl.String))
     parse = partial(_cells, scalars=scalars, separators=separators)
-    for table in json_line_tables(path, file, parse, schema):
+    for table in json_line_tables(
+        path, file, parse, schema, block_bytes=block_bytes, encoding=_other_encoding(encoding)
+    ):
         yield JsonTable(
             file, None, len(schema), table.select(*schema), table["source_row"], row_problems=table["problem"]
         )
 
 
-def missing_fields(path: Path, file: str, columns: Sequence[str | int]) -> list[str]:
+def missing_fields(path: Path, file: str, columns: Sequence[str | int], *, encoding: str = _UTF_8) -> list[str]:
     """Return one sentence per mapped field that no line at the beginning of the file has.
 
     Raises:
@@ -75,7 +87,9 @@ def missing_fields(path: Path, file: str, columns: Sequence[str | int]) -> list[
     names = [_field_name(column, file) for column in dict.fromkeys(columns)]
     found: set[str] = set()
     fields: dict[str, None] = {}
-    for block in islice(line_blocks(path, file, block_bytes=_BYTES_TO_CHECK), 1):
+    start = b""
+    for block in islice(line_blocks(path, file, block_bytes=_BYTES_TO_CHECK, encoding=_other_encoding(encoding)), 1):
+        start = block.data[:16].lstrip()
         for _, line in islice(block.lines(), _LINES_TO_CHECK):
             record = JsonFields.parse(line)
             if record is not None:
@@ -84,7 +98,7 @@ def missing_fields(path: Path, file: str, columns: Sequence[str | int]) -> list[
     if not fields:
         raise SchemaError(
             f"{file}: none of the first {_LINES_TO_CHECK:,} lines holds a JSON object. The format jsonl expects one "
-            "object per line."
+            f"object per line.{_remedy(start)}"
         )
     return [
         f"{file}: none of the first {_LINES_TO_CHECK:,} lines has the field {name!r}. The fields are: "
@@ -92,6 +106,21 @@ def missing_fields(path: Path, file: str, columns: Sequence[str | int]) -> list[
         for name in names
         if name not in found
     ]
+
+
+def _other_encoding(encoding: str) -> str | None:
+    return None if encoding == _UTF_8 else encoding
+
+
+def _remedy(start: bytes) -> str:
+    """Return what to do with a file that begins with these bytes and has no JSON object in a line."""
+    if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return " The file is probably UTF-16. Set `encoding: utf-16`."
+    if start.startswith(b"["):
+        return " The file is one JSON list: write one object per line, for example by `jq -c '.[]'`."
+    if start.startswith(b"{"):
+        return " An object over several lines must be written in one line, for example by `jq -c .`."
+    return ""
 
 
 def _cells(fields: JsonFields, *, scalars: Sequence[str], separators: Mapping[str, str | None]) -> Cells:

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from macrec_pipeline.data.readers.column_parsing import category_cells, compose_texts, id_cells, text_cells
-from macrec_pipeline.data.readers.image_files import existing_images
+from macrec_pipeline.data.readers.image_files import existing_images, tried_images
 from macrec_pipeline.data.readers.rating_logs import check_header, rating_parts
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.row_splitting import Quoting
@@ -128,6 +128,10 @@ class MovielensReader(Reader):
         """Return the files of ratings and movies. Raise `MissingFileError`."""
         layout = _LAYOUTS[self.source.layout]
         return [self._find(name)[0] for name in (layout.ratings, layout.movies)]
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for; None without `source.image`."""
+        return None if self.source.image is None else tried_images(items, (self.source.image,))
 
     def _find(self, name: str) -> tuple[Path, str]:
         what = f"reader movielens, layout {self.source.layout}"

@@ -60,7 +60,10 @@ def parquet_columns(path: Path, file: str) -> dict[str, ParquetColumn]:
 
 def unreadable_parquet(file: str, error: Exception) -> SchemaError:
     """Return the error about a file that cannot be read as parquet."""
-    return SchemaError(f"{file} cannot be read as parquet: {one_line_error(error)}")
+    return SchemaError(
+        f"{file} cannot be read as parquet: {one_line_error(error)}. If it is a text file, set `format: csv` or "
+        "`format: jsonl`; if it is packed, unpack it; if its download was interrupted, copy it again."
+    )
 
 
 def type_problem(dtype: pl.DataType, meaning: Meaning) -> str | None:
@@ -69,7 +72,8 @@ def type_problem(dtype: pl.DataType, meaning: Meaning) -> str | None:
         fields = ", ".join(member.name for member in dtype.fields)
         remedy = f"Name one of its fields ({fields}) by a dotted path, as in column.field."
     elif isinstance(dtype, pl.List | pl.Array):
-        if meaning == "texts" and not dtype.inner.is_nested():
+        inner = dtype.inner if isinstance(dtype.inner, pl.DataType) else dtype.inner()
+        if meaning == "texts" and _is_plain(inner, "text"):
             return None
         remedy = "Write one row per entry, or map a column with one value per row."
     elif _is_plain(dtype, meaning):
@@ -87,7 +91,13 @@ def as_plain_cells(column: pl.Series, file: str, first_row: int) -> pl.Series:
     """
     dtype = column.dtype
     if isinstance(dtype, pl.Array):
-        return column.arr.to_list()
+        return as_plain_cells(column.arr.to_list(), file, first_row)
+    if isinstance(dtype, pl.List) and dtype.inner == pl.Binary:
+        texts = [
+            None if cell is None else [_decoded(value, file, row) for value in cell]
+            for row, cell in enumerate(column.to_list(), start=first_row)
+        ]
+        return pl.Series(column.name, texts, dtype=pl.List(pl.String))
     if isinstance(dtype, pl.Categorical | pl.Enum):
         return column.cast(pl.String)
     if dtype == pl.Null:
@@ -112,4 +122,6 @@ def _decoded(value: bytes | None, file: str, row: int) -> str | None:
     try:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
-        raise SchemaError(f"{file}: row {row} holds bytes that are not UTF-8: {(value or b'')[:40]!r}.") from None
+        raise SchemaError(
+            f"{file}: row {row} holds bytes that are not UTF-8: {(value or b'')[:40]!r}. Export the column as text."
+        ) from None

@@ -6,15 +6,33 @@ package; docs/data.md shows how to write your own.
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import polars as pl
 from pydantic import BaseModel
 
+from macrec_pipeline.data.readers.image_files import tried_images
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.runtime.text_sanitizing import one_line_error
 from macrec_pipeline.schemas import TableSchema
+
+
+@dataclass(frozen=True)
+class SourceSample:
+    """The first rows of the files of a data set, as its reader understands them.
+
+    Attributes:
+        interactions: `RAW_INTERACTIONS`, the first rows of each file of the log.
+        items: `RAW_ITEMS`, the first rows of each file of the catalogue.
+        notes: what a person should know about these rows, one sentence each.
+    """
+
+    interactions: tuple[pl.DataFrame, ...]
+    items: tuple[pl.DataFrame, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Reader(Protocol):
@@ -76,6 +94,34 @@ class Reader(Protocol):
         The template is relative to the data folder and contains `{item_id}`, as in `posters/{item_id}.jpg`.
         """
         return None
+
+    def sample(self, num_rows: int) -> SourceSample:
+        """Return the first rows of the files. Called if there is no problem.
+
+        The default reads the first part of the log and the whole catalogue. A reader of several files, or of a large
+        catalogue, does better.
+
+        Args:
+            num_rows: the number of rows to read of each file.
+        """
+        log = tuple(part.head(num_rows) for part in islice(self.interaction_parts(), 1))
+        return SourceSample(log, (self.items().head(num_rows),), tuple(self.notes()))
+
+    def item_id_parts(self) -> Iterator[pl.Series]:
+        """Yield the ids of the catalogue, null where one is missing, in parts that fit into memory."""
+        yield self.items()["item_id"]
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for, relative to the data folder.
+
+        Args:
+            items: rows of `RAW_ITEMS`; two of those without an image are enough.
+
+        Returns:
+            The paths; None if the data set has no images.
+        """
+        template = self.image_template()
+        return None if template is None else tried_images(items, (template,))
 
     def notices(self, items: pl.DataFrame | None = None) -> list[str]:
         """Return what a person should know about files that can be read, one sentence or two each.

@@ -21,7 +21,7 @@ from macrec_pipeline.data.readers.column_parsing import (
     time_cells,
 )
 from macrec_pipeline.data.readers.html_text import plain_text_cells
-from macrec_pipeline.data.readers.image_files import existing_images
+from macrec_pipeline.data.readers.image_files import existing_images, tried_images
 from macrec_pipeline.data.readers.reader import Reader, raw_table
 from macrec_pipeline.data.readers.row_splitting import OVERFLOW
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz, split_cells
@@ -136,6 +136,10 @@ class RecboleReader(Reader):
             return self._find("item")[0]
         except MissingFileError:
             return None
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for; None without `source.image`."""
+        return None if self.source.image is None else tried_images(items, (self.source.image,))
 
     def _find(self, suffix: str) -> tuple[Path, str]:
         relative = f"{self.source.folder}/{self.source.prefix}.{suffix}"

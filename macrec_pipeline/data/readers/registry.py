@@ -19,6 +19,7 @@ from macrec_pipeline.data.readers.amazon import AmazonReader
 from macrec_pipeline.data.readers.demo import DemoReader
 from macrec_pipeline.data.readers.image_addresses import without_secret_parts
 from macrec_pipeline.data.readers.indexed import IndexedReader
+from macrec_pipeline.data.readers.mind import MindReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.recbole import RecboleReader
@@ -35,6 +36,7 @@ BUILT_IN_READERS: dict[str, Callable[[Any, Path], Reader]] = {
     "indexed": IndexedReader,
     "sequences": SequencesReader,
     "recbole": RecboleReader,
+    "mind": MindReader,
     "amazon2018": AmazonReader,
     "amazon2023": AmazonReader,
     "movielens": MovielensReader,

@@ -8,18 +8,22 @@ of the file are the titles.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.readers.reader import Reader, raw_table
+from macrec_pipeline.data.readers.reader import Reader, SourceSample, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
 from macrec_pipeline.data.readers.tables import (
     files_of,
     image_notices,
     image_template_of_items,
     item_problems,
+    item_samples,
     read_items,
+    table_images_tried,
+    table_item_ids,
 )
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz
 from macrec_pipeline.datasets import SequencesSource
@@ -92,6 +96,24 @@ class SequencesReader(Reader):
     def image_template(self) -> str | None:
         """Return `source.items.image` if the items have image addresses."""
         return None if self.source.items is None else image_template_of_items(self.source.items)
+
+    def sample(self, num_rows: int) -> SourceSample:
+        """Return the first interactions, and the first rows of the catalogue if there is one."""
+        log = tuple(part.head(num_rows) for part in islice(self.interaction_parts(), 1))
+        if self.source.items is None:
+            return SourceSample(log, (self.items().head(num_rows),))
+        items, notes = item_samples(self.source.items, self.data_dir, num_rows)
+        return SourceSample(log, items, notes)
+
+    def item_id_parts(self) -> Iterator[pl.Series]:
+        """Yield the ids of the catalogue; without one, those of the sequences."""
+        if self.source.items is not None:
+            return table_item_ids(self.source.items, self.data_dir)
+        return iter([self.items()["item_id"]])
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for; None if there are no images."""
+        return None if self.source.items is None else table_images_tried(self.source.items, self.data_dir, items)
 
     def notices(self, items: pl.DataFrame | None = None) -> list[str]:
         """Return how many items have an image, if some have none."""

@@ -2,8 +2,9 @@
 
 The name of a file that exists is a name, whatever characters it contains. In a pattern, only `*` stands for other
 characters, and `**` for any number of folders. Files are read in the order of their paths. In a folder, hidden files
-and those whose names begin with `_`, such as `_SUCCESS`, are left out. Folders named `key=value` (hive partitions) are
-columns of the files below them.
+and those whose names begin with `_`, such as `_SUCCESS`, are left out. Of several text files,
+those of zero bytes have no rows and are left out too. Folders named `key=value` (hive partitions) are columns of the
+files below them.
 """
 
 import glob
@@ -59,7 +60,15 @@ def matching_files(data_dir: Path, named: str, *, file_format: str | None, what:
             f"No file in {data_dir} matches {named!r} ({what}). Put the files there, or set MACREC_DATA to the folder "
             "that contains them."
         )
-    return sorted(PurePosixPath(name).as_posix() for name in found)
+    return _without_empty_files(data_dir, sorted(PurePosixPath(name).as_posix() for name in found), file_format)
+
+
+def _without_empty_files(data_dir: Path, files: list[str], file_format: str | None) -> list[str]:
+    """Leave out text files of zero bytes, as some programs write for a day without rows, unless all are empty."""
+    filled = [
+        file for file in files if "parquet" in (file_format, format_of(file)) or (data_dir / file).stat().st_size > 0
+    ]
+    return filled or files
 
 
 def partition_columns(file: str) -> dict[str, str | None]:
@@ -85,8 +94,9 @@ def _files_of_folder(data_dir: Path, named: str, *, file_format: str | None, wha
     if not chosen and file_format is not None and not present:  # for example part-00000, which has no ending
         chosen = list(formats)
     if not chosen:
+        others = f" It holds other files, such as {next(iter(formats))}: set `format` to read them." if formats else ""
         raise MissingFileError(
-            f"The folder {data_dir / named} holds no {file_format or 'CSV, TSV, parquet or JSON lines'} file ({what}). "
-            "Put the files there, or set MACREC_DATA to the folder that contains it."
+            f"The folder {data_dir / named} holds no {file_format or 'CSV, TSV, parquet or JSON lines'} file ({what})."
+            f"{others} Put the files there, or set MACREC_DATA to the folder that contains it."
         )
-    return chosen
+    return _without_empty_files(data_dir, chosen, file_format)

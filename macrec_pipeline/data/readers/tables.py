@@ -4,7 +4,7 @@ Every row of a file becomes a row of the result. Cells that cannot be read are n
 quarantine, with file and line.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,10 +24,11 @@ from macrec_pipeline.data.readers.image_files import (
     PLACEHOLDER,
     existing_image_files,
     existing_images,
-    fill_template,
     image_folder,
+    tried_images,
 )
 from macrec_pipeline.data.readers.json_tables import JsonTable, json_table_parts, missing_fields
+from macrec_pipeline.data.readers.list_literals import joined_lists
 from macrec_pipeline.data.readers.parquet_columns import (
     Meaning,
     as_plain_cells,
@@ -35,7 +36,7 @@ from macrec_pipeline.data.readers.parquet_columns import (
     type_problem,
     unreadable_parquet,
 )
-from macrec_pipeline.data.readers.reader import Reader
+from macrec_pipeline.data.readers.reader import Reader, SourceSample
 from macrec_pipeline.data.readers.row_splitting import Quoting
 from macrec_pipeline.data.readers.several_files import format_of, matching_files, partition_columns
 from macrec_pipeline.data.readers.text_files import (
@@ -47,10 +48,11 @@ from macrec_pipeline.data.readers.text_files import (
 )
 from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
-from macrec_pipeline.schemas import OTHER_EVENT, RAW_ITEMS
+from macrec_pipeline.schemas import OTHER_EVENT, RAW_INTERACTIONS, RAW_ITEMS
 
 _MAX_QUOTED_CHARACTERS = 40
 _ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
+_IMAGES_SHOWN = 2
 _PARQUET_ROWS = 1_000_000  # read at once
 _SAMPLE_BYTES = 1 << 18  # of the log, read by `macrec datasets validate`
 
@@ -90,22 +92,35 @@ class TablesReader(Reader):
         problems = _column_problems(mapping, _interaction_columns(mapping), self.data_dir)
         if not problems:
             try:
-                self._first_interactions().require_readable()
+                self._first_interactions(_ROWS_TO_CHECK)[1].require_readable()
             except DataError as error:
                 problems.append(str(error))
         return problems + item_problems(self.source.items, self.data_dir)
 
     def notes(self) -> list[str]:
         """Return what the first rows of the log lost: unreadable cells and words for a missing value, per column."""
-        return self._first_interactions().notes()
+        return self._first_interactions(_ROWS_TO_CHECK)[1].notes()
 
-    def _first_interactions(self) -> ColumnReader:
+    def sample(self, num_rows: int) -> SourceSample:
+        """Return the first rows of each file, and what they lost per column."""
+        log, columns = self._first_interactions(num_rows)
+        items, notes = item_samples(self.source.items, self.data_dir, num_rows)
+        return SourceSample(log, items, (*columns.notes(), *notes))
+
+    def item_id_parts(self) -> Iterator[pl.Series]:
+        """Yield the ids of the catalogue, part by part; no other column is read."""
+        return table_item_ids(self.source.items, self.data_dir)
+
+    def images_tried(self, items: pl.DataFrame) -> list[str] | None:
+        """Return where the images of items without one were looked for; None if the data set has no images."""
+        return table_images_tried(self.source.items, self.data_dir, items)
+
+    def _first_interactions(self, num_rows: int) -> tuple[tuple[pl.DataFrame, ...], ColumnReader]:
         mapping = self.source.interactions
         columns = ColumnReader(mapping.file, mapping.null_words)
-        part = next(_parts(mapping, _interaction_columns(mapping), self.data_dir, block_bytes=_SAMPLE_BYTES), None)
-        if part is not None:
-            _interactions(_first_rows(part), mapping, columns)
-        return columns
+        files = _first_parts(mapping, _interaction_columns(mapping), self.data_dir, num_rows)
+        tables = [[_interactions(part, mapping, columns) for part in parts] for parts in files]
+        return tuple(pl.concat([RAW_INTERACTIONS.empty(), *each]) for each in tables), columns
 
     def source_files(self) -> list[Path]:
         """Return the files of interactions and items. Raise `MissingFileError`."""
@@ -132,6 +147,49 @@ def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
     frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir, columns) for part in parts)])
     columns.check()
     return RAW_ITEMS.check(frame, mapping.file)
+
+
+def item_samples(
+    mapping: ItemsTable, data_dir: Path, num_rows: int
+) -> tuple[tuple[pl.DataFrame, ...], tuple[str, ...]]:
+    """Return the first rows of each file of a table of items as `RAW_ITEMS`, and notes about their columns."""
+    columns = ColumnReader(mapping.file, mapping.null_words)
+    files = _first_parts(mapping, _item_columns(mapping), data_dir, num_rows)
+    tables = [[_items(part, mapping, data_dir, columns) for part in parts] for parts in files]
+    return tuple(pl.concat([RAW_ITEMS.empty(), *each]) for each in tables), tuple(columns.notes())
+
+
+def table_item_ids(mapping: ItemsTable, data_dir: Path) -> Iterator[pl.Series]:
+    """Yield the ids of a table of items, part by part."""
+    columns = ColumnReader(mapping.file, mapping.null_words)
+    return (columns.ids(part, mapping.item_id) for part in _parts(mapping, [mapping.item_id], data_dir))
+
+
+def table_images_tried(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame) -> list[str] | None:
+    """Return where the images of two items without one were looked for, relative to the data folder.
+
+    Args:
+        mapping: the table of items.
+        data_dir: the data folder.
+        items: rows of `RAW_ITEMS`.
+
+    Returns:
+        The paths; None if the data set has no images.
+    """
+    if mapping.image_file is None or mapping.image_folder is None:
+        return tried_images(items, mapping.image_templates) if mapping.image_templates else None
+    missing = items.filter(pl.col("image_path").is_null()).select("source_file", "source_row").head(_ROWS_TO_CHECK)
+    columns = ColumnReader(mapping.file, mapping.null_words)
+    tried: list[str] = []
+    for each in _single_files(mapping, data_dir):
+        rows = missing.filter(pl.col("source_file") == each.file)["source_row"]
+        if rows.is_empty() or len(tried) >= _IMAGES_SHOWN:
+            continue
+        for part in next(_first_parts(each, [mapping.image_file], data_dir, _ROWS_TO_CHECK), []):
+            names = text_cells(columns.cells(part, mapping.image_file))
+            named = names.filter(part.line_numbers.is_in(rows.implode())).drop_nulls()
+            tried.extend(f"{mapping.image_folder}/{name}" for name in named.head(_IMAGES_SHOWN))
+    return tried[:_IMAGES_SHOWN]
 
 
 def item_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
@@ -164,25 +222,19 @@ def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | Non
     if not mapping.image_templates and mapping.image_file is None:
         return []
     if items is None:
-        part = next(_parts(mapping, _item_columns(mapping), data_dir), None)
-        if part is None:
-            return []
-        items = _items(_first_rows(part), mapping, data_dir, ColumnReader(mapping.file, mapping.null_words))
+        items = pl.concat([RAW_ITEMS.empty(), *item_samples(mapping, data_dir, _ROWS_TO_CHECK)[0]])
     items = items.filter(pl.col("item_id").is_not_null()).unique("item_id", keep="first", maintain_order=True)
     missing = items.filter(pl.col("image_path").is_null())["item_id"]
     if missing.is_empty():
         return []
     found = f"{items.height - len(missing):,} of {items.height:,} items have an image."
+    tried = [str(data_dir / path) for path in table_images_tried(mapping, data_dir, items) or ()]
     if mapping.image_file is not None:
+        shown = f" Not found, for example: {', '.join(tried)}." if tried else ""
         return [
             f"{found} The others have no file in the column {mapping.image_file!r}, or it does not exist in "
-            f"{data_dir / str(mapping.image_folder)}. Examples: {', '.join(missing[:2])}."
+            f"{data_dir / str(mapping.image_folder)}. Examples: {', '.join(missing[:2])}.{shown}"
         ]
-    tried = [
-        str(data_dir / fill_template(template, item_id))
-        for item_id in missing[:2]
-        for template in mapping.image_templates
-    ]
     advice = (
         "Download them with `macrec fetch images`."
         if mapping.image_url is not None
@@ -192,9 +244,25 @@ def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | Non
     return [f"{found} Not found, for example: {', '.join(tried[:4])}. {advice}"]
 
 
-def _first_rows(part: SourceTable) -> SourceTable:
+def _first_parts(
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, num_rows: int
+) -> Iterator[list[SourceTable]]:
+    """Yield the first rows of each file, as parts."""
+    columns = list(columns)
+    for each in _single_files(mapping, data_dir):
+        found: list[SourceTable] = []
+        left = num_rows
+        for part in _parts(each, columns, data_dir, block_bytes=_SAMPLE_BYTES, parquet_rows=num_rows):
+            found.append(_first_rows(part, left))
+            left -= len(part.line_numbers)
+            if left <= 0:
+                break
+        yield found
+
+
+def _first_rows(part: SourceTable, num_rows: int) -> SourceTable:
     first = {
-        name: value.head(_ROWS_TO_CHECK)
+        name: value.head(num_rows)
         for name in ("cells", "line_numbers", "has_extra_cells", "row_problems")
         if (value := getattr(part, name, None)) is not None
     }
@@ -243,7 +311,10 @@ def _column_problems_of_file(mapping: TableFile, columns: list[str | int], data_
     try:
         if _format(mapping) == "jsonl":
             return missing_fields(
-                path, mapping.file, [each for each in columns if each not in partition_columns(mapping.file)]
+                path,
+                mapping.file,
+                [each for each in columns if each not in partition_columns(mapping.file)],
+                encoding=mapping.encoding,
             )
         names, num_columns = _header(path, mapping)
     except DataError as error:
@@ -305,18 +376,30 @@ def _partitions(file: str, names: tuple[str, ...] | None) -> dict[str, str | Non
 
 
 def _parts(
-    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int = BLOCK_BYTES
+    mapping: TableFile,
+    columns: Iterable[str | int],
+    data_dir: Path,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    parquet_rows: int = _PARQUET_ROWS,
 ) -> Iterator[SourceTable]:
     columns = list(columns)
     for each in _single_files(mapping, data_dir):
         if _format(each) == "jsonl":
             partitions = partition_columns(each.file)
             fields = [column for column in columns if column not in partitions]
-            parts: Iterator[SourceTable] = json_table_parts(data_dir / each.file, each.file, fields, _lists(each))
+            parts: Iterator[SourceTable] = json_table_parts(
+                data_dir / each.file,
+                each.file,
+                fields,
+                _lists(each, fields),
+                block_bytes=block_bytes,
+                encoding=each.encoding,
+            )
         else:
             partitions = _partitions(each.file, _header(data_dir / each.file, each)[0])
             own_columns = [column for column in columns if column not in partitions]
-            parts = _parts_of_file(each, own_columns, data_dir, block_bytes=block_bytes)
+            parts = _parts_of_file(each, own_columns, data_dir, block_bytes=block_bytes, parquet_rows=parquet_rows)
         for part in parts:
             yield _with_partitions(part, partitions) if partitions else part
 
@@ -326,8 +409,7 @@ def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> So
     if isinstance(part, JsonTable):
         values = [pl.lit(value, dtype=pl.String).alias(name) for name, value in partitions.items()]
         return replace(part, cells=part.cells.with_columns(values))
-    if part.column_names is None:
-        return part
+    names = part.column_names or tuple(map(str, range(part.num_columns)))
     positions = range(part.num_columns, part.num_columns + len(partitions))
     values = [
         pl.lit(value, dtype=pl.String).alias(str(position))
@@ -335,14 +417,14 @@ def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> So
     ]
     return replace(
         part,
-        column_names=(*part.column_names, *partitions),
+        column_names=(*names, *partitions),
         num_columns=part.num_columns + len(partitions),
         cells=part.cells.with_columns(values),
     )
 
 
-def _lists(mapping: TableFile) -> dict[str | int, str | None]:
-    """Return the columns that may hold lists, and the text at which a single text of the column is split."""
+def _lists(mapping: TableFile, wanted: Sequence[str | int]) -> dict[str | int, str | None]:
+    """Return the wanted columns that may hold lists, and the text at which a single text of the column is split."""
     if not isinstance(mapping, ItemsTable):
         return {}
     columns: dict[str | int, str | None] = {part: None for part in mapping.texts if not isinstance(part, FlagColumns)}
@@ -350,11 +432,11 @@ def _lists(mapping: TableFile) -> dict[str | int, str | None]:
         columns[mapping.image_url] = None
     if mapping.categories is not None and not isinstance(mapping.categories, FlagColumns):
         columns[mapping.categories] = mapping.categories_separator
-    return columns
+    return {column: separator for column, separator in columns.items() if column in wanted}
 
 
 def _parts_of_file(
-    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int
+    mapping: TableFile, columns: Iterable[str | int], data_dir: Path, *, block_bytes: int, parquet_rows: int
 ) -> Iterator[SourceTable]:
     path = data_dir / mapping.file
     if not _is_parquet(mapping):
@@ -378,8 +460,8 @@ def _parts_of_file(
     try:
         source = pl.scan_parquet(path, glob=False)
         num_rows = int(source.select(pl.len()).collect().item())
-        for start in range(0, num_rows, _PARQUET_ROWS):
-            frame = source.slice(start, _PARQUET_ROWS).select(wanted).collect()
+        for start in range(0, num_rows, parquet_rows):
+            frame = source.slice(start, parquet_rows).select(wanted).collect()
             frame = frame.select(as_plain_cells(column, mapping.file, start + 1) for column in frame)
             row_numbers = pl.int_range(start + 1, start + 1 + frame.height, dtype=pl.Int64, eager=True)
             yield SourceTable(mapping.file, names, len(names), frame, row_numbers)
@@ -436,13 +518,17 @@ def _items(part: SourceTable, mapping: ItemsTable, data_dir: Path, columns: Colu
             "title": titles,
             "text": compose_texts(titles, _text_parts(part, mapping, columns)),
             "image_path": _image_paths(part, item_ids, mapping, data_dir, columns),
-            "image_url": nulls if mapping.image_url is None else address_cells(columns.cells(part, mapping.image_url)),
+            "image_url": nulls if mapping.image_url is None else _addresses(part, mapping.image_url, columns),
             "categories": _categories(part, mapping, columns),
             "source_file": pl.repeat(part.file, len(item_ids), eager=True),
             "source_row": part.line_numbers,
             "problem": part.problems(),
         }
     )
+
+
+def _addresses(part: SourceTable, column: str | int, columns: ColumnReader) -> pl.Series:
+    return address_cells(joined_lists(columns.cells(part, column), " "))
 
 
 def _image_problems(mapping: ItemsTable, data_dir: Path) -> list[str]:
@@ -483,7 +569,7 @@ def _text_parts(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     return [
         join_flags(part.label, {flag: flag_cells(table.column(flag)) for flag in part.flags})
         if isinstance(part, FlagColumns)
-        else text_cells(plain_text_cells(columns.cells(table, part)))
+        else text_cells(plain_text_cells(joined_lists(columns.cells(table, part), ", ")))
         for part in mapping.texts
     ]
 
@@ -493,9 +579,9 @@ def _categories(table: SourceTable, mapping: ItemsTable, columns: ColumnReader) 
     if categories is None:
         return pl.repeat(None, len(table.line_numbers), dtype=pl.List(pl.String), eager=True)
     if not isinstance(categories, FlagColumns):
-        return category_cells(
-            plain_text_cells(columns.cells(table, categories)), separator=mapping.categories_separator
-        )
+        separator = mapping.categories_separator
+        cells = joined_lists(columns.cells(table, categories), separator)
+        return category_cells(plain_text_cells(cells), separator=separator)
     names = [pl.when(flag_cells(table.column(flag))).then(pl.lit(flag)) for flag in categories.flags]
     return category_cells(pl.select(pl.concat_list(names)).to_series())
 

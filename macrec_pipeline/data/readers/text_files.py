@@ -13,6 +13,7 @@ text in the encoding of the file are an error too.
 
 import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from macrec_pipeline.runtime.text_sanitizing import one_line
 BLOCK_BYTES = 16 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # pzstd and others begin a file with such a frame
 _REFUSED_FORMATS = (
     (b"PK\x03\x04", "a zip archive or an Excel workbook (.xlsx)", "Unpack the archive, or export the sheet as CSV"),
     (b"PK\x05\x06", "an empty zip archive", "Export the file again"),
@@ -48,6 +50,8 @@ _REFUSED_FORMATS = (
     (b"%PDF", "a PDF document", "Export the table as CSV"),
 )
 """First bytes of a file that is not text, what it is, and what to do."""
+_EXCEL_SEPARATOR = re.compile(r"sep=(.{1,8}?)\r?\n")
+_JSON_LINE = re.compile(r'\s*(?:\{\s*"|\[\s*[{\[])')
 _MAX_SHOWN = 60
 _MAX_SEARCHED = 4096
 _HEADER_BYTES = 1 << 16
@@ -164,8 +168,10 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
             start = raw.read(16)
         for magic, what, remedy in _REFUSED_FORMATS:
             if start.startswith(magic):
-                raise SchemaError(f"{path.name} is {what}, expected a text file, plain or packed with gzip. {remedy}.")
-        if start.startswith(_ZSTD_MAGIC):
+                raise SchemaError(
+                    f"{path.name} is {what}, expected a text file, plain or packed with gzip or zstd. {remedy}."
+                )
+        if start.startswith(_ZSTD_MAGIC) or _ZSTD_SKIPPABLE.match(start):
             with pa.input_stream(str(path), compression="zstd") as packed:
                 yield cast(IO[bytes], packed)
             return
@@ -336,12 +342,26 @@ def read_header(
     splitter, text, row = RowSplitter(file, separator, quoting), "", None
     for block in line_blocks(path, file, block_bytes=_HEADER_BYTES, encoding=encoding):
         text += block.data.decode()
+        if _JSON_LINE.match(text):
+            raise SchemaError(
+                f"{file}: the first line looks like JSON: {one_line(text.partition(chr(10))[0])[:_MAX_SHOWN]!r}. If "
+                "each line is a JSON object, set `format: jsonl`. A file that is one JSON list must first be written "
+                "with one object per line, for example by `jq -c '.[]'`."
+            )
         row = splitter.first_row(text, is_end=False)
         if row is not None:
             break
     row = row or splitter.first_row(text, is_end=True)
     if row is None or row.cells == [""]:
-        raise SchemaError(f"{file}: the first row is empty, so the number of columns is unknown.")
+        problem = "the first row is empty" if text else "the file is empty"
+        raise SchemaError(
+            f"{file}: {problem}, so the number of columns is unknown. Remove the empty line, or export the file again."
+        )
+    if header and (found := _EXCEL_SEPARATOR.match(text)):
+        raise SchemaError(
+            f"{file}: the first line is {found[0].strip()!r}, a note for Excel. Remove this line, and set "
+            f"`separator: {found[1]!r}`."
+        )
     if any("\r" in cell for cell in row.cells) and not row.has_quoted_cell:
         raise SchemaError(
             f"{file}: the first line contains carriage returns, so its lines probably end as on old Macs. Save the "
