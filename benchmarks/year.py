@@ -36,7 +36,12 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.data.demo.changing_shop import ChangingShop, ShopPlan
 
+WEEKS = 52
 CUTOFF = 10
+SMALL = ShopPlan(
+    num_items=100, num_users=120, num_kinds=7, num_styles=4, new_items=3, leaving_items=3, new_users=2, weeks_before=20
+)
+"""A shop for tests, with about a third of the interactions."""
 _NAME = "changing-shop"
 _SPEC = """# Written by benchmarks/year.py
 name: {name}
@@ -482,6 +487,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--weeks", type=int, default=WEEKS, help="number of weeks")
     parser.add_argument("--folder", type=Path, required=True, help="folder of the state and the results")
+    parser.add_argument("--small", action="store_true", help="a third of the users and items, as in the tests")
     parser.add_argument("--retrain-every", type=int, default=4, help="weeks between full retrains; 0 for none")
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
@@ -490,12 +496,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from macrec_pipeline.terminal import quieten_libraries
 
     quieten_libraries()
-    weeks = run_year(folder, num_weeks=options.weeks, plan=ShopPlan(), retrain_every=options.retrain_every)
-    write_results(weeks, folder, command=f"python -m benchmarks.year --weeks {options.weeks}")
+    plan = SMALL if options.small else ShopPlan()
+    weeks = run_year(folder, num_weeks=options.weeks, plan=plan, retrain_every=options.retrain_every)
+    given = f"--weeks {options.weeks} --retrain-every {options.retrain_every}{' --small' * options.small}"
+    write_results(weeks, folder, command=f"python -m benchmarks.year {given}")
     print("\n".join(f"{name}: {value:.4g}" for name, value in summarize(weeks).items()))
 
-
-WEEKS = 52
 
 if __name__ == "__main__":
     main()
