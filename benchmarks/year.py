@@ -27,6 +27,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +273,9 @@ class _Simulation:
         known = json.loads(self.known_ids_file.read_text("utf-8")) if self.known_ids_file.exists() else {}
         table = self.store.read_table("semantic_ids").select("item_id", "text_codes", "image_codes")
         today = {item: [text, image] for item, text, image in table.iter_rows()}
-        moved = sum(item in known and known[item] != codes for item, codes in today.items())
+        moved = [item for item, codes in today.items() if item in known and known[item] != codes]
         self.known_ids_file.write_text(json.dumps(known | today), encoding="utf-8")
-        return moved
+        return len(moved)
 
     def _learnt_share(self, rows: pl.DataFrame, *, served: str, registered: str) -> float | None:
         """Share of this week's interactions that the served model was trained on."""
@@ -353,6 +354,10 @@ def _size_of(folder: Path) -> int:
     return sum(files.values())
 
 
+def _ndcg_text(week: Week, system: str) -> str:
+    return f"{week.ndcg[system]:.4f}" if system in week.ndcg else ""
+
+
 SYSTEMS = ("served model", "full retrain", "item-kNN", "popularity")
 _COLUMNS: dict[str, Callable[[Week], str]] = {
     "week": lambda week: str(week.week),
@@ -367,10 +372,7 @@ _COLUMNS: dict[str, Callable[[Week], str]] = {
     "newest": lambda week: week.registered.rsplit("/", 1)[-1],
     "seconds": lambda week: f"{sum(week.seconds.values()) - week.seconds.get('full retrain', 0.0):.0f}",
     "home MB": lambda week: f"{week.home_bytes / 1e6:.1f}",
-    **{
-        system: (lambda week, system=system: f"{week.ndcg[system]:.4f}" if system in week.ndcg else "")
-        for system in SYSTEMS
-    },
+    **{system: partial(_ndcg_text, system=system) for system in SYSTEMS},
     "users judged": lambda week: str(week.num_judged),
 }
 

@@ -308,14 +308,16 @@ def _type_problems(mapping: TableFile, path: Path) -> list[str]:
 
 def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
     """Return each mapped column, and what the data set takes its cells for."""
+    meanings: list[tuple[str | int, Meaning]]
     if isinstance(mapping, InteractionsTable):
-        meanings: list[tuple[str | int, Meaning]] = [(mapping.user_id, "id"), (mapping.item_id, "id")]
+        meanings = [(mapping.user_id, "id"), (mapping.item_id, "id")]
         meanings.append((mapping.timestamp, "time"))
         if mapping.event is not None:
             meanings.append((mapping.event, "text"))
         return meanings if mapping.rating is None else [*meanings, (mapping.rating, "number")]
     if isinstance(mapping, StockTable):
-        return [(mapping.item_id, "id"), *([] if mapping.quantity is None else [(mapping.quantity, "number")])]
+        meanings = [(mapping.item_id, "id")]
+        return meanings if mapping.quantity is None else [*meanings, (mapping.quantity, "number")]
     if isinstance(mapping, RulesTable):
         return [(mapping.user_id, "id"), *((column, "texts") for column in mapping.rule_columns.values())]
     if not isinstance(mapping, ItemsTable):
