@@ -103,6 +103,8 @@ _COLUMN = (
     "name of the column, its position from 0 in a file without header, or the path of a field in JSON lines, as in "
     "item.id."
 )
+RULE_NAMES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
+"""The rules of a user, as in `recommender/retrieval/eligible_items.py`."""
 _IMAGE = "File of an item's image, with {item_id} in it, as in posters/{item_id}.jpg."
 _FOLDER = "Folder of the files, relative to the data folder."
 
@@ -523,6 +525,52 @@ class Retention(Section):
     )
 
 
+class StockTable(TableFile):
+    """The items that may be recommended now, such as those in stock."""
+
+    item_id: ColumnRef = Field(description=f"Item, as in the catalogue: {_COLUMN}")
+    quantity: ColumnRef | None = Field(
+        None,
+        description=f"Quantity; an item counts only if it is above 0: {_COLUMN} null: every item of the file counts.",
+    )
+    decimal: Literal[".", ","] = Field(".", description="Sign before the fraction of a quantity, as in 4.5 or 4,5.")
+
+
+class RulesTable(TableFile):
+    """Rules for single users, which only take items away. A user may have several rows; their lists are joined."""
+
+    user_id: ColumnRef = Field(description=f"User, as in the interactions: {_COLUMN}")
+    allowed: ColumnRef | None = Field(None, description=f"Items that alone may be recommended: {_COLUMN}")
+    excluded: ColumnRef | None = Field(None, description=f"Items that must not be recommended: {_COLUMN}")
+    allowed_categories: ColumnRef | None = Field(
+        None, description=f"Categories whose items alone may be recommended: {_COLUMN}"
+    )
+    excluded_categories: ColumnRef | None = Field(
+        None, description=f"Categories whose items must not be recommended: {_COLUMN}"
+    )
+    list_separator: str = Field("|", min_length=1, description="Text between the items or categories of one cell.")
+
+    @model_validator(mode="after")
+    def _check_there_is_a_rule(self) -> Self:
+        if not self.rule_columns:
+            raise ValueError(f"at least one of {', '.join(RULE_NAMES)} must name a column")
+        return self
+
+    @property
+    def rule_columns(self) -> dict[str, ColumnRef]:
+        """The column of each rule that the file has."""
+        return {name: column for name in RULE_NAMES if (column := getattr(self, name)) is not None}
+
+
+class RecommendationFiles(Section):
+    """Files that `macrec recommend-all` reads at each run, besides the log and the catalogue."""
+
+    stock: StockTable | None = Field(
+        None, description="The items that may be recommended now. null: every item of the catalogue."
+    )
+    rules: RulesTable | None = Field(None, description="Rules for single users. null: there are none.")
+
+
 class DatasetSpec(Section):
     """One data set, as its YAML file describes it."""
 
@@ -547,6 +595,9 @@ class DatasetSpec(Section):
         None,
         description="Job that is launched when the files of the interactions or items change. null: no job is "
         "launched.",
+    )
+    recommendations: RecommendationFiles = Field(
+        RecommendationFiles(), description="Stock list and rules that `macrec recommend-all` reads at each run."
     )
     retention: Retention = Field(Retention(), description="How much of the past is kept, and when the rest is removed.")
 

@@ -36,6 +36,14 @@ from macrec_pipeline.terminal import (
     show_finished_assets,
 )
 
+ResumedRunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resume-run",
+        metavar="RUN_ID",
+        help="Like --resume, for the run with this ID or its first eight characters. --resume lists the runs.",
+    ),
+]
 _ASSET_LIST = ", ".join(ASSETS)
 # After these assets the metrics on disk are those of the run that just ended.
 _ASSETS_WITH_METRICS = ("evaluation_report", "registered_model")
@@ -70,6 +78,7 @@ def run(
             "--resume", help="Continue the last `macrec run`, which failed or was stopped, with its settings."
         ),
     ] = False,
+    resume_run: ResumedRunOption = None,
 ) -> None:
     """Run the pipeline on a data set, from its files to a registered model, and show the metrics.
 
@@ -79,7 +88,9 @@ def run(
     - `macrec run demo --set recommender.num_epochs=3 --set seed=7`: settings changed for this run
     - `macrec run movielens-100k --data ~/data --until histories`: see what cleaning keeps, before training
     - `macrec run demo --resume`: continue after a failure or Ctrl-C
+    - `macrec run demo --resume-run 3f2a91c4`: continue an earlier run
     """
+    resume = resume or resume_run is not None
     if until and only:
         raise ConfigError("--until and --only exclude each other: leave one of them out.")
     if resume and (settings or until or only):
@@ -101,6 +112,7 @@ def run(
         until=until,
         only=only,
         resume=resume,
+        resumed_run=resume_run,
         url=home.url,
     )
     launch(request, defs=defs)
@@ -119,6 +131,7 @@ def refresh(
             "--resume", help="Continue the last `macrec refresh`, which failed or was stopped, with its settings."
         ),
     ] = False,
+    resume_run: ResumedRunOption = None,
 ) -> None:
     """Update the model after new interactions: known items keep their IDs, training continues from the last weights.
 
@@ -131,13 +144,14 @@ def refresh(
     """
     from macrec_pipeline.defs.jobs import JOB_OVERRIDES, REFRESH
 
+    resume = resume or resume_run is not None
     if resume and settings:
         raise ConfigError("--resume repeats the options of the last run: leave out --set.")
     spec = load_dataset(dataset)
     spec.config(parse_overrides([*JOB_OVERRIDES[REFRESH], *(settings or [])]))
     if not resume:
         require_files(spec, data.resolve())
-    _launch(dataset, home, data, settings, job=REFRESH, resume=resume)
+    _launch(dataset, home, data, settings, job=REFRESH, resume=resume, resumed_run=resume_run)
     _show_results(dataset, home, has_new_metrics=True)
 
 
@@ -263,7 +277,14 @@ def prune(
 
 
 def _launch(
-    dataset: str, home: Home, data: Path, settings: list[str] | None, *, job: str, resume: bool = False
+    dataset: str,
+    home: Home,
+    data: Path,
+    settings: list[str] | None,
+    *,
+    job: str,
+    resume: bool = False,
+    resumed_run: str | None = None,
 ) -> None:
     quieten_libraries()
     show_finished_assets()
@@ -271,7 +292,16 @@ def _launch(
     from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
 
     overrides = tuple(settings or ())
-    request = LaunchRequest(dataset, home.folder, data.resolve(), overrides, job=job, resume=resume, url=home.url)
+    request = LaunchRequest(
+        dataset,
+        home.folder,
+        data.resolve(),
+        overrides,
+        job=job,
+        resume=resume,
+        resumed_run=resumed_run,
+        url=home.url,
+    )
     launch(request, defs=defs)
 
 

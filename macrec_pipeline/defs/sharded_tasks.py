@@ -6,9 +6,10 @@ machine. Every worker imports this module, so it must not import dagster.
 Shapes (docs/notation.md): N items, D width of an embedding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +29,7 @@ class RecommendationTask:
 
     Attributes:
         bundle: a folder for `RecommenderBundle.load`.
-        histories: a Parquet table with `user_id` and `item_ids`.
+        histories: a Parquet table with `user_id` and `item_ids`, and a column per rule if users have rules.
         catalogue: a Parquet table with the `item_id` of each item that may be recommended.
         model, as_of: the columns of these names.
         top_k, exclude_seen: see `RecommendationsConfig`.
@@ -54,8 +55,13 @@ class RecommendationTask:
 
         def recommend(first: int, count: int) -> pl.DataFrame:
             users = pl.scan_parquet(self.histories, glob=False).slice(first, count).collect()
+            rules_of_users = map(_without_nulls, users.drop("user_id", "item_ids").iter_rows(named=True))
             answers = bundle.recommend_ids(
-                users["item_ids"].to_list(), k=self.top_k, exclude_seen=self.exclude_seen, rules=rules
+                users["item_ids"].to_list(),
+                k=self.top_k,
+                exclude_seen=self.exclude_seen,
+                rules=rules,
+                rules_of_rows=[Rules(**given) if given else None for given in rules_of_users],
             )
             columns = {
                 name: [getattr(answer, name) for answer in answers] for name in ("item_ids", "scores", "fallback")
@@ -67,6 +73,10 @@ class RecommendationTask:
             )
 
         return recommend
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: cell for name, cell in row.items() if cell is not None}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.config import DecodingConfig, PipelineConfig, RecommenderConfig
+from macrec_pipeline.datasets import datasets_folder
 from macrec_pipeline.definitions import defs
 from macrec_pipeline.defs.jobs import BATCH_RECOMMENDATIONS
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.defs.runs.launch import LaunchRequest, launch
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import DataError, TrackingError
 from macrec_pipeline.presets import parse_overrides
 from macrec_pipeline.recommender import RecommenderBundle, fit_recommender
 from macrec_pipeline.storage import AssetStore
@@ -160,6 +161,52 @@ def test_everyone_gets_what_is_sold_today(registered: AssetStore, settings: Sett
     _recommend(settings, partition, "recommendations.top_k=5", "recommendations.exclude_seen=true")
     table = pl.read_parquet(registered.folder("recommendations") / "part-*.parquet")
     assert "i07" not in table.filter(pl.col("user_id") == "u0")["item_ids"].item().to_list(), "the newest row counts"
+
+
+def test_the_stock_list_and_the_rules_of_users_are_read_at_each_run(
+    registered: AssetStore, settings: Settings, partition: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is out of stock is recommended to no user, also not as fallback; rules hold for their own user only."""
+    data, spec = Path(settings.data or ""), datasets_folder() / f"{partition}.yaml"
+    with spec.open("a", encoding="utf-8") as file:
+        file.write(
+            "recommendations:\n"
+            "  stock: {file: items.csv, item_id: item, quantity: stock}\n"
+            "  rules: {file: rules.csv, user_id: user, allowed: only, excluded: never}\n"
+        )
+    with (data / "log.csv").open("a", encoding="utf-8") as file:
+        file.write("stranger,unheard,1600100000\n")
+
+    def write_stock(*out_of_stock: str) -> None:
+        names = [f"i{item:02d}" for item in range(NUM_ITEMS)]
+        rows = [f"{name},Item {name},{0 if name in out_of_stock else 2}" for name in names]
+        (data / "items.csv").write_text("\n".join(["item,title,stock", *rows]) + "\n", encoding="utf-8")
+
+    def recommended() -> dict[str, list[str]]:
+        _recommend(settings, partition, "recommendations.top_k=11")
+        table = pl.read_parquet(registered.folder("recommendations") / "part-*.parquet")
+        return dict(table.select("user_id", "item_ids").iter_rows())
+
+    write_stock("i03", "i07")
+    (data / "rules.csv").write_text("user,never,only\nu0,i00|i01,\nu1,,i02|i03|i04\nunknown,i05,\n", encoding="utf-8")
+    lists = recommended()
+    known = {f"i{item:02d}" for item in range(NUM_ITEMS - 1)}  # the bundle lacks the newest item
+    assert set(lists["u2"]) == set(lists["stranger"]) == known - {"i03", "i07"}
+    assert set(lists["u0"]) == known - {"i03", "i07", "i00", "i01"}
+    assert set(lists["u1"]) == {"i02", "i04"}
+    assert "rules.csv: 1 of 3 users with rules are not in the log" in caplog.text
+
+    write_stock("i04")
+    (data / "rules.csv").write_text("user,never,only\nu2,i09,\n", encoding="utf-8")
+    lists = recommended()
+    assert set(lists["u0"]) == known - {"i04"}
+    assert set(lists["u2"]) == known - {"i04", "i09"}
+
+    before = registered.manifest("recommendations").digest
+    write_stock(*known, f"i{NUM_ITEMS - 1:02d}")
+    with pytest.raises(DataError, match=r"items.csv: none of the 0 items in stock is in the catalogue, so nothing"):
+        recommended()
+    assert registered.manifest("recommendations").digest == before, "the last recommendations stay"
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,26 @@ def test_a_job_without_a_run_names_those_that_have_one(failed: Settings, partiti
         ConfigError, match=r"no run of .* by `macrec refresh` to resume\. Runs of other jobs .*histories"
     ):
         _resume_refresh(failed, partition)
+
+
+def test_a_person_can_name_the_run_that_is_taken_up(failed: Settings, partition: str) -> None:
+    """An older run is continued although a newer one of its job failed too; each other ID is refused with the list."""
+    home, data = failed.home_folder(), failed.data_folder()
+    with open_instance(home) as instance:
+        (older,) = instance.get_runs(filters=dg.RunsFilter(job_name="full_pipeline"))
+        tags = {LAUNCHED_BY: COMMAND_LINE, "dagster/partition": partition}
+        newer = instance.add_run(dg.DagsterRun("full_pipeline", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+
+    def resume(run_id: str, job: str = "full_pipeline") -> str:
+        return launch(LaunchRequest(partition, home, data, job=job, resume=True, resumed_run=run_id), defs=defs)
+
+    with pytest.raises(ConfigError, match=r"'3f2a' is too short .* at least its first 8 characters"):
+        resume("3f2a")
+    with pytest.raises(ConfigError, match=rf"no run of .* begins with 'ffffffff' .*can be resumed: {newer.run_id}"):
+        resume("ffffffff")
+    assert _materialized(failed, resume(older.run_id[:8], job="refresh")) == {"histories"}
+    with open_instance(home) as instance:
+        resumed = instance.get_runs(limit=1)[0]
+    assert resumed.job_name == "full_pipeline", "the job of the run that is taken up, not of the command"
+    with pytest.raises(ConfigError, match=rf"The run of {partition}, {resumed.run_id}, has finished"):
+        resume(resumed.run_id)

@@ -23,6 +23,7 @@ from macrec_pipeline.data.readers.mind import MindReader
 from macrec_pipeline.data.readers.movielens import MovielensReader
 from macrec_pipeline.data.readers.reader import Reader
 from macrec_pipeline.data.readers.recbole import RecboleReader
+from macrec_pipeline.data.readers.recommendation_files import recommendation_problems
 from macrec_pipeline.data.readers.sequences import SequencesReader
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import CustomSource, DatasetSpec, reader_entry_points, unknown_reader_message
@@ -102,7 +103,7 @@ def validate_source(spec: DatasetSpec, data_dir: Path) -> list[str]:
 
     Only reads the beginning of the files. The demo shop is always ready, because it is generated.
     """
-    return open_reader(spec, data_dir).problems()
+    return open_reader(spec, data_dir).problems() + recommendation_problems(spec.recommendations, data_dir)
 
 
 def source_notes(spec: DatasetSpec, data_dir: Path) -> list[str]:

@@ -46,7 +46,15 @@ from macrec_pipeline.data.readers.text_files import (
     read_delimited_parts,
     read_header,
 )
-from macrec_pipeline.datasets import FlagColumns, InteractionsTable, ItemsTable, TableFile, TablesSource
+from macrec_pipeline.datasets import (
+    FlagColumns,
+    InteractionsTable,
+    ItemsTable,
+    RulesTable,
+    StockTable,
+    TableFile,
+    TablesSource,
+)
 from macrec_pipeline.errors import ConfigError, DataError, SchemaError
 from macrec_pipeline.schemas import OTHER_EVENT, RAW_INTERACTIONS, RAW_ITEMS
 
@@ -55,6 +63,13 @@ _ROWS_TO_CHECK = 1_000  # by `macrec datasets validate`
 _IMAGES_SHOWN = 2
 _PARQUET_ROWS = 1_000_000  # read at once
 _SAMPLE_BYTES = 1 << 18  # of the log, read by `macrec datasets validate`
+_SECTIONS: dict[type[TableFile], str] = {
+    InteractionsTable: "source.interactions",
+    ItemsTable: "source.items",
+    StockTable: "recommendations.stock",
+    RulesTable: "recommendations.rules",
+}
+"""Where a data set's file maps the columns of each kind of table."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +259,21 @@ def image_notices(mapping: ItemsTable, data_dir: Path, items: pl.DataFrame | Non
     return [f"{found} Not found, for example: {', '.join(tried[:4])}. {advice}"]
 
 
+def table_parts(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> Iterator[SourceTable]:
+    """Yield the rows of a table's files in parts, with at least the columns that are named.
+
+    Raises:
+        MissingFileError: a file does not exist.
+        SchemaError: a column is missing or has a wrong type, or a file cannot be split into rows.
+    """
+    return _parts(mapping, columns, data_dir)
+
+
+def table_problems(mapping: TableFile, columns: Iterable[str | int], data_dir: Path) -> list[str]:
+    """Return what is missing of a table: files, columns, or columns of a usable type."""
+    return _column_problems(mapping, columns, data_dir)
+
+
 def _first_parts(
     mapping: TableFile, columns: Iterable[str | int], data_dir: Path, num_rows: int
 ) -> Iterator[list[SourceTable]]:
@@ -291,8 +321,8 @@ def files_of(mapping: TableFile, data_dir: Path) -> list[Path]:
 
 def _single_files(mapping: TableFile, data_dir: Path) -> list[TableFile]:
     """Return the mapping of each file of a table, in the order of their paths."""
-    section = "interactions" if isinstance(mapping, InteractionsTable) else "items"
-    files = matching_files(data_dir, mapping.file, file_format=mapping.format, what=f"source.{section}.file")
+    section = next(name for kind, name in _SECTIONS.items() if isinstance(mapping, kind))
+    files = matching_files(data_dir, mapping.file, file_format=mapping.format, what=f"{section}.file")
     return [mapping.model_copy(update={"file": file}) for file in files]
 
 
@@ -349,12 +379,18 @@ def _type_problems(mapping: TableFile, path: Path) -> list[str]:
 
 def _meanings(mapping: TableFile) -> list[tuple[str | int, Meaning]]:
     """Return each mapped column, and what the data set takes its cells for."""
+    meanings: list[tuple[str | int, Meaning]]
     if isinstance(mapping, InteractionsTable):
-        meanings: list[tuple[str | int, Meaning]] = [(mapping.user_id, "id"), (mapping.item_id, "id")]
+        meanings = [(mapping.user_id, "id"), (mapping.item_id, "id")]
         meanings.append((mapping.timestamp, "time"))
         if mapping.event is not None:
             meanings.append((mapping.event, "text"))
         return meanings if mapping.rating is None else [*meanings, (mapping.rating, "number")]
+    if isinstance(mapping, StockTable):
+        meanings = [(mapping.item_id, "id")]
+        return meanings if mapping.quantity is None else [*meanings, (mapping.quantity, "number")]
+    if isinstance(mapping, RulesTable):
+        return [(mapping.user_id, "id"), *((column, "texts") for column in mapping.rule_columns.values())]
     if not isinstance(mapping, ItemsTable):
         return []
     meanings = [(mapping.item_id, "id"), (mapping.title, "text")]
@@ -425,6 +461,8 @@ def _with_partitions(part: SourceTable, partitions: dict[str, str | None]) -> So
 
 def _lists(mapping: TableFile, wanted: Sequence[str | int]) -> dict[str | int, str | None]:
     """Return the wanted columns that may hold lists, and the text at which a single text of the column is split."""
+    if isinstance(mapping, RulesTable):
+        return dict.fromkeys(mapping.rule_columns.values(), mapping.list_separator)
     if not isinstance(mapping, ItemsTable):
         return {}
     columns: dict[str | int, str | None] = {part: None for part in mapping.texts if not isinstance(part, FlagColumns)}

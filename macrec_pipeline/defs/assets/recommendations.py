@@ -1,7 +1,9 @@
 """Recommendations by a registered model for every user of a data set, as a table for mailings and shop pages."""
 
 import hashlib
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.presentation import preview
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.sharded_tasks import RecommendationTask
+from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
+
+logger = logging.getLogger(__name__)
 
 # To read its users, a worker decodes whole row groups.
 _USERS_PER_ROW_GROUP = 10_000
@@ -79,7 +84,7 @@ def recommendations(context: dg.AssetExecutionContext, settings: Settings) -> dg
         with asset.new_folder(details=details | {"users": today.num_users}) as folder:
             for shard in shards:
                 os.link(shard, folder / shard.name)  # the scratch folder keeps its copy until all are published
-        return _report_recommendations(asset, model=registered.uri, num_users=today.num_users, num_shards=len(shards))
+        return _report_recommendations(asset, today, model=registered.uri, num_shards=len(shards))
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,11 @@ class _Today:
     """What the files of the data set say now.
 
     Attributes:
-        histories: a Parquet table with the `user_id` and `item_ids` of every user of the log, oldest item first.
-        catalogue: a Parquet table with the `item_id` of every item of the catalogue.
+        histories: a Parquet table with the `user_id` and `item_ids` of every user of the log, oldest item first, and
+            the rules of each user, if the data set has rules.
+        catalogue: a Parquet table with the `item_id` of every item of the catalogue that is in stock.
+        num_items: rows of `catalogue`.
+        num_users_with_rules: rows of `histories` with a rule.
         num_users: rows of `histories`.
         as_of: the time of the newest interaction, in ms since the epoch.
     """
@@ -97,6 +105,8 @@ class _Today:
     catalogue: Path
     num_users: int
     as_of: int
+    num_items: int
+    num_users_with_rules: int
 
 
 def _read_today(asset: AssetContext, scratch: Path) -> _Today:
@@ -131,15 +141,61 @@ def _read_today(asset: AssetContext, scratch: Path) -> _Today:
     is_usable = (log.log.reasons == KEPT) | (log.log.reasons == unknown)
     everyone = pl.DataFrame({"user_id": log.log.user_ids.gather(np.unique(log.log.users[is_usable]))})
     users = everyone.join(histories, on="user_id", how="left").with_columns(pl.col("item_ids").fill_null([]))
+    users, num_users_with_rules = _with_rules(asset, users)
     users.sort("user_id").write_parquet(scratch / "histories.parquet", row_group_size=_USERS_PER_ROW_GROUP)
     listed = raw_items.filter(pl.col("problem").is_null() & (pl.col("item_id") != "")).select("item_id").unique()
+    listed = _in_stock(asset, listed)
     listed.sort("item_id").write_parquet(scratch / "catalogue.parquet")
     return _Today(
         scratch / "histories.parquet",
         scratch / "catalogue.parquet",
         users.height,
         int(log.log.timestamps[is_usable].max()),
+        listed.height,
+        num_users_with_rules,
     )
+
+
+def _in_stock(asset: AssetContext, listed: pl.DataFrame) -> pl.DataFrame:
+    """Return the items of the catalogue that the stock list has, or all if there is no stock list."""
+    from macrec_pipeline.data.readers.recommendation_files import read_stock
+
+    mapping = asset.spec.recommendations.stock
+    if mapping is None:
+        return listed
+    stock = read_stock(mapping, asset.data_folder)
+    found = listed.filter(pl.col("item_id").is_in(list(stock)))
+    if found.is_empty():
+        raise DataError(
+            f"{mapping.file}: none of the {len(stock):,} items in stock is in the catalogue, so nothing can be "
+            f"recommended. In stock, for example: {_examples(stock)}; in the catalogue: "
+            f"{_examples(listed['item_id'])}. Check `recommendations.stock` in the data set's file."
+        )
+    return found
+
+
+def _with_rules(asset: AssetContext, users: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Add the rules of each user, if the data set has rules, and return how many users have one."""
+    from macrec_pipeline.data.readers.recommendation_files import read_user_rules
+
+    mapping = asset.spec.recommendations.rules
+    if mapping is None:
+        return users, 0
+    rules = read_user_rules(mapping, asset.data_folder)
+    num_known = int(rules["user_id"].is_in(users["user_id"].to_list()).sum())
+    if rules.height > num_known:
+        logger.warning(
+            "%s: %s of %s users with rules are not in the log. They get no recommendations, so their rules have no "
+            "effect.",
+            mapping.file,
+            f"{rules.height - num_known:,}",
+            f"{rules.height:,}",
+        )
+    return users.join(rules, on="user_id", how="left"), num_known
+
+
+def _examples(ids: Iterable[str]) -> str:
+    return ", ".join(repr(each) for each in sorted(ids)[:3]) or "nothing"
 
 
 def _digest(path: Path) -> str:
@@ -148,15 +204,17 @@ def _digest(path: Path) -> str:
 
 
 def _report_recommendations(
-    asset: AssetContext, *, model: str, num_users: int, num_shards: int
+    asset: AssetContext, today: _Today, *, model: str, num_shards: int
 ) -> dg.MaterializeResult[Any]:
     parts = sorted(asset.store.location("recommendations").glob("part-*.parquet"))
     table = pl.scan_parquet(parts, glob=False)  # the path of the home may contain characters of a pattern
     num_fallbacks = table.filter(pl.col("fallback") != "none").select(pl.len()).collect().item()
     return asset.report(
-        summary=f"{num_users:,} users by {model}, shards: {num_shards}",
+        summary=f"{today.num_users:,} users by {model}, shards: {num_shards}",
         model=model,
-        users=num_users,
+        users=today.num_users,
+        users_with_rules=today.num_users_with_rules,
+        items_that_may_be_recommended=today.num_items,
         shards=num_shards,
         users_without_a_known_item=num_fallbacks,
         first_rows=preview(table.head(5).collect(), list(RECOMMENDATIONS.columns)),

@@ -51,6 +51,7 @@ class LaunchRequest:
         only: materialize this asset alone from its stored inputs; None: see `until`.
         resume: continue the last run of the job, which failed or was killed, with its settings and assets. The fields
             `overrides`, `until` and `only` must then have their defaults.
+        resumed_run: with `resume`, the ID of the run to continue, or its beginning; None: the last run of the job.
         url: where the assets are published; None: in the home.
     """
 
@@ -62,6 +63,7 @@ class LaunchRequest:
     until: str | None = None
     only: str | None = None
     resume: bool = False
+    resumed_run: str | None = None
     url: str | None = None
 
 
@@ -128,7 +130,12 @@ def launch(request: LaunchRequest, *, defs: dg.Definitions) -> str:
         for run in resumable_runs(instance, request.dataset):
             logger.info("This run can be resumed: %s.", run)
         previous = find_resumable_run(
-            instance, request.dataset, job=request.job, settings=_settings(request), defs=defs
+            instance,
+            request.dataset,
+            job=request.job,
+            settings=_settings(request),
+            defs=defs,
+            run_id=request.resumed_run,
         )
         logger.info("Resuming run %s. Assets left to materialize: %d.", previous.run_id, len(previous.remaining))
         if not previous.remaining:

@@ -1,4 +1,4 @@
-"""Finds the last run of a job that failed or was killed, and which of its assets are still to be materialized.
+"""Finds the run that a person names, or the last one of a job, if it failed or was killed, and what is left to do.
 
 An asset is finished if all of this holds: the run, or a run that it resumed, materialized it with today's code; its
 blocking checks passed; the stored files are complete and are the ones that were materialized; and they were made from
@@ -28,6 +28,7 @@ from macrec_pipeline.defs.runs.run_sensors import settings_from_run_config
 from macrec_pipeline.errors import ConfigError, StorageError
 from macrec_pipeline.storage import AssetStore, Manifest
 
+_MIN_ID_LENGTH = 8
 _STOPPED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
@@ -103,31 +104,33 @@ def _describe(instance: dg.DagsterInstance, record: dg.RunRecord) -> UnfinishedR
 
 
 def find_resumable_run(
-    instance: dg.DagsterInstance, dataset: str, *, job: str, settings: Settings, defs: dg.Definitions
+    instance: dg.DagsterInstance,
+    dataset: str,
+    *,
+    job: str,
+    settings: Settings,
+    defs: dg.Definitions,
+    run_id: str | None = None,
 ) -> ResumableRun:
-    """Find the newest command-line run of a job of a data set, which must have failed or have been killed.
+    """Find a command-line run of a data set, which must have failed or have been killed.
 
     Args:
         instance: the Dagster instance; dead runs in it must be closed already.
         dataset: the data set's name.
-        job: the job; runs of other jobs are not considered.
+        job: the job whose newest run is taken; without an effect if `run_id` is given.
+        run_id: the ID of the run, or at least its first eight characters; None for the newest run of the job.
         settings: the folders of the new run; its overrides are not used.
         defs: the definitions.
 
     Raises:
         ConfigError: there is no such run, it succeeded or is still in progress, or the settings have changed since.
     """
-    tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
-    newest = instance.get_runs(filters=dg.RunsFilter(tags=tags, job_name=job), limit=1)
     start_new = f"Start a new one: `{COMMAND_OF_JOB[job]} {dataset}`."
-    if not newest:
-        others = "; ".join(map(str, resumable_runs(instance, dataset)))
-        hint = f" Runs of other jobs that can be resumed: {others}." if others else ""
-        raise ConfigError(f"There is no run of {dataset} by `{COMMAND_OF_JOB[job]}` to resume.{hint} {start_new}")
-    (run,) = newest
+    run = _newest_run(instance, dataset, job) if run_id is None else _named_run(instance, dataset, run_id)
     if run.status not in _STOPPED:
+        which = "last run" if run_id is None else "run"
         state = "has finished" if run.is_success else "is still in progress"
-        raise ConfigError(f"The last run of {dataset}, {run.run_id}, {state}. {start_new}")
+        raise ConfigError(f"The {which} of {dataset}, {run.run_id}, {state}. {start_new}")
     overrides = tuple(settings_from_run_config(run.run_config).overrides)
     config = Settings(home=settings.home, data=settings.data, overrides=list(overrides)).config(dataset)
     if config.digest() != run.tags.get(CONFIG_DIGEST):
@@ -140,6 +143,36 @@ def find_resumable_run(
     remaining = (affected & dg.AssetSelection.assets(*selection)).resolve(graph) if unfinished else ()
     lineage = {PARENT_RUN_ID_TAG: run.run_id, ROOT_RUN_ID_TAG: run.tags.get(ROOT_RUN_ID_TAG, run.run_id)}
     return ResumableRun(run.run_id, run.job_name, overrides, tuple(sorted(remaining)), lineage)
+
+
+def _newest_run(instance: dg.DagsterInstance, dataset: str, job: str) -> dg.DagsterRun:
+    tags = {PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}
+    newest = instance.get_runs(filters=dg.RunsFilter(tags=tags, job_name=job), limit=1)
+    if newest:
+        return newest[0]
+    others = "; ".join(map(str, resumable_runs(instance, dataset)))
+    hint = f" Runs of other jobs that can be resumed: {others}." if others else ""
+    raise ConfigError(
+        f"There is no run of {dataset} by `{COMMAND_OF_JOB[job]}` to resume.{hint} Start a new one: "
+        f"`{COMMAND_OF_JOB[job]} {dataset}`."
+    )
+
+
+def _named_run(instance: dg.DagsterInstance, dataset: str, run_id: str) -> dg.DagsterRun:
+    if len(run_id) < _MIN_ID_LENGTH:
+        raise ConfigError(
+            f"{run_id!r} is too short for the ID of a run: give at least its first {_MIN_ID_LENGTH} characters."
+        )
+    runs = instance.get_runs(filters=dg.RunsFilter(tags={PARTITION_TAG: dataset, LAUNCHED_BY: COMMAND_LINE}))
+    matches = [run for run in runs if run.run_id.startswith(run_id)]
+    if len(matches) != 1:
+        found = f"{len(matches)} runs" if matches else "no run"
+        could = "; ".join(map(str, resumable_runs(instance, dataset))) or "none"
+        raise ConfigError(
+            f"There is {found} of {dataset} with an ID that begins with {run_id!r} among those of the command line. "
+            f"Runs that can be resumed: {could}."
+        )
+    return matches[0]
 
 
 def _assets_of_job(run: dg.DagsterRun, defs: dg.Definitions) -> AbstractSet[dg.AssetKey]:
