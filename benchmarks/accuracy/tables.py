@@ -4,7 +4,8 @@
     python benchmarks/accuracy/tables.py --check    list outdated tables, and exit with status 1 if there are any
 
 A table is placed between `<!-- table:NAME -->` and `<!-- /table -->`. NAME is `instruments` for all results files of
-`instruments.py` together with `published.json`, or `ablations-<data set>` for one results file of `ablations.py`.
+`instruments.py` together with `published.json`, `ablations-<data set>` for one results file of `ablations.py`, or
+`ties-<data set>` for one of `ties.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this file's folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.accuracy.rendering import instruments_table, table
+from benchmarks.accuracy.rendering import instruments_table, table, ties_table
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PUBLISHED = HERE / "results", HERE / "published.json"
 DOCUMENT = HERE.parents[1] / "docs" / "results.md"
 INSTRUMENTS = "instruments"
+_STUDIES = {"ablations": table, "ties": ties_table}
 _MARKED = re.compile(r"<!-- table:(?P<name>[\w-]+) -->\n.*?<!-- /table -->", re.DOTALL)
 _OPENED = re.compile(r"<!-- table:([\w-]+) -->")
 
@@ -62,13 +64,14 @@ def _table(name: str, results: Path, published: Path) -> str:
         documents = [_read(path) for path in sorted(results.glob(f"{INSTRUMENTS}-*.json"))]
         command = "`python benchmarks/accuracy/instruments.py VARIANT --data DIR --seeds SEED ...`:"
         return f"{command}\n\n{instruments_table(documents, _read(published)[INSTRUMENTS])}"
-    if not name.startswith("ablations-"):
-        raise ValueError(f"unknown table {name!r}: expected {INSTRUMENTS} or ablations-<data set>")
+    study, _, dataset = name.partition("-")
+    if study not in _STUDIES:
+        expected = " or ".join([INSTRUMENTS, *(f"{known}-<data set>" for known in _STUDIES)])
+        raise ValueError(f"unknown table {name!r}: expected {expected}")
     path = results / f"{name}.json"
     if not path.is_file():
-        dataset = name.removeprefix("ablations-")
-        return f"Not measured yet: `python benchmarks/accuracy/ablations.py {dataset} --data DIR --seeds 1 2 3`."
-    return table(_read(path))
+        return f"Not measured yet: `python benchmarks/accuracy/{study}.py {dataset} --data DIR --seeds 1 2 3`."
+    return _STUDIES[study](_read(path))
 
 
 def _read(path: Path) -> Any:

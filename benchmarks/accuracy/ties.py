@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,14 +150,15 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure a data set, write the results file, and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", help=f"a data set, or {NOISE}")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MACREC_DATA", ".")), help="the data folder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--work", type=Path, required=True, help="folder of finished results")
-    parser.add_argument("--output", type=Path, default=_RESULTS, help="folder of the results file")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data set's files")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--work", type=Path, default=Path(".macrec/benchmarks"), help="folder of finished results")
+    parser.add_argument("--out", type=Path, default=_RESULTS)
     arguments = parser.parse_args(words)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    document = run(arguments.dataset, data=arguments.data, seeds=arguments.seeds, work=arguments.work)
-    path = arguments.output / f"ties-{arguments.dataset}.json"
+    work = arguments.work / f"ties-{arguments.dataset}"
+    work.mkdir(parents=True, exist_ok=True)
+    document = run(arguments.dataset, data=arguments.data, seeds=arguments.seeds, work=work)
+    path = arguments.out / f"ties-{arguments.dataset}.json"
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(ties_table(document))
 

@@ -31,8 +31,8 @@ class CleaningConfig(Section):
         "hash",
         description="How to order a user's interactions that have the same timestamp. hash draws the order from the "
         "seed and the IDs, so that it carries no information and does not depend on the order of lines in the file. "
-        "item_id sorts by item ID: models learn this order, and metrics are too high. position uses the order of "
-        "lines, for files that are known to be in chronological order.",
+        "item_id sorts by item ID: models learn this order and are tested on it, so metrics are wrong. position uses "
+        "the order of lines, for files that are known to be in chronological order.",
     )
     session_gap_minutes: float | None = Field(
         None,

@@ -65,13 +65,13 @@ def tie_warning(rule: str, *, num_tied: int, num_rows: int) -> str | None:
     if rule == "item_id":
         return (
             f"{share}, and `cleaning.ties: item_id` sorts them by item ID. Models learn this order and are tested on "
-            "it, so the metrics are too high: the test target is the largest of the IDs at its time. Remove the "
+            "it, so the metrics are wrong: the test target is always the largest of the IDs at its time. Remove the "
             "setting, or set it to hash, whose order carries no information."
         )
     return (
         f"{share}, and `cleaning.ties: position` leaves them in the order of the lines. This is right if the lines are "
         "in chronological order. If they are sorted in another way, such as by item, models learn that order and are "
-        "tested on it, so the metrics are too high. In that case, remove the setting, or set it to hash, whose order "
+        "tested on it, so the metrics are wrong. In that case, remove the setting, or set it to hash, whose order "
         "carries no information."
     )
 

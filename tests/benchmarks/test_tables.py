@@ -62,7 +62,7 @@ def test_check_changes_nothing_and_fails_on_an_outdated_table(
     assert exit_info.value.code == 0
 
 
-@pytest.mark.parametrize("script", ["ablations.py", "tables.py"])
+@pytest.mark.parametrize("script", ["ablations.py", "tables.py", "ties.py"])
 def test_the_scripts_start_from_any_folder(script: str, tmp_path: Path) -> None:
     """The scripts can be run by path from any working directory."""
     command = [sys.executable, str(HERE / script), "--help"]
