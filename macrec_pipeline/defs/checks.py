@@ -33,9 +33,9 @@ _FIX_LIMITS = (
 )
 _FIX_MODEL = "Train longer or on more data before you serve this model; a short trial run is expected to lose."
 _FIX_NEW_ITEMS = (
-    "What to do: only the text and image routes can find new items. See in the report under New items whether a route "
-    "alone recommends them; if it does, train the recommender longer or raise `decoding.beam_width`. If it does not, "
-    "check that the new items have texts and images of their own."
+    "What to do: only the text and image routes can find new items. If the report shows under New items that a route "
+    "alone recommends them, raise `decoding.beam_width`, because fusion prefers items that several routes find. If no "
+    "route does, check that the new items have texts and images of their own."
 )
 _FIX_CHAMPION = (
     "Train a new model (`macrec run {dataset}`) or restore the previous champion (`macrec rollback {dataset}`)."

@@ -121,6 +121,8 @@ def _measure(
         generator: draws the resamples.
     """
     exists = lists != NO_ITEM
+    recommended = np.zeros(len(is_new), dtype=np.bool_)
+    recommended[lists[exists]] = True
     new = np.append(is_new, False)[lists]  # `NO_ITEM` is the last position
     sizes = np.arange(DEPTH + 1)
     values = np.stack([np.repeat(sizes, len(sizes)), np.tile(sizes, len(sizes))], axis=1).astype(np.float64)
@@ -132,5 +134,5 @@ def _measure(
     return RecommendedNewItems(
         share=float(new.sum()) / max(int(exists.sum()), 1),
         share_ci=interval,
-        num_items=len(np.unique(lists[new])),
+        num_items=int((recommended & is_new).sum()),
     )

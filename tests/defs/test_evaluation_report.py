@@ -36,6 +36,10 @@ def test_cold_start_and_determined_targets_are_metrics() -> None:
         "determined_targets/excluding_seen/sasrec/hr_10": 0.75,
         "determined_targets/excluding_seen/sasrec/ndcg_10": 0.25,
     }
+    without_ties = special_metrics({**metrics, "num_test_users": 4})
+    assert {name: value for name, value in without_ties.items() if "determined" in name} == {
+        "undetermined_targets": 0.0
+    }
     for name in special_metrics(metrics):
         _validate_metric_name(name)
 

@@ -151,7 +151,10 @@ def test_the_page_shows_slices_and_new_items(report: ReportInput, evaluation: Ev
     new = dataclasses.replace(evaluation.new_items, num_items=7, num_catalogue_items=28, num_target_users=1)
     texts = " ".join(_Page(render_report(_with_new_items(report, new))).texts)
     assert "7 of the 28 items in the catalogue (25.0%) are new" in texts
-    assert "For 1 of the 40 test users (2.5%), a new item came next." in texts
+    assert (
+        "For 1 of the 40 test users (2.5%), a new item came next. MACRec recommends none of the new items to any"
+        in texts
+    )
 
 
 def test_a_catalogue_without_new_items_has_no_table_of_them(report: ReportInput, evaluation: Evaluation) -> None:

@@ -131,14 +131,16 @@ def special_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
         for system, values in found["systems"].items()
     }
     determined = metrics["determined_targets"]
+    num_undetermined = metrics["num_test_users"] - determined["num_test_users"]
     of_determined = {
         f"determined_targets/{prefix}{system}/{name}": values[name]
         for prefix, setting in (("", "systems"), ("excluding_seen/", "systems_excluding_seen"))
         for system, values in determined[setting].items()
         for name in ("hr_10", "ndcg_10")
     }
-    num_undetermined = float(metrics["num_test_users"] - determined["num_test_users"])
-    return {**shares, **by_training, "undetermined_targets": num_undetermined, **of_determined}
+    # If the data determine every target, these are the metrics of all users, which are logged already.
+    undetermined = {"undetermined_targets": float(num_undetermined), **(of_determined if num_undetermined else {})}
+    return {**shares, **by_training, **undetermined}
 
 
 def _report_input(
