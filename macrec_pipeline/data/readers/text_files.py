@@ -232,9 +232,14 @@ class _Decoder:
     def __init__(self, file: str, encoding: str) -> None:
         self._file, self._encoding = file, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+        self._is_utf8 = codecs.lookup(encoding).name == "utf-8"
         self._line, self._is_start = 1, True
 
     def as_utf8(self, chunk: bytes, *, final: bool = False) -> bytes:
+        if self._is_utf8 and chunk.isascii() and b"\0" not in chunk and not self._decoder.getstate()[0]:
+            self._line += chunk.count(b"\n")
+            self._is_start = self._is_start and not chunk
+            return chunk
         try:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
