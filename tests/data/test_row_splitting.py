@@ -6,12 +6,14 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from macrec_pipeline.data.readers.row_splitting import Quoting
+from macrec_pipeline.data.readers import row_splitting
+from macrec_pipeline.data.readers.row_splitting import Quoting, Row, RowSplitter
 from macrec_pipeline.data.readers.text_files import SourceTable, read_delimited, read_delimited_parts
 from macrec_pipeline.errors import DataError, SchemaError
 
@@ -236,3 +238,85 @@ def test_line_endings_of_old_macs_are_an_error(tmp_path: Path) -> None:
     """The whole file would be one header otherwise."""
     with pytest.raises(SchemaError, match="carriage returns"):
         _read(tmp_path / "log.csv", b"a,b\r1,2\r3,4\r")
+
+
+class _OneByOne(RowSplitter):
+    """Splits all text row by row: what the fast way must agree with."""
+
+    def _split_at_once(self, data: bytes, num_columns: int) -> None:
+        return None
+
+
+def _outcome(splitter: RowSplitter, blocks: list[bytes], num_columns: int) -> object:
+    """Return the rows with their lines, or the error."""
+    rows, rest, line = [], b"", 1
+    try:
+        for number, block in enumerate(blocks, start=1):
+            data = rest + block
+            found = splitter.split(data, line, num_columns, is_end=number == len(blocks))
+            for cells, lines in found.parts:
+                rows += [
+                    tuple(cell or "" for cell in row) for row in cells.with_columns(lines=lines.cast(pl.String)).rows()
+                ]
+            rest, line = data[found.num_bytes :], found.next_line
+        splitter.check_ambiguous()
+    except SchemaError as error:
+        return str(error)
+    return rows, rest, line
+
+
+_line = st.one_of(
+    st.sampled_from(['u1,i1,5', '"u1","i1",5', "u2,i2,", '"u,3",i3,4', '"u""4",i4,', '"","",""']),
+    st.sampled_from(['u5,"i5"', "", "a,b,c,d"]),
+    st.text(st.sampled_from('ab,"\r'), max_size=9),
+    st.sampled_from(['"two\nlines",i,5', 'a"b,c"d,5', '"x"y,1,2', '"open,1,2', 'u,"i,5"', '"u,i\n",5', "u,i,\\"]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("window", "searched"), [(1, 1), (8, 64), (1 << 14, 1 << 20)])
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=st.lists(_line, min_size=1, max_size=12),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    has_last_newline=st.booleans(),
+    is_declared=st.booleans(),
+    escape=st.sampled_from([None, "\\"]),
+    separator=st.sampled_from([",", "::", ";"]),
+    num_blocks=st.integers(1, 4),
+)
+def test_lines_split_at_once_are_the_rows_that_are_split_one_by_one(
+    window, searched, lines, newline, has_last_newline, is_declared, escape, separator, num_blocks
+) -> None:
+    """Cells, lines, errors and ambiguous lines are the same, wherever blocks and searched parts end."""
+    text = "".join(line.replace(",", separator) + newline for line in lines)
+    data = (text if has_last_newline else text.removesuffix(newline)).encode()
+    whole_lines = data.splitlines(keepends=True) if b"\r" not in data.replace(b"\r\n", b"") else [data]
+    size = -(-len(whole_lines) // num_blocks) or 1
+    blocks = [b"".join(whole_lines[start : start + size]) for start in range(0, len(whole_lines), size)]
+    quoting = Quoting(escape=escape, is_declared=is_declared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_splitting, "_WINDOW_BYTES", window)
+        patch.setattr(row_splitting, "_SEARCHED_BYTES", searched)
+        fast = _outcome(RowSplitter("log.csv", separator, quoting), blocks, 3)
+    assert fast == _outcome(_OneByOne("log.csv", separator, quoting), blocks, 3)
+
+
+@pytest.mark.parametrize(
+    "odd", ['u,"i,\n1",5', 'u"x,i,5', '"u,1",i', "u,i,5,6"], ids=["line break", "stray quote", "short", "long"]
+)
+def test_one_odd_row_does_not_slow_down_the_others(monkeypatch: pytest.MonkeyPatch, odd: str) -> None:
+    """Of a block of a megabyte, only the lines around the odd row are split one by one."""
+    lines = [f'"u{number}","i{number}",5' for number in range(40_000)]
+    lines.insert(20_000, odd)
+    splitter = RowSplitter("log.csv", ",", Quoting(is_declared=True))
+    seen = []
+    rows_of = RowSplitter._split_row_by_row
+
+    def counted(self: RowSplitter, text: str, *args: int, is_end: bool) -> list[Row]:
+        seen.append(len(text))
+        return rows_of(self, text, *args, is_end=is_end)
+
+    monkeypatch.setattr(RowSplitter, "_split_row_by_row", counted)
+    found = splitter.split("\n".join(lines).encode() + b"\n", 1, 3, is_end=True)
+    assert sum(cells.height for cells, _ in found.parts) == 40_001
+    assert sum(seen) < 40_000

@@ -25,7 +25,7 @@ from typing import IO, cast
 import polars as pl
 import pyarrow as pa
 
-from macrec_pipeline.data.readers.row_splitting import DOUBLE_QUOTES, OVERFLOW, Quoting, Row, RowSplitter, read_lines
+from macrec_pipeline.data.readers.row_splitting import DOUBLE_QUOTES, OVERFLOW, Quoting, RowSplitter, read_lines
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
 from macrec_pipeline.runtime.secret_addresses import without_secrets
 from macrec_pipeline.runtime.text_sanitizing import one_line
@@ -238,9 +238,14 @@ class _Decoder:
     def __init__(self, file: str, encoding: str) -> None:
         self._file, self._encoding = file, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
+        self._is_utf8 = codecs.lookup(encoding).name == "utf-8"
         self._line, self._is_start = 1, True
 
     def as_utf8(self, chunk: bytes, *, final: bool = False) -> bytes:
+        if self._is_utf8 and chunk.isascii() and b"\0" not in chunk and not self._decoder.getstate()[0]:
+            self._line += chunk.count(b"\n")
+            self._is_start = self._is_start and not chunk
+            return chunk
         try:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
@@ -448,19 +453,17 @@ def read_delimited_parts(
             data = data[len(data.decode()[: row.end].encode()) :]
         if not data:
             continue
-        frame = splitter.split_at_once(data, num_columns)
-        if frame is not None:
-            yield _source_table(file, names, frame, _count_from(line, frame.height))
-        else:
-            text = data.decode()
-            rows = splitter.split_row_by_row(text, line, num_columns, is_end=is_end)
-            yield _table_of_rows(file, names, num_columns, rows)
-            rest = text[rows[-1].end :].encode() if rows else data
-            line = rows[-1].line_number + rows[-1].num_lines if rows else line
+        split = splitter.split(data, line, num_columns, is_end=is_end)
+        rest, line = data[split.num_bytes :], split.next_line
+        if not split.parts:
+            continue
+        frames, line_numbers = zip(*split.parts, strict=True)
+        yield _source_table(file, names, pl.concat(frames, rechunk=False), pl.concat(line_numbers, rechunk=False))
         num_parts += 1
     splitter.check_ambiguous()
     if not num_parts:
-        yield _table_of_rows(file, names, num_columns, [])
+        no_rows = read_lines(b"", num_columns, ",")
+        yield _source_table(file, names, no_rows, pl.Series("source_row", [], dtype=pl.Int64))
 
 
 def split_cells(data: bytes, num_columns: int, separator: str) -> pl.DataFrame:
@@ -497,17 +500,3 @@ def _source_table(file: str, names: tuple[str, ...] | None, rows: pl.DataFrame, 
     # No cell of a row with extra cells is trusted: its columns cannot be told apart.
     trusted = cells.select(pl.when(~has_extra_cells).then(pl.all()))
     return SourceTable(file, names, num_columns, trusted, line_numbers, has_extra_cells)
-
-
-def _table_of_rows(file: str, names: tuple[str, ...] | None, num_columns: int, rows: list[Row]) -> SourceTable:
-    width = num_columns + 1
-    cells = [[*row.cells[:num_columns], *row.cells[num_columns:width]] for row in rows]
-    padded = [[*row, *[None] * (width - len(row))] for row in cells]
-    schema = dict.fromkeys([*map(str, range(num_columns)), OVERFLOW], pl.String)
-    frame = pl.DataFrame(padded, schema=schema, orient="row")
-    frame = frame.with_columns(pl.when(pl.col(OVERFLOW) != "").then(pl.col(OVERFLOW)).alias(OVERFLOW))
-    return _source_table(file, names, frame, pl.Series("source_row", [row.line_number for row in rows], dtype=pl.Int64))
-
-
-def _count_from(first: int, count: int) -> pl.Series:
-    return pl.int_range(first, first + count, dtype=pl.Int64, eager=True)
