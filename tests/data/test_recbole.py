@@ -4,9 +4,16 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from macrec_pipeline.data.readers.registry import read_raw_interactions, read_raw_items, source_files, validate_source
+from macrec_pipeline.data.readers.registry import (
+    raw_interaction_parts,
+    read_raw_interactions,
+    read_raw_items,
+    source_files,
+    validate_source,
+)
 from macrec_pipeline.datasets import DatasetSpec
 from macrec_pipeline.errors import SchemaError
 
@@ -79,3 +86,19 @@ def test_missing_fields_and_other_files_are_named(data: Path) -> None:
             read_raw_interactions(_spec(), data)
     (data / "d" / "d.inter").unlink()
     assert "d.inter does not exist" in validate_source(_spec(), data)[0]
+
+
+def test_fields_that_cannot_be_read_are_counted_or_stop_the_run(data: Path) -> None:
+    """A rating that is a word was null in silence, and so were all of them if their sign was a comma."""
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    (data / "d" / "d.inter").write_text(header + "7\tA\tgood\t5\n7\tB\t4.0\tsoon\n7\tC\t\t5\n")
+    lost: list[dict[str, Any]] = []
+    table = pl.concat(raw_interaction_parts(_spec(), data, lost=lost))
+    assert table["rating"].to_list() == [None, 4.0, None]
+    assert [(each["column"], each["num_cells"], each["num_filled"]) for each in lost] == [
+        ("timestamp", 1, 3),
+        ("rating", 1, 2),
+    ]
+    (data / "d" / "d.inter").write_text(header + "7\tA\t4,5\t5\n7\tB\t3,0\t6\n")
+    with pytest.raises(SchemaError, match="column 'rating': 2 of 2 filled cells cannot be read as a number: '4,5'"):
+        list(raw_interaction_parts(_spec(), data))

@@ -7,24 +7,23 @@ gzipped and end in `.gz`. `X.user` and the other files of a data set are not rea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
 
+from macrec_pipeline.data.readers.column_checks import ColumnReader, LostCells
 from macrec_pipeline.data.readers.column_parsing import (
     category_cells,
     compose_texts,
     id_cells,
-    number_cells,
     text_cells,
-    time_cells,
 )
 from macrec_pipeline.data.readers.html_text import plain_text_cells
 from macrec_pipeline.data.readers.image_files import existing_images, tried_images
 from macrec_pipeline.data.readers.reader import Reader, raw_table
 from macrec_pipeline.data.readers.row_splitting import OVERFLOW
-from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz, split_cells
+from macrec_pipeline.data.readers.text_files import LineBlock, SourceTable, line_blocks, require_file_or_gz, split_cells
 from macrec_pipeline.datasets import RecboleSource
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
@@ -39,6 +38,7 @@ class RecboleReader(Reader):
 
     source: RecboleSource
     data_dir: Path
+    _lost: list[LostCells] = field(default_factory=list, compare=False, repr=False)
 
     def interaction_parts(self) -> Iterator[pl.DataFrame]:
         """Yield `X.inter` as parts of `RAW_INTERACTIONS`. `source.rating` may be missing from the file.
@@ -46,23 +46,27 @@ class RecboleReader(Reader):
         Raises:
             MissingFileError: neither the file nor its `.gz` exists.
             DataError: the file cannot be read to its end.
-            SchemaError: the header is not that of an atomic file, or a field is missing.
+            SchemaError: the header is not that of an atomic file, a field is missing, or no time or no rating of the
+                file can be read.
         """
         source = self.source
         path, file = self._find("inter")
         fields = _fields(path, file)
         for name in (source.user_id, source.item_id, source.timestamp):
             _require_field(name, fields, file)
+        reader = ColumnReader(file, null_words=())
         for cells, first_row in _cells(path, file, fields):
+            part = _as_source_table(cells, file, fields, first_row)
             columns = cells.select(
                 id_cells(cells[source.user_id]).alias("user_id"),
                 id_cells(cells[source.item_id]).alias("item_id"),
-                time_cells(cells[source.timestamp], source.timestamp_unit).alias("timestamp"),
+                reader.times(part, source.timestamp, source.timestamp_unit, None).alias("timestamp"),
                 "problem",
             )
             if source.rating in fields:
-                columns = columns.with_columns(number_cells(cells[source.rating]).alias("rating"))
+                columns = columns.with_columns(reader.numbers(part, source.rating, decimal=".").alias("rating"))
             yield raw_table(RAW_INTERACTIONS, columns, file=file, first_row=first_row)
+        self._lost[:] = reader.check()
 
     def items(self) -> pl.DataFrame:
         """Return `X.item` as `RAW_ITEMS`; without it, each id in the order of its first interaction.
@@ -80,6 +84,10 @@ class RecboleReader(Reader):
             _require_field(name, fields, file)
         parts = [self._items(cells, file, first_row) for cells, first_row in _cells(path, file, fields)]
         return pl.concat([RAW_ITEMS.empty(), *parts])
+
+    def lost_cells(self) -> list[LostCells]:
+        """Return which cells of the log the last complete reading turned into missing values, per field."""
+        return list(self._lost)
 
     def problems(self) -> list[str]:
         """Return the missing files and fields; reads no more than the headers."""
@@ -143,6 +151,12 @@ class RecboleReader(Reader):
     def _find(self, suffix: str) -> tuple[Path, str]:
         relative = f"{self.source.folder}/{self.source.prefix}.{suffix}"
         return require_file_or_gz(self.data_dir, relative, what="reader recbole")
+
+
+def _as_source_table(cells: pl.DataFrame, file: str, fields: list[str], first_row: int) -> SourceTable:
+    columns = [cells[name].alias(str(position)) for position, name in enumerate(fields)]
+    line_numbers = pl.int_range(first_row, first_row + cells.height, dtype=pl.Int64, eager=True)
+    return SourceTable(file, tuple(fields), len(fields), pl.DataFrame(columns), line_numbers)
 
 
 def _fields(path: Path, file: str) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import polars as pl
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.ids import continuity
-from macrec_pipeline.defs.manifest_keys import CATALOGUE, MAY_BE_UNTOUCHED
+from macrec_pipeline.defs.manifest_keys import CATALOGUE, LOST_CELLS, MAY_BE_UNTOUCHED
 from macrec_pipeline.defs.presentation import markdown, preview, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.runtime.text_sanitizing import as_markdown
 from macrec_pipeline.schemas import FORMER_ITEMS
 
 if TYPE_CHECKING:
@@ -46,18 +47,24 @@ CLEAN_TABLES = {
     code_version="3",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found: one row per source row, with unreadable cells left empty. It is "
-    "read from the files that the data set names. Look at `unreadable_times` and `rows_with_a_problem`.",
+    "read from the files that the data set names. Look at `unreadable_times`, `rows_with_a_problem` and `lost_cells`.",
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Read the interaction log to `RAW_INTERACTIONS` in parts, because it may not fit in memory."""
     from macrec_pipeline.data.readers.registry import raw_interaction_parts
 
     with open_asset(context, settings, "raw_interactions") as asset:
-        asset.write_slices(raw_interaction_parts(asset.spec, asset.data_folder))
+        lost: list[dict[str, Any]] = []
+        parts = raw_interaction_parts(asset.spec, asset.data_folder, lost=lost)
+        asset.write_slices(parts, details={LOST_CELLS: lost})
         metadata, first_rows = _describe_raw_log(asset.scan_table("raw_interactions"))
         num_rows = metadata.pop("rows")
         return asset.report(
-            summary=f"{num_rows:,} rows", **{"dagster/row_count": num_rows}, **metadata, first_rows=first_rows
+            summary=f"{num_rows:,} rows",
+            **{"dagster/row_count": num_rows},
+            **metadata,
+            **_describe_lost_cells(lost),
+            first_rows=first_rows,
         )
 
 
@@ -75,12 +82,14 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     from macrec_pipeline.data.readers.registry import read_raw_items, source_notices
 
     with open_asset(context, settings, "raw_items") as asset:
-        table = read_raw_items(asset.spec, asset.data_folder)
+        lost: list[dict[str, Any]] = []
+        table = read_raw_items(asset.spec, asset.data_folder, lost=lost)
         gone = former_items(asset, table)
         for notice in source_notices(asset.spec, asset.data_folder, table):
             logger.warning("%s: %s", asset.dataset, notice)
         return asset.save_table(
             table,
+            details={LOST_CELLS: lost},
             beside={"former_items": gone},
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
@@ -88,6 +97,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
             items_that_have_left=gone.height,
+            **_describe_lost_cells(lost),
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
 
@@ -240,6 +250,21 @@ def _describe_raw_log(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataVal
         distinct = log.select(pl.col(f"{name}_id").drop_nulls().hash()).unique().select(pl.len())
         metadata[f"{name}s"] = int(distinct.collect(engine="streaming").item())
     return metadata, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
+
+
+def _describe_lost_cells(lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many cells reading turned into missing values, as a number and per column; empty if there are none."""
+    if not lost:
+        return {}
+    header = ["| file | column | reason | cells |", "| --- | --- | --- | ---: |"]
+    rows = [
+        f"| {as_markdown(each['file'])} | {as_markdown(each['column'])} | {each['reason']} | {each['num_cells']:,} |"
+        for each in lost
+    ]
+    return {
+        "unreadable_cells": sum(each["num_cells"] for each in lost if each["reason"] == "unreadable"),
+        "lost_cells": markdown("\n".join([*header, *rows])),
+    }
 
 
 def _describe_interactions(log: "CleaningResult") -> dict[str, Any]:
