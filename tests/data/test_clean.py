@@ -221,6 +221,10 @@ def test_the_error_for_an_empty_result_counts_dropped_rows_by_reason() -> None:
         match=r"none of 3 interactions.*unknown_item 2, missing_timestamp 1.*both files use the same item IDs",
     ):
         clean(raw, _catalogue("ab"), _PERMISSIVE)
+    raw = _log(("u", "1.0", None, _NOW), ("u", "2.0", None, _NOW))
+    sides = r"Only the log has ids such as '1\.0', '2\.0'; the catalogue has '1', '2'\. They match without a fraction"
+    with pytest.raises(DataError, match=sides):
+        clean(raw, _catalogue("123"), _PERMISSIVE)
     with pytest.raises(DataError, match=r"k_core 3\. Lower `cleaning\.k_core` \(now 5\)"):
         clean(_log(*_valid_rows("u", "abc")), _catalogue("abc"), CleaningConfig(k_core=5))
     with pytest.raises(DataError, match="the interaction file is empty"):

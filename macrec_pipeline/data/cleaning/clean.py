@@ -51,6 +51,7 @@ from macrec_pipeline.data.cleaning.quality_gate import (
     DEFAULT_HINT,
     HINTS,
     UNKNOWN_ITEM,
+    compare_unlisted_ids,
     require_listed_interactions,
     require_usable_interactions,
     require_usable_items,
@@ -154,7 +155,9 @@ def clean_log(
     known_ids = pl.concat([catalogue.remaining["item_id"], former["item_id"]])
     _mark_unknown_items(log, known_ids, reason_number[UNKNOWN_ITEM])
     require_usable_interactions(raw_interactions, log, rules, max_share=config.max_quarantined_share)
-    require_listed_interactions(raw_interactions, log, rules, max_share=config.max_unlisted_share)
+    require_listed_interactions(
+        raw_interactions, log, rules, catalogue_ids=known_ids, max_share=config.max_unlisted_share
+    )
     log.reasons[_duplicate_rows(raw_interactions, log, config)] = reason_number["duplicate"]
     active = log.reasons == KEPT
     counts_before_k_core = _count_by_item(log, active, "num_before")
@@ -165,7 +168,7 @@ def clean_log(
         log.reasons[k_core_round.rows] = np.where(in_core, reason_number["too_short"], reason_number["k_core"])
         k_core_rounds.append(k_core_round)
     if not active.any():
-        raise DataError(_explain_empty_result(log, rules, config))
+        raise DataError(_explain_empty_result(log, rules, config, known_ids))
     counts = _count_by_item(log, active, "num_interactions")
     if not config.keep_items_without_interactions:
         _drop_items_outside_core(catalogue, counts, counts_before_k_core)
@@ -490,7 +493,9 @@ def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
+def _explain_empty_result(
+    log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig, catalogue_ids: pl.Series
+) -> str:
     if not len(log):
         return "raw_interactions has no rows: the interaction file is empty."
     count_by_rule = log.count_rows_by_rule(len(rules)).tolist()
@@ -504,4 +509,6 @@ def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: Cleani
         "too_short": "Leave-one-out needs users with at least three interactions.",
     }
     hint = hints.get(counts[0][1], DEFAULT_HINT)
+    if counts[0][1] == UNKNOWN_ITEM:
+        hint = f"{compare_unlisted_ids(log, rules, catalogue_ids)} {hint}"
     return f"Cleaning left none of {len(log)} interactions. Rows dropped by reason: {dropped}. {hint}"

@@ -146,13 +146,14 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         assets = {name: stack.enter_context(open_asset(context, settings, name)) for name in CLEAN_TABLES}
         interactions, items, quarantine = assets["interactions"], assets["items"], assets["quarantine"]
         cleaning = interactions.config.cleaning
+        listed = interactions.read_table("raw_items")
         log = clean_log(
             interactions.scan_table("raw_interactions"),
-            interactions.read_table("raw_items"),
+            listed,
             cleaning,
             former_items=interactions.store.read_beside("raw_items", "former_items"),
         )
-        _warn_of_unlisted_items(log, interactions.config.cleaning.max_quarantined_share)
+        _warn_of_unlisted_items(log, listed["item_id"], share=cleaning.max_quarantined_share)
         reasons = log.quarantine_counts()
         results = [
             interactions.save_slices(log.interactions(), num_rows=log.num_interactions, **_describe_interactions(log)),
@@ -207,19 +208,21 @@ def histories(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
         )
 
 
-def _warn_of_unlisted_items(log: "CleaningResult", share: float) -> None:
+def _warn_of_unlisted_items(log: "CleaningResult", catalogue_ids: pl.Series, *, share: float) -> None:
     """Warn if a larger share of the interactions than this names an item that no catalogue has listed."""
     from macrec_pipeline.data.cleaning.quality_gate import (
+        compare_unlisted_ids,
         count_unlisted_interactions,
         describe_unlisted_interactions,
     )
 
     if count_unlisted_interactions(log.log, log.rules) > share * len(log.log):
         logger.warning(
-            "%s They are in quarantine as unknown_item, and nothing is learned from them. To learn from items that the "
-            "shop no longer sells, add them to the catalogue file for one run. If the IDs of the two files should "
+            "%s They are in quarantine as unknown_item, and nothing is learned from them. %s To learn from items that "
+            "the shop no longer sells, add them to the catalogue file for one run. If the IDs of the two files should "
             "match, look at examples in the quarantine table; `cleaning.max_unlisted_share` stops such a run.",
             describe_unlisted_interactions(log.log, log.rules),
+            compare_unlisted_ids(log.log, log.rules, catalogue_ids),
         )
 
 
