@@ -213,6 +213,16 @@ def test_items_are_sorted_by_id_as_a_string() -> None:
     assert result.interactions["item_id"].to_list() == ["1", "10", "2"]
 
 
+def test_the_catalogue_keeps_image_addresses() -> None:
+    """A service can show them. A catalogue without addresses has no such column."""
+    raw = _log(*_valid_rows("u", "abc"))
+    catalogue = _catalogue("abc")
+    assert "image_url" not in clean(raw, catalogue, _PERMISSIVE).items.columns
+    addresses = pl.Series("image_url", ["http://x/1.jpg http://x/2.jpg", None, "http://x/3.jpg"])
+    items = clean(raw, catalogue.with_columns(addresses), _PERMISSIVE).items
+    assert dict(items.select("item_id", "image_url").iter_rows()) == dict(zip("abc", addresses, strict=True))
+
+
 def test_the_error_for_an_empty_result_counts_dropped_rows_by_reason() -> None:
     """The message counts the dropped rows per reason and says what to check."""
     raw = _log(("u", "x", None, _NOW), ("u", "y", None, _NOW), ("u", "a", None, None))

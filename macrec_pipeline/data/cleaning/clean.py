@@ -482,6 +482,7 @@ def _drop_items_outside_core(catalogue: _ItemRows, counts: pl.DataFrame, counts_
 
 def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
     """Return `ITEMS`: the remaining items in the order of their IDs, with item_index and num_interactions."""
+    addresses = ["image_url"] if rows["image_url"].count() else []
     return (
         rows.join(counts, on="item_id", how="left")
         .sort("item_id")
@@ -489,7 +490,7 @@ def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
             pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"),
             pl.col("num_interactions").fill_null(0).cast(pl.Int64),
         )
-        .select(*ITEMS.columns)
+        .select(*ITEMS.columns, *addresses)
     )
 
 
