@@ -42,6 +42,7 @@ class TableSchema:
             as false.
         description: what a row of the table stands for.
         column_descriptions: column name -> what the column holds.
+        optional: columns that a table may have after the others; they may hold nulls.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TableSchema:
     forbidden: dict[str, pl.Expr] = field(default_factory=dict, compare=False)
     description: str = field(default="", compare=False)
     column_descriptions: dict[str, str] = field(default_factory=dict, compare=False)
+    optional: Mapping[str, Column] = field(default_factory=dict, compare=False)
 
     @property
     def has_vectors(self) -> bool:
@@ -70,9 +72,10 @@ class TableSchema:
                 and the row.
         """
         location = f"{self.name}{f' ({where})' if where else ''}"
-        if table.columns != list(self.columns):
+        extra = {name: column.dtype for name, column in self.optional.items() if name in table.columns}
+        if table.columns != [*self.columns, *extra]:
             raise SchemaError(f"{location}: columns are {table.columns}, expected {list(self.columns)}.")
-        for column, expected in self.columns.items():
+        for column, expected in (self.columns | extra).items():
             self._check_column(table[column], expected, location)
         for group in self.unique:
             key = pl.col(group[0]) if len(group) == 1 else pl.struct(group)
@@ -109,7 +112,7 @@ class TableSchema:
                 raise SchemaError(f"{location}: column {column.name!r} is {column.dtype}, expected array[float32, D].")
         elif column.dtype != expected:
             raise SchemaError(f"{location}: column {column.name!r} is {column.dtype}, expected {expected}.")
-        if column.name not in self.nullable and column.null_count():
+        if column.name not in self.nullable and column.name not in self.optional and column.null_count():
             row = column.is_null().arg_true()[0]
             raise SchemaError(
                 f"{location}: column {column.name!r} must not be null, but it is in {column.null_count()} rows; the "
@@ -125,6 +128,7 @@ def table_schema(
     unique: tuple[tuple[str, ...], ...] = (),
     sorted_by: tuple[str, ...] = (),
     forbidden: dict[str, pl.Expr] | None = None,
+    optional: Mapping[str, Column] | None = None,
 ) -> TableSchema:
     """Build a `TableSchema` from the columns in their order; the other arguments are attributes of `TableSchema`."""
     return TableSchema(
@@ -136,6 +140,7 @@ def table_schema(
         forbidden=forbidden or {},
         description=description,
         column_descriptions={column_name: column.description for column_name, column in columns.items()},
+        optional=optional or {},
     )
 
 
@@ -246,6 +251,13 @@ ITEMS = table_schema(
         "image_path that leaves the data folder": pl.col("image_path").str.contains(r"^/|(?:^|/)\.\.(?:/|$)"),
     },
     description="The catalogue from which items are recommended: one row per item, in the order of item_id.",
+    optional={
+        "image_url": Column(
+            _STRING,
+            "the addresses of the item's image, separated by spaces; the column exists if an item has one",
+            nullable=True,
+        )
+    },
 )
 QUARANTINE = table_schema(
     "quarantine",

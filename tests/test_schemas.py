@@ -42,6 +42,18 @@ def test_a_table_that_keeps_its_schema_is_returned_unchanged() -> None:
     assert PRICES.check(PRICES.empty()).is_empty()
 
 
+def test_an_optional_column_may_be_missing() -> None:
+    """If it is there, it is the last one, and it has its type."""
+    columns = {"a": Column(pl.Int64(), "a"), "b": Column(pl.Int64(), "b")}
+    schema = table_schema("t", columns, description="A row.", optional={"c": Column(pl.String(), "c", nullable=True)})
+    full = pl.DataFrame({"a": [1], "b": [2], "c": [None]}, schema_overrides={"c": pl.String})
+    assert schema.check(full).equals(full)
+    assert schema.check(full.drop("c")).columns == ["a", "b"]
+    for table in (full.select("c", "a", "b"), full.drop("b"), full.cast({"c": pl.Int64}), full.rename({"c": "d"})):
+        with pytest.raises(SchemaError):
+            schema.check(table)
+
+
 @pytest.mark.parametrize(
     ("table", "problem"),
     [

@@ -86,12 +86,14 @@ def match_ids(log_ids: pl.Series, catalogue_ids: pl.Series) -> IdMatch:
 def _difference(missing: pl.DataFrame, catalogue: pl.DataFrame) -> tuple[str | None, pl.DataFrame]:
     """Return the first difference that explains at least half of the missing ids, with the pairs that match then."""
     few = missing.head(_MAX_IDS)
+    if few.is_empty():
+        return None, few
     for name, expression in _SPELLINGS:
         pairs = few.with_columns(key=expression).join(
             catalogue.with_columns(key=expression), on="key", how="inner", maintain_order="left_right"
         )
         pairs = pairs.unique("id", keep="first", maintain_order=True)
-        if few.height and 2 * pairs.height >= few.height:
+        if 2 * pairs.height >= few.height:
             return name, pairs
     return None, few
 

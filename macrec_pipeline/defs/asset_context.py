@@ -116,9 +116,15 @@ class AssetContext:
         self.write_slices(slices)
         return self.report(summary=f"{num_rows:,} rows", **{"dagster/row_count": num_rows}, **metadata)
 
-    def write_slices(self, slices: Iterable[pl.DataFrame]) -> None:
-        """Write this asset's table slice by slice without a report, for metadata that is computed from the table."""
-        self.store.write_slices(self.name, slices, details=self._details())
+    def write_slices(self, slices: Iterable[pl.DataFrame], *, details: Mapping[str, Any] | None = None) -> None:
+        """Write this asset's table slice by slice without a report, for metadata that is computed from the table.
+
+        Args:
+            slices: the slices.
+            details: extra entries for the manifest. They are read after the last slice, so the slices may fill a list
+                in them.
+        """
+        self.store.write_slices(self.name, slices, details=self._details(details))
 
     def skip(self, empty_table: pl.DataFrame, reason: str = GIVEN) -> dg.MaterializeResult[Any]:
         """Write a table without rows, record the reason in its manifest, and report that the asset was skipped."""

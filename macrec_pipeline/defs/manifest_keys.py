@@ -12,6 +12,10 @@ CATALOGUE = "catalogue"
 SKIPPED = "skipped"
 """Why the asset was not computed and its table has no rows."""
 
+LOST_CELLS = "lost_cells"
+"""On the raw tables: the cells that reading turned into missing values, per column: file, column, reason, num_cells and
+num_filled."""
+
 MAY_BE_UNTOUCHED = "may_be_untouched"
 """On `items`: whether items without interactions were kept on purpose."""
 

@@ -5,11 +5,18 @@ the results. `promotion` compares a new model with the champion, the registered 
 """
 
 from macrec_pipeline.evaluation.protocol import Evaluation, evaluate, metrics_document
-from macrec_pipeline.evaluation.report.page import QuarantineCount, ReportInput, quarantine_counts, render_report
+from macrec_pipeline.evaluation.report.page import (
+    LostCellCount,
+    QuarantineCount,
+    ReportInput,
+    quarantine_counts,
+    render_report,
+)
 from macrec_pipeline.evaluation.report.sample_users import SampleItem, SampleUser, choose_sample_users, sample_users
 
 __all__ = [
     "Evaluation",
+    "LostCellCount",
     "QuarantineCount",
     "ReportInput",
     "SampleItem",

@@ -213,6 +213,16 @@ def test_items_are_sorted_by_id_as_a_string() -> None:
     assert result.interactions["item_id"].to_list() == ["1", "10", "2"]
 
 
+def test_the_catalogue_keeps_image_addresses() -> None:
+    """A service can show them. A catalogue without addresses has no such column."""
+    raw = _log(*_valid_rows("u", "abc"))
+    catalogue = _catalogue("abc")
+    assert "image_url" not in clean(raw, catalogue, _PERMISSIVE).items.columns
+    addresses = pl.Series("image_url", ["http://x/1.jpg http://x/2.jpg", None, "http://x/3.jpg"])
+    items = clean(raw, catalogue.with_columns(addresses), _PERMISSIVE).items
+    assert dict(items.select("item_id", "image_url").iter_rows()) == dict(zip("abc", addresses, strict=True))
+
+
 def test_the_error_for_an_empty_result_counts_dropped_rows_by_reason() -> None:
     """The message counts the dropped rows per reason and says what to check."""
     raw = _log(("u", "x", None, _NOW), ("u", "y", None, _NOW), ("u", "a", None, None))
@@ -221,6 +231,10 @@ def test_the_error_for_an_empty_result_counts_dropped_rows_by_reason() -> None:
         match=r"none of 3 interactions.*unknown_item 2, missing_timestamp 1.*both files use the same item IDs",
     ):
         clean(raw, _catalogue("ab"), _PERMISSIVE)
+    raw = _log(("u", "1.0", None, _NOW), ("u", "2.0", None, _NOW))
+    sides = r"Only the log has ids such as '1\.0', '2\.0'; the catalogue has '1', '2'\. They match without a fraction"
+    with pytest.raises(DataError, match=sides):
+        clean(raw, _catalogue("123"), _PERMISSIVE)
     with pytest.raises(DataError, match=r"k_core 3\. Lower `cleaning\.k_core` \(now 5\)"):
         clean(_log(*_valid_rows("u", "abc")), _catalogue("abc"), CleaningConfig(k_core=5))
     with pytest.raises(DataError, match="the interaction file is empty"):

@@ -103,7 +103,11 @@ def test_packed_files_of_several_parts_are_read_to_the_end(tmp_path: Path) -> No
         ('{"u": 1, "i": "A", "t": 5}\n', {}, r"log.csv: the first line looks like JSON: .*`format: jsonl`"),
         ('[\n{"u": 1}]\n', {}, "looks like JSON.*jq"),
         ('[{"u": 1},\n{"u": 2}]\n', {"format": "jsonl"}, "log.csv: none of the first .* one JSON list: .*jq"),
-        ('{"u": 1, "i": "A", "t": 5}\n'.encode("utf-16"), {"format": "jsonl"}, "probably UTF-16. Set `encoding"),
+        (
+            '{"u": 1, "i": "A", "t": 5}\n'.encode("utf-16"),
+            {"format": "jsonl"},
+            "log.csv is UTF-16 text, expected UTF-8.*`encoding: utf-16`",
+        ),
         ("sep=;\nu;i;t\n1;A;5\n", {}, r"the first line is 'sep=;', a note for Excel\. Remove .*`separator: ';'`"),
         ("\nu,i,t\n1,A,5\n", {}, "the first row is empty.*Remove the empty line"),
         ("u,i,t\n'1','A','5'\n", {}, "The cells are in quotes: set `quote`"),

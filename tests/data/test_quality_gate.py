@@ -122,3 +122,4 @@ def test_interactions_with_unlisted_items_have_a_limit_of_their_own() -> None:
         "earlier run. Broken rows: 1 (5.3%). That is more than `cleaning.max_unlisted_share` allows (60.0%)."
     )
     assert "row 8 of log.csv (user 'u', item 'old0': not in raw_items)" in message
+    assert "Only the log has ids such as 'old0', 'old1', 'old10'; the catalogue has 'a', 'b', 'c'." in message

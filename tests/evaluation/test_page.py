@@ -13,6 +13,7 @@ from PIL import Image
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.evaluation import (
     Evaluation,
+    LostCellCount,
     QuarantineCount,
     ReportInput,
     SampleItem,
@@ -97,6 +98,7 @@ def report(evaluation: Evaluation, tmp_path: Path) -> ReportInput:
         ],
         recommender_log=[{"epoch": 1.0, "train_loss": 3.25, "validation_loss": 3.5}],
         quarantine=[QuarantineCount("interactions", "k_core", 713)],
+        lost_cells=[LostCellCount("shop/orders.csv", "stars", "unreadable", 6123)],
         sample_users=users,
         items_without={"text": 0, "image": 4},
     )
@@ -133,6 +135,7 @@ def test_the_page_shows_what_was_measured(report: ReportInput, evaluation: Evalu
         "k_core",
         "713",
     ]
+    expected += ["shop/orders.csv", "stars", "unreadable", "6,123"]
     expected += ["user-11", "Popularity", "Item-kNN", "SASRec", "MACRec, text route", "image 4 of 30"]
     expected += [f"{values['hr_10']:.4f}" for values in evaluation.systems.values()]
     expected += [f"{values['mrr']:.4f}" for values in evaluation.systems_excluding_seen.values()]
@@ -231,6 +234,7 @@ def test_texts_are_escaped_everywhere(report: ReportInput) -> None:
         preset=EVIL,
         run_ids={EVIL: EVIL},
         quarantine=[QuarantineCount(EVIL, EVIL, 1)],
+        lost_cells=[LostCellCount(EVIL, EVIL, EVIL, 1)],
         items_without={EVIL: 1},
     )
     page = _Page(render_report(odd))

@@ -52,6 +52,7 @@ from macrec_pipeline.data.cleaning.result import (
     HINTS,
     UNKNOWN_ITEM,
     CleaningResult,
+    compare_unlisted_ids,
     k_core_detail,
     require_listed_interactions,
     require_usable_interactions,
@@ -160,7 +161,9 @@ def clean_log(
     known_ids = pl.concat([catalogue.remaining["item_id"], former["item_id"]])
     _mark_unknown_items(log, known_ids, reason_number[UNKNOWN_ITEM])
     require_usable_interactions(raw_interactions, log, rules, max_share=config.max_quarantined_share)
-    require_listed_interactions(raw_interactions, log, rules, max_share=config.max_unlisted_share)
+    require_listed_interactions(
+        raw_interactions, log, rules, catalogue_ids=known_ids, max_share=config.max_unlisted_share
+    )
     log.reasons[_duplicate_rows(raw_interactions, log, config)] = reason_number["duplicate"]
     active = log.reasons == KEPT
     counts_before_k_core = _count_by_item(log, active, "num_before")
@@ -171,7 +174,7 @@ def clean_log(
         log.reasons[k_core_round.rows] = np.where(in_core, reason_number["too_short"], reason_number["k_core"])
         k_core_rounds.append(k_core_round)
     if not active.any():
-        raise DataError(_explain_empty_result(log, rules, config))
+        raise DataError(_explain_empty_result(log, rules, config, known_ids))
     counts = _count_by_item(log, active, "num_interactions")
     if not config.keep_items_without_interactions:
         _drop_items_outside_core(catalogue, counts, counts_before_k_core)
@@ -487,6 +490,7 @@ def _drop_items_outside_core(catalogue: _ItemRows, counts: pl.DataFrame, counts_
 
 def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
     """Return `ITEMS`: the remaining items in the order of their IDs, with item_index and num_interactions."""
+    addresses = ["image_url"] if rows["image_url"].count() else []
     return (
         rows.join(counts, on="item_id", how="left")
         .sort("item_id")
@@ -494,11 +498,13 @@ def _number_items(rows: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
             pl.int_range(pl.len(), dtype=pl.Int64).alias("item_index"),
             pl.col("num_interactions").fill_null(0).cast(pl.Int64),
         )
-        .select(*ITEMS.columns)
+        .select(*ITEMS.columns, *addresses)
     )
 
 
-def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig) -> str:
+def _explain_empty_result(
+    log: EncodedLog, rules: Sequence[Rule], config: CleaningConfig, catalogue_ids: pl.Series
+) -> str:
     if not len(log):
         return "raw_interactions has no rows: the interaction file is empty."
     count_by_rule = log.count_rows_by_rule(len(rules)).tolist()
@@ -512,4 +518,6 @@ def _explain_empty_result(log: EncodedLog, rules: Sequence[Rule], config: Cleani
         "too_short": "Leave-one-out needs users with at least three interactions.",
     }
     hint = hints.get(counts[0][1], DEFAULT_HINT)
+    if counts[0][1] == UNKNOWN_ITEM:
+        hint = f"{compare_unlisted_ids(log, rules, catalogue_ids)} {hint}"
     return f"Cleaning left none of {len(log)} interactions. Rows dropped by reason: {dropped}. {hint}"

@@ -33,6 +33,7 @@ from macrec_pipeline.data.cleaning.encoded_log import (
 )
 from macrec_pipeline.data.cleaning.k_core import KCoreRound, count_rows_by_number, min_interactions_per_user
 from macrec_pipeline.data.cleaning.tie_hash import TieHash
+from macrec_pipeline.data.id_matching import match_ids
 from macrec_pipeline.errors import DataError
 from macrec_pipeline.schemas import INTERACTIONS, QUARANTINE
 
@@ -266,11 +267,14 @@ def count_broken_interactions(log: EncodedLog, rules: Sequence[Rule]) -> int:
     return sum(int(count) for count, rule in zip(counts, rules, strict=True) if rule.is_data_fault)
 
 
-def require_listed_interactions(raw: RawLog, log: EncodedLog, rules: Sequence[Rule], *, max_share: float) -> None:
+def require_listed_interactions(
+    raw: RawLog, log: EncodedLog, rules: Sequence[Rule], *, catalogue_ids: pl.Series, max_share: float
+) -> None:
     """Check the share of interactions whose item is in no catalogue that was ever read.
 
     Args:
         raw, log, rules: see `require_usable_interactions`.
+        catalogue_ids: the ids of all catalogues, for the error message.
         max_share: the largest acceptable share.
 
     Raises:
@@ -286,9 +290,22 @@ def require_listed_interactions(raw: RawLog, log: EncodedLog, rules: Sequence[Ru
     raise DataError(
         f"{describe_unlisted_interactions(log, rules)} That is more than `cleaning.max_unlisted_share` allows "
         f"({max_share:.1%}). Examples: {_describe_examples(_as_quarantine(examples, rows, rules[number - 1]))}. "
-        f"{HINTS[UNKNOWN_ITEM]} If these are items that the shop no longer sells, raise "
-        "`cleaning.max_unlisted_share`."
+        f"{compare_unlisted_ids(log, rules, catalogue_ids)} {HINTS[UNKNOWN_ITEM]} If these are items that the shop no "
+        "longer sells, raise `cleaning.max_unlisted_share`."
     )
+
+
+def compare_unlisted_ids(log: EncodedLog, rules: Sequence[Rule], catalogue_ids: pl.Series) -> str:
+    """Show ids of the interactions whose item is not in the catalogue beside ids of the catalogue, in a sentence.
+
+    Args:
+        log: the encoded log.
+        rules: the rules behind its reason numbers.
+        catalogue_ids: the ids of the catalogue.
+    """
+    number = next(number for number, rule in enumerate(rules, start=1) if rule.reason == UNKNOWN_ITEM)
+    unlisted = np.unique(log.items[log.reasons == number])
+    return match_ids(log.item_ids.gather(unlisted), catalogue_ids).sides()
 
 
 def describe_unlisted_interactions(log: EncodedLog, rules: Sequence[Rule]) -> str:

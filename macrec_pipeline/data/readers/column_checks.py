@@ -52,6 +52,25 @@ class _Counts:
     has_inexact_ids: bool = False
 
 
+@dataclass(frozen=True)
+class LostCells:
+    """Cells of one column that a reading turned into missing values.
+
+    Attributes:
+        file: the file, folder or pattern of the table, below the data folder.
+        column: the name or position of the column.
+        reason: `unreadable`, or `null_word` for a word that stands for a missing value.
+        num_cells: the number of such cells.
+        num_filled: the filled cells of the column; None where they were not counted.
+    """
+
+    file: str
+    column: str
+    reason: str
+    num_cells: int
+    num_filled: int | None
+
+
 @dataclass
 class ColumnReader:
     """Reads the columns of one table and counts its cells. `check` must be called after the last part."""
@@ -89,17 +108,28 @@ class ColumnReader:
         accepted = _ACCEPTED_TIMES[unit] if time_format is None else f"Accepted is the format {time_format}."
         return self._counted(part, ref, column, time_cells(column, unit, time_format=time_format), "time", accepted)
 
-    def check(self) -> None:
-        """Log what could not be read. Raises `SchemaError` as `require_readable` does."""
+    def check(self) -> list[LostCells]:
+        """Log what could not be read, and return it per column. Raises `SchemaError` as `require_readable` does."""
         self.require_readable()
         for note in self.notes():
             _log.warning("%s", note)
+        return self.lost()
 
     def require_readable(self) -> None:
         """Raise `SchemaError` if a filled column is unreadable in every row that was read."""
         for ref, counts in self._counts.items():
             if counts.num_filled and counts.num_unreadable == counts.num_filled:
                 raise SchemaError(self._unreadable(ref, counts))
+
+    def lost(self) -> list[LostCells]:
+        """Return what became missing, per column: unreadable cells first, then words for a missing value."""
+        lost = []
+        for ref, counts in self._counts.items():
+            if counts.num_unreadable:
+                lost.append(LostCells(self.file, str(ref), "unreadable", counts.num_unreadable, counts.num_filled))
+            if counts.num_null_words:
+                lost.append(LostCells(self.file, str(ref), "null_word", counts.num_null_words, None))
+        return lost
 
     def notes(self) -> list[str]:
         """Return one sentence per column with unreadable cells, words for a missing value, or ids like `18.0`."""

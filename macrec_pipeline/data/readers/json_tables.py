@@ -4,7 +4,6 @@ A column is the name of a field, or a path with dots to a nested field: `item.id
 element of a list. A field whose own name contains the dots takes precedence.
 """
 
-import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +113,7 @@ def _other_encoding(encoding: str) -> str | None:
 
 def _remedy(start: bytes) -> str:
     """Return what to do with a file that begins with these bytes and has no JSON object in a line."""
-    if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if b"\0" in start:
         return " The file is probably UTF-16. Set `encoding: utf-16`."
     if start.startswith(b"["):
         return " The file is one JSON list: write one object per line, for example by `jq -c '.[]'`."

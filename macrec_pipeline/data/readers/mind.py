@@ -31,7 +31,7 @@ from macrec_pipeline.data.readers.text_files import (
     split_cells,
 )
 from macrec_pipeline.datasets import MindSource
-from macrec_pipeline.errors import MissingFileError
+from macrec_pipeline.errors import DataError
 from macrec_pipeline.runtime.time_units import MINUTE_MS
 from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
 
@@ -80,18 +80,16 @@ class MindReader(Reader):
         problems = []
         for name, columns in (("behaviors.tsv", _BEHAVIORS), ("news.tsv", _NEWS)):
             try:
-                found = self._files(name)
-            except MissingFileError as error:
+                for path, file in self._files(name):
+                    block = next(line_blocks(path, file, block_bytes=_SAMPLE_BYTES), LineBlock(1, b""))
+                    num_cells = block.data.partition(b"\n")[0].count(b"\t") + 1
+                    if num_cells != len(columns):
+                        problems.append(
+                            f"{file}: the first line has {num_cells} cells, expected {len(columns)} that are separated "
+                            f"by tabs: {', '.join(columns)}."
+                        )
+            except DataError as error:
                 problems.append(str(error))
-                continue
-            for path, file in found:
-                block = next(line_blocks(path, file, block_bytes=_SAMPLE_BYTES), LineBlock(1, b""))
-                num_cells = block.data.partition(b"\n")[0].count(b"\t") + 1
-                if num_cells != len(columns):
-                    problems.append(
-                        f"{file}: the first line has {num_cells} cells, expected {len(columns)} that are separated by "
-                        f"tabs: {', '.join(columns)}."
-                    )
         return problems
 
     def source_files(self) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 import polars as pl
 from pydantic import BaseModel
 
+from macrec_pipeline.data.readers.column_checks import LostCells
 from macrec_pipeline.data.readers.image_files import tried_images
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.runtime.text_sanitizing import one_line_error
@@ -86,6 +87,10 @@ class Reader(Protocol):
 
     def notes(self) -> list[str]:
         """Return what a person should know about the first rows, one sentence each. Called if there is no problem."""
+        return []
+
+    def lost_cells(self) -> list[LostCells]:
+        """Return which cells the last complete call of `interaction_parts` or `items` turned into missing values."""
         return []
 
     def image_template(self) -> str | None:

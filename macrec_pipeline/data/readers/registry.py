@@ -6,6 +6,7 @@ as `my_package.my_module:MyReader`, or the name of an entry point that an instal
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -67,18 +68,33 @@ def open_reader(spec: DatasetSpec, data_dir: Path) -> Reader:
     return reader
 
 
-def raw_interaction_parts(spec: DatasetSpec, data_dir: Path) -> Iterator[pl.DataFrame]:
+def raw_interaction_parts(
+    spec: DatasetSpec, data_dir: Path, *, lost: list[dict[str, Any]] | None = None
+) -> Iterator[pl.DataFrame]:
     """Yield the interaction log as parts of `RAW_INTERACTIONS`, one row per source row, in the order of the file.
 
     Only one part has to fit into memory at a time; `indexed` files and CSV files with quotes are a single part. The
     demo shop is generated first if it does not exist.
+
+    Args:
+        spec: the data set.
+        data_dir: the data folder.
+        lost: receives, after the last part, the cells that were turned into missing values: the fields of `LostCells`.
 
     Raises:
         MissingFileError: a file does not exist; names it and `MACREC_DATA`.
         SchemaError: a column is missing or the file has another format; names file, column and line.
         DataError: a file cannot be read to its end.
     """
-    return (RAW_INTERACTIONS.check(part, spec.name) for part in open_reader(spec, data_dir).interaction_parts())
+    reader = open_reader(spec, data_dir)
+    return _checked_parts(reader, spec, lost)
+
+
+def _checked_parts(reader: Reader, spec: DatasetSpec, lost: list[dict[str, Any]] | None) -> Iterator[pl.DataFrame]:
+    for part in reader.interaction_parts():
+        yield RAW_INTERACTIONS.check(part, spec.name)
+    if lost is not None:
+        lost.extend(map(asdict, reader.lost_cells()))
 
 
 def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
@@ -86,15 +102,21 @@ def read_raw_interactions(spec: DatasetSpec, data_dir: Path) -> pl.DataFrame:
     return pl.concat([RAW_INTERACTIONS.empty(), *raw_interaction_parts(spec, data_dir)])
 
 
-def read_raw_items(spec: DatasetSpec, data_dir: Path, *, with_secrets: bool = False) -> pl.DataFrame:
+def read_raw_items(
+    spec: DatasetSpec, data_dir: Path, *, with_secrets: bool = False, lost: list[dict[str, Any]] | None = None
+) -> pl.DataFrame:
     """Read the catalogue, one row per source row (`RAW_ITEMS`). Errors as in `raw_interaction_parts`.
 
     Args:
         spec: the data set.
         data_dir: the data folder.
         with_secrets: whether image addresses keep passwords and signatures, which only fetching images needs.
+        lost: receives what could not be read; see `raw_interaction_parts`.
     """
-    items = RAW_ITEMS.check(open_reader(spec, data_dir).items(), spec.name)
+    reader = open_reader(spec, data_dir)
+    items = RAW_ITEMS.check(reader.items(), spec.name)
+    if lost is not None:
+        lost.extend(map(asdict, reader.lost_cells()))
     return items if with_secrets else items.with_columns(without_secret_parts(items["image_url"]))
 
 

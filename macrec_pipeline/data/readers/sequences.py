@@ -7,12 +7,13 @@ of the file are the titles.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import polars as pl
 
+from macrec_pipeline.data.readers.column_checks import LostCells
 from macrec_pipeline.data.readers.reader import Reader, SourceSample, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
 from macrec_pipeline.data.readers.tables import (
@@ -37,6 +38,7 @@ class SequencesReader(Reader):
 
     source: SequencesSource
     data_dir: Path
+    _lost: list[LostCells] = field(default_factory=list, compare=False, repr=False)
 
     def interaction_parts(self) -> Iterator[pl.DataFrame]:
         """Yield the sequences as parts of `RAW_INTERACTIONS`; `source_row` counts interactions from 1.
@@ -66,12 +68,16 @@ class SequencesReader(Reader):
             SchemaError: a column is missing, or a file has another format.
         """
         if self.source.items is not None:
-            return read_items(self.source.items, self.data_dir)
+            return read_items(self.source.items, self.data_dir, self._lost)
         seen = [part.select("item_id", "source_row").drop_nulls() for part in self.interaction_parts()]
         empty = RAW_INTERACTIONS.empty().select("item_id", "source_row")
         rows = pl.concat([empty, *seen]).unique("item_id", keep="first", maintain_order=True)
         columns = rows.select("item_id", "source_row", pl.col("item_id").alias("title"))
         return raw_table(RAW_ITEMS, columns, file=self._find()[1])
+
+    def lost_cells(self) -> list[LostCells]:
+        """Return which cells of the catalogue the last complete reading turned into missing values, per column."""
+        return list(self._lost)
 
     def problems(self) -> list[str]:
         """Return the missing files and columns; reads no more than the beginning of the files."""

@@ -5,12 +5,12 @@ quarantine, with file and line.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
-from macrec_pipeline.data.readers.column_checks import ColumnReader
+from macrec_pipeline.data.readers.column_checks import ColumnReader, LostCells
 from macrec_pipeline.data.readers.column_parsing import (
     category_cells,
     compose_texts,
@@ -78,6 +78,7 @@ class TablesReader(Reader):
 
     source: TablesSource
     data_dir: Path
+    _lost: list[LostCells] = field(default_factory=list, compare=False, repr=False)
 
     def interaction_parts(self) -> Iterator[pl.DataFrame]:
         """Yield the interaction log as parts of `RAW_INTERACTIONS`.
@@ -90,7 +91,7 @@ class TablesReader(Reader):
         columns = ColumnReader(mapping.file, mapping.null_words)
         for part in _parts(mapping, _interaction_columns(mapping), self.data_dir):
             yield _interactions(part, mapping, columns)
-        columns.check()
+        self._lost[:] = columns.check()
 
     def items(self) -> pl.DataFrame:
         """Return the catalogue as `RAW_ITEMS`: title, text composed of the mapped columns, and image if it exists.
@@ -99,7 +100,11 @@ class TablesReader(Reader):
             MissingFileError: the file does not exist. A missing image is not an error.
             SchemaError: a column is missing, or the file cannot be split into rows.
         """
-        return read_items(self.source.items, self.data_dir)
+        return read_items(self.source.items, self.data_dir, self._lost)
+
+    def lost_cells(self) -> list[LostCells]:
+        """Return which cells the last complete reading turned into missing values, per column."""
+        return list(self._lost)
 
     def problems(self) -> list[str]:
         """Return missing files and columns, and columns unreadable in the first rows; reads only the beginning."""
@@ -155,12 +160,18 @@ class TablesReader(Reader):
         return image_notices(self.source.items, self.data_dir, items)
 
 
-def read_items(mapping: ItemsTable, data_dir: Path) -> pl.DataFrame:
-    """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`."""
+def read_items(mapping: ItemsTable, data_dir: Path, lost: list[LostCells]) -> pl.DataFrame:
+    """Return a table of items as `RAW_ITEMS`. Errors as in `TablesReader.items`.
+
+    Args:
+        mapping: the table.
+        data_dir: the data folder.
+        lost: becomes the list of cells that were turned into missing values.
+    """
     columns = ColumnReader(mapping.file, mapping.null_words)
     parts = _parts(mapping, _item_columns(mapping), data_dir)
     frame = pl.concat([RAW_ITEMS.empty(), *(_items(part, mapping, data_dir, columns) for part in parts)])
-    columns.check()
+    lost[:] = columns.check()
     return RAW_ITEMS.check(frame, mapping.file)
 
 

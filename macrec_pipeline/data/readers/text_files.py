@@ -203,6 +203,11 @@ def line_blocks(
     try:
         with open_unpacked(path) as stream:
             start = stream.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
+            if encoding is None and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise SchemaError(
+                    f"{file} is UTF-16 text, expected UTF-8. Save it as UTF-8, or set `encoding: utf-16` if its reader "
+                    "is tables."
+                )
             while chunk := start + stream.read(block_bytes):
                 start = b""
                 if decoder is not None:

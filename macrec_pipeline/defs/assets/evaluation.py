@@ -11,7 +11,7 @@ import polars as pl
 
 from macrec_pipeline.config import ROUTES
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
-from macrec_pipeline.defs.manifest_keys import SKIPPED
+from macrec_pipeline.defs.manifest_keys import LOST_CELLS, SKIPPED
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality
@@ -146,7 +146,7 @@ def special_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _report_input(
     asset: AssetContext, tables: Mapping[str, pl.DataFrame], evaluation: "Evaluation", *, dagster_run_id: str
 ) -> "ReportInput":
-    from macrec_pipeline.evaluation.report.page import QuarantineCount, ReportInput
+    from macrec_pipeline.evaluation.report.page import LostCellCount, QuarantineCount, ReportInput
     from macrec_pipeline.semantic_ids import code_usage
     from macrec_pipeline.tracking.git_commit import git_commit
 
@@ -176,6 +176,12 @@ def _report_input(
         quarantine=[
             *(QuarantineCount(*row) for row in dropped.iter_rows()),
             *([QuarantineCount("image_embeddings", "unreadable_picture", num_unreadable)] if num_unreadable else []),
+        ],
+        lost_cells=[
+            LostCellCount(cells["file"], cells["column"], cells["reason"], cells["num_cells"])
+            for name in ("raw_interactions", "raw_items")
+            if asset.store.has(name)
+            for cells in asset.store.manifest(name).details.get(LOST_CELLS, ())
         ],
         sample_users=_sample_users(asset, tables, evaluation),
         beam_agreement=asset.store.manifest("predictions").details.get("beam_agreement", {}),

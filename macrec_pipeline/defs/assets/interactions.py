@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ import polars as pl
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.ids import continuity
-from macrec_pipeline.defs.manifest_keys import CATALOGUE, MAY_BE_UNTOUCHED
+from macrec_pipeline.defs.manifest_keys import CATALOGUE, LOST_CELLS, MAY_BE_UNTOUCHED
 from macrec_pipeline.defs.presentation import markdown, preview, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, Settings
 from macrec_pipeline.errors import SchemaError, StorageError
+from macrec_pipeline.runtime.text_sanitizing import as_markdown
 from macrec_pipeline.schemas import FORMER_ITEMS
 
 if TYPE_CHECKING:
@@ -47,18 +48,24 @@ CLEAN_TABLES = {
     code_version="3",
     metadata=table_metadata("raw_interactions"),
     description="The interaction log as it was found: one row per source row, with unreadable cells left empty. It is "
-    "read from the files that the data set names. Look at `unreadable_times` and `rows_with_a_problem`.",
+    "read from the files that the data set names. Look at `unreadable_times`, `rows_with_a_problem` and `lost_cells`.",
 )
 def raw_interactions(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Read the interaction log to `RAW_INTERACTIONS` in parts, because it may not fit in memory."""
     from macrec_pipeline.data.readers.registry import raw_interaction_parts
 
     with open_asset(context, settings, "raw_interactions") as asset:
-        asset.write_slices(raw_interaction_parts(asset.spec, asset.data_folder))
+        lost: list[dict[str, Any]] = []
+        parts = raw_interaction_parts(asset.spec, asset.data_folder, lost=lost)
+        asset.write_slices(parts, details={LOST_CELLS: lost})
         metadata, first_rows = _describe_raw_log(asset.scan_table("raw_interactions"))
         num_rows = metadata.pop("rows")
         return asset.report(
-            summary=f"{num_rows:,} rows", **{"dagster/row_count": num_rows}, **metadata, first_rows=first_rows
+            summary=f"{num_rows:,} rows",
+            **{"dagster/row_count": num_rows},
+            **metadata,
+            **_describe_lost_cells(lost),
+            first_rows=first_rows,
         )
 
 
@@ -76,12 +83,14 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     from macrec_pipeline.data.readers.registry import read_raw_items, source_notices
 
     with open_asset(context, settings, "raw_items") as asset:
-        table = read_raw_items(asset.spec, asset.data_folder)
+        lost: list[dict[str, Any]] = []
+        table = read_raw_items(asset.spec, asset.data_folder, lost=lost)
         gone = former_items(asset, table)
         for notice in source_notices(asset.spec, asset.data_folder, table):
             logger.warning("%s: %s", asset.dataset, notice)
         return asset.save_table(
             table,
+            details={LOST_CELLS: lost},
             beside={"former_items": gone},
             without_title=table["title"].null_count(),
             without_text=table["text"].null_count(),
@@ -89,6 +98,7 @@ def raw_items(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
             rows_with_a_problem=table["problem"].count(),
             repeated_item_ids=table.height - table["item_id"].n_unique(),
             items_that_have_left=gone.height,
+            **_describe_lost_cells(lost),
             first_rows=preview(table, ["item_id", "title", "text"]),
         )
 
@@ -137,14 +147,15 @@ def clean_tables(context: dg.AssetExecutionContext, settings: Settings) -> Itera
         assets = {name: stack.enter_context(open_asset(context, settings, name)) for name in CLEAN_TABLES}
         interactions, items, quarantine = assets["interactions"], assets["items"], assets["quarantine"]
         cleaning = interactions.config.cleaning
+        listed = interactions.read_table("raw_items")
         log = clean_log(
             interactions.scan_table("raw_interactions"),
-            interactions.read_table("raw_items"),
+            listed,
             cleaning,
             seed=interactions.config.seed,
             former_items=interactions.store.read_beside("raw_items", "former_items"),
         )
-        _warn_of_unlisted_items(log, interactions.config.cleaning.max_quarantined_share)
+        _warn_of_unlisted_items(log, listed["item_id"], share=cleaning.max_quarantined_share)
         reasons = log.quarantine_counts()
         results = [
             _save_interactions(interactions, log),
@@ -227,19 +238,21 @@ def _save_interactions(asset: AssetContext, log: "CleaningResult") -> dg.Materia
     )
 
 
-def _warn_of_unlisted_items(log: "CleaningResult", share: float) -> None:
+def _warn_of_unlisted_items(log: "CleaningResult", catalogue_ids: pl.Series, *, share: float) -> None:
     """Warn if a larger share of the interactions than this names an item that no catalogue has listed."""
     from macrec_pipeline.data.cleaning.result import (
+        compare_unlisted_ids,
         count_unlisted_interactions,
         describe_unlisted_interactions,
     )
 
     if count_unlisted_interactions(log.log, log.rules) > share * len(log.log):
         logger.warning(
-            "%s They are in quarantine as unknown_item, and nothing is learned from them. To learn from items that the "
-            "shop no longer sells, add them to the catalogue file for one run. If the IDs of the two files should "
+            "%s They are in quarantine as unknown_item, and nothing is learned from them. %s To learn from items that "
+            "the shop no longer sells, add them to the catalogue file for one run. If the IDs of the two files should "
             "match, look at examples in the quarantine table; `cleaning.max_unlisted_share` stops such a run.",
             describe_unlisted_interactions(log.log, log.rules),
+            compare_unlisted_ids(log.log, log.rules, catalogue_ids),
         )
 
 
@@ -270,6 +283,21 @@ def _describe_raw_log(log: pl.LazyFrame) -> tuple[dict[str, Any], dg.MetadataVal
         distinct = log.select(pl.col(f"{name}_id").drop_nulls().hash()).unique().select(pl.len())
         metadata[f"{name}s"] = int(distinct.collect(engine="streaming").item())
     return metadata, preview(log.head(5).collect(), ["user_id", "item_id", "rating", "timestamp"])
+
+
+def _describe_lost_cells(lost: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how many cells reading turned into missing values, as a number and per column; empty if there are none."""
+    if not lost:
+        return {}
+    header = ["| file | column | reason | cells |", "| --- | --- | --- | ---: |"]
+    rows = [
+        f"| {as_markdown(each['file'])} | {as_markdown(each['column'])} | {each['reason']} | {each['num_cells']:,} |"
+        for each in lost
+    ]
+    return {
+        "unreadable_cells": sum(each["num_cells"] for each in lost if each["reason"] == "unreadable"),
+        "lost_cells": markdown("\n".join([*header, *rows])),
+    }
 
 
 def _describe_interactions(log: "CleaningResult") -> dict[str, Any]:

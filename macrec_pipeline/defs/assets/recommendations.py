@@ -17,7 +17,7 @@ from macrec_pipeline.defs.presentation import preview
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.sharded_tasks import RecommendationTask
 from macrec_pipeline.errors import DataError
-from macrec_pipeline.schemas import RECOMMENDATIONS
+from macrec_pipeline.schemas import RAW_INTERACTIONS, RECOMMENDATIONS
 from macrec_pipeline.storage import write_shards
 
 logger = logging.getLogger(__name__)
@@ -128,8 +128,9 @@ def _read_today(asset: AssetContext, scratch: Path) -> _Today:
     for number, part in enumerate(raw_interaction_parts(asset.spec, asset.data_folder)):
         part.write_parquet(parts / f"{number:06d}.parquet")
     raw_items = read_raw_items(asset.spec, asset.data_folder)
+    files = sorted(parts.glob("*.parquet"))
     log = clean_log(
-        pl.scan_parquet(parts / "*.parquet"),
+        pl.scan_parquet(files, glob=False) if files else RAW_INTERACTIONS.empty(),
         raw_items,
         asset.config.cleaning,
         seed=asset.config.seed,

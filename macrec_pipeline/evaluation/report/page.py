@@ -54,6 +54,16 @@ class QuarantineCount:
 
 
 @dataclass(frozen=True)
+class LostCellCount:
+    """The number of cells of one column that became missing values when the files were read."""
+
+    file: str
+    column: str
+    reason: str
+    num_cells: int
+
+
+@dataclass(frozen=True)
 class ReportInput:
     """The content of the page.
 
@@ -68,6 +78,7 @@ class ReportInput:
         run_ids: label of a run -> its id, in the order in which they are shown.
         quantizer_log, recommender_log: one mapping per measurement; empty if nothing was trained.
         quarantine: quarantined rows by table and reason.
+        lost_cells: cells that became missing values when the files were read, by file, column and reason.
         sample_users: users to show with images.
         items_without: modality -> number of items that lack it.
         left_out: modality without a retrieval route -> the reason.
@@ -91,6 +102,7 @@ class ReportInput:
     quantizer_log: Sequence[Mapping[str, float]] = ()
     recommender_log: Sequence[Mapping[str, float]] = ()
     quarantine: Sequence[QuarantineCount] = ()
+    lost_cells: Sequence[LostCellCount] = ()
     sample_users: Sequence[SampleUser] = ()
     items_without: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
