@@ -17,6 +17,7 @@ from macrec_pipeline.config import DecodingConfig
 from macrec_pipeline.defs.assets.champion import champion_comparison, champion_evaluation
 from macrec_pipeline.defs.assets.registry import registered_model
 from macrec_pipeline.defs.checks import CHECKS
+from macrec_pipeline.defs.manifest_keys import REFIT_OF, SKIPPED
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender
@@ -78,6 +79,9 @@ def make_bundle(
             catalogue=[{"title": "", "image_path": None}] * NUM_ITEMS,
             provenance={"note": note},
         )
+    details = {REFIT_OF: shop.store(partition).manifest("recommender").digest, SKIPPED: "this test needs no refit"}
+    with shop.store(partition).new_folder("refitted_recommender", details=details) as folder:
+        (folder / "skipped.json").write_text("{}", encoding="utf-8")
 
 
 def materialize(asset: dg.AssetsDefinition, shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:

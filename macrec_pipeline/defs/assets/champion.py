@@ -31,7 +31,8 @@ COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
     code_version="1",
     pool=GPU_POOL,
     description="The new bundle and the champion on the same test users, and whether the new one may replace it. Both "
-    "recommend now, from the newest histories. Look at `reason` and the table `comparison`.",
+    "recommend now, from the newest histories, and both as they were evaluated: a refit may have learned the test "
+    "targets. Look at `reason` and the table `comparison`.",
 )
 def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Compare the new bundle with the champion and write `comparison.json`, which also says if nothing was compared."""
@@ -60,8 +61,9 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
     kinds={"torch", "json"},
     code_version="1",
     pool=GPU_POOL,
-    description="How well @champion recommends on the newest histories, compared with the most popular items. Nothing "
-    "is trained. Look at `ndcg_10` and `popularity_ndcg_10`.",
+    description="How well @champion recommends on the newest histories, compared with the most popular items. The "
+    "champion is measured as it was before its refit, which may have learned the test targets. Nothing is trained. "
+    "Look at `ndcg_10` and `popularity_ndcg_10`.",
 )
 def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Evaluate the registered champion on the histories and write `evaluation.json`."""
@@ -122,7 +124,7 @@ def _recommend(
 
 
 def _load_champion(asset: AssetContext, settings: Settings, version: int) -> "BundleAndSize":
-    with settings.tracker().bundle(asset.dataset, version) as folder:
+    with settings.tracker().bundle(asset.dataset, version, evaluated=True) as folder:
         return _load_bundle(asset, folder)
 
 

@@ -42,14 +42,33 @@ def metrics_card(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| metric | this version |", "| --- | ---: |", *rows])
 
 
-def version_card(title: str, figures: str) -> str:
+def refit_note(*, method: str, epochs: int, interactions: int, evaluated_bundle: str, test_users: int) -> str:
+    """Say which model was evaluated, on what, and that the registered one is its refit.
+
+    Args:
+        method: "from_scratch" or "continue".
+        epochs: of the refit.
+        interactions: that the refit was trained on.
+        evaluated_bundle: digest of the evaluated bundle.
+        test_users: users that it was evaluated on.
+    """
+    how = "continued from its weights" if method == "continue" else "trained from scratch with its settings"
+    return (
+        f"All metrics are those of the evaluated model, bundle {evaluated_bundle[:12]}, on the held-out targets of "
+        f"{test_users:,} users. This version is its refit: {how} on all {interactions:,} interactions, "
+        f"including the held-out ones (epochs: {epochs}). So no metrics exist for the refit itself."
+    )
+
+
+def version_card(title: str, figures: str, *, note: str = "") -> str:
     """Build the whole description: the data set's title, escaped, and below it the figures.
 
     Args:
         title: the title of the data set, plain text.
         figures: Markdown of `comparison_card` or `metrics_card`.
+        note: Markdown below the figures, such as `refit_note`.
     """
-    return f"**{as_markdown(title)}**\n\n{figures}\n"
+    return "\n\n".join([f"**{as_markdown(title)}**", figures, *([note] if note else [])]) + "\n"
 
 
 def _rows(comparison: ModelComparison) -> Iterator[tuple[str, str, str, str]]:
