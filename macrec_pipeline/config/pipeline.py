@@ -67,3 +67,13 @@ class PipelineConfig(Section):
         """
         canonical = json.dumps(self.model_dump(mode="json", exclude=set(without)), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def recipe_digest(self) -> str:
+        """Return the SHA-256 of the settings that decide how good a model becomes, in hexadecimal.
+
+        Models with the same recipe differ only by chance and by their data: the seed, the machine's resources, and what
+        is done with a finished model do not belong to the recipe.
+        """
+        rest = {"preset", "seed", "runtime", "evaluation", "promotion", "recommendations"}
+        canonical = json.dumps(self.model_dump(mode="json", exclude=rest), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

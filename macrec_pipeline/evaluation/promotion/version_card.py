@@ -13,17 +13,19 @@ from macrec_pipeline.runtime.text_sanitizing import as_markdown
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.promotion.comparison import ModelComparison
+    from macrec_pipeline.evaluation.promotion.evidence import ChampionAge
     from macrec_pipeline.evaluation.promotion.rules import PromotionVerdict
     from macrec_pipeline.evaluation.statistics import PairedDifference
 
 
-def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, champion: int) -> str:
+def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, champion: int, age: ChampionAge) -> str:
     """Show the metrics of both models, the differences with their intervals, and the result of each rule.
 
     Args:
         comparison: this version (the challenger) compared with the champion.
         verdict: the results of the rules.
         champion: the champion's version number.
+        age: how far the champion is behind today's data.
     """
     head = [f"| | this version | champion (version {champion}) | difference |", "| --- | ---: | ---: | ---: |"]
     rows = ["| " + " | ".join(row) + " |" for row in _rows(comparison)]
@@ -31,7 +33,9 @@ def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, c
     note = (
         f"Both models recommended to the same {comparison.num_users:,} test users of the newest histories. Brackets "
         f"hold {100 * comparison.confidence:g}% intervals of a paired bootstrap. On these users, recommending the most "
-        f"popular items reaches NDCG@10 {comparison.popularity_ndcg_10:.4f}. {_moved_ids(comparison)}"
+        f"popular items reaches NDCG@10 {comparison.popularity_ndcg_10:.4f}. {_moved_ids(comparison)} "
+        f"The champion's data is {age.weeks:.1f} weeks old, and the champion does not know {age.unknown_items:.1%} of "
+        "today's items."
     )
     return "\n".join([*head, *rows, "", note, "", "Rules of promotion:", "", *rules])
 
