@@ -283,14 +283,22 @@ class _Simulation:
             return None
         if served != registered:
             return 0.0  # an older version has not seen this week
-        items = self.store.read_table("items")["item_id"]
-        learnt = set()
-        for user, indices, tested in (
-            self.store.read_table("histories").select("user_id", "item_indices", "tested").iter_rows()
-        ):
-            part = indices[: len(indices) - (2 if tested else 1)]
-            learnt |= {(user, items[index]) for index in part}
+        learnt = self._pairs_learnt_by_the_newest_version()
         return sum(pair in learnt for pair in rows.select("user_id", "item_id").iter_rows()) / rows.height
+
+    def _pairs_learnt_by_the_newest_version(self) -> set[tuple[str, str]]:
+        """The user and the item of every interaction that the newest version was trained on."""
+        from macrec_pipeline.defs.manifest_keys import SKIPPED
+
+        if SKIPPED not in self.store.manifest("refitted_recommender").details:
+            return set(self.store.read_table("interactions").select("user_id", "item_id").iter_rows())
+        items = self.store.read_table("items")["item_id"]
+        histories = self.store.read_table("histories").select("user_id", "item_indices", "tested")
+        return {
+            (user, items[index])
+            for user, indices, tested in histories.iter_rows()
+            for index in indices[: len(indices) - (2 if tested else 1)]
+        }
 
 
 def baseline_lists(log: pl.DataFrame, sold: set[str], users: Sequence[str]) -> dict[str, dict[str, list[str]]]:
