@@ -74,12 +74,12 @@ class Moment:
     targets: np.ndarray
 
 
-def moments(interactions: pl.DataFrame, shares: Sequence[float]) -> list[Moment]:
-    """Cut a log with `user_id`, `item_index` and `timestamp`; each period lasts until the next moment."""
-    times = np.sort(interactions["timestamp"].to_numpy())
-    bounds = [int(times[int(share * len(times))]) for share in shares] + [int(times[-1]) + 1]
+def moments(interactions: pl.DataFrame, shares: Sequence[float], period: float) -> list[Moment]:
+    """Cut a log with `user_id`, `item_index` and `timestamp` at shares of its rows; a period is a share of them too."""
+    times = np.append(np.sort(interactions["timestamp"].to_numpy()), interactions["timestamp"].max() + 1)
     found = []
-    for share, begin, end in zip(shares, bounds, bounds[1:], strict=False):
+    for share in shares:
+        begin, end = (int(times[int(round(part * (len(times) - 1), 6))]) for part in (share, share + period))
         before = interactions.filter(pl.col("timestamp") < begin)
         past = before.group_by("user_id", maintain_order=True).agg("item_index")
         past = past.filter(pl.col("item_index").list.len() >= MIN_HISTORY)
@@ -260,12 +260,13 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every moment; the results are written after each one."""
+    """Measure every moment; the results are written after each one, beside those of other moments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("--home", type=Path, help="home with a finished run, for the semantic IDs")
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder, if there is no home")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.8, 0.9], help="of the log, per moment")
+    parser.add_argument("--period", type=float, default=0.1, help="share of the log that is predicted after a moment")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
@@ -273,17 +274,20 @@ def main() -> None:
     spec = load_dataset(arguments.dataset)
     config = spec.config(parse_overrides(arguments.set))
     log, num_items, codes = read_log(spec, config, data=arguments.data, home=arguments.home)
-    document: dict[str, Any] = {
+    about = {
         "dataset": spec.name,
         "systems": "recommender" if codes else "sasrec",
         "settings": arguments.set,
-        "moments": [],
+        "period": arguments.period,
     }
-    for moment in moments(log, arguments.shares):
-        document["moments"].append(measure(moment, num_items, codes, config))
-        path = arguments.output / f"refit-{spec.name}.json"
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        print(table(document), flush=True)
+    path = arguments.output / f"refit-{spec.name}.json"
+    for moment in moments(log, arguments.shares, arguments.period):
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"moments": []}
+        is_same_study = {name: value for name, value in stored.items() if name != "moments"} == about
+        kept = [other for other in stored["moments"] if is_same_study and other["share"] != moment.share]
+        found = sorted([*kept, measure(moment, num_items, codes, config)], key=lambda each: each["share"])
+        path.write_text(json.dumps(about | {"moments": found}, indent=1) + "\n", encoding="utf-8")
+        print(table(about | {"moments": found}), flush=True)
 
 
 if __name__ == "__main__":
