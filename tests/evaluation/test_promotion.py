@@ -24,7 +24,7 @@ from macrec_pipeline.evaluation.promotion.rules import (
     judge_quality,
     sequence_width,
 )
-from macrec_pipeline.evaluation.promotion.version_card import comparison_card, metrics_card, version_card
+from macrec_pipeline.evaluation.promotion.version_card import comparison_card, metrics_card, refit_note, version_card
 from macrec_pipeline.evaluation.statistics import PairedDifference
 from macrec_pipeline.schemas import HISTORIES
 
@@ -330,3 +330,17 @@ def test_a_card_starts_with_the_escaped_title() -> None:
     card = version_card("<b>Shop</b> | *one*", metrics_card({"hr_10": 0.5}))
     assert card.splitlines()[0] == r"**&lt;b&gt;Shop&lt;/b&gt; \| \*one\***"
     assert "| hr_10 | 0.5000 |" in card
+
+
+def test_the_description_of_a_refit_names_the_model_that_was_evaluated() -> None:
+    """It says whose metrics are shown, on what they were measured, and on what the registered model was trained."""
+    note = refit_note(
+        method="continue", epochs=3, interactions=12345, evaluated_bundle="0123456789abcdef", test_users=1200
+    )
+    assert note == (
+        "All metrics are those of the evaluated model, bundle 0123456789ab, on the held-out targets of 1,200 users. "
+        "This version is its refit: continued from its weights on all 12,345 interactions, including the held-out ones "
+        "(epochs: 3). So no metrics exist for the refit itself."
+    )
+    assert version_card("Shop", "figures", note=note) == f"**Shop**\n\nfigures\n\n{note}\n"
+    assert version_card("Shop", "figures") == "**Shop**\n\nfigures\n"

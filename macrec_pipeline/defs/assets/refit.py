@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DISABLED = "refit.enabled is false"
-_SKIPPED_FILE, _REFIT_FILE, _WEIGHTS = "skipped.json", "refit.json", "model.safetensors"
+_SKIPPED_FILE, _REFIT_FILE = "skipped.json", "refit.json"
 
 
 @dg.asset(
