@@ -98,7 +98,7 @@ def paired_scores(
     both = np.stack([challenger, champion], axis=1)
     if users is None:
         return scores_of_users(np.ones(len(both), dtype=np.int64), both, num_comparisons=num_comparisons)
-    sums = np.stack([np.bincount(users, weights=column) for column in both.T], axis=1)
+    sums: FloatArray = np.stack([np.bincount(users, weights=column) for column in both.T], axis=1)
     return scores_of_users(np.bincount(users), sums, num_comparisons=num_comparisons)
 
 
