@@ -60,7 +60,7 @@ overrides:
   cleaning: {{keep_items_without_interactions: true}}
   pseudo_labels: {{num_clusters: 16}}
   quantizer: {{num_epochs: 60, codebook_size: 16}}
-  sasrec: {{max_epochs: 12, d_model: 32}}
+  sasrec: {{max_epochs: 10, d_model: 32}}
   recommender:
     {{num_epochs: 5, d_model: 48, d_ff: 128, num_heads: 3, history_length: 10, tasks: [text_to_text, image_to_image]}}
   decoding: {{beam_width: 20, fusion: calibrated, collaborative_route: true}}
@@ -122,7 +122,8 @@ def run_year(folder: Path, *, num_weeks: int, plan: ShopPlan, retrain_every: int
         folder: the folder of the state and the results.
         num_weeks: the number of weeks, from 0.
         plan: the shop.
-        retrain_every: weeks between two trainings from scratch, for comparison; 0 for none.
+        retrain_every: weeks between two trainings from scratch, for comparison, of which the first is not in week 0,
+            because that week trains from scratch anyway; 0 for none.
     """
     shop = ChangingShop(plan, num_weeks=num_weeks + 1)  # the choices of the week after the last one are compared
     simulation = _Simulation(folder, shop, retrain_every=retrain_every)
@@ -181,7 +182,7 @@ class _Simulation:
         log = self.shop.log(week)
         rows = log.filter(pl.col("week") == week)
         served = recommended["model"][0]
-        if self.retrain_every and week % self.retrain_every == 0 and num_judged:
+        if self.retrain_every and week and week % self.retrain_every == 0 and num_judged:
             ndcg["full retrain"] = self._judge_full_retrain(week, seconds)
         return Week(
             week,
@@ -283,14 +284,22 @@ class _Simulation:
             return None
         if served != registered:
             return 0.0  # an older version has not seen this week
-        items = self.store.read_table("items")["item_id"]
-        learnt = set()
-        for user, indices, tested in (
-            self.store.read_table("histories").select("user_id", "item_indices", "tested").iter_rows()
-        ):
-            part = indices[: len(indices) - (2 if tested else 1)]
-            learnt |= {(user, items[index]) for index in part}
+        learnt = self._pairs_learnt_by_the_newest_version()
         return sum(pair in learnt for pair in rows.select("user_id", "item_id").iter_rows()) / rows.height
+
+    def _pairs_learnt_by_the_newest_version(self) -> set[tuple[str, str]]:
+        """The user and the item of every interaction that the newest version was trained on."""
+        from macrec_pipeline.defs.manifest_keys import SKIPPED
+
+        if SKIPPED not in self.store.manifest("refitted_recommender").details:
+            return set(self.store.read_table("interactions").select("user_id", "item_id").iter_rows())
+        items = self.store.read_table("items")["item_id"]
+        histories = self.store.read_table("histories").select("user_id", "item_indices", "tested")
+        return {
+            (user, items[index])
+            for user, indices, tested in histories.iter_rows()
+            for index in indices[: len(indices) - (2 if tested else 1)]
+        }
 
 
 def baseline_lists(log: pl.DataFrame, sold: set[str], users: Sequence[str]) -> dict[str, dict[str, list[str]]]:

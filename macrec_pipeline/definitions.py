@@ -9,6 +9,7 @@ from macrec_pipeline.defs.assets import (
     interactions,
     recommendations,
     recommender,
+    refit,
     registry,
     sasrec,
     semantic_ids,
@@ -26,7 +27,18 @@ spin_briefly()  # every process of a run imports this module before torch
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [interactions, embeddings, sasrec, semantic_ids, recommender, evaluation, champion, registry, recommendations],
+        [
+            interactions,
+            embeddings,
+            sasrec,
+            semantic_ids,
+            recommender,
+            evaluation,
+            champion,
+            refit,
+            registry,
+            recommendations,
+        ],
         automation_condition=ON_CHANGE,
     ),
     asset_checks=CHECKS,

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 import torch
 
@@ -39,6 +38,7 @@ ASSETS = (
     "predictions",
     "evaluation_report",
     "champion_comparison",
+    "refitted_recommender",
     "registered_model",
 )
 # Their bytes depend on the run: the report prints its IDs and date, the registration its version.
@@ -204,17 +204,14 @@ def test_metrics_and_report_are_at_documented_paths(finished: Run) -> None:
 
 
 @pytest.mark.slow
-def test_the_registered_model_recommends_the_predicted_items(finished: Run, shop: Shop) -> None:
-    """A process that has only MLflow loads `@champion` and gets the recorded items for each test user."""
+def test_the_registered_model_recommends_what_the_refit_does(finished: Run, shop: Shop) -> None:
+    """A process that has only MLflow loads `@champion` and gets the items of the refitted bundle for each test user."""
     store = finished.store
     item_ids = store.read_table("items")["item_id"].to_list()
     inputs = [[item_ids[index] for index in row[:-1]] for row in store.read_table("histories")["item_indices"]]
-    expected = (
-        store.read_table("predictions")
-        .filter((pl.col("system") == "macrec") & ~pl.col("exclude_seen"))
-        .sort("user_index")["item_indices"]
-    )
-    top_k = len(expected[0])
+    refit = RecommenderBundle.load(store.folder("refitted_recommender") / "bundle")
+    top_k = len(store.read_table("predictions")["item_indices"][0])
+    expected = [answer.item_ids for answer in refit.recommend_ids(inputs, k=top_k)]
     code = (
         "import json, sys\nsys.modules |= {'dagster': None, 'polars': None}\nimport mlflow, pandas as pd\n"
         "model = mlflow.pyfunc.load_model('models:/macrec-tiny@champion')\n"
@@ -237,7 +234,7 @@ def test_the_registered_model_recommends_the_predicted_items(finished: Run, shop
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert answers["items"] == [[item_ids[index] for index in row] for row in expected]
+    assert answers["items"] == expected
     assert set(answers["fallback"]) == {"none"}
 
 
@@ -349,7 +346,10 @@ def test_sasrec_works_as_a_third_route_in_the_whole_pipeline(finished: Run, shop
     assert set(predictions["system"]) == {"macrec", "macrec_text", "macrec_image", "sasrec"}
     item_ids = run.store.read_table("items")["item_id"].to_list()
     inputs = run.store.read_table("histories")["item_indices"][0].to_list()[:-1]
-    expected = predictions.filter((pl.col("system") == "sasrec") & pl.col("exclude_seen")).sort("user_index")
+    refit = RecommenderBundle.load(run.store.folder("refitted_recommender") / "bundle")
+    (expected,) = refit.recommend_ids(
+        [[item_ids[index] for index in inputs]], k=5, route="collaborative", exclude_seen=True
+    )
     command = [sys.executable, "-m", "macrec_pipeline.cli", "recommend", "--model", "models:/macrec-tiny@champion"]
     history = ",".join(item_ids[index] for index in inputs)
     answered = subprocess.run(
@@ -360,7 +360,7 @@ def test_sasrec_works_as_a_third_route_in_the_whole_pipeline(finished: Run, shop
         check=False,
     )
     assert answered.returncode == 0, answered.stderr
-    assert _recommended(answered.stdout, 5) == [item_ids[index] for index in expected["item_indices"][0][:5]]
+    assert _recommended(answered.stdout, 5) == expected.item_ids
 
 
 @pytest.mark.slow

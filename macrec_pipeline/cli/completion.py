@@ -27,6 +27,7 @@ ASSETS = (
     "predictions",
     "evaluation_report",
     "champion_comparison",
+    "refitted_recommender",
     "registered_model",
 )
 """The assets of a full run, upstream before downstream, without the seconds that importing Dagster takes."""

@@ -66,7 +66,7 @@ class EvaluationConfig(Section):
 
 
 class PromotionConfig(Section):
-    """When a challenger may replace the champion (docs/decisions/016)."""
+    """When a challenger may replace the champion (docs/decisions/028)."""
 
     automatic: bool = Field(
         False,
@@ -77,14 +77,45 @@ class PromotionConfig(Section):
         0.95,
         gt=0.5,
         lt=1,
-        description="Confidence level of the paired bootstrap intervals between challenger and champion.",
+        description="Required confidence that challengers do not lose more than max_loss_ndcg_10. It holds for all "
+        "comparisons with one champion together. Also the level of the paired bootstrap intervals that are shown.",
     )
     max_loss_ndcg_10: float = Field(
         0.05,
         ge=0,
         le=1,
-        description="Largest acceptable loss of NDCG@10, as a share of the champion's. The lower end of the confidence "
-        "interval is compared.",
+        description="Largest acceptable loss of NDCG@10, as a share of the champion's. The lower confidence limit of "
+        "the pooled difference is compared.",
+    )
+    evidence_weeks: int = Field(
+        52,
+        ge=1,
+        le=520,
+        description="Weeks of the log over which comparisons with the same champion are pooled. Each test target "
+        "counts once. Only challengers with the same settings are pooled.",
+    )
+    min_test_users: int = Field(
+        30, ge=2, description="Test users below which no challenger passes, because too few users show nothing."
+    )
+    outdated_unknown_share: float | None = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Share of today's items, or of the newest test targets, that makes the champion outdated if it "
+        "does not know them. null never makes it outdated for this reason.",
+    )
+    outdated_weeks: int | None = Field(
+        26,
+        ge=1,
+        description="Age of the champion's data, in weeks of the log, that makes it outdated. null never makes it "
+        "outdated for this reason.",
+    )
+    outdated_confidence: float = Field(
+        0.8,
+        ge=0.5,
+        lt=1,
+        description="Required confidence in one comparison if the champion is outdated. 0.5 means that the estimated "
+        "loss must be acceptable, however uncertain it is.",
     )
     never_below_popularity: bool = Field(
         True,

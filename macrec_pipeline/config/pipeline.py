@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 
 from pydantic import Field, model_validator
 
 from macrec_pipeline.config.data import CleaningConfig, ImageEncoderConfig, SplitConfig, TextEncoderConfig
 from macrec_pipeline.config.operation import EvaluationConfig, PromotionConfig, RecommendationsConfig, RuntimeConfig
-from macrec_pipeline.config.recommender import DecodingConfig, RecommenderConfig, SasrecConfig
+from macrec_pipeline.config.recommender import DecodingConfig, RecommenderConfig, RefitConfig, SasrecConfig
 from macrec_pipeline.config.sections import Route, Section
 from macrec_pipeline.config.semantic_ids import IdentityConfig, PseudoLabelConfig, QuantizerConfig
 
@@ -39,6 +40,7 @@ class PipelineConfig(Section):
     recommender: RecommenderConfig = RecommenderConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    refit: RefitConfig = RefitConfig()
     promotion: PromotionConfig = PromotionConfig()
     recommendations: RecommendationsConfig = RecommendationsConfig()
 
@@ -57,7 +59,21 @@ class PipelineConfig(Section):
             )
         return self
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the tree's canonical JSON, in hexadecimal."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+    def digest(self, *, without: Collection[str] = ()) -> str:
+        """Return the SHA-256 of the tree's canonical JSON, in hexadecimal.
+
+        Args:
+            without: names of sections that do not count.
+        """
+        canonical = json.dumps(self.model_dump(mode="json", exclude=set(without)), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def recipe_digest(self) -> str:
+        """Return the SHA-256 of the settings that decide how good a model becomes, in hexadecimal.
+
+        Models with the same recipe differ only by chance and by their data: the seed, the machine's resources, and what
+        is done with a finished model do not belong to the recipe.
+        """
+        rest = {"preset", "seed", "runtime", "evaluation", "promotion", "recommendations"}
+        canonical = json.dumps(self.model_dump(mode="json", exclude=rest), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

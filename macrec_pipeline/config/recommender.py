@@ -42,6 +42,34 @@ class SasrecConfig(Section):
         return self
 
 
+class RefitConfig(Section):
+    """The refit: after the evaluation, the model that is registered is trained on all interactions (decision 027)."""
+
+    enabled: bool = Field(
+        True,
+        description="Register a refit of the evaluated model, which has also learned the validation and test targets. "
+        "false registers the evaluated model itself.",
+    )
+    method: Literal["continue", "from_scratch"] = Field(
+        "continue",
+        description="continue trains on from the evaluated weights for a few epochs. from_scratch repeats the training "
+        "from random weights, up to the epoch that validation chose; after a warm start it continues instead.",
+    )
+    epoch_share: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="Epochs of method continue, as a share of the epochs that the training took. The number is rounded "
+        "and at least 1.",
+    )
+    learning_rate_share: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="Peak learning rate of method continue, as a share of the learning rate of the training.",
+    )
+
+
 class RecommenderConfig(Section):
     """The generative recommender and its training (MACRec section 3.3)."""
 

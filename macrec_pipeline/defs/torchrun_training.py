@@ -19,6 +19,7 @@ from dagster_pipes import PipesParams
 from macrec_pipeline import errors
 from macrec_pipeline.defs.asset_context import AssetContext
 from macrec_pipeline.defs.dagster_private import DagsterPipesExecutionError
+from macrec_pipeline.runtime.progress import Progress
 from macrec_pipeline.torchrun.jobs import FITTED_FOLDER, TrainingJob, TrainingResult
 from macrec_pipeline.torchrun.parent_death import OWN_STORE
 
@@ -31,7 +32,12 @@ MAX_RESTARTS = 3
 
 @contextmanager
 def train_with_torchrun(
-    context: dg.AssetExecutionContext, asset: AssetContext, job: TrainingJob, scratch: Path
+    context: dg.AssetExecutionContext,
+    asset: AssetContext,
+    job: TrainingJob,
+    scratch: Path,
+    *,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[Path, TrainingResult]]:
     """Train in several processes, and yield the folder that rank 0 saved to together with what it reported.
 
@@ -40,6 +46,7 @@ def train_with_torchrun(
         asset: the asset's own context.
         job: what to train.
         scratch: a folder that every rank can read; a hidden folder in it holds the job until the block ends.
+        progress: receives the progress of rank 0; None for the asset's own.
 
     Raises:
         MacrecError: the error of rank 0.
@@ -50,7 +57,7 @@ def train_with_torchrun(
         folder = Path(name).absolute()
         job.write(folder)
         client = dg.PipesSubprocessClient(
-            message_reader=_ProgressReader(folder / "messages", asset.progress),
+            message_reader=_ProgressReader(folder / "messages", progress or asset.progress),
             context_injector=dg.PipesFileContextInjector(str(folder / "context")),
         )
         runtime = asset.config.runtime

@@ -11,6 +11,7 @@ from macrec_pipeline.recommender.retrieval.retriever import Ranked
 from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings
 from macrec_pipeline.recommender.sasrec.training import fit_sasrec
 from macrec_pipeline.recommender.training.fitted_recommender import FittedRecommender
+from macrec_pipeline.recommender.training.refit import RefitPlan, plan_recommender_refit, plan_sasrec_refit
 from macrec_pipeline.recommender.training.train import fit_recommender
 
 __all__ = [
@@ -19,11 +20,14 @@ __all__ = [
     "Ranked",
     "Recommendation",
     "RecommenderBundle",
+    "RefitPlan",
     "TimedRecommendations",
     "beam_agreement",
     "fit_recommender",
     "fit_sasrec",
     "load_item_embeddings",
+    "plan_recommender_refit",
+    "plan_sasrec_refit",
     "predict_test_users",
     "recommend_in_turns",
 ]

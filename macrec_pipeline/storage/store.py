@@ -32,6 +32,7 @@ FOLDER_ASSETS = (
     "sasrec",
     "quantizer",
     "recommender",
+    "refitted_recommender",
     "evaluation_report",
     "champion_comparison",
     "champion_evaluation",

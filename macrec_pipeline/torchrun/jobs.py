@@ -87,6 +87,7 @@ class TrainingJob:
                 progress=progress,
                 checkpoint=Path(self.arguments["checkpoint"]),
                 start=Path(self.arguments["start"]) if self.arguments["start"] else None,
+                refit_epochs=self.arguments["refit_epochs"],
             )
         return fit_quantizer(
             arrays["text"],
@@ -136,6 +137,7 @@ def recommender_job(
     config: PipelineConfig,
     checkpoint: Path,
     start: Path | None,
+    refit_epochs: int | None = None,
 ) -> TrainingJob:
     """Return a call of `fit_recommender` as a job.
 
@@ -146,12 +148,14 @@ def recommender_job(
         config: all settings.
         checkpoint: as there.
         start: as there.
+        refit_epochs: as there.
     """
     arrays = {"items": np.concatenate(histories), "lengths": np.array([len(history) for history in histories])}
     arguments = {
         "codebook_size": codebook_size,
         "checkpoint": str(checkpoint.absolute()),
         "start": start and str(start.absolute()),
+        "refit_epochs": refit_epochs,
     }
     return _job("recommender", config, arguments, {**arrays, **codes})
 

@@ -8,6 +8,7 @@ service without this package can load the same model with `mlflow.pyfunc.load_mo
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import TrackingError
-from macrec_pipeline.tracking.registry import CHAMPION, DIGEST_TAG, bundle_digest, model_name
+from macrec_pipeline.tracking.packaging import EVALUATED
+from macrec_pipeline.tracking.registry import CHAMPION, DIGEST_TAG, EVALUATED_DIGEST_TAG, bundle_digest, model_name
 from macrec_pipeline.tracking.store import TrackingStore, connect, mlflow_warnings_ignored, one_line_errors
 
 if TYPE_CHECKING:
@@ -110,38 +112,61 @@ def registered_bundle(uri: str, home: Path, *, within: Path | None = None) -> It
 
 
 @contextmanager
-def version_bundle(store: TrackingStore, dataset: str, version: int) -> Iterator[Path]:
+def version_bundle(store: TrackingStore, dataset: str, version: int, *, evaluated: bool = False) -> Iterator[Path]:
     """Provide a copy of the bundle of a version; see `Tracker.bundle`."""
     name = model_name(dataset)
     found = _find(store, name, alias=None, version=str(version))
     if found is None:
         raise TrackingError(f"{name} has no version {version} in {store.printable_uri}.")
     with _downloaded(store, found) as bundle:
+        if evaluated and EVALUATED_DIGEST_TAG in found.tags:
+            _restore_evaluated(store, found, bundle.folder)
         yield bundle.folder
 
 
 @contextmanager
 def _downloaded(store: TrackingStore, found: ModelVersion, *, within: Path | None = None) -> Iterator[RegisteredBundle]:
-    with mlflow_warnings_ignored():
-        import mlflow.artifacts
     what = f"bundle of {found.name} version {found.version}"
     with tempfile.TemporaryDirectory(dir=within) as scratch:
-        try:
-            with one_line_errors(what):
-                source = store.client.get_model_version_download_uri(found.name, found.version)
-                copy = mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{source.rstrip('/')}/artifacts/bundle", dst_path=scratch, tracking_uri=store.uri
+        copy = _download(store, found, "bundle", Path(scratch), what=what)
+        digest = _verified_digest(copy, found, DIGEST_TAG, what=what)
+        yield RegisteredBundle(f"models:/{found.name}/{found.version}", copy, digest)
+
+
+def _restore_evaluated(store: TrackingStore, found: ModelVersion, bundle: Path) -> None:
+    """Turn a copy of a refit's bundle into the bundle that was evaluated."""
+    what = f"evaluated bundle of {found.name} version {found.version}"
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
+        shutil.copytree(_download(store, found, EVALUATED, Path(scratch), what=what), bundle, dirs_exist_ok=True)
+    _verified_digest(bundle, found, EVALUATED_DIGEST_TAG, what=what)
+
+
+def _download(store: TrackingStore, found: ModelVersion, artifact: str, scratch: Path, *, what: str) -> Path:
+    with mlflow_warnings_ignored():
+        import mlflow.artifacts
+    try:
+        with one_line_errors(what):
+            source = store.client.get_model_version_download_uri(found.name, found.version)
+            return Path(
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{source.rstrip('/')}/artifacts/{artifact}",
+                    dst_path=str(scratch),
+                    tracking_uri=store.uri,
                 )
-        except OSError as error:
-            raise TrackingError(f"The {what} cannot be read: {error}.") from error
-        digest = bundle_digest(Path(copy))
-        if digest != found.tags.get(DIGEST_TAG):
-            raise TrackingError(
-                f"The {what} in {source} is not the one that was registered: its digest differs from the tag "
-                f"{DIGEST_TAG}. Restore the files, or return to the previous champion: "
-                f"`macrec rollback {found.name.removeprefix('macrec-')}`."
             )
-        yield RegisteredBundle(f"models:/{found.name}/{found.version}", Path(copy), digest)
+    except OSError as error:
+        raise TrackingError(f"The {what} cannot be read: {error}.") from error
+
+
+def _verified_digest(folder: Path, found: ModelVersion, tag: str, *, what: str) -> str:
+    digest = bundle_digest(folder)
+    if digest != found.tags.get(tag):
+        raise TrackingError(
+            f"The {what} in {found.source} is not the one that was registered: its digest differs from the tag {tag}. "
+            f"Restore the files, or return to the previous champion: "
+            f"`macrec rollback {found.name.removeprefix('macrec-')}`."
+        )
+    return digest
 
 
 def _require(uri: str, home: Path) -> tuple[TrackingStore, ModelVersion]:

@@ -2,10 +2,12 @@
 
 The input is the bundle. The output is a folder with the bundle, the script that serves it (`pyfunc_model`), the modules
 of this package that the script needs, a signature, an input example and pinned requirements. Nothing in it is pickled.
+If the bundle is a refit, the folder also has those files of the evaluated bundle that differ. Serving ignores them.
 """
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -21,17 +23,22 @@ if TYPE_CHECKING:
 # The parts of this package that a consumer's copy contains, and the packages that these parts need.
 _CODE = ("__init__.py", "errors.py", "recommender", "runtime")
 _REQUIREMENTS = ("torch", "transformers", "numpy", "safetensors")
+EVALUATED = "evaluated"
+"""The artifact with the files in which the evaluated bundle differs from its refit."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 _EXAMPLE_ITEMS = 3
 
 
-def save_bundle_model(bundle_folder: Path, destination: Path, *, identity: Model) -> None:
+def save_bundle_model(
+    bundle_folder: Path, destination: Path, *, identity: Model, evaluated_folder: Path | None = None
+) -> None:
     """Write MLflow's model folder for a bundle.
 
     Args:
         bundle_folder: the result of `RecommenderBundle.write`.
         destination: a folder that does not exist yet.
         identity: MLflow's description of the model, with its id and run.
+        evaluated_folder: the bundle that was evaluated, if the other one is its refit.
 
     Raises:
         StorageError: the parts of the bundle do not belong together.
@@ -46,16 +53,37 @@ def save_bundle_model(bundle_folder: Path, destination: Path, *, identity: Model
         # MLflow uses the folder's name inside the model and does not follow links, so the folder is copied.
         bundle_copy = Path(scratch, "bundle")
         shutil.copytree(bundle_folder, bundle_copy)
+        artifacts = {"bundle": str(bundle_copy)}
+        if evaluated_folder is not None:
+            artifacts[EVALUATED] = str(copy_differences(evaluated_folder, bundle_folder, Path(scratch, EVALUATED)))
         mlflow.pyfunc.save_model(
             destination,
             python_model=str(script),
-            artifacts={"bundle": str(bundle_copy)},
+            artifacts=artifacts,
             code_paths=[str(copy_code(Path(scratch, "code")))],
             signature=model_signature(),
             input_example=example,
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
             mlflow_model=identity,
         )
+
+
+def copy_differences(evaluated: Path, served: Path, destination: Path) -> Path:
+    """Copy the files of the evaluated bundle that the served one lacks or has with other contents.
+
+    Copied over the served bundle they give the evaluated one: both have the same parts.
+
+    Args:
+        evaluated, served: the two bundles.
+        destination: a folder that does not exist yet.
+    """
+    destination.mkdir()
+    for path in sorted(path for path in evaluated.rglob("*") if path.is_file()):
+        name = path.relative_to(evaluated)
+        if not (served / name).is_file() or not filecmp.cmp(path, served / name, shallow=False):
+            (destination / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, destination / name)
+    return destination
 
 
 def copy_code(destination: Path) -> Path:

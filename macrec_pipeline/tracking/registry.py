@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST_TAG = "macrec.bundle_digest"
 """Tag of a version: the digest of its bundle's files at registration."""
+EVALUATED_DIGEST_TAG = "macrec.evaluated_digest"
+"""Tag of a version whose bundle is a refit: the digest of the bundle that was evaluated."""
 METRIC_TAG = "metric."
 """Prefix of the tags of a version that hold its test metrics."""
 
@@ -62,6 +64,7 @@ def register(
     dagster_run_id: str,
     run_id: str,
     tags: Mapping[str, str],
+    evaluated_folder: Path | None = None,
 ) -> RegisteredVersion:
     """Register a bundle; see `Tracker.register`."""
     if not bundle_folder.is_dir():
@@ -74,9 +77,17 @@ def register(
         "macrec.dataset": dataset,
         DIGEST_TAG: digest,
         "macrec.git_commit": git_commit() or "unknown",
+        **({} if evaluated_folder is None else {EVALUATED_DIGEST_TAG: bundle_digest(evaluated_folder)}),
         **tags,
     }
-    model = _log_model(store, bundle_folder, experiment_id=store.experiment_id(dataset), name=name, run_id=run_id)
+    model = _log_model(
+        store,
+        bundle_folder,
+        evaluated_folder,
+        experiment_id=store.experiment_id(dataset),
+        name=name,
+        run_id=run_id,
+    )
     with one_line_errors(f"registered model {name}"):
         _log_model_metrics(store, model, finite, run_id=run_id)
         number = _new_version(store, model, name=name, run_id=run_id, tags=all_tags)
@@ -100,7 +111,15 @@ def bundle_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(sorted(hashes)).encode()).hexdigest()
 
 
-def _log_model(store: TrackingStore, bundle_folder: Path, *, experiment_id: str, name: str, run_id: str) -> LoggedModel:
+def _log_model(
+    store: TrackingStore,
+    bundle_folder: Path,
+    evaluated_folder: Path | None,
+    *,
+    experiment_id: str,
+    name: str,
+    run_id: str,
+) -> LoggedModel:
     """Save the model and upload it through the client, because MLflow's `log_model` uses process-wide settings."""
     with mlflow_warnings_ignored():
         from mlflow.entities import LoggedModelOutput
@@ -115,7 +134,7 @@ def _log_model(store: TrackingStore, bundle_folder: Path, *, experiment_id: str,
         )
         folder = Path(scratch, "model")
         try:
-            save_bundle_model(bundle_folder, folder, identity=identity)
+            save_bundle_model(bundle_folder, folder, identity=identity, evaluated_folder=evaluated_folder)
             store.client.log_model_artifacts(model.model_id, str(folder))
         except BaseException:
             with suppress(MlflowException):  # the caller must see the original error

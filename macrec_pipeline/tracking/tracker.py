@@ -110,6 +110,7 @@ class Tracker:
         dagster_run_id: str,
         run_id: str,
         tags: Mapping[str, str] | None = None,
+        evaluated_folder: Path | None = None,
     ) -> RegisteredVersion:
         """Register a recommender bundle as the next version of the model `macrec-<dataset>`.
 
@@ -122,6 +123,8 @@ class Tracker:
             dagster_run_id: stored as the tag `dagster.run_id` of the version.
             run_id: the child run that registers the bundle.
             tags: additional tags of the version.
+            evaluated_folder: the bundle that the metrics belong to, if `bundle_folder` is its refit. Those of its files
+                that differ are stored in the version, for `bundle(..., evaluated=True)`.
 
         Raises:
             StorageError: the parts of the bundle do not belong together.
@@ -135,19 +138,26 @@ class Tracker:
             dagster_run_id=dagster_run_id,
             run_id=run_id,
             tags=tags or {},
+            evaluated_folder=evaluated_folder,
         )
 
     def champion(self, dataset: str) -> int | None:
         """Return the version of a data set's model that is `@champion`, or None. Raise `TrackingError`."""
         return loading.champion_version(self._store, dataset)
 
-    def bundle(self, dataset: str, version: int) -> AbstractContextManager[Path]:
+    def bundle(self, dataset: str, version: int, *, evaluated: bool = False) -> AbstractContextManager[Path]:
         """Provide a copy of the bundle of a version for the duration of the block.
+
+        Args:
+            dataset: name of the data set.
+            version: number of the version.
+            evaluated: provide the bundle that the version's metrics belong to. It differs from the served one if that
+                is a refit, which has learned the test targets.
 
         Raises:
             TrackingError: the version does not exist, or its bundle is missing or differs from the registered one.
         """
-        return loading.version_bundle(self._store, dataset, version)
+        return loading.version_bundle(self._store, dataset, version, evaluated=evaluated)
 
     def decide_promotion(
         self, version: RegisteredVersion, dataset: str, proposal: PromotionProposal

@@ -17,14 +17,16 @@ from macrec_pipeline.config import DecodingConfig
 from macrec_pipeline.defs.assets.champion import champion_comparison, champion_evaluation
 from macrec_pipeline.defs.assets.registry import registered_model
 from macrec_pipeline.defs.checks import CHECKS
+from macrec_pipeline.defs.manifest_keys import REFIT_OF, SKIPPED
 from macrec_pipeline.defs.resources import Settings
 from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.evaluation.promotion.evidence import WEEK_MS
 from macrec_pipeline.recommender import FittedRecommender, RecommenderBundle, fit_recommender
 from macrec_pipeline.schemas import HISTORIES, ITEMS
 from macrec_pipeline.tracking.store import connect
 from tests.tracking.served import CODES, NUM_CODES, NUM_ITEMS, TINY
 
-NUM_USERS = 20
+NUM_USERS = 120
 ITEM_IDS = [f"i{item:02d}" for item in range(NUM_ITEMS)]
 HISTORIES_BY_INDEX = [[(user + step) % NUM_ITEMS for step in range(6)] for user in range(NUM_USERS)]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -48,7 +50,7 @@ def shop(settings: Settings, partition: str) -> Settings:
     other_columns = {"title": None, "text": None, "image_path": None, "categories": None, "num_interactions": 1}
     literals = {name: pl.lit(value) for name, value in other_columns.items()}
     store.write_table("items", pl.DataFrame(items).with_columns(**literals).cast(ITEMS.columns))
-    users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
+    users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:03d}" for user in range(NUM_USERS)]}
     times = [list(range(6))] * NUM_USERS
     rows = pl.DataFrame(
         users | {"item_indices": HISTORIES_BY_INDEX, "timestamps": times, "tested": True, "num_at_target_time": 1}
@@ -80,6 +82,9 @@ def make_bundle(
             catalogue=[{"title": "", "image_path": None}] * NUM_ITEMS,
             provenance={"note": note},
         )
+    details = {REFIT_OF: shop.store(partition).manifest("recommender").digest, SKIPPED: "this test needs no refit"}
+    with shop.store(partition).new_folder("refitted_recommender", details=details) as folder:
+        (folder / "skipped.json").write_text("{}", encoding="utf-8")
 
 
 def materialize(asset: dg.AssetsDefinition, shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:
@@ -130,15 +135,66 @@ def test_from_the_first_version_to_a_successor(shop: Settings, partition: str, f
     assert figures["ndcg_10.difference"] == figures["ndcg_10.low"] == figures["moved_ids"] == 0  # the same model
     assert successor.tags["compare.challenger.ndcg_10"] == repr(figures["challenger.ndcg_10"])
     assert successor.description.startswith(f"{title}\n\n| | this version | champion (version 1) | difference |")
-    assert r"promoted over version 1\. NDCG@10 is " in successor.description.splitlines()[-1]
+    assert (
+        r"promoted over version 1\. On 120 test targets, the challenger's NDCG@10 is "
+        in (successor.description.splitlines()[-1])
+    )
     assert "| NDCG@10 | {0:.4f} | {0:.4f} | +0.0000 [+0.0000, +0.0000] |".format(figures["champion.ndcg_10"]) in (
         successor.description
     )
     assert successor.description.startswith(promoted["figures"])
-    assert promoted["decision"].startswith("Promoted over version 1. NDCG@10 is ")
+    assert promoted["decision"].startswith("Promoted over version 1. On 120 test targets, ")
     assert figures["challenger.milliseconds"] > 0 < figures["champion.milliseconds"]
     registration = shop.store(partition).folder("registered_model") / "registration.json"
     assert json.loads(registration.read_text())["decision"] == promoted["decision"]
+
+
+def test_evidence_is_pooled_until_the_champion_changes(
+    shop: Settings, partition: str, fitted: FittedRecommender
+) -> None:
+    """Ten users have a new interaction 27 weeks later, so ten targets are added.
+
+    The comparison of a model with itself adds nothing, and the evidence of another champion is dropped.
+    """
+    folder = shop.store(partition).location("champion_comparison")
+    make_bundle(shop, partition, fitted)
+    register(shop, partition)
+    make_bundle(shop, partition, fitted, note="second")
+    materialize(champion_comparison, shop, partition)
+    histories = shop.store(partition).read_table("histories").to_dicts()
+    for row in histories[:10]:
+        row["item_indices"].append((row["item_indices"][-1] + 1) % NUM_ITEMS)
+        row["timestamps"].append(27 * WEEK_MS)
+    shop.store(partition).write_table("histories", pl.DataFrame(histories, schema=HISTORIES.columns))
+    make_bundle(shop, partition, fitted, note="third")
+    promoted = register(shop, partition, "promotion.automatic=true")
+    figures = comparison(shop, partition)["figures"]
+    assert (figures["pooled.num_targets"], figures["pooled.num_users"]) == (130, 120)
+    assert figures["pooled.num_comparisons"] == 2
+    assert figures["champion.weeks"] == pytest.approx(27, abs=0.01)
+    assert promoted["promotion"] == "promoted"
+    assert promoted["decision"].startswith("Promoted over version 1. On 130 test targets of 2 challengers, their ")
+    before = pl.read_parquet(folder / "evidence.parquet")
+    assert before.height == 130
+    materialize(champion_comparison, shop, partition)  # the new champion with itself
+    assert comparison(shop, partition)["figures"]["pooled.num_targets"] == 120
+    assert pl.read_parquet(folder / "evidence.parquet").equals(before)
+    make_bundle(shop, partition, fitted, note="fourth")
+    materialize(champion_comparison, shop, partition)
+    figures = comparison(shop, partition)["figures"]
+    assert (figures["pooled.num_targets"], figures["champion.weeks"]) == (120, 0)
+
+
+def test_damaged_evidence_does_not_block_a_comparison(
+    shop: Settings, partition: str, fitted: FittedRecommender, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The evidence starts again, and the log says so."""
+    make_bundle(shop, partition, fitted)
+    register(shop, partition)
+    (shop.store(partition).location("champion_comparison") / "evidence.json").write_text("{}")
+    materialize(champion_comparison, shop, partition)
+    assert "The evidence of earlier comparisons with the champion is lost, and starts again" in caplog.text
+    assert comparison(shop, partition)["figures"]["pooled.num_targets"] == NUM_USERS
 
 
 def test_a_champion_of_another_catalogue_is_compared_by_item_id(

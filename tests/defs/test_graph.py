@@ -46,7 +46,14 @@ GRAPH = {
     ),
     "champion_comparison": ("evaluation", {"histories", "items", "recommender"}),
     "champion_evaluation": ("monitoring", {"histories", "items"}),
-    "registered_model": ("registry", {"recommender", "evaluation_report", "champion_comparison"}),
+    "refitted_recommender": (
+        "recommender",
+        {"interactions", "items", "quantizer", "semantic_ids", "sasrec", "recommender", "evaluation_report"},
+    ),
+    "registered_model": (
+        "registry",
+        {"recommender", "refitted_recommender", "evaluation_report", "champion_comparison"},
+    ),
     "recommendations": ("recommendations", {"registered_model"}),
 }
 BLOCKING_CHECKS = {
@@ -110,7 +117,7 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
 def test_assets_that_fill_the_machine_share_a_pool() -> None:
     """Each of these assets fills the GPU or all cores, so they share a pool that the instance limits to one."""
     pools = {asset.op.name: asset.op.pool for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
-    trained = {"sasrec", "quantizer", "recommender"}
+    trained = {"sasrec", "quantizer", "recommender", "refitted_recommender"}
     decoded = {"text_embeddings", "image_embeddings", "predictions", "recommendations"}
     decoded |= {"champion_comparison", "champion_evaluation"}
     assert {name for name, pool in pools.items() if pool == "gpu"} == trained | decoded

@@ -15,9 +15,16 @@ from macrec_pipeline.evaluation.promotion.comparison import (
     compare_models,
     compare_with_popularity,
 )
-from macrec_pipeline.evaluation.promotion.held_out import HeldOutUsers, held_out_users
-from macrec_pipeline.evaluation.promotion.rules import apply_rules
-from macrec_pipeline.evaluation.promotion.version_card import comparison_card, metrics_card, version_card
+from macrec_pipeline.evaluation.promotion.evidence import ChampionAge, PairedScores
+from macrec_pipeline.evaluation.promotion.held_out import HeldOutUsers, held_out_users, newest_interaction
+from macrec_pipeline.evaluation.promotion.held_out import test_targets as targets_of
+from macrec_pipeline.evaluation.promotion.rules import (
+    PromotionVerdict,
+    apply_rules,
+    judge_quality,
+    sequence_width,
+)
+from macrec_pipeline.evaluation.promotion.version_card import comparison_card, metrics_card, refit_note, version_card
 from macrec_pipeline.evaluation.statistics import PairedDifference
 from macrec_pipeline.schemas import HISTORIES
 
@@ -82,8 +89,8 @@ def test_catalogues_without_a_common_item() -> None:
     assert (comparison.moved_ids, comparison.num_shared_items, comparison.ndcg_10_known) == (None, 0, None)
     assert comparison.champion.unknown_targets == 1
     assert comparison.ndcg_10.difference == comparison.challenger.ndcg_10
-    assert apply_rules(comparison, PromotionConfig(max_moved_ids=0)).passed
-    card = comparison_card(comparison, apply_rules(comparison, PromotionConfig()), champion=1)
+    assert apply_with(comparison, PromotionConfig(max_moved_ids=0)).passed
+    card = comparison_card(comparison, apply_with(comparison, PromotionConfig()), champion=1, age=YOUNG)
     assert "no item in common" in card
 
 
@@ -120,24 +127,130 @@ def test_held_out_users_are_described_by_item_ids() -> None:
     assert users.targets == ["q", "p"]
     assert users.popular == [["r", "p", "q"]] * 2
     assert users.catalogue == {"p", "q", "r"}
+    found = targets_of(table.with_columns(tested=pl.Series([True, False])), ["p", "q", "r"])
+    assert found.to_dicts() == [{"user_id": "u", "item_id": "q", "timestamp": 4}]
+    assert newest_interaction(table) == 4
 
 
-def equal_models(low: float = 0.0, **changes: object) -> ModelComparison:
-    """Return a comparison of two models with NDCG@10 0.2, with an interval of the difference that starts at `low`."""
+YOUNG = ChampionAge(weeks=1.0, unknown_items=0.0, unknown_targets=0.0)
+
+
+def scores(
+    difference: float = 0.0,
+    error: float = 0.0,
+    *,
+    champion: float = 0.2,
+    num_targets: int = 5_000,
+    num_users: int = 1_000,
+    num_comparisons: int = 1,
+) -> PairedScores:
+    """Return scores whose difference has the given standard error."""
+    return PairedScores(champion + difference, champion, error**2, 0.0, 0.0, num_targets, num_users, num_comparisons)
+
+
+def apply_with(
+    comparison: ModelComparison,
+    rules: PromotionConfig,
+    *,
+    pooled: PairedScores | None = None,
+    newest: PairedScores | None = None,
+    age: ChampionAge = YOUNG,
+) -> PromotionVerdict:
+    """Apply the rules to evidence that satisfies them unless it is given."""
+    return apply_rules(comparison, rules, pooled=pooled or scores(), newest=newest or scores(), age=age)
+
+
+def equal_models(**changes: object) -> ModelComparison:
+    """Return a comparison of two models with NDCG@10 0.2."""
     metrics = ModelMetrics(0.4, 0.2, 0.5, 0.0, 1.0, 100, 10)
-    paired = PairedDifference(0.0, low, 0.01, 0.5, 100)
+    paired = PairedDifference(0.0, 0.0, 0.01, 0.5, 100)
     return replace(
         ModelComparison(metrics, metrics, paired, paired, paired, 0.1, 0.25, 10, 100, 0.95),
         **changes,  # type: ignore[arg-type]
     )
 
 
-@pytest.mark.parametrize(("low", "passed"), [(0.01, True), (0.0, True), (-0.0099, True), (-0.0101, False)])
-def test_a_challenger_may_lose_only_the_allowed_share(low: float, passed: bool) -> None:
-    """5% of 0.2 is 0.01: the lower end of the interval is above 0, at 0, slightly above the limit, and below it."""
-    verdict = apply_rules(equal_models(low), PromotionConfig(max_loss_ndcg_10=0.05))
-    assert verdict.passed is passed
-    assert f"(95% interval [{low:+.4f}, +0.0100]); its lower end must be at least -0.0100." in verdict.reason
+def test_the_width_of_the_sequence_computed_by_hand() -> None:
+    """At 5,000 targets and 95%, rho^2 n = 5.9915 + ln 6.9915 = 7.9362; at 100,000, it is 158.72.
+
+    An interval for one look has a width of 1.645 standard errors.
+    """
+    assert sequence_width(5_000, confidence=0.95) == pytest.approx(2.7795, abs=1e-4)
+    assert sequence_width(20, confidence=0.95) > 10
+    assert sequence_width(5_000, confidence=0.99) > sequence_width(5_000, confidence=0.95)
+    assert sequence_width(100_000, confidence=0.95) == pytest.approx(3.1234, abs=1e-4)
+
+
+@pytest.mark.parametrize(("error", "passed"), [(0.0, True), (0.0035, True), (0.0037, False)])
+def test_the_pooled_evidence_decides(error: float, passed: bool) -> None:
+    """5% of 0.2 is 0.01, and 0.01 / 2.7795 is 0.0036: the largest standard error with which an equal model passes."""
+    result = judge_quality(scores(error=error, num_comparisons=4), scores(), YOUNG, PromotionConfig())
+    assert result.passed is passed
+    low = 0.0 - 2.7795 * error
+    assert result.sentence == (
+        "On 5,000 test targets of 4 challengers, their NDCG@10 is 0.2000, the champion's is 0.2000, and the difference "
+        f"is +0.0000; with 95% confidence it is at least {low:+.4f}, and at least -0.0100 is required."
+    )
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (ChampionAge(1, 0.1, 0), "does not know 10.0% of today's items"),
+        (ChampionAge(1, 0.09, 0.2), "does not know the items of 20.0% of the newest test targets"),
+        (ChampionAge(26, 0.09, 0), "is 26 weeks old"),
+    ],
+)
+def test_an_outdated_champion_is_replaced_on_less_evidence(age: ChampionAge, words: str) -> None:
+    """With a standard error of 0.011, 95% is out of reach, but 80% needs 0.8416 * 0.011 = 0.0093, within 0.01."""
+    assert not judge_quality(scores(error=0.011), scores(), YOUNG, PromotionConfig()).passed
+    result = judge_quality(scores(error=0.011), scores(), age, PromotionConfig())
+    assert result.passed
+    assert f"; with 80% confidence, which is enough because the champion {words}, it is at least -0.0093" in (
+        result.sentence
+    )
+    assert not judge_quality(scores(error=0.012), scores(), age, PromotionConfig()).passed
+    off = PromotionConfig(outdated_weeks=None, outdated_unknown_share=None)
+    assert not judge_quality(scores(error=0.011), scores(), age, off).passed
+    estimate = PromotionConfig(outdated_confidence=0.5)
+    assert judge_quality(scores(-0.0099, 0.05), scores(), age, estimate).passed
+    assert not judge_quality(scores(-0.0101, 0.05), scores(), age, estimate).passed
+
+
+def test_a_clearly_worse_challenger_is_refused_whatever_the_age() -> None:
+    """The earlier challengers were better, and the champion knows nothing, but this challenger loses 0.04 of 0.2."""
+    ancient = ChampionAge(weeks=500, unknown_items=1, unknown_targets=0.9)
+    worse = scores(-0.04, 0.02, num_targets=300)  # at most -0.04 + 1.645 * 0.02 = -0.0071
+    result = judge_quality(scores(0.05, 0.001, num_comparisons=9), worse, ancient, PromotionConfig())
+    assert not result.passed
+    assert result.sentence == (
+        "On 300 test targets, the challenger's NDCG@10 is 0.1600, the champion's is 0.2000, and the difference is "
+        "-0.0400; with 95% confidence it is at most -0.0071, so this challenger is clearly worse, and at least -0.0100 "
+        "is required whatever the champion's age."
+    )
+    uncertain = scores(-0.04, 0.03, num_targets=300)  # at most +0.0093
+    tolerable = scores(-0.009, 0.001)  # certainly worse, but within the allowed loss
+    for newest in (uncertain, tolerable):
+        assert judge_quality(scores(0.05, 0.001), newest, ancient, PromotionConfig()).passed
+
+
+def test_too_few_users_show_nothing() -> None:
+    """29 users are too few by default, even for equal models without any spread."""
+    result = judge_quality(scores(num_users=29), scores(), YOUNG, PromotionConfig())
+    assert (result.passed, result.sentence) == (
+        False,
+        "The comparison has 29 test users, and at least 30 are required.",
+    )
+    assert judge_quality(scores(num_users=30), scores(), YOUNG, PromotionConfig()).passed
+
+
+def test_the_reason_is_one_sentence() -> None:
+    """It is that of the first rule that failed; if all passed, it is that of the rule about quality."""
+    assert apply_with(equal_models(), PromotionConfig()).reason.startswith("On 5,000 test targets, the challenger's")
+    failed = apply_with(equal_models(), PromotionConfig(max_moved_ids=0.2, max_size_ratio=0.5))
+    assert sum(not result.passed for result in failed.results) == 2
+    assert failed.reason.startswith("The semantic ID changed for 25.0% of the 10 items")
+    assert failed.reason.count(". ") == 0
 
 
 @pytest.mark.parametrize(
@@ -170,12 +283,12 @@ def test_each_rule_can_fail(rules: dict, changes: dict, sentence: str) -> None:
     """One failed rule is enough, and its sentence is the reason. A rule that is switched off is not applied."""
     comparison = equal_models()
     comparison = replace(comparison, challenger=replace(comparison.challenger, **changes))
-    verdict = apply_rules(comparison, PromotionConfig(**rules))
+    verdict = apply_with(comparison, PromotionConfig(**rules))
     assert not verdict.passed
     assert verdict.reason.startswith(sentence)
     assert sum(not result.passed for result in verdict.results) == 1
     off = PromotionConfig(never_below_popularity=False)
-    assert apply_rules(comparison, off).passed
+    assert apply_with(comparison, off).passed
 
 
 def test_each_rule_passes_at_its_limit() -> None:
@@ -183,7 +296,7 @@ def test_each_rule_passes_at_its_limit() -> None:
     comparison = equal_models(popularity_ndcg_10=0.2)
     challenger = replace(comparison.challenger, coverage=0.25, milliseconds=2.0, num_bytes=200)
     limits = {"max_coverage_drop": 0.25, "max_moved_ids": 0.25, "max_latency_ratio": 2, "max_size_ratio": 2}
-    verdict = apply_rules(replace(comparison, challenger=challenger), PromotionConfig(**limits))
+    verdict = apply_with(replace(comparison, challenger=challenger), PromotionConfig(**limits))
     assert verdict.passed
     assert len(verdict.results) == 6
 
@@ -191,7 +304,8 @@ def test_each_rule_passes_at_its_limit() -> None:
 def test_the_card_shows_every_figure() -> None:
     """The card has the metrics of both models, the intervals, the changed IDs, and the result of each rule."""
     comparison = compare_by_default()
-    card = comparison_card(comparison, apply_rules(comparison, PromotionConfig(max_size_ratio=1)), champion=3)
+    verdict = apply_with(comparison, PromotionConfig(max_size_ratio=1))
+    card = comparison_card(comparison, verdict, champion=3, age=ChampionAge(2.25, 0.2, 0.25))
     mean = (2 + SECOND) / 4
     paired = f"[{comparison.ndcg_10.low:+.4f}, {comparison.ndcg_10.high:+.4f}]"
     for text in (
@@ -205,6 +319,7 @@ def test_the_card_shows_every_figure() -> None:
         "| items | 5 | 4 | +1 |",
         "Of the 3 items that both models know, 33.3% have another semantic ID",
         "the most popular items reaches NDCG@10 0.2500",
+        "The champion's data is 2.2 weeks old, and the champion does not know 20.0% of today's items.",
         "- **failed**: The size of the bundle",
         "- passed: NDCG@10 is 0.6577, and the most popular items reach",
     ):
@@ -216,3 +331,17 @@ def test_a_card_starts_with_the_escaped_title() -> None:
     card = version_card("<b>Shop</b> | *one*", metrics_card({"hr_10": 0.5}))
     assert card.splitlines()[0] == r"**&lt;b&gt;Shop&lt;/b&gt; \| \*one\***"
     assert "| hr_10 | 0.5000 |" in card
+
+
+def test_the_description_of_a_refit_names_the_model_that_was_evaluated() -> None:
+    """It says whose metrics are shown, on what they were measured, and on what the registered model was trained."""
+    note = refit_note(
+        method="continue", epochs=3, interactions=12345, evaluated_bundle="0123456789abcdef", test_users=1200
+    )
+    assert note == (
+        "All metrics are those of the evaluated model, bundle 0123456789ab, on the held-out targets of 1,200 users. "
+        "This version is its refit: continued from its weights on all 12,345 interactions, including the held-out ones "
+        "(epochs: 3). So no metrics exist for the refit itself."
+    )
+    assert version_card("Shop", "figures", note=note) == f"**Shop**\n\nfigures\n\n{note}\n"
+    assert version_card("Shop", "figures") == "**Shop**\n\nfigures\n"

@@ -38,6 +38,7 @@ KILLS: dict[str, tuple[str, float]] = {
     "recommender": (PROGRESS, 0.75),
     "predictions": (NOT_REPORTED, 0),
     "evaluation_report": (HALF_WRITTEN, 0),
+    "refitted_recommender": (HALF_WRITTEN, 0),
     "registered_model": (HALF_WRITTEN, 0),  # MLflow already has the model version
 }
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import polars as pl
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.presentation import markdown
@@ -15,10 +17,13 @@ from macrec_pipeline.errors import StorageError, TrackingError
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.promotion.comparison import ModelRecommendations
+    from macrec_pipeline.evaluation.promotion.evidence import Evidence
     from macrec_pipeline.evaluation.promotion.held_out import HeldOutUsers
     from macrec_pipeline.recommender import RecommenderBundle
 
-    BundleAndSize = tuple[RecommenderBundle, int]  # the size of its files in bytes
+    BundleAndSize = tuple[RecommenderBundle, int, str]  # the size of its files in bytes, and their digest
+
+logger = logging.getLogger(__name__)
 
 COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
 
@@ -31,15 +36,19 @@ COMPARISON, EVALUATION = "comparison.json", "evaluation.json"
     code_version="1",
     pool=GPU_POOL,
     description="The new bundle and the champion on the same test users, and whether the new one may replace it. Both "
-    "recommend now, from the newest histories. Look at `reason` and the table `comparison`.",
+    "recommend now, from the newest histories, and both as they were evaluated: a refit may have learned the test "
+    "targets. Look at `reason` and the table `comparison`.",
 )
 def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Compare the new bundle with the champion and write `comparison.json`, which also says if nothing was compared."""
+    from macrec_pipeline.evaluation.promotion.held_out import newest_interaction
     from macrec_pipeline.tracking.registry import bundle_digest
 
     with open_asset(context, settings, "champion_comparison") as asset:
         bundle, champion = asset.folder("recommender") / "bundle", settings.tracker().champion(asset.dataset)
         document: dict[str, Any] = {"champion": champion, "bundle_digest": bundle_digest(bundle), "problem": None}
+        histories = evaluation_histories(asset)
+        evidence = _earlier_evidence(asset).with_origin(document["bundle_digest"], newest_interaction(histories))
         if champion is not None:
             try:
                 champion_bundle = _load_champion(asset, settings, champion)
@@ -47,8 +56,10 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
                 context.log.warning(f"The champion was not compared: {error}")
                 document["problem"] = f"Version {champion} is the champion, but it cannot be compared. {error}"
             else:
-                document |= _compare(asset, bundle, champion_bundle, champion=champion)
+                compared, evidence = _compare(asset, bundle, champion_bundle, histories, evidence, champion=champion)
+                document |= compared
         with asset.new_folder() as folder:
+            evidence.save(folder)
             (folder / COMPARISON).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         return _report_comparison(asset, document)
 
@@ -60,8 +71,9 @@ def champion_comparison(context: dg.AssetExecutionContext, settings: Settings) -
     kinds={"torch", "json"},
     code_version="1",
     pool=GPU_POOL,
-    description="How well @champion recommends on the newest histories, compared with the most popular items. Nothing "
-    "is trained. Look at `ndcg_10` and `popularity_ndcg_10`.",
+    description="How well @champion recommends on the newest histories, compared with the most popular items. The "
+    "champion is measured as it was before its refit, which may have learned the test targets. Nothing is trained. "
+    "Look at `ndcg_10` and `popularity_ndcg_10`.",
 )
 def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Evaluate the registered champion on the histories and write `evaluation.json`."""
@@ -71,7 +83,7 @@ def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -
         champion = settings.tracker().champion(asset.dataset)
         if champion is None:
             raise TrackingError(f"macrec-{asset.dataset} has no champion yet: run `macrec run {asset.dataset}`.")
-        users = _held_out_users(asset)
+        users = _held_out_users(asset, evaluation_histories(asset))
         (answers,) = _recommend(asset, users, [_load_champion(asset, settings, champion)])
         metrics, difference = compare_with_popularity(answers, users, **_bootstrap_settings(asset))
         document = {
@@ -91,21 +103,61 @@ def champion_evaluation(context: dg.AssetExecutionContext, settings: Settings) -
         )
 
 
-def _compare(asset: AssetContext, bundle: Path, champion_bundle: "BundleAndSize", *, champion: int) -> dict[str, Any]:
-    from macrec_pipeline.evaluation.promotion.comparison import compare_models
+def _compare(
+    asset: AssetContext,
+    bundle: Path,
+    champion_bundle: "BundleAndSize",
+    histories: pl.DataFrame,
+    earlier: "Evidence",
+    *,
+    champion: int,
+) -> "tuple[dict[str, Any], Evidence]":
+    """Return the entries for `comparison.json`, and the evidence with this comparison."""
+    from macrec_pipeline.evaluation.promotion.comparison import compare_models, ndcg_by_user
+    from macrec_pipeline.evaluation.promotion.evidence import ChampionAge, paired_scores
+    from macrec_pipeline.evaluation.promotion.held_out import newest_interaction, test_targets
     from macrec_pipeline.evaluation.promotion.rules import apply_rules
     from macrec_pipeline.evaluation.promotion.version_card import comparison_card
 
-    users = _held_out_users(asset)
-    challenger_answers, champion_answers = _recommend(asset, users, [_load_bundle(asset, bundle), champion_bundle])
+    users, challenger_bundle = _held_out_users(asset, histories), _load_bundle(asset, bundle)
+    challenger_answers, champion_answers = _recommend(asset, users, [challenger_bundle, champion_bundle])
     match = compare_models(challenger_answers, champion_answers, users, **_bootstrap_settings(asset))
-    verdict = apply_rules(match, asset.config.promotion)
+    scores = [ndcg_by_user(answers, users) for answers in (challenger_answers, champion_answers)]
+    recipe, as_of = asset.config.recipe_digest(), newest_interaction(histories)
+    evidence = earlier.with_comparison(
+        champion=champion_bundle[2],
+        challenger=challenger_bundle[2],
+        recipe=recipe,
+        as_of=as_of,
+        targets=test_targets(histories, _item_ids(asset)),
+        challenger_ndcg=scores[0],
+        champion_ndcg=scores[1],
+        max_weeks=asset.config.promotion.evidence_weeks,
+    )
+    age = ChampionAge(
+        weeks=evidence.champion_weeks(as_of),
+        unknown_items=len(users.catalogue - champion_answers.catalogue.keys()) / len(users.catalogue),
+        unknown_targets=match.champion.unknown_targets,
+    )
+    pooled = evidence.pooled(recipe)
+    verdict = apply_rules(match, asset.config.promotion, pooled=pooled, newest=paired_scores(*scores), age=age)
     return {
         "passed": verdict.passed,
         "reason": verdict.reason,
-        "figures": match.figures(),
-        "card": comparison_card(match, verdict, champion=champion),
-    }
+        "figures": match.figures() | pooled.figures() | age.figures(),
+        "card": comparison_card(match, verdict, champion=champion, age=age),
+    }, earlier if challenger_bundle[2] == champion_bundle[2] else evidence  # a model compared with itself shows nothing
+
+
+def _earlier_evidence(asset: AssetContext) -> "Evidence":
+    """Return the evidence of the run before; a damaged one is lost, and the log says so."""
+    from macrec_pipeline.evaluation.promotion.evidence import Evidence
+
+    try:
+        return Evidence.load(asset.folder(asset.name)) if asset.store.has(asset.name) else Evidence()
+    except StorageError as error:
+        logger.warning("The evidence of earlier comparisons with the champion is lost, and starts again: %s", error)
+        return Evidence()
 
 
 def _recommend(
@@ -114,31 +166,37 @@ def _recommend(
     from macrec_pipeline.evaluation.promotion.comparison import CUTOFF, ModelRecommendations
     from macrec_pipeline.recommender import recommend_in_turns
 
-    results = recommend_in_turns([bundle for bundle, _ in bundles], users.inputs, k=CUTOFF, progress=asset.progress)
+    results = recommend_in_turns([bundle for bundle, *_ in bundles], users.inputs, k=CUTOFF, progress=asset.progress)
     return [
         ModelRecommendations(result.lists, bundle.semantic_ids, milliseconds=result.milliseconds, num_bytes=num_bytes)
-        for result, (bundle, num_bytes) in zip(results, bundles, strict=True)
+        for result, (bundle, num_bytes, _) in zip(results, bundles, strict=True)
     ]
 
 
 def _load_champion(asset: AssetContext, settings: Settings, version: int) -> "BundleAndSize":
-    with settings.tracker().bundle(asset.dataset, version) as folder:
+    with settings.tracker().bundle(asset.dataset, version, evaluated=True) as folder:
         return _load_bundle(asset, folder)
 
 
 def _load_bundle(asset: AssetContext, folder: Path) -> "BundleAndSize":
     from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.runtime.devices import prepare_device
+    from macrec_pipeline.tracking.registry import bundle_digest
 
     num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return RecommenderBundle.load(folder, device=prepare_device(asset.config.runtime)), num_bytes
+    return RecommenderBundle.load(folder, device=prepare_device(asset.config.runtime)), num_bytes, bundle_digest(folder)
 
 
-def _held_out_users(asset: AssetContext) -> "HeldOutUsers":
+def _held_out_users(asset: AssetContext, histories: pl.DataFrame) -> "HeldOutUsers":
     from macrec_pipeline.evaluation.promotion.held_out import held_out_users
 
-    item_ids = asset.read_table("items")["item_id"].to_list()
-    return held_out_users(evaluation_histories(asset), item_ids, listed=listed_mask(asset, num_items=len(item_ids)))
+    item_ids = _item_ids(asset)
+    return held_out_users(histories, item_ids, listed=listed_mask(asset, num_items=len(item_ids)))
+
+
+def _item_ids(asset: AssetContext) -> list[str]:
+    item_ids: list[str] = asset.read_table("items")["item_id"].to_list()
+    return item_ids
 
 
 def _bootstrap_settings(asset: AssetContext) -> dict[str, Any]:

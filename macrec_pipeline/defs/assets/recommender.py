@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
-from macrec_pipeline.defs.manifest_keys import CODES_OF
+from macrec_pipeline.defs.manifest_keys import CODES_OF, WARM_STARTED
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality, item_sequences, training_sequences
@@ -18,7 +18,7 @@ from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -44,21 +44,27 @@ GROUP = "recommender"
 def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Train the recommender and write its bundle."""
     with open_asset(context, settings, "recommender") as asset:
-        quantizer_files, (start, cold_start_reason) = _quantizer_files(asset), _starting_weights(asset)
+        quantizer_files, (start, cold_start_reason) = stored_quantizer_files(asset), _starting_weights(asset)
         codebook_size = asset.store.manifest("semantic_ids").details["codebook_size"]
         with asset.store.scratch("recommender") as scratch:
             fitted = _fit_recommender(context, asset, scratch, codebook_size=codebook_size, start=start)
-            with asset.new_folder(details={CODES_OF: _origin_of_codes(asset)}) as folder:
+            details = {CODES_OF: _origin_of_codes(asset), WARM_STARTED: fitted.warm_start == "taken over"}
+            with asset.new_folder(details=details) as folder:
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
                 fitted.save(folder / "weights")
                 fusion = _fit_fusion(asset, fitted, folder / "weights")
-                _write_bundle(
+                collaborative = asset.config.decoding.collaborative_route
+                inputs = ("histories", "items", "quantizer", "semantic_ids", *(("sasrec",) if collaborative else ()))
+                write_serving_bundle(
                     asset,
                     folder / "bundle",
                     weights=folder / "weights",
+                    sasrec=asset.folder("sasrec") if collaborative else None,
                     quantizer_files=quantizer_files,
                     codebook_size=codebook_size,
+                    learned=[sequence[:-2] for sequence in training_sequences(asset.read_table("histories"))],
+                    inputs=inputs,
                 )
         return _report_recommender(asset, fitted, {"warm_start": cold_start_reason or fitted.warm_start, **fusion})
 
@@ -194,7 +200,7 @@ def _origin_of_codes(asset: AssetContext) -> str:
     return str(manifest.details.get("quantizer", manifest.digest))
 
 
-def _quantizer_files(asset: AssetContext) -> "list[Path]":
+def stored_quantizer_files(asset: AssetContext) -> "list[Path]":
     """Return the files of the quantizer that assigned the semantic IDs; none if the data set provides the IDs.
 
     Raises:
@@ -231,22 +237,41 @@ def _report_recommender(
     )
 
 
-def _write_bundle(
-    asset: AssetContext, folder: "Path", *, weights: "Path", quantizer_files: "list[Path]", codebook_size: int
+def write_serving_bundle(
+    asset: AssetContext,
+    folder: "Path",
+    *,
+    weights: "Path",
+    sasrec: "Path | None",
+    quantizer_files: "list[Path]",
+    codebook_size: int,
+    learned: "list[np.ndarray]",
+    inputs: "Sequence[str]",
+    provenance: "Mapping[str, Any] | None" = None,
 ) -> None:
+    """Write a bundle of the data set's catalogue and semantic IDs.
+
+    Args:
+        asset: the asset that the bundle is part of.
+        folder: where to write; existing and empty.
+        weights: what `FittedRecommender.save` and `save_fusion` wrote.
+        sasrec: what `FittedSasrec.save` wrote; None without a collaborative route.
+        quantizer_files: the result of `stored_quantizer_files`.
+        codebook_size: codes per level.
+        learned: the sequences that the model was trained on, int64 [T] item indices each; they count for popularity.
+        inputs: assets whose digests are stored in the bundle.
+        provenance: further entries of the bundle's `provenance`.
+    """
     from macrec_pipeline.recommender import RecommenderBundle
 
     items, codes = asset.read_table("items"), codes_by_modality(asset.read_table("semantic_ids"))
-    training_parts = [sequence[:-2] for sequence in training_sequences(asset.read_table("histories"))]
-    collaborative = asset.config.decoding.collaborative_route
-    inputs = ("histories", "items", "quantizer", "semantic_ids", *(("sasrec",) if collaborative else ()))
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
-        sasrec_folder=asset.folder("sasrec") if collaborative else None,
+        sasrec_folder=sasrec,
         quantizer_files=quantizer_files,
         item_ids=items["item_id"].to_list(),
-        popularity=np.bincount(np.concatenate(training_parts), minlength=items.height).astype(np.int64),
+        popularity=np.bincount(np.concatenate(learned), minlength=items.height).astype(np.int64),
         text_codes=codes.get("text"),
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
@@ -256,9 +281,11 @@ def _write_bundle(
         ).to_dicts(),
         provenance={
             "dataset": asset.dataset,
-            "config_digest": asset.config.digest(),
+            # The refit changes nothing about the evaluated bundle, so its settings must not change its bytes either.
+            "config_digest": asset.config.digest(without=("refit",)),
             "seed": asset.config.seed,
             "inputs": {name: asset.store.manifest(name).digest for name in inputs},
+            **(provenance or {}),
         },
     )
 

@@ -10,6 +10,7 @@ import dagster as dg
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.assets.champion import COMPARISON
+from macrec_pipeline.defs.assets.refit import refitted_bundle
 from macrec_pipeline.defs.automation import FRESHNESS
 from macrec_pipeline.defs.presentation import markdown
 from macrec_pipeline.defs.resources import DATASETS, Settings
@@ -17,31 +18,37 @@ from macrec_pipeline.defs.resources import DATASETS, Settings
 if TYPE_CHECKING:
     from macrec_pipeline.tracking import PromotionProposal
 
+REFIT_TAG = "macrec.refit."
+"""Prefix of the tags of a version that say how the registered bundle was refitted; absent without a refit."""
+
 
 @dg.asset(
-    deps=["recommender", "evaluation_report", "champion_comparison"],
+    deps=["recommender", "refitted_recommender", "evaluation_report", "champion_comparison"],
     partitions_def=DATASETS,
     group_name="registry",
     kinds={"mlflow"},
-    code_version="2",
+    code_version="3",
     freshness_policy=FRESHNESS,
-    description="The bundle as a version of the model macrec-<dataset> in MLflow, with the alias @challenger. It also "
-    "becomes @champion if there is none yet, or if the comparison allows it and `promotion.automatic` is on. Look at "
-    "`decision` and `aliases`.",
+    description="The refitted bundle as a version of the model macrec-<dataset> in MLflow, with the alias @challenger. "
+    "Its metrics are those of the evaluated bundle that was refitted. It also becomes @champion if there is none yet, "
+    "or if the comparison allows it and `promotion.automatic` is on. Look at `decision` and `aliases`.",
 )
 def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> dg.MaterializeResult[Any]:
     """Register the bundle, decide on its promotion, and write both to `registration.json`."""
     with open_asset(context, settings, "registered_model") as asset:
         metrics = json.loads((asset.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
         headline = {name: value for name, value in metrics["systems"]["macrec"].items() if isinstance(value, float)}
-        bundle, tracker = asset.folder("recommender") / "bundle", settings.tracker()
-        proposal = _proposal(asset, bundle, metrics=headline)
+        evaluated, tracker = asset.folder("recommender") / "bundle", settings.tracker()
+        served, facts = refitted_bundle(asset) or (evaluated, None)
+        proposal = _proposal(asset, evaluated, metrics=headline, refit=facts)
         version = tracker.register(
-            bundle,
+            served,
             dataset=asset.dataset,
             metrics=headline,
             dagster_run_id=context.run.run_id,
             run_id=asset.mlflow_run.run_id,
+            tags={} if facts is None else {f"{REFIT_TAG}{name}": str(value) for name, value in facts.items()},
+            evaluated_folder=None if facts is None else evaluated,
         )
         outcome = tracker.decide_promotion(version, asset.dataset, proposal)
         registration = {**dataclasses.asdict(version), **dataclasses.asdict(outcome)}
@@ -62,9 +69,18 @@ def registered_model(context: dg.AssetExecutionContext, settings: Settings) -> d
         )
 
 
-def _proposal(asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float]) -> "PromotionProposal":
-    """Return what `champion_comparison` found for this bundle; if it compared another one, say so in the proposal."""
-    from macrec_pipeline.evaluation.promotion.version_card import metrics_card, version_card
+def _proposal(
+    asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float], refit: Mapping[str, Any] | None
+) -> "PromotionProposal":
+    """Return what `champion_comparison` found for this bundle; if it compared another one, say so in the proposal.
+
+    Args:
+        asset: the registration.
+        bundle: the evaluated bundle.
+        metrics: of the evaluated bundle.
+        refit: what `refit.json` says about the refit that is registered; None if the evaluated bundle is registered.
+    """
+    from macrec_pipeline.evaluation.promotion.version_card import metrics_card, refit_note, version_card
     from macrec_pipeline.tracking import PromotionProposal
     from macrec_pipeline.tracking.registry import bundle_digest
 
@@ -75,11 +91,17 @@ def _proposal(asset: AssetContext, bundle: Path, *, metrics: Mapping[str, float]
             "champion_comparison again, then registered_model."
         }
     compared = "card" in comparison
+    note = "" if refit is None else refit_note(**refit, test_users=_num_test_users(asset))
     return PromotionProposal(
         over=comparison["champion"] if compared else None,
         passed=comparison.get("passed", False),
         automatic=asset.config.promotion.automatic,
         reason=comparison.get("reason") or comparison["problem"] or "",
         figures=comparison.get("figures", {}),
-        card=version_card(asset.spec.title, comparison["card"] if compared else metrics_card(metrics)),
+        card=version_card(asset.spec.title, comparison["card"] if compared else metrics_card(metrics), note=note),
     )
+
+
+def _num_test_users(asset: AssetContext) -> int:
+    metrics = json.loads((asset.folder("evaluation_report") / "metrics.json").read_text(encoding="utf-8"))
+    return int(metrics["num_test_users"])

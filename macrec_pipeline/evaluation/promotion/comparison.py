@@ -181,6 +181,15 @@ def compare_with_popularity(
     return model_metrics(champion, users), difference
 
 
+def ndcg_by_user(recommendations: ModelRecommendations, users: HeldOutUsers) -> FloatArray:
+    """NDCG@10 of each user, float64 [U].
+
+    Raises:
+        DataError: there are no users, or the model does not have exactly one list per user.
+    """
+    return _metrics_by_user(recommendations.lists, users)[:, 0]
+
+
 def model_metrics(recommendations: ModelRecommendations, users: HeldOutUsers) -> ModelMetrics:
     """Compute the metrics of one model.
 

@@ -57,3 +57,25 @@ def held_out_users(
         popular=[[item_ids[index] for index in row if index != NO_ITEM] for row in popular],
         catalogue=frozenset(item_ids if listed is None else np.array(item_ids, dtype=object)[listed].tolist()),
     )
+
+
+def test_targets(histories: pl.DataFrame, item_ids: Sequence[str]) -> pl.DataFrame:
+    """List the interactions that the tested users of a `histories` table are tested on, in the order of the table.
+
+    Args:
+        histories: schema HISTORIES.
+        item_ids: the item ids of the catalogue, in the order of the item index.
+
+    Returns:
+        The columns user_id, item_id and timestamp (ms).
+    """
+    tested = histories.filter("tested").select(
+        "user_id", pl.col("item_indices").list.last().alias("item"), pl.col("timestamps").list.last().alias("timestamp")
+    )
+    ids = pl.Series("item_id", [item_ids[index] for index in tested["item"]], dtype=pl.String)
+    return tested.select("user_id", ids, "timestamp")
+
+
+def newest_interaction(histories: pl.DataFrame) -> int:
+    """Return the time of the newest interaction in a `histories` table with at least one row, in ms."""
+    return int(histories.select(pl.col("timestamps").list.max().max()).item())

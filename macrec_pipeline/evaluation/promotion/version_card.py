@@ -13,17 +13,19 @@ from macrec_pipeline.runtime.text_sanitizing import as_markdown
 
 if TYPE_CHECKING:
     from macrec_pipeline.evaluation.promotion.comparison import ModelComparison
+    from macrec_pipeline.evaluation.promotion.evidence import ChampionAge
     from macrec_pipeline.evaluation.promotion.rules import PromotionVerdict
     from macrec_pipeline.evaluation.statistics import PairedDifference
 
 
-def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, champion: int) -> str:
+def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, champion: int, age: ChampionAge) -> str:
     """Show the metrics of both models, the differences with their intervals, and the result of each rule.
 
     Args:
         comparison: this version (the challenger) compared with the champion.
         verdict: the results of the rules.
         champion: the champion's version number.
+        age: how far the champion is behind today's data.
     """
     head = [f"| | this version | champion (version {champion}) | difference |", "| --- | ---: | ---: | ---: |"]
     rows = ["| " + " | ".join(row) + " |" for row in _rows(comparison)]
@@ -31,7 +33,9 @@ def comparison_card(comparison: ModelComparison, verdict: PromotionVerdict, *, c
     note = (
         f"Both models recommended to the same {comparison.num_users:,} test users of the newest histories. Brackets "
         f"hold {100 * comparison.confidence:g}% intervals of a paired bootstrap. On these users, recommending the most "
-        f"popular items reaches NDCG@10 {comparison.popularity_ndcg_10:.4f}. {_moved_ids(comparison)}"
+        f"popular items reaches NDCG@10 {comparison.popularity_ndcg_10:.4f}. {_moved_ids(comparison)} "
+        f"The champion's data is {age.weeks:.1f} weeks old, and the champion does not know {age.unknown_items:.1%} of "
+        "today's items."
     )
     return "\n".join([*head, *rows, "", note, "", "Rules of promotion:", "", *rules])
 
@@ -42,14 +46,33 @@ def metrics_card(metrics: Mapping[str, float]) -> str:
     return "\n".join(["| metric | this version |", "| --- | ---: |", *rows])
 
 
-def version_card(title: str, figures: str) -> str:
+def refit_note(*, method: str, epochs: int, interactions: int, evaluated_bundle: str, test_users: int) -> str:
+    """Say which model was evaluated, on what, and that the registered one is its refit.
+
+    Args:
+        method: "from_scratch" or "continue".
+        epochs: of the refit.
+        interactions: that the refit was trained on.
+        evaluated_bundle: digest of the evaluated bundle.
+        test_users: users that it was evaluated on.
+    """
+    how = "continued from its weights" if method == "continue" else "trained from scratch with its settings"
+    return (
+        f"All metrics are those of the evaluated model, bundle {evaluated_bundle[:12]}, on the held-out targets of "
+        f"{test_users:,} users. This version is its refit: {how} on all {interactions:,} interactions, "
+        f"including the held-out ones (epochs: {epochs}). So no metrics exist for the refit itself."
+    )
+
+
+def version_card(title: str, figures: str, *, note: str = "") -> str:
     """Build the whole description: the data set's title, escaped, and below it the figures.
 
     Args:
         title: the title of the data set, plain text.
         figures: Markdown of `comparison_card` or `metrics_card`.
+        note: Markdown below the figures, such as `refit_note`.
     """
-    return f"**{as_markdown(title)}**\n\n{figures}\n"
+    return "\n\n".join([f"**{as_markdown(title)}**", figures, *([note] if note else [])]) + "\n"
 
 
 def _rows(comparison: ModelComparison) -> Iterator[tuple[str, str, str, str]]:

@@ -10,6 +10,7 @@ Shapes (docs/notation.md): D hidden width (`d_model`), N items.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ class FittedSasrec:
     Attributes:
         model: on the training device, in evaluation mode.
         config: the section `sasrec` that it was trained with, without `enabled`, as plain values.
-        log: one row per epoch: epoch, train_loss (nats per target) and validation_ndcg (seen items allowed).
+        log: one row per epoch: epoch, train_loss (nats per target) and validation_ndcg (seen items allowed; not in a
+            refit).
         best_epoch: the epoch of the model's weights, counted from 1; 0 if there was nothing to train on.
     """
 
@@ -59,8 +61,8 @@ class FittedSasrec:
 
     @property
     def validation_ndcg(self) -> float:
-        """NDCG@10 of the best epoch on the validation targets; 0 if there was nothing to train on."""
-        return self.log[self.best_epoch - 1]["validation_ndcg"] if self.log else 0.0
+        """NDCG@10 of the best epoch on the validation targets; 0 if there was nothing to train on, or after a refit."""
+        return self.log[self.best_epoch - 1].get("validation_ndcg", 0.0) if self.log else 0.0
 
     def settings(self) -> dict[str, Any]:
         """Return the settings, the best epoch and its validation figure, as plain values for a report."""
@@ -130,6 +132,18 @@ def load_item_embeddings(folder: Path) -> np.ndarray | None:
             return embeddings
     except (SafetensorError, OSError) as error:
         raise StorageError(f"{path} is missing or damaged: {error}. {_REMEDY}") from error
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of the weights in a folder that `FittedSasrec.save` wrote, in hexadecimal.
+
+    Raises:
+        StorageError: the weights are missing.
+    """
+    try:
+        return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    except OSError as error:
+        raise StorageError(f"{folder / WEIGHTS_FILE} is missing or damaged: {error}. {_REMEDY}") from error
 
 
 def write_skipped(folder: Path, *, reason: str) -> None:

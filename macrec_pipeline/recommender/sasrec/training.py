@@ -1,7 +1,8 @@
 """Trains SASRec on the training parts of the histories.
 
 Takes histories and returns the weights of the epoch with the best validation NDCG@10, which predicts `history[-2]` from
-`history[:-2]`. Training sees neither that validation target nor the test target.
+`history[:-2]`. Training sees neither that validation target nor the test target. A refit (`training/refit.py`) trains
+on whole histories instead, for a number of epochs that was chosen before.
 
 Shapes (docs/notation.md): B batch rows, D hidden width (`d_model`), N items, R training windows, T history items,
 U users.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec
+from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, weights_digest
 from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec, cut_windows, flatten, next_item_scores
 from macrec_pipeline.runtime.checkpoint import Checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from macrec_pipeline.config import SasrecConfig
 
 VALIDATION_CUTOFF = 10
+NUM_HELD_OUT = 2
+"""The items at the end of a history that training does not see: the validation target and the test target."""
 _STAGE = "sasrec"
 _CPU = torch.device("cpu")
 
@@ -54,6 +57,8 @@ def fit_sasrec(
     device: torch.device = _CPU,
     progress: Progress = quiet_progress,
     checkpoint: Path | None = None,
+    start: Path | None = None,
+    refit_epochs: int | None = None,
 ) -> FittedSasrec:
     """Train until the epochs or the patience run out.
 
@@ -65,37 +70,49 @@ def fit_sasrec(
         device: where to train.
         progress: called after every optimizer step and every epoch with stage "sasrec"; counts targets of all epochs.
         checkpoint: file to resume from; rewritten after every epoch. On the CPU, an interrupted training ends with the
-            same bytes as an uninterrupted one. A file with other data or settings is ignored.
+            same bytes as an uninterrupted one. A file with other data, settings or starting weights is ignored.
+        start: folder written by `FittedSasrec.save`, of a model with the same settings and items. Training starts from
+            its weights.
+        refit_epochs: train on whole histories, including validation and test targets, for exactly this many epochs, and
+            keep the weights of the last one. None: hold the targets out and keep the epoch that is best on validation.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
+        StorageError: `start` cannot be read.
     """
     settings = dict(vars(config))
     resume_from = None
     if checkpoint is not None:
-        identity = training_identity({"config": settings, "seed": seed, "num_items": num_items}, flatten(histories))
-        resume_from = Checkpoint(checkpoint, identity)
-    model = Sasrec(num_items, SasrecSpec.from_settings(settings), torch_generator(seed, "sasrec/weights")).to(device)
+        described: dict[str, Any] = {"config": settings, "seed": seed, "num_items": num_items}
+        described |= {} if refit_epochs is None else {"refit_epochs": refit_epochs}
+        described |= {} if start is None else {"start": weights_digest(start)}
+        resume_from = Checkpoint(checkpoint, training_identity(described, flatten(histories)))
+    model = Sasrec(num_items, SasrecSpec.from_settings(settings), torch_generator(seed, "sasrec/weights"))
+    if start is not None:
+        model.load_state_dict(FittedSasrec.load(start).model.state_dict())
+    model = model.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = SasrecTraining(model, histories, config, seed=seed, progress=progress)
-        num_epochs = config.max_epochs if training.num_targets else 0
-        trainer = Trainer(training, num_epochs=num_epochs, patience=config.patience)
+        training = SasrecTraining(model, histories, config, seed=seed, progress=progress, refit_epochs=refit_epochs)
+        num_epochs = training.num_epochs if training.num_targets else 0
+        trainer = Trainer(training, num_epochs=num_epochs, patience=config.patience if refit_epochs is None else None)
         trainer.run(resume_from)
     settings.pop("enabled", None)
     fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"])
     if fitted.log:  # patience may have ended the training before the last epoch
-        progress(_STAGE, training.total_progress, training.total_progress, {"validation_ndcg": fitted.validation_ndcg})
+        figures = {} if refit_epochs is not None else {"validation_ndcg": fitted.validation_ndcg}
+        progress(_STAGE, training.total_progress, training.total_progress, figures)
     return fitted
 
 
-def training_windows(lengths: np.ndarray, *, max_length: int) -> Windows:
-    """Cut the training part `[:-2]` of every history into windows, starting from its end.
+def training_windows(lengths: np.ndarray, *, max_length: int, num_held_out: int = NUM_HELD_OUT) -> Windows:
+    """Cut the training part of every history into windows, starting from its end.
 
     Args:
         lengths: int64 [U], items of each whole history.
         max_length: maximum number of targets per window.
+        num_held_out: items at the end of a history that are not part of its training part.
     """
-    num_targets = np.maximum(lengths - 3, 0)  # the first item of a training part is no target
+    num_targets = np.maximum(lengths - num_held_out - 1, 0)  # the first item of a training part is no target
     num_windows = -(-num_targets // max_length)
     users = np.repeat(np.arange(len(lengths)), num_windows)
     number_from_end = np.arange(len(users)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
@@ -127,25 +144,36 @@ class SasrecTraining(ResumableTrainable):
         config: the training settings.
         seed: root seed.
         progress: called after every optimizer step and every epoch.
+        refit_epochs: as for `fit_sasrec`.
 
     Attributes:
+        num_epochs: the largest number of epochs to train for.
         num_targets: targets per epoch.
         total_progress: the number that `progress` counts to: the targets of all epochs, and 1 for the end.
     """
 
     def __init__(
-        self, model: Sasrec, histories: Sequence[np.ndarray], config: SasrecConfig, *, seed: int, progress: Progress
+        self,
+        model: Sasrec,
+        histories: Sequence[np.ndarray],
+        config: SasrecConfig,
+        *,
+        seed: int,
+        progress: Progress,
+        refit_epochs: int | None = None,
     ) -> None:
         self.modules = {"sasrec": model}
         self._model, self._histories, self._config, self._progress = model, histories, config, progress
-        self._seed = seed
+        self._seed, self._is_refit = seed, refit_epochs is not None
+        self.num_epochs = config.max_epochs if refit_epochs is None else refit_epochs
         self._order, self._dropout = numpy_generator(seed, "sasrec/order"), torch_generator(seed, "sasrec/dropout")
         model.draw_dropout_from(self._dropout)
         self.optimizer = adam_w(model.parameters(), config)
         self._items, starts = flatten(histories)
-        self._windows = training_windows(np.diff(starts), max_length=config.max_length)
+        num_held_out = 0 if self._is_refit else NUM_HELD_OUT
+        self._windows = training_windows(np.diff(starts), max_length=config.max_length, num_held_out=num_held_out)
         self.num_targets = int(self._windows.lengths.sum())
-        self.total_progress = config.max_epochs * self.num_targets + 1
+        self.total_progress = self.num_epochs * self.num_targets + 1
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Pass once over all windows; returns the mean `train_loss` in nats per target."""
@@ -169,16 +197,21 @@ class SasrecTraining(ResumableTrainable):
         return {"train_loss": summed_loss / self.num_targets}
 
     def validate(self) -> dict[str, float]:
-        """Return NDCG@10 on the validation targets."""
+        """Return NDCG@10 on the validation targets; nothing for a refit."""
+        if self._is_refit:
+            self._model.eval()
+            return {}
         return {"validation_ndcg": validation_ndcg(self._model, self._histories)}
 
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Return the negative validation NDCG@10."""
+        """Return the negative validation NDCG@10; in a refit the last epoch has the lowest score."""
+        if self._is_refit:
+            return {"sasrec": -row["epoch"]}
         return {"sasrec": -row["validation_ndcg"]}
 
     def finish_epoch(self, epoch: int, row: Mapping[str, float]) -> None:
         """Report the validation figure."""
-        metrics = {"validation_ndcg": row["validation_ndcg"]}
+        metrics = {name: row[name] for name in ("validation_ndcg",) if name in row}
         self._progress(_STAGE, epoch * self.num_targets, self.total_progress, metrics)
 
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -39,7 +39,7 @@ class FittedRecommender:
         settings: the section `recommender` that it was trained with, as plain values.
         log: one row per epoch: epoch, train_loss and implicit_loss (means over the steps), validation_loss_text,
             validation_loss_image and their mean validation_loss (nats per code, except for the implicit loss), and
-            validation_ndcg if it decides early stopping.
+            validation_ndcg if it decides early stopping. A refit has no validation figures.
         best_epoch: the epoch of the model's weights, counted from 1.
         warm_start: "none", "taken over", or why the earlier weights could not be used.
     """

@@ -1,7 +1,8 @@
 """Trains the generative recommender on all tasks at once (MACRec section 3.3).
 
 Takes whole histories and the items' semantic IDs; returns the weights of the best epoch on validation data, and a log.
-The last item of a history is the test target and the second-to-last the validation target; training sees neither. In
+The last item of a history is the test target and the second-to-last the validation target; training sees neither. A
+refit (`training/refit.py`) trains on whole histories instead, for a number of epochs that was chosen before. In
 distributed training (`runtime/distributed.py`) each rank takes a share of the rows of every step.
 
 Shapes (docs/notation.md): B batch rows, L levels, N items, T history items.
@@ -75,11 +76,12 @@ def fit_recommender(
     progress: Progress = quiet_progress,
     checkpoint: Path | None = None,
     start: Path | None = None,
+    refit_epochs: int | None = None,
 ) -> FittedRecommender:
     """Train until the epochs or the patience run out.
 
     Args:
-        histories: whole histories, int64 [T] item indices each with T >= 3, oldest first.
+        histories: whole histories, int64 [T] item indices each with T >= 3, oldest first. For a refit T >= 1.
         text_codes, image_codes: int64 [N, L], each in [0, codebook_size). None for a modality that the catalogue lacks;
             its tasks are left out.
         codebook_size: K.
@@ -91,6 +93,9 @@ def fit_recommender(
             interrupted training ends with the same bytes as an uninterrupted one. A file with other data, settings or
             starting weights is ignored.
         start: folder written by `FittedRecommender.save`. Training starts from its weights if their shapes fit.
+        refit_epochs: train on whole histories, including validation and test targets, for exactly this many of the
+            epochs of `config`, and keep the weights of the last one. None: hold the targets out and keep the epoch that
+            is best on validation.
 
     Raises:
         ConfigError: no task in `config` trains a retrieval route of this catalogue.
@@ -109,6 +114,7 @@ def fit_recommender(
     if start is not None:
         digest, warm_start = load_starting_weights(model, start)
         identity |= {} if digest is None else {"start": digest}
+    identity |= {} if refit_epochs is None else {"refit_epochs": refit_epochs}
 
     resume_from = None
     if checkpoint is not None:
@@ -121,8 +127,11 @@ def fit_recommender(
     warn_if_bfloat16_is_emulated(config.precision, device)
     items = ItemCodes({modality: torch.from_numpy(values).to(device) for modality, values in codes.items()})
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = RecommenderTraining(model.to(device), items, histories, config, seed=seed, progress=progress)
-        trainer = Trainer(training, num_epochs=config.num_epochs, patience=config.patience)
+        training = RecommenderTraining(
+            model.to(device), items, histories, config, seed=seed, progress=progress, refit_epochs=refit_epochs
+        )
+        patience = config.patience if refit_epochs is None else None
+        trainer = Trainer(training, num_epochs=training.num_epochs, patience=patience)
         trainer.run(resume_from)
     return FittedRecommender(model.eval(), settings, trainer.log, trainer.best_epochs["recommender"], warm_start)
 
@@ -150,6 +159,10 @@ class RecommenderTraining(ResumableTrainable):
         config: the training settings; the tasks are those of the model.
         seed: root seed.
         progress: called after every optimizer step.
+        refit_epochs: as for `fit_recommender`.
+
+    Attributes:
+        num_epochs: the largest number of epochs to train for.
     """
 
     def __init__(
@@ -161,14 +174,18 @@ class RecommenderTraining(ResumableTrainable):
         *,
         seed: int,
         progress: Progress,
+        refit_epochs: int | None = None,
     ) -> None:
         self.modules = {"recommender": model}
+        self.num_epochs = config.num_epochs if refit_epochs is None else refit_epochs
         self._model, self._items, self._config, self._seed, self._progress = model, items, config, seed, progress
         self._device: torch.device = model.t5.device
         self._history_tasks = [task for task in model.spec.tasks if task in HISTORY_TASKS]
         self._alignment_tasks = [task for task in model.spec.tasks if task in ALIGNMENT_TASKS]
-        self._windows = training_windows([history[:-2] for history in histories], model.spec)
-        self._validation_histories = [history[:-1] for history in histories]
+        self._is_refit = refit_epochs is not None
+        learned = histories if self._is_refit else [history[:-2] for history in histories]
+        self._windows = training_windows(learned, model.spec)
+        self._validation_histories = [] if self._is_refit else [history[:-1] for history in histories]
         self._steps_per_epoch = len(self._plan(np.random.default_rng(0)))  # independent of the generator
         distributed.broadcast_tensors(model.parameters())
         self._backward_pass = backward_pass(model.parameters(), self._device)
@@ -207,7 +224,7 @@ class RecommenderTraining(ResumableTrainable):
             if check:
                 metrics = {"train_loss": distributed.sum_over_ranks(losses["train_loss"].item())}
             num_done = (epoch - 1) * self._steps_per_epoch + number
-            self._progress("recommender", num_done, self._steps_per_epoch * self._config.num_epochs, metrics)
+            self._progress("recommender", num_done, self._steps_per_epoch * self.num_epochs, metrics)
         return {
             name: distributed.sum_over_ranks(
                 sum(value / self._steps_per_epoch for value in torch.stack(values).tolist())
@@ -216,8 +233,10 @@ class RecommenderTraining(ResumableTrainable):
         }
 
     def validate(self) -> dict[str, float]:
-        """Return the validation losses, and NDCG@10 if it decides early stopping."""
+        """Return the validation losses, and NDCG@10 if it decides early stopping; nothing for a refit."""
         self._model.eval()
+        if self._is_refit:
+            return {}
         with autocast(self._config.precision, self._device):
             figures = validation_losses(self._model, self._items, self._validation_histories)
         if self._config.early_stopping == "validation_ndcg":
@@ -225,7 +244,12 @@ class RecommenderTraining(ResumableTrainable):
         return figures
 
     def scores(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Return the validation figure that decides early stopping, as a score to minimize."""
+        """Return the validation figure that decides early stopping, as a score to minimize.
+
+        In a refit the last epoch has the lowest score.
+        """
+        if self._is_refit:
+            return {"recommender": -row["epoch"]}
         by_ndcg = self._config.early_stopping == "validation_ndcg"
         return {"recommender": -row["validation_ndcg"] if by_ndcg else row["validation_loss"]}
 
