@@ -56,11 +56,11 @@ class RefitConfig(Section):
         "from random weights, up to the epoch that validation chose; after a warm start it continues instead.",
     )
     epoch_share: float = Field(
-        0.2,
+        0.25,
         gt=0,
         le=1,
         description="Epochs of method continue, as a share of the epochs that the training took. The number is rounded "
-        "and at least 1.",
+        "down and at least 1.",
     )
     learning_rate_share: float = Field(
         0.3,

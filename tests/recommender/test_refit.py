@@ -97,7 +97,7 @@ def test_the_plan_repeats_the_epochs_that_validation_chose(tmp_path: Path) -> No
     assert (continued.method, continued.start) == ("continue", tmp_path / "evaluated")
 
 
-@pytest.mark.parametrize(("share", "epochs"), [(0.01, 1), (0.3, 3), (0.34, 3), (1.0, 10)])
+@pytest.mark.parametrize(("share", "epochs"), [(0.01, 1), (0.3, 3), (0.39, 3), (1.0, 10)])
 def test_the_plan_continues_for_a_share_of_the_epochs(share: float, epochs: int, tmp_path: Path) -> None:
     """Of ten epochs, also if validation chose an earlier one; the learning rate is a share of the training's."""
     settings = CONFIG.model_copy(update={"num_epochs": 10, "patience": 10})

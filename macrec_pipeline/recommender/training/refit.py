@@ -86,7 +86,7 @@ def plan_sasrec_refit(evaluated: Path, config: SasrecConfig, refit: RefitConfig)
 
 
 def _share_of_epochs(num_epochs: int, refit: RefitConfig) -> int:
-    return max(1, round(refit.epoch_share * num_epochs))
+    return max(1, int(round(refit.epoch_share * num_epochs, 6)))  # rounded, or 0.3 of 10 might give 2
 
 
 def _read(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, float]]]:
