@@ -61,6 +61,48 @@ def load_model(uri: str, home: Path) -> PyFuncModel:
         sys.path[:] = before
 
 
+@dataclass(frozen=True)
+class FoundVersion:
+    """A version of a registered model.
+
+    Attributes:
+        name, version: of the registered model.
+        digest: SHA-256 of its bundle, hexadecimal.
+    """
+
+    name: str
+    version: int
+    digest: str
+
+
+def find_version(uri: str, home: Path) -> FoundVersion:
+    """Return the version that a URI names now. Arguments and errors as for `load_model`."""
+    _, found = _require(uri, home)
+    return FoundVersion(found.name, int(found.version), found.tags.get(DIGEST_TAG, ""))
+
+
+def download_version(found: FoundVersion, home: Path, destination: Path) -> None:
+    """Copy the model folder of a version to a folder that does not exist yet, and compare its digest.
+
+    Raises:
+        TrackingError: the version no longer exists, its files cannot be read, or they are not the registered ones.
+    """
+    uri = f"models:/{found.name}/{found.version}"
+    store, _ = _require(uri, home)
+    with mlflow_warnings_ignored():
+        import mlflow.artifacts
+    try:
+        with one_line_errors(uri), tempfile.TemporaryDirectory(dir=destination.parent) as scratch:
+            source = store.client.get_model_version_download_uri(found.name, str(found.version))
+            # a folder of its own, since MLflow returns the artifacts of a local registry without copying them
+            copy = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=store.uri)
+            shutil.copytree(copy, destination)
+    except OSError as error:
+        raise TrackingError(f"The files of {uri} cannot be read: {error}.") from error
+    if bundle_digest(destination / "artifacts" / "bundle") != found.digest:
+        raise TrackingError(f"The files of {uri} are not those that were registered: their digest differs.")
+
+
 def champion_version(store: TrackingStore, dataset: str) -> int | None:
     """Return the champion's version; see `Tracker.champion`."""
     found = _find(store, model_name(dataset), alias=CHAMPION, version=None)
