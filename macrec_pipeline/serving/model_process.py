@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +66,7 @@ def pack(messages: Sequence[Message]) -> bytes:
     return b"".join([_LENGTH.pack(len(heads)), heads, *(message.body for message in messages)])
 
 
-def unpack(stream: BinaryIO) -> list[Message] | None:
+def unpack(stream: IO[bytes]) -> list[Message] | None:
     """Read a frame; None if the other side has closed the stream.
 
     Raises:
@@ -79,7 +79,7 @@ def unpack(stream: BinaryIO) -> list[Message] | None:
     return [Message(head, _read(stream, head.pop("length"))) for head in heads]
 
 
-def _read(stream: BinaryIO, length: int) -> bytes:
+def _read(stream: IO[bytes], length: int) -> bytes:
     data = stream.read(length)
     if len(data) < length:
         raise EOFError(f"the stream ended after {len(data)} of {length} bytes")
@@ -132,8 +132,8 @@ class BatchModel:
 
     def __init__(self, model: PyFuncModel, limits: Limits) -> None:
         self._model, self._limits = model, limits
-        self._schema = model.metadata.get_input_schema()
-        self._recommender = model.unwrap_python_model()
+        self._schema = model.metadata.get_input_schema()  # type: ignore[no-untyped-call]
+        self._recommender = model.unwrap_python_model()  # type: ignore[no-untyped-call]
         self._predict: Callable[..., pd.DataFrame] = self._recommender.predict
         self._known = set(self._recommender.bundle.item_ids)
         # From here on, a call of MLflow's model ends once the request is checked.
@@ -202,7 +202,7 @@ class BatchModel:
 
         text = io.StringIO()
         if request.kind == INVOCATIONS:
-            predictions_to_json(predicted, text)
+            predictions_to_json(predicted, text)  # type: ignore[no-untyped-call]
         else:
             json.dump(predicted.iloc[0].to_dict(), text)
         histories = request.rows["history"]
@@ -232,7 +232,7 @@ class BatchModel:
         try:
             # Without a content type, MLflow's server fails with status 500. JSON is what such a client means.
             content_type = message.head.get("content_type") or _JSON
-            result = invocations(message.body, content_type, called, self._schema)
+            result = invocations(message.body, content_type, called, self._schema)  # type: ignore[no-untyped-call]
         except _Parsed as parsed:
             request = _Request(parsed.rows, parsed.params or {}, INVOCATIONS, called.data)
             self._check_size(request)
@@ -319,7 +319,7 @@ def load(folder: Path, limits: Limits) -> BatchModel:
     return BatchModel(model, limits)
 
 
-def _batches(stream: BinaryIO) -> Iterator[list[Message]]:
+def _batches(stream: IO[bytes]) -> Iterator[list[Message]]:
     while (messages := unpack(stream)) is not None:
         yield messages
 
@@ -349,7 +349,7 @@ def main() -> None:
         _send(frames, model.answer(messages))
 
 
-def _send(stream: BinaryIO, messages: Sequence[Message]) -> None:
+def _send(stream: IO[bytes], messages: Sequence[Message]) -> None:
     stream.write(pack(messages))
     stream.flush()
 
