@@ -22,6 +22,9 @@ MAY_BE_UNTOUCHED = "may_be_untouched"
 MADE_BY = "made_by"
 """On an embedding asset: the encoder and its settings. On `semantic_ids`: the same for each modality."""
 
+TRANSFORM = "transform"
+"""On `image_embeddings`: what the encoder does to an image before the model sees it, as `words` and a `digest`."""
+
 IDENTITY = "identity"
 """On `quantizer` and `semantic_ids`: whether earlier IDs were kept, and why (see `ids.continuity.Decision`)."""
 

@@ -12,6 +12,7 @@ from PIL import Image
 from macrec_pipeline.defs.assets.embeddings import image_embeddings, text_embeddings
 from macrec_pipeline.defs.manifest_keys import GIVEN
 from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.embeddings import image_encoders
 from macrec_pipeline.errors import DataError, EncoderError
 from macrec_pipeline.schemas import EMBEDDINGS, ITEMS, UNLISTED_ITEMS
 from macrec_pipeline.storage import AssetStore
@@ -140,3 +141,39 @@ def test_an_item_that_has_left_keeps_the_vector_of_its_image(settings: Settings,
     assert embed().equals(before), "and the week after, too"
     store.write_table("items", items)
     assert embed()["imputed"].to_list() == [False, True, False], "an item of the catalogue needs its image"
+
+
+def test_another_transform_of_images_warns_and_encodes_again(
+    settings: Settings, partition: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same weights with another crop: the warning and the metadata name both transforms, and no vector is kept."""
+    store, data = AssetStore(Path(settings.home), partition), Path(str(settings.data))
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (9, 9), colour).save(data / name)
+    rows = [{"item_index": i, "item_id": f"i{i}", "image_path": name} for i, name in enumerate(["a.png", "b.png"])]
+    items = pl.DataFrame(rows, schema=ITEMS.columns).with_columns(num_interactions=pl.lit(1, dtype=pl.Int64))
+    store.write_table("items", items)
+
+    def materialized() -> dict[str, Any]:
+        result = dg.materialize(
+            [image_embeddings], partition_key=partition, resources={"settings": settings}, run_config=QUIET
+        )
+        return {
+            key: value.value
+            for key, value in result.asset_materializations_for_node("image_embeddings")[0].metadata.items()
+        }
+
+    first = materialized()
+    assert (first["encoded"], "transform_before" in first, caplog.messages) == (2, False, [])
+    assert first["transform"] == "timm: shorter side to 256, centre crop of 224 x 224, bicubic; mean 0.5, std 0.5"
+    assert store.manifest("image_embeddings").details["transform"]["words"] == first["transform"]
+    assert materialized()["encoded"] == 0
+    monkeypatch.setitem(image_encoders.PREPROCESSING, "crop_pct", 0.7)
+    second = materialized()
+    assert second["encoded"] == 2
+    assert second["transform_before"] == first["transform"]
+    assert second["transform"].startswith("timm: shorter side to 320,")
+    (warning,) = [message for message in caplog.messages if "other images than before" in message]
+    assert first["transform"] in warning
+    assert second["transform"] in warning
+    assert "transform_before" not in materialized()

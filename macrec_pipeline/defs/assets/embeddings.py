@@ -11,7 +11,7 @@ import polars as pl
 from macrec_pipeline.config import ROUTES, Route
 from macrec_pipeline.datasets import IndexedSource
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
-from macrec_pipeline.defs.manifest_keys import MADE_BY
+from macrec_pipeline.defs.manifest_keys import MADE_BY, TRANSFORM
 from macrec_pipeline.defs.presentation import table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.errors import DataError, SchemaError, StorageError
@@ -146,9 +146,11 @@ def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.Mat
             contents=embedded.contents,
             problems=dict(embedded.failures),
         )
+        transform = _transform(asset, embedded.encoder) if modality == "image" else {}
         return asset.save_table(
             table,
-            details={MADE_BY: embedded.encoder_fingerprint},
+            details={MADE_BY: embedded.encoder_fingerprint, **transform.pop("details", {})},
+            **transform,
             encoder=embedded.encoder,
             dimensions=embedded.vectors.shape[1],
             imputed=int(embedded.imputed.sum()),
@@ -161,6 +163,29 @@ def _encode(asset: AssetContext, items: pl.DataFrame, modality: Route) -> dg.Mat
                 f"{items['item_id'][row]}: {reason}" for row, reason in embedded.failures[:_MAX_UNREADABLE_SHOWN]
             ],
         )
+
+
+def _transform(asset: AssetContext, encoder: dict[str, Any]) -> dict[str, Any]:
+    """Return the transform of images as metadata and `details`; warn if it differs from that of the previous version.
+
+    Everything is then encoded again, because the transform is part of the encoder's fingerprint. The vectors still
+    change, also if the weights are the same.
+    """
+    from macrec_pipeline.embeddings.image_transforms import describe_transform
+
+    now = describe_transform(encoder["preprocessing"])
+    described: dict[str, Any] = {"details": {TRANSFORM: now}, "transform": now["words"]}
+    before = asset.store.manifest(asset.name).details.get(TRANSFORM) if asset.store.has(asset.name) else None
+    if before and before["digest"] != now["digest"]:
+        described["transform_before"] = before["words"]
+        logger.warning(
+            "%s: the encoder sees other images than before, so all vectors change, also if its weights are the same. "
+            "Before: %s. Now: %s. Models that were trained on the previous vectors do not fit the new ones.",
+            asset.dataset,
+            before["words"],
+            now["words"],
+        )
+    return described
 
 
 def _with_remembered_vectors(
