@@ -25,6 +25,7 @@ WEEK = Week(
     users=4,
     without_row=0,
     moved_ids=0,
+    too_short=1,
     learnt=1.0,
     served="models:/macrec-shop/1",
     registered="models:/macrec-shop/1",
@@ -112,6 +113,9 @@ def test_twelve_weeks_run_without_a_person(tmp_path: Path) -> None:
     assert summary["damaged deliveries refused"] == 1
     deliveries = [week.delivery for week in weeks]
     assert {"no interactions", "unreadable_times", "truncated_catalogue"} <= set(deliveries)
+    newest_served = [week for week in weeks if week.served == week.registered and week.learnt is not None]
+    assert len(newest_served) >= 3, "the promotion rules let newer models through"
+    assert {week.learnt for week in newest_served} == {1.0}
     assert summary["NDCG@10, served model"] > summary["NDCG@10, popularity"]
     growth = [weeks[number].home_bytes / weeks[number - 4].home_bytes for number in (7, 11)]
     assert growth[1] < growth[0], "the home approaches a plateau"
