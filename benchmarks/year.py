@@ -85,7 +85,8 @@ class Week:
         not_sold: recommended items that are not in that catalogue, counted per user.
         users, without_row: users of the log, and how many of them have no recommendations.
         moved_ids: items whose semantic ID differs from the last one that they had.
-        learnt: share of this week's interactions that the served model was trained on; None if there were none.
+        too_short: interactions of this week that cleaning left out because their user has fewer than three.
+        learnt: share of this week's other interactions that the served model was trained on; None if there were none.
         served, registered: the version that recommended, and the newest version.
         decision: why the newest version was promoted or refused.
         seconds: seconds of each job.
@@ -105,6 +106,7 @@ class Week:
     users: int
     without_row: int
     moved_ids: int
+    too_short: int
     learnt: float | None
     served: str
     registered: str
@@ -181,6 +183,8 @@ class _Simulation:
         registration = json.loads((self.store.folder("registered_model") / "registration.json").read_text("utf-8"))
         log = self.shop.log(week)
         rows = log.filter(pl.col("week") == week)
+        quarantine = self.store.read_table("quarantine").filter(pl.col("reason") == "too_short")
+        to_learn = rows.join(quarantine, on=["user_id", "item_id"], how="anti")
         served = recommended["model"][0]
         if self.retrain_every and week and week % self.retrain_every == 0 and num_judged:
             ndcg["full retrain"] = self._judge_full_retrain(week, seconds)
@@ -196,7 +200,8 @@ class _Simulation:
             log["user_id"].n_unique(),
             len(set(log["user_id"]) - set(recommended["user_id"])),
             self._count_moved_ids(),
-            self._learnt_share(rows, served=served, registered=registration["uri"]),
+            rows.height - to_learn.height,
+            self._learnt_share(to_learn, served=served, registered=registration["uri"]),
             served,
             registration["uri"],
             registration.get("decision", ""),
@@ -279,7 +284,7 @@ class _Simulation:
         return len(moved)
 
     def _learnt_share(self, rows: pl.DataFrame, *, served: str, registered: str) -> float | None:
-        """Share of this week's interactions that the served model was trained on."""
+        """Share of interactions of this week that the served model was trained on."""
         if rows.is_empty():
             return None
         if served != registered:
@@ -376,6 +381,7 @@ _COLUMNS: dict[str, Callable[[Week], str]] = {
     "not sold": lambda week: str(week.not_sold),
     "users without row": lambda week: str(week.without_row),
     "IDs moved": lambda week: str(week.moved_ids),
+    "too short": lambda week: str(week.too_short),
     "learnt": lambda week: "" if week.learnt is None else f"{week.learnt:.0%}",
     "served": lambda week: week.served.rsplit("/", 1)[-1],
     "newest": lambda week: week.registered.rsplit("/", 1)[-1],

@@ -24,7 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 LONGEST_FIRST = (
     "tests/deployment/test_end_to_end.py",
     "tests/benchmarks/test_demo_ordering.py",
-    "tests/benchmarks/test_year.py",
     "tests/test_pipeline.py",
     "tests/faults/test_killed_everywhere.py",
     "tests/test_drivers.py",
