@@ -111,7 +111,7 @@ class PromotionConfig(Section):
         "outdated for this reason.",
     )
     outdated_confidence: float = Field(
-        0.8,
+        0.9,
         ge=0.5,
         lt=1,
         description="Required confidence in one comparison if the champion is outdated. 0.5 means that the estimated "
