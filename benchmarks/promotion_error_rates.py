@@ -10,7 +10,8 @@ item-kNN models that were each fitted on a random half of the users, over the us
 targets are missed, NDCG@10 is .064, and its correlation between two models is .73. A worse model loses a random share
 of its hits.
 
-Run `python -m benchmarks.promotion_error_rates` (a few minutes); it prints the table of docs/decisions/028.
+Run `python -m benchmarks.promotion_error_rates` (five minutes on one core). It prints the figures of
+docs/decisions/028.
 Shapes (docs/notation.md): U users.
 """
 

@@ -111,11 +111,11 @@ class PromotionConfig(Section):
         "outdated for this reason.",
     )
     outdated_confidence: float = Field(
-        0.8,
+        0.9,
         ge=0.5,
         lt=1,
-        description="Required confidence in one comparison if the champion is outdated. 0.5 means that the estimated "
-        "loss must be acceptable, however uncertain it is.",
+        description="Required confidence in the pooled evidence of each week by itself if the champion is outdated. "
+        "0.5 means that the estimated loss must be acceptable, however uncertain it is.",
     )
     never_below_popularity: bool = Field(
         True,

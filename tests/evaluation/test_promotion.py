@@ -202,16 +202,16 @@ def test_the_pooled_evidence_decides(error: float, passed: bool) -> None:
     ],
 )
 def test_an_outdated_champion_is_replaced_on_less_evidence(age: ChampionAge, words: str) -> None:
-    """With a standard error of 0.011, 95% is out of reach, but 80% needs 0.8416 * 0.011 = 0.0093, within 0.01."""
-    assert not judge_quality(scores(error=0.011), scores(), YOUNG, PromotionConfig()).passed
-    result = judge_quality(scores(error=0.011), scores(), age, PromotionConfig())
+    """With a standard error of 0.0075, 95% is out of reach, but 90% needs 1.2816 * 0.0075 = 0.0096, within 0.01."""
+    assert not judge_quality(scores(error=0.0075), scores(), YOUNG, PromotionConfig()).passed
+    result = judge_quality(scores(error=0.0075), scores(), age, PromotionConfig())
     assert result.passed
-    assert f"; with 80% confidence, which is enough because the champion {words}, it is at least -0.0093" in (
+    assert f"; with 90% confidence, which is enough because the champion {words}, it is at least -0.0096" in (
         result.sentence
     )
-    assert not judge_quality(scores(error=0.012), scores(), age, PromotionConfig()).passed
+    assert not judge_quality(scores(error=0.0079), scores(), age, PromotionConfig()).passed
     off = PromotionConfig(outdated_weeks=None, outdated_unknown_share=None)
-    assert not judge_quality(scores(error=0.011), scores(), age, off).passed
+    assert not judge_quality(scores(error=0.0075), scores(), age, off).passed
     estimate = PromotionConfig(outdated_confidence=0.5)
     assert judge_quality(scores(-0.0099, 0.05), scores(), age, estimate).passed
     assert not judge_quality(scores(-0.0101, 0.05), scores(), age, estimate).passed
