@@ -24,5 +24,8 @@ IDENTITY = "identity"
 CODES_OF = "codes_of"
 """On `recommender`: the digest of what gave the codes their meaning when the model was trained."""
 
+TRAINED_ON = "trained_on"
+"""On `sasrec` and `recommender`: how many interactions and items there were, and the time of the newest one."""
+
 GIVEN = "semantic IDs are given"
 """A value of `SKIPPED`: the data set provides semantic IDs, so nothing before them is computed."""

@@ -76,6 +76,7 @@ class TrainingJob:
         """Run the training, alone or as a rank. Raises what `fit_recommender` or `fit_quantizer` raises."""
         arrays = {modality: self.arrays.get(modality) for modality in _MODALITIES}
         if self.stage == "recommender":
+            continued = self.arguments["continued"]
             return fit_recommender(
                 np.split(self.arrays["items"], np.cumsum(self.arrays["lengths"])[:-1]),
                 arrays["text"],
@@ -87,6 +88,7 @@ class TrainingJob:
                 progress=progress,
                 checkpoint=Path(self.arguments["checkpoint"]),
                 start=Path(self.arguments["start"]) if self.arguments["start"] else None,
+                continued=RecommenderConfig.model_validate(continued) if continued else None,
             )
         return fit_quantizer(
             arrays["text"],
@@ -136,6 +138,7 @@ def recommender_job(
     config: PipelineConfig,
     checkpoint: Path,
     start: Path | None,
+    continued: RecommenderConfig | None = None,
 ) -> TrainingJob:
     """Return a call of `fit_recommender` as a job.
 
@@ -146,12 +149,14 @@ def recommender_job(
         config: all settings.
         checkpoint: as there.
         start: as there.
+        continued: as there.
     """
     arrays = {"items": np.concatenate(histories), "lengths": np.array([len(history) for history in histories])}
     arguments = {
         "codebook_size": codebook_size,
         "checkpoint": str(checkpoint.absolute()),
         "start": start and str(start.absolute()),
+        "continued": continued and continued.model_dump(mode="json"),
     }
     return _job("recommender", config, arguments, {**arrays, **codes})
 

@@ -17,17 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec
+from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_starting_weights
 from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec, cut_windows, flatten, next_item_scores
 from macrec_pipeline.runtime.checkpoint import Checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import ResumableTrainable, Trainer, adam_w, guarded_step
+from macrec_pipeline.runtime.training import (
+    ResumableTrainable,
+    Trainer,
+    adam_w,
+    cosine_schedule,
+    guarded_step,
+    restore_schedule,
+)
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import SasrecConfig
 
 VALIDATION_CUTOFF = 10
+# A continued training starts with AdamW's moments at zero, so its first steps are short.
+_CONTINUED_WARMUP = 0.1
 _STAGE = "sasrec"
 _CPU = torch.device("cpu")
 
@@ -45,6 +54,22 @@ class Windows:
     lengths: np.ndarray
 
 
+@dataclass(frozen=True)
+class SasrecStart:
+    """The weights that a training starts from.
+
+    Attributes:
+        folder: of the earlier SASRec, with its item IDs.
+        item_ids: the IDs of today's N items, in their order.
+        config: the section `sasrec` for the continued training: fewer epochs and a lower learning rate, which falls to
+            0. It applies only if the earlier weights fit.
+    """
+
+    folder: Path
+    item_ids: Sequence[str]
+    config: SasrecConfig
+
+
 def fit_sasrec(
     histories: Sequence[np.ndarray],
     *,
@@ -54,6 +79,7 @@ def fit_sasrec(
     device: torch.device = _CPU,
     progress: Progress = quiet_progress,
     checkpoint: Path | None = None,
+    start: SasrecStart | None = None,
 ) -> FittedSasrec:
     """Train until the epochs or the patience run out.
 
@@ -65,24 +91,37 @@ def fit_sasrec(
         device: where to train.
         progress: called after every optimizer step and every epoch with stage "sasrec"; counts targets of all epochs.
         checkpoint: file to resume from; rewritten after every epoch. On the CPU, an interrupted training ends with the
-            same bytes as an uninterrupted one. A file with other data or settings is ignored.
+            same bytes as an uninterrupted one. A file with other data, settings or starting weights is ignored.
+        start: weights to start from, if their shapes fit; None starts from random ones.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
+        StorageError: the weights to start from are damaged.
     """
+    spec = SasrecSpec.from_settings(vars(config))
+    model = Sasrec(num_items, spec, torch_generator(seed, "sasrec/weights"))
+    start_digest, warm_start = None, "none"
+    if start is not None:
+        start_digest, warm_start = load_starting_weights(model, start.folder, start.item_ids)
+        config = config if start_digest is None else start.config
     settings = dict(vars(config))
+    # Settings of what to start from say nothing about a training from random weights.
+    settings.pop("warm_start", None)
     resume_from = None
     if checkpoint is not None:
-        identity = training_identity({"config": settings, "seed": seed, "num_items": num_items}, flatten(histories))
-        resume_from = Checkpoint(checkpoint, identity)
-    model = Sasrec(num_items, SasrecSpec.from_settings(settings), torch_generator(seed, "sasrec/weights")).to(device)
+        identity: dict[str, Any] = {"config": settings, "seed": seed, "num_items": num_items}
+        identity |= {} if start_digest is None else {"start": start_digest}
+        resume_from = Checkpoint(checkpoint, training_identity(identity, flatten(histories)))
+    model = model.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = SasrecTraining(model, histories, config, seed=seed, progress=progress)
+        training = SasrecTraining(
+            model, histories, config, seed=seed, progress=progress, is_continued=start_digest is not None
+        )
         num_epochs = config.max_epochs if training.num_targets else 0
         trainer = Trainer(training, num_epochs=num_epochs, patience=config.patience)
         trainer.run(resume_from)
     settings.pop("enabled", None)
-    fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"])
+    fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"], warm_start)
     if fitted.log:  # patience may have ended the training before the last epoch
         progress(_STAGE, training.total_progress, training.total_progress, {"validation_ndcg": fitted.validation_ndcg})
     return fitted
@@ -127,6 +166,8 @@ class SasrecTraining(ResumableTrainable):
         config: the training settings.
         seed: root seed.
         progress: called after every optimizer step and every epoch.
+        is_continued: whether the learning rate rises briefly and then falls to 0, as suits trained weights; otherwise
+            it stays the same.
 
     Attributes:
         num_targets: targets per epoch.
@@ -134,7 +175,14 @@ class SasrecTraining(ResumableTrainable):
     """
 
     def __init__(
-        self, model: Sasrec, histories: Sequence[np.ndarray], config: SasrecConfig, *, seed: int, progress: Progress
+        self,
+        model: Sasrec,
+        histories: Sequence[np.ndarray],
+        config: SasrecConfig,
+        *,
+        seed: int,
+        progress: Progress,
+        is_continued: bool = False,
     ) -> None:
         self.modules = {"sasrec": model}
         self._model, self._histories, self._config, self._progress = model, histories, config, progress
@@ -146,6 +194,7 @@ class SasrecTraining(ResumableTrainable):
         self._windows = training_windows(np.diff(starts), max_length=config.max_length)
         self.num_targets = int(self._windows.lengths.sum())
         self.total_progress = config.max_epochs * self.num_targets + 1
+        self._schedule = self._falling_rate() if is_continued and self.num_targets else None
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Pass once over all windows; returns the mean `train_loss` in nats per target."""
@@ -162,6 +211,8 @@ class SasrecTraining(ResumableTrainable):
             loss = self._model.loss(states, targets.to(device)[exists])
             where = f"SASRec training, epoch {epoch}, step {step}"
             guarded_step([loss], self.optimizer, self._model.parameters(), where=where)
+            if self._schedule is not None:
+                self._schedule.step()
             value = loss.item()
             summed_loss, num_done = summed_loss + value * len(states), num_done + len(states)
             done = (epoch - 1) * self.num_targets + num_done
@@ -182,13 +233,25 @@ class SasrecTraining(ResumableTrainable):
         self._progress(_STAGE, epoch * self.num_targets, self.total_progress, metrics)
 
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the states of the two generators."""
-        return {"generator/dropout": self._dropout.get_state()}, {"order": self._order.bit_generator.state}
+        """Return the states of the two generators and of the learning rate."""
+        values: dict[str, Any] = {"order": self._order.bit_generator.state}
+        values |= {} if self._schedule is None else {"schedule": self._schedule.state_dict()}
+        return {"generator/dropout": self._dropout.get_state()}, values
 
     def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
-        """Restore the states of the two generators."""
+        """Restore the states of the two generators and of the learning rate."""
         self._order.bit_generator.state = values["order"]
         self._dropout.set_state(tensors["generator"]["dropout"])
+        if self._schedule is not None:
+            restore_schedule(self._schedule, self.optimizer, values["schedule"])
+
+    def _falling_rate(self) -> torch.optim.lr_scheduler.LambdaLR:
+        # The number of batches does not depend on the generator: windows of equal length are interchangeable.
+        plan = plan_batches(
+            self._windows, targets_per_batch=self._config.batch_size, generator=np.random.default_rng(0)
+        )
+        num_steps = len(plan) * self._config.max_epochs
+        return cosine_schedule(self.optimizer, num_steps=num_steps, warmup_share=_CONTINUED_WARMUP)
 
 
 def plan_batches(windows: Windows, *, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:
