@@ -36,4 +36,4 @@ def changed_share(histories: pl.DataFrame, *, num_items: int, before: Mapping[st
     later = int((histories["timestamps"].explode() > before["newest"]).sum())
     new_interactions = max(later, now["interactions"] - before["interactions"])
     new_items = max(0, num_items - before["items"])
-    return min(1.0, max(new_interactions / max(1, now["interactions"]), new_items / max(1, num_items)))
+    return min(1.0, float(max(new_interactions / max(1, now["interactions"]), new_items / max(1, num_items))))
