@@ -135,12 +135,12 @@ def measure(moment: Moment, num_items: int, codes: Mapping[str, np.ndarray], con
             refit = config.refit.model_copy(update={"method": method})
             new_sasrec = new_model = None
             if sasrec is not None:
-                plan = plan_sasrec_refit(folder / "sasrec", config.sasrec, refit)
+                plan = plan_sasrec_refit(folder / "sasrec", config.sasrec, refit, warm_started=False)
                 new_sasrec = _sasrec(
                     moment.histories,
                     num_items,
                     config.model_copy(update={"sasrec": plan.config}),
-                    start=plan.start,
+                    refit_start=plan.start,
                     refit_epochs=plan.num_epochs,
                 )
                 epochs[f"sasrec, {method}"] = plan.num_epochs

@@ -14,7 +14,13 @@ from macrec_pipeline.config.data import (
 )
 from macrec_pipeline.config.operation import EvaluationConfig, PromotionConfig, RecommendationsConfig, RuntimeConfig
 from macrec_pipeline.config.pipeline import PipelineConfig
-from macrec_pipeline.config.recommender import DecodingConfig, RecommenderConfig, RefitConfig, SasrecConfig
+from macrec_pipeline.config.recommender import (
+    ContinuationConfig,
+    DecodingConfig,
+    RecommenderConfig,
+    RefitConfig,
+    SasrecConfig,
+)
 from macrec_pipeline.config.sections import ROUTES, Precision, Route, Section, Task
 from macrec_pipeline.config.semantic_ids import (
     IdentityConfig,
@@ -27,6 +33,7 @@ from macrec_pipeline.config.semantic_ids import (
 __all__ = [
     "ROUTES",
     "CleaningConfig",
+    "ContinuationConfig",
     "DecodingConfig",
     "EncoderBatch",
     "EvaluationConfig",

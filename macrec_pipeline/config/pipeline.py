@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from macrec_pipeline.config.data import CleaningConfig, ImageEncoderConfig, SplitConfig, TextEncoderConfig
 from macrec_pipeline.config.operation import EvaluationConfig, PromotionConfig, RecommendationsConfig, RuntimeConfig
-from macrec_pipeline.config.recommender import DecodingConfig, RecommenderConfig, RefitConfig, SasrecConfig
+from macrec_pipeline.config.recommender import (
+    ContinuationConfig,
+    DecodingConfig,
+    RecommenderConfig,
+    RefitConfig,
+    SasrecConfig,
+)
 from macrec_pipeline.config.sections import Route, Section
 from macrec_pipeline.config.semantic_ids import IdentityConfig, PseudoLabelConfig, QuantizerConfig
 
@@ -38,6 +44,7 @@ class PipelineConfig(Section):
     quantizer: QuantizerConfig = QuantizerConfig()
     identity: IdentityConfig = IdentityConfig()
     recommender: RecommenderConfig = RecommenderConfig()
+    continuation: ContinuationConfig = ContinuationConfig()
     decoding: DecodingConfig = DecodingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     refit: RefitConfig = RefitConfig()

@@ -34,6 +34,11 @@ class SasrecConfig(Section):
     )
     max_epochs: int = Field(30, ge=1, description="Largest number of passes over the training parts of the histories.")
     patience: int = Field(5, ge=1, description="Epochs without a better validation NDCG@10 after which training stops.")
+    warm_start: bool = Field(
+        False,
+        description="Start from the weights of the previous SASRec, if its shapes are the same. The section "
+        "continuation then decides for how long.",
+    )
 
     @model_validator(mode="after")
     def _check_heads_divide_width(self) -> "SasrecConfig":
@@ -133,7 +138,7 @@ class RecommenderConfig(Section):
     warm_start: bool = Field(
         False,
         description="Start from the weights of the previous recommender, if its semantic IDs come from the same "
-        "quantizer and its shapes are the same.",
+        "quantizer and its shapes are the same. The section continuation then decides for how long.",
     )
 
     @model_validator(mode="after")
@@ -144,6 +149,52 @@ class RecommenderConfig(Section):
                 f"{', '.join(self.tasks)}"
             )
         return self
+
+
+class ContinuationConfig(Section):
+    """For how long a training goes on that starts from earlier weights (docs/decisions/030)."""
+
+    epochs_per_change: float = Field(
+        10,
+        gt=0,
+        description="How the number of epochs follows the share of interactions or items that the earlier weights have "
+        "not seen: at 10, a share of 1% is trained for 10% of the epochs, and a share of 10% or more for all of them. "
+        "There is always one epoch.",
+    )
+    learning_rate_share: float = Field(
+        0.3,
+        gt=0,
+        le=1,
+        description="Peak learning rate, as a share of the learning rate of a training from scratch. It then falls to "
+        "0.",
+    )
+
+    def num_epochs(self, epochs_from_scratch: int, *, changed_share: float) -> int:
+        """Return the number of epochs of a continued training.
+
+        Args:
+            epochs_from_scratch: largest number of epochs of a training from random weights.
+            changed_share: share of the data that the earlier weights have not seen, in [0, 1].
+        """
+        return max(1, round(epochs_from_scratch * min(1.0, self.epochs_per_change * changed_share)))
+
+    def of_sasrec(self, config: SasrecConfig, *, changed_share: float) -> SasrecConfig:
+        """Return the settings for a SASRec that starts from earlier weights; see `num_epochs`."""
+        return config.model_copy(
+            update={
+                "max_epochs": self.num_epochs(config.max_epochs, changed_share=changed_share),
+                "learning_rate": config.learning_rate * self.learning_rate_share,
+            }
+        )
+
+    def of_recommender(self, config: RecommenderConfig, *, changed_share: float) -> RecommenderConfig:
+        """Return the settings for a recommender that starts from earlier weights; see `num_epochs`."""
+        return config.model_copy(
+            update={
+                "num_epochs": self.num_epochs(config.num_epochs, changed_share=changed_share),
+                "learning_rate": config.learning_rate * self.learning_rate_share,
+            }
+        )
 
 
 class DecodingConfig(Section):

@@ -12,7 +12,9 @@ REFRESH = "refresh"
 EVALUATE_CHAMPION = "evaluate_champion"
 BATCH_RECOMMENDATIONS = "batch_recommendations"
 
-JOB_OVERRIDES: dict[str, tuple[str, ...]] = {REFRESH: ("identity.mode=append", "recommender.warm_start=true")}
+JOB_OVERRIDES: dict[str, tuple[str, ...]] = {
+    REFRESH: ("identity.mode=append", "recommender.warm_start=true", "sasrec.warm_start=true")
+}
 """Settings that a job applies to each of its runs, wherever the run is launched from."""
 
 # In runs of the UI, each asset has a process of its own. It is forked from one that has loaded the packages that all

@@ -32,10 +32,13 @@ CODES_OF = "codes_of"
 """On `recommender`: the digest of what gave the codes their meaning when the model was trained."""
 
 WARM_STARTED = "warm_started"
-"""On `recommender`: whether its training started from earlier weights."""
+"""On `sasrec` and `recommender`: whether the training started from earlier weights."""
 
 REFIT_OF = "refit_of"
 """On `refitted_recommender`: the digest of the `recommender` that was refitted."""
+
+TRAINED_ON = "trained_on"
+"""On `sasrec` and `recommender`: how many interactions and items there were, and the time of the newest one."""
 
 GIVEN = "semantic IDs are given"
 """A value of `SKIPPED`: the data set provides semantic IDs, so nothing before them is computed."""

@@ -8,8 +8,8 @@ from macrec_pipeline.recommender.bundle.bundle import Recommendation, Recommende
 from macrec_pipeline.recommender.bundle.predictions import beam_agreement, predict_test_users
 from macrec_pipeline.recommender.bundle.timed_comparison import TimedRecommendations, recommend_in_turns
 from macrec_pipeline.recommender.retrieval.retriever import Ranked
-from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings
-from macrec_pipeline.recommender.sasrec.training import fit_sasrec
+from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings, save_item_ids
+from macrec_pipeline.recommender.sasrec.training import SasrecStart, fit_sasrec
 from macrec_pipeline.recommender.training.fitted_recommender import FittedRecommender
 from macrec_pipeline.recommender.training.refit import RefitPlan, plan_recommender_refit, plan_sasrec_refit
 from macrec_pipeline.recommender.training.train import fit_recommender
@@ -21,6 +21,7 @@ __all__ = [
     "Recommendation",
     "RecommenderBundle",
     "RefitPlan",
+    "SasrecStart",
     "TimedRecommendations",
     "beam_agreement",
     "fit_recommender",
@@ -30,4 +31,5 @@ __all__ = [
     "plan_sasrec_refit",
     "predict_test_users",
     "recommend_in_turns",
+    "save_item_ids",
 ]

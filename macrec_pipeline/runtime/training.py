@@ -199,6 +199,15 @@ def cosine_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def restore_schedule(
+    schedule: torch.optim.lr_scheduler.LambdaLR, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Restore a schedule from its `state_dict`, and give the optimizer the learning rates of that moment."""
+    schedule.load_state_dict(state)
+    for settings, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        settings["lr"] = rate
+
+
 class BackwardPass(Protocol):
     """Computes losses and either backpropagates the first of them or leaves that to the caller."""
 

@@ -76,6 +76,7 @@ class TrainingJob:
         """Run the training, alone or as a rank. Raises what `fit_recommender` or `fit_quantizer` raises."""
         arrays = {modality: self.arrays.get(modality) for modality in _MODALITIES}
         if self.stage == "recommender":
+            continued = self.arguments["continued"]
             return fit_recommender(
                 np.split(self.arrays["items"], np.cumsum(self.arrays["lengths"])[:-1]),
                 arrays["text"],
@@ -88,6 +89,7 @@ class TrainingJob:
                 checkpoint=Path(self.arguments["checkpoint"]),
                 start=Path(self.arguments["start"]) if self.arguments["start"] else None,
                 refit_epochs=self.arguments["refit_epochs"],
+                continued=RecommenderConfig.model_validate(continued) if continued else None,
             )
         return fit_quantizer(
             arrays["text"],
@@ -138,6 +140,7 @@ def recommender_job(
     checkpoint: Path,
     start: Path | None,
     refit_epochs: int | None = None,
+    continued: RecommenderConfig | None = None,
 ) -> TrainingJob:
     """Return a call of `fit_recommender` as a job.
 
@@ -149,6 +152,7 @@ def recommender_job(
         checkpoint: as there.
         start: as there.
         refit_epochs: as there.
+        continued: as there.
     """
     arrays = {"items": np.concatenate(histories), "lengths": np.array([len(history) for history in histories])}
     arguments = {
@@ -156,6 +160,7 @@ def recommender_job(
         "checkpoint": str(checkpoint.absolute()),
         "start": start and str(start.absolute()),
         "refit_epochs": refit_epochs,
+        "continued": continued and continued.model_dump(mode="json"),
     }
     return _job("recommender", config, arguments, {**arrays, **codes})
 

@@ -155,7 +155,7 @@ def test_refresh_appends_and_starts_warm(settings: Settings, partition: str) -> 
     assert (
         job.run_tags[SETTINGS_TAG]
         == " ".join(JOB_OVERRIDES[REFRESH])
-        == "identity.mode=append recommender.warm_start=true"
+        == "identity.mode=append recommender.warm_start=true sasrec.warm_start=true"
     )
     assert job.asset_layer.executable_asset_keys == full.asset_layer.executable_asset_keys
     request = LaunchRequest(partition, settings.home_folder(), settings.data_folder(), job=REFRESH, until="raw_items")

@@ -26,7 +26,10 @@ GRAPH = {
     "sasrec": ("collaborative", {"histories", "items"}),
     "pseudo_labels": ("semantic_ids", {"text_embeddings", "image_embeddings"}),
     "quantizer": ("semantic_ids", {"items", "text_embeddings", "image_embeddings", "pseudo_labels", "sasrec"}),
-    "semantic_ids": ("semantic_ids", {"items", "histories", "text_embeddings", "image_embeddings", "quantizer"}),
+    "semantic_ids": (
+        "semantic_ids",
+        {"items", "histories", "text_embeddings", "image_embeddings", "quantizer", "sasrec"},
+    ),
     "recommender": ("recommender", {"histories", "items", "quantizer", "semantic_ids", "sasrec"}),
     "predictions": ("recommender", {"histories", "items", "recommender", "sasrec"}),
     "evaluation_report": (

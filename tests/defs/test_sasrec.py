@@ -24,7 +24,9 @@ class InterruptedTrainingError(Exception):
     """Stands for a power failure."""
 
 
-def materialize(settings: Settings, partition: str, home: Path, *overrides: str) -> dg.ExecuteInProcessResult:
+def materialize(
+    settings: Settings, partition: str, home: Path, *overrides: str, timestamps: list[list[int]] | None = None
+) -> dg.ExecuteInProcessResult:
     store = AssetStore(home, partition)
     items = {"item_index": range(NUM_ITEMS), "item_id": [f"i{item:02d}" for item in range(NUM_ITEMS)]}
     other_columns: dict[str, Any] = {
@@ -37,7 +39,7 @@ def materialize(settings: Settings, partition: str, home: Path, *overrides: str)
     store.write_table("items", pl.DataFrame(items).with_columns(**_literals(other_columns)).cast(ITEMS.columns))
     rows = np.random.default_rng(0).integers(0, NUM_ITEMS, (NUM_USERS, 8)).tolist()
     users = {"user_index": range(NUM_USERS), "user_id": [f"u{user:02d}" for user in range(NUM_USERS)]}
-    times = [list(range(8))] * NUM_USERS
+    times = timestamps or [list(range(8))] * NUM_USERS
     other_columns = {"item_indices": rows, "timestamps": times, "tested": True, "num_at_target_time": 1}
     histories = pl.DataFrame(users | other_columns)
     store.write_table("histories", histories.cast(HISTORIES.columns))
@@ -72,7 +74,12 @@ def test_interrupted_training_ends_with_the_same_bytes(
     materialize(settings, partition, home)
     assert saved == [1, 2, 3, 4]
     assert store.manifest("sasrec").files == whole.manifest("sasrec").files
-    assert set(store.manifest("sasrec").files) == {"model.safetensors", "sasrec.json", "training_log.json"}
+    assert set(store.manifest("sasrec").files) == {
+        "model.safetensors",
+        "sasrec.json",
+        "training_log.json",
+        "items.json",
+    }
     assert not list(home.rglob("checkpoint*"))
     embeddings = load_item_embeddings(store.folder("sasrec"))
     assert embeddings is not None
@@ -99,3 +106,24 @@ def test_the_report_has_figures_and_curves(settings: Settings, partition: str, t
     )
     fitted = FittedSasrec.load(AssetStore(tmp_path / "home", partition).folder("sasrec"))
     assert materialization.metadata["validation_ndcg"].value == fitted.validation_ndcg
+
+
+def test_a_warm_start_is_as_long_as_the_change(
+    settings: Settings, partition: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With 2.5% new interactions, a training of 40 epochs continues for 10; the first run has nothing to start from."""
+    home, long = tmp_path / "home", ("sasrec.warm_start=true", "sasrec.max_epochs=40", "sasrec.patience=40")
+    first = _metadata(materialize(settings, partition, home, *long))
+    assert (first["warm_start"], first["epochs"]) == ("none", 40)
+    assert "there is no SASRec yet" in caplog.text
+    newer = [list(range(8))] * (NUM_USERS - 4) + [[*range(7), 9]] * 4
+    second = _metadata(materialize(settings, partition, home, *long, timestamps=newer))
+    assert (second["warm_start"], second["epochs"], second["changed_share"]) == ("taken over", 10, 4 / 160)
+    third = _metadata(materialize(settings, partition, home, *long, "sasrec.d_model=8", timestamps=newer))
+    assert third["epochs"] == 40
+    assert third["warm_start"] == "the previous SASRec has sasrec.d_model 16, but the setting is now 8"
+
+
+def _metadata(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    (materialization,) = result.asset_materializations_for_node("sasrec")
+    return {name: value.value for name, value in materialization.metadata.items()}

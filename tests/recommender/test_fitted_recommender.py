@@ -24,19 +24,22 @@ def fit(
     *,
     seed: int = 5,
     codebook_size: int = 4,
+    continued_epochs: int | None = None,
     **settings: object,
 ) -> FittedRecommender:
+    config = RecommenderConfig.model_validate(SMALL | {"num_epochs": 2, "batch_size": 64} | settings)
     return fit_recommender(
         cyclic_histories(24),
         codes(1),
         codes(2),
         codebook_size=codebook_size,
-        config=RecommenderConfig.model_validate(SMALL | {"num_epochs": 2, "batch_size": 64} | settings),
+        config=config,
         seed=seed,
         device=CPU,
         progress=progress,
         checkpoint=checkpoint,
         start=start,
+        continued=continued_epochs and config.model_copy(update={"num_epochs": continued_epochs}),
     )
 
 
@@ -76,6 +79,16 @@ def test_a_warm_start_begins_where_the_earlier_training_ended(earlier: Path) -> 
     assert warm.log[0]["validation_loss"] < 0.8 * cold.log[0]["validation_loss"]
     tied = warm.model.t5.encoder.embed_tokens.weight
     assert tied.data_ptr() == warm.model.t5.shared.weight.data_ptr()
+
+
+def test_the_settings_for_going_on_apply_only_to_weights_that_fit(earlier: Path, tmp_path: Path) -> None:
+    """A training from the earlier weights takes one epoch of three, one from random weights takes all of them."""
+    continued = fit(earlier, num_epochs=3, continued_epochs=1)
+    assert (len(continued.log), continued.settings["num_epochs"]) == (1, 1)
+    same = fit(earlier, num_epochs=1)
+    assert saved_files(continued, tmp_path / "continued") == saved_files(same, tmp_path / "same")
+    other_shape = fit(earlier, num_epochs=3, continued_epochs=1, d_ff=64)
+    assert (len(other_shape.log), other_shape.settings["num_epochs"]) == (3, 3)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.7])

@@ -110,7 +110,7 @@ def test_the_plan_continues_for_a_share_of_the_epochs(share: float, epochs: int,
     plan = plan_recommender_refit(tmp_path / "recommender", CONFIG, refit, warm_started=False)
     assert (plan.method, plan.num_epochs, plan.start) == ("continue", epochs, tmp_path / "recommender")
     assert (plan.config.num_epochs, plan.config.learning_rate) == (epochs, CONFIG.learning_rate / 2)
-    sasrec = plan_sasrec_refit(tmp_path / "sasrec", SASREC, refit)
+    sasrec = plan_sasrec_refit(tmp_path / "sasrec", SASREC, refit, warm_started=False)
     assert (sasrec.method, sasrec.num_epochs, sasrec.start) == ("continue", epochs, tmp_path / "sasrec")
     assert sasrec.config.learning_rate == SASREC.learning_rate / 2
 

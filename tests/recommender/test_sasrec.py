@@ -15,9 +15,14 @@ from macrec_pipeline.config import SasrecConfig
 from macrec_pipeline.errors import ConfigError, StorageError, TrainingError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender.retrieval.retriever import log_probabilities, rank_catalogue
-from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_item_embeddings, write_skipped
+from macrec_pipeline.recommender.sasrec.fitted import (
+    FittedSasrec,
+    load_item_embeddings,
+    save_item_ids,
+    write_skipped,
+)
 from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec
-from macrec_pipeline.recommender.sasrec.training import fit_sasrec, training_windows, validation_ndcg
+from macrec_pipeline.recommender.sasrec.training import SasrecStart, fit_sasrec, training_windows, validation_ndcg
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import torch_generator
 from tests.recommender.interrupted_training import InterruptedTrainingError, interrupt_after, saved_files
@@ -43,9 +48,10 @@ def _fit(
     seed: int = 5,
     checkpoint: Path | None = None,
     progress: Progress = quiet_progress,
+    start: SasrecStart | None = None,
 ) -> FittedSasrec:
     return fit_sasrec(
-        histories, num_items=NUM_ITEMS, config=config, seed=seed, checkpoint=checkpoint, progress=progress
+        histories, num_items=NUM_ITEMS, config=config, seed=seed, checkpoint=checkpoint, progress=progress, start=start
     )
 
 
@@ -352,3 +358,76 @@ def test_every_item_has_an_embedding() -> None:
     assert (embeddings.shape, embeddings.dtype) == ((NUM_ITEMS, SMALL.d_model), np.float32)
     embeddings[:] = 0
     assert fitted.item_embeddings.any()
+
+
+ITEM_IDS = [f"i{item:02d}" for item in range(NUM_ITEMS)]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a SASRec that has learned a cycle of items."""
+    folder = tmp_path_factory.mktemp("earlier") / "sasrec"
+    saved_files(_fit(_cycle_histories(), SMALL.model_copy(update={"max_epochs": 40, "patience": 40})), folder)
+    save_item_ids(ITEM_IDS, folder)
+    return folder
+
+
+def _start(folder: Path, item_ids: list[str] | None = None, **settings: float) -> SasrecStart:
+    return SasrecStart(folder, item_ids or ITEM_IDS, SMALL.model_copy(update={"max_epochs": 1, **settings}))
+
+
+def test_a_warm_start_matches_items_by_id(earlier: Path) -> None:
+    """The catalogue is in another order and has a new item; at a rate near zero, each item keeps its embedding."""
+    old = load_item_embeddings(earlier)
+    assert old is not None
+    item_ids = ["new", *ITEM_IDS[:0:-1]]  # i00 has left
+    start = _start(earlier, item_ids, learning_rate=1e-12, weight_decay=0.0)
+    histories = [NUM_ITEMS - history % NUM_ITEMS for history in _cycle_histories()]  # item i is at row 12 - i
+    histories = [history[history < NUM_ITEMS] for history in histories]
+    fitted = _fit(histories, start=start)
+    assert fitted.warm_start == "taken over"
+    np.testing.assert_allclose(fitted.item_embeddings[1:], old[:0:-1], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(fitted.item_embeddings[0], old.mean(axis=0), atol=0.1)
+    cold = _fit(histories, start.config)
+    assert fitted.validation_ndcg > cold.validation_ndcg + 0.3
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_an_interrupted_warm_start_ends_with_the_same_bytes(earlier: Path, share: float, tmp_path: Path) -> None:
+    """The learning rate goes on falling where it was; a checkpoint of other starting weights is ignored."""
+    start, checkpoint = _start(earlier, max_epochs=2), tmp_path / "checkpoint.safetensors"
+    with pytest.raises(InterruptedTrainingError):
+        _fit(_cycle_histories(), checkpoint=checkpoint, progress=interrupt_after(share), start=start)
+    resumed = saved_files(_fit(_cycle_histories(), checkpoint=checkpoint, start=start), tmp_path / "resumed")
+    assert resumed == saved_files(_fit(_cycle_histories(), start=start), tmp_path / "uninterrupted")
+    cold = saved_files(_fit(_cycle_histories()), tmp_path / "cold")
+    _fit(_cycle_histories(), checkpoint=checkpoint, start=start)
+    assert saved_files(_fit(_cycle_histories(), checkpoint=checkpoint), tmp_path / "cold again") == cold != resumed
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "items.json", "sasrec.json"])
+def test_damaged_starting_weights_are_an_error_that_says_what_to_do(name: str, earlier: Path, tmp_path: Path) -> None:
+    """Each file is cut off in the middle."""
+    for source in earlier.iterdir():
+        content = source.read_bytes()
+        (tmp_path / source.name).write_bytes(content[: len(content) // 2] if source.name == name else content)
+    with pytest.raises(StorageError, match=r"train without it by setting `sasrec\.warm_start` to false"):
+        _fit(_cycle_histories(), start=_start(tmp_path))
+
+
+def test_a_folder_without_usable_weights_means_a_cold_start(
+    earlier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then all epochs are trained, from the same random weights as without a warm start."""
+    skipped, without_ids = tmp_path / "skipped", tmp_path / "without ids"
+    skipped.mkdir()
+    write_skipped(skipped, reason="sasrec.enabled is false")
+    without_ids.mkdir()
+    for name in ("model.safetensors", "sasrec.json", "training_log.json"):
+        (without_ids / name).write_bytes((earlier / name).read_bytes())
+    cold = _weights(_fit(_cycle_histories()))
+    for folder, reason in ((skipped, "trained no SASRec"), (without_ids, "without its item IDs")):
+        fitted = _fit(_cycle_histories(), start=_start(folder))
+        assert reason in fitted.warm_start
+        assert reason in caplog.text
+        assert _weights(fitted) == cold

@@ -7,8 +7,10 @@ import dagster as dg
 import numpy as np
 import polars as pl
 
+from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
-from macrec_pipeline.defs.manifest_keys import CODES_OF, WARM_STARTED
+from macrec_pipeline.defs.changed_data import changed_share, describe_data
+from macrec_pipeline.defs.manifest_keys import CODES_OF, TRAINED_ON, WARM_STARTED
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.defs.table_conversion import codes_by_modality, item_sequences, training_sequences
@@ -46,9 +48,14 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
     with open_asset(context, settings, "recommender") as asset:
         quantizer_files, (start, cold_start_reason) = stored_quantizer_files(asset), _starting_weights(asset)
         codebook_size = asset.store.manifest("semantic_ids").details["codebook_size"]
+        data = describe_data(asset.read_table("histories"), num_items=asset.read_table("items").height)
         with asset.store.scratch("recommender") as scratch:
             fitted = _fit_recommender(context, asset, scratch, codebook_size=codebook_size, start=start)
-            details = {CODES_OF: _origin_of_codes(asset), WARM_STARTED: fitted.warm_start == "taken over"}
+            details = {
+                CODES_OF: _origin_of_codes(asset),
+                TRAINED_ON: data,
+                WARM_STARTED: fitted.warm_start == "taken over",
+            }
             with asset.new_folder(details=details) as folder:
                 for part in ("weights", "bundle"):
                     (folder / part).mkdir()
@@ -66,7 +73,11 @@ def recommender(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mat
                     learned=[sequence[:-2] for sequence in training_sequences(asset.read_table("histories"))],
                     inputs=inputs,
                 )
-        return _report_recommender(asset, fitted, {"warm_start": cold_start_reason or fitted.warm_start, **fusion})
+        start_figures = {
+            "warm_start": cold_start_reason or fitted.warm_start,
+            "num_epochs": fitted.settings["num_epochs"],
+        }
+        return _report_recommender(asset, fitted, {**start_figures, **fusion})
 
 
 @dg.asset(
@@ -126,12 +137,19 @@ def _fit_recommender(
     histories = training_sequences(asset.read_table("histories"))
     codes = codes_by_modality(asset.read_table("semantic_ids"))
     checkpoint = scratch / "checkpoint.safetensors"
+    continued = _continued_settings(asset) if start else None
     if asset.config.runtime.training_processes > 1:
         from macrec_pipeline.defs.torchrun_training import train_with_torchrun
         from macrec_pipeline.torchrun.jobs import recommender_job
 
         job = recommender_job(
-            histories, codes, codebook_size=codebook_size, config=asset.config, checkpoint=checkpoint, start=start
+            histories,
+            codes,
+            codebook_size=codebook_size,
+            config=asset.config,
+            checkpoint=checkpoint,
+            start=start,
+            continued=continued,
         )
         with train_with_torchrun(context, asset, job, scratch) as (folder, result):
             device = prepare_device(asset.config.runtime)
@@ -147,7 +165,18 @@ def _fit_recommender(
         progress=asset.progress,
         checkpoint=checkpoint,
         start=start,
+        continued=continued,
     )
+
+
+def _continued_settings(asset: AssetContext) -> RecommenderConfig:
+    """Return the settings of a training that starts from the previous weights; they follow how much is new."""
+    share = changed_share(
+        asset.read_table("histories"),
+        num_items=asset.read_table("items").height,
+        before=asset.store.manifest("recommender").details.get(TRAINED_ON),
+    )
+    return asset.config.continuation.of_recommender(asset.config.recommender, changed_share=share)
 
 
 def _fit_fusion(asset: AssetContext, fitted: "FittedRecommender", weights: "Path") -> dict[str, Any]:

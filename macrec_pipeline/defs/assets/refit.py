@@ -93,7 +93,12 @@ def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndar
     from macrec_pipeline.recommender import fit_sasrec, plan_sasrec_refit
     from macrec_pipeline.runtime.devices import prepare_device
 
-    plan = plan_sasrec_refit(asset.folder("sasrec"), asset.config.sasrec, asset.config.refit)
+    plan = plan_sasrec_refit(
+        asset.folder("sasrec"),
+        asset.config.sasrec,
+        asset.config.refit,
+        warm_started=asset.store.manifest("sasrec").details.get(WARM_STARTED, False),
+    )
     fitted = fit_sasrec(
         learned,
         num_items=asset.read_table("items").height,
@@ -102,7 +107,7 @@ def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndar
         device=prepare_device(asset.config.runtime),
         progress=_refit_progress(asset),
         checkpoint=scratch / "sasrec.safetensors",
-        start=plan.start,
+        refit_start=plan.start,
         refit_epochs=plan.num_epochs,
     )
     folder = scratch / "sasrec"

@@ -107,11 +107,11 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
 
 
 @dg.asset(
-    deps=["items", "histories", "text_embeddings", "image_embeddings", "quantizer"],
+    deps=["items", "histories", "text_embeddings", "image_embeddings", "quantizer", "sasrec"],
     partitions_def=DATASETS,
     group_name=GROUP,
     kinds={"torch", "parquet"},
-    code_version="3",
+    code_version="4",
     metadata=table_metadata("semantic_ids"),
     description="The semantic ID of each item in each modality. The quantizer gives the codes, collisions are resolved "
     "so that every ID is unique, and the items whose ID was changed for that are flagged. Look at `identity_reason`, "

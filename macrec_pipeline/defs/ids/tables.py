@@ -16,9 +16,13 @@ from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 
 if TYPE_CHECKING:
-    from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, IdsByItem, RetiredIds
+    from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, IdsByItem, LearnedVectors, RetiredIds
 
 logger = logging.getLogger(__name__)
+
+MIN_INTERACTIONS = 10
+"""From how many interactions on what SASRec has learned about a new item places it better than its content does, as
+measured on MovieLens-100K (docs/decisions/030)."""
 
 
 def ids_by_item(table: pl.DataFrame) -> "IdsByItem":
@@ -80,6 +84,18 @@ def anchor_vectors(
 
     if not quantizer.collaborative_dim:
         return None
+    items = asset.read_table("items")
     return Anchors.load(asset.store.folder("quantizer")).for_items(
-        asset.read_table("items")["item_id"].to_list(), vectors
+        items["item_id"].to_list(), vectors, learned=_learned_vectors(asset, items)
     )
+
+
+def _learned_vectors(asset: AssetContext, items: pl.DataFrame) -> "LearnedVectors | None":
+    """Return the vectors that today's SASRec has learned; None if it was not trained."""
+    from macrec_pipeline.recommender.sasrec.fitted import load_item_embeddings
+    from macrec_pipeline.semantic_ids import LearnedVectors
+
+    embeddings = load_item_embeddings(asset.folder("sasrec"))
+    if embeddings is None:
+        return None
+    return LearnedVectors(embeddings, (items["num_interactions"] >= MIN_INTERACTIONS).to_numpy())

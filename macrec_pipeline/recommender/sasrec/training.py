@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, weights_digest
+from macrec_pipeline.recommender.sasrec.fitted import FittedSasrec, load_starting_weights, weights_digest
 from macrec_pipeline.recommender.sasrec.model import Sasrec, SasrecSpec, cut_windows, flatten, next_item_scores
 from macrec_pipeline.runtime.checkpoint import Checkpoint, training_identity
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
 from macrec_pipeline.runtime.seeds import derived_seed, numpy_generator, torch_generator
-from macrec_pipeline.runtime.training import ResumableTrainable, Trainer, adam_w, guarded_step
+from macrec_pipeline.runtime.training import (
+    ResumableTrainable,
+    Trainer,
+    adam_w,
+    cosine_schedule,
+    guarded_step,
+    restore_schedule,
+)
 
 if TYPE_CHECKING:
     from macrec_pipeline.config import SasrecConfig
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 VALIDATION_CUTOFF = 10
 NUM_HELD_OUT = 2
 """The items at the end of a history that training does not see: the validation target and the test target."""
+# A continued training starts with AdamW's moments at zero, so its first steps are short.
+_CONTINUED_WARMUP = 0.1
 _STAGE = "sasrec"
 _CPU = torch.device("cpu")
 
@@ -48,6 +57,22 @@ class Windows:
     lengths: np.ndarray
 
 
+@dataclass(frozen=True)
+class SasrecStart:
+    """The weights that a training starts from.
+
+    Attributes:
+        folder: of the earlier SASRec, with its item IDs.
+        item_ids: the IDs of today's N items, in their order.
+        config: the section `sasrec` for the continued training: fewer epochs and a lower learning rate, which falls to
+            0. It applies only if the earlier weights fit.
+    """
+
+    folder: Path
+    item_ids: Sequence[str]
+    config: SasrecConfig
+
+
 def fit_sasrec(
     histories: Sequence[np.ndarray],
     *,
@@ -57,8 +82,9 @@ def fit_sasrec(
     device: torch.device = _CPU,
     progress: Progress = quiet_progress,
     checkpoint: Path | None = None,
-    start: Path | None = None,
+    start: SasrecStart | None = None,
     refit_epochs: int | None = None,
+    refit_start: Path | None = None,
 ) -> FittedSasrec:
     """Train until the epochs or the patience run out.
 
@@ -71,33 +97,50 @@ def fit_sasrec(
         progress: called after every optimizer step and every epoch with stage "sasrec"; counts targets of all epochs.
         checkpoint: file to resume from; rewritten after every epoch. On the CPU, an interrupted training ends with the
             same bytes as an uninterrupted one. A file with other data, settings or starting weights is ignored.
-        start: folder written by `FittedSasrec.save`, of a model with the same settings and items. Training starts from
-            its weights.
+        start: weights of an earlier run to start from, if their shapes fit; None starts from random ones.
         refit_epochs: train on whole histories, including validation and test targets, for exactly this many epochs, and
             keep the weights of the last one. None: hold the targets out and keep the epoch that is best on validation.
+        refit_start: folder written by `FittedSasrec.save`, of a model with the same settings and items. A refit starts
+            from its weights; None starts it from random ones.
 
     Raises:
         TrainingError: the loss or its gradient is not finite.
-        StorageError: `start` cannot be read.
+        StorageError: the weights to start from are damaged.
     """
+    spec = SasrecSpec.from_settings(vars(config))
+    model = Sasrec(num_items, spec, torch_generator(seed, "sasrec/weights"))
+    start_digest, warm_start = None, "none"
+    if start is not None:
+        start_digest, warm_start = load_starting_weights(model, start.folder, start.item_ids)
+        config = config if start_digest is None else start.config
     settings = dict(vars(config))
+    # Settings of what to start from say nothing about a training from random weights.
+    settings.pop("warm_start", None)
     resume_from = None
     if checkpoint is not None:
-        described: dict[str, Any] = {"config": settings, "seed": seed, "num_items": num_items}
-        described |= {} if refit_epochs is None else {"refit_epochs": refit_epochs}
-        described |= {} if start is None else {"start": weights_digest(start)}
-        resume_from = Checkpoint(checkpoint, training_identity(described, flatten(histories)))
-    model = Sasrec(num_items, SasrecSpec.from_settings(settings), torch_generator(seed, "sasrec/weights"))
-    if start is not None:
-        model.load_state_dict(FittedSasrec.load(start).model.state_dict())
+        identity: dict[str, Any] = {"config": settings, "seed": seed, "num_items": num_items}
+        identity |= {} if start_digest is None else {"start": start_digest}
+        identity |= {} if refit_epochs is None else {"refit_epochs": refit_epochs}
+        identity |= {} if refit_start is None else {"start": weights_digest(refit_start)}
+        resume_from = Checkpoint(checkpoint, training_identity(identity, flatten(histories)))
+    if refit_start is not None:
+        model.load_state_dict(FittedSasrec.load(refit_start).model.state_dict())
     model = model.to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = SasrecTraining(model, histories, config, seed=seed, progress=progress, refit_epochs=refit_epochs)
+        training = SasrecTraining(
+            model,
+            histories,
+            config,
+            seed=seed,
+            progress=progress,
+            is_continued=start_digest is not None,
+            refit_epochs=refit_epochs,
+        )
         num_epochs = training.num_epochs if training.num_targets else 0
         trainer = Trainer(training, num_epochs=num_epochs, patience=config.patience if refit_epochs is None else None)
         trainer.run(resume_from)
     settings.pop("enabled", None)
-    fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"])
+    fitted = FittedSasrec(model.eval(), settings, trainer.log, trainer.best_epochs["sasrec"], warm_start)
     if fitted.log:  # patience may have ended the training before the last epoch
         figures = {} if refit_epochs is not None else {"validation_ndcg": fitted.validation_ndcg}
         progress(_STAGE, training.total_progress, training.total_progress, figures)
@@ -144,6 +187,8 @@ class SasrecTraining(ResumableTrainable):
         config: the training settings.
         seed: root seed.
         progress: called after every optimizer step and every epoch.
+        is_continued: whether the learning rate rises briefly and then falls to 0, as suits trained weights; otherwise
+            it stays the same.
         refit_epochs: as for `fit_sasrec`.
 
     Attributes:
@@ -160,6 +205,7 @@ class SasrecTraining(ResumableTrainable):
         *,
         seed: int,
         progress: Progress,
+        is_continued: bool = False,
         refit_epochs: int | None = None,
     ) -> None:
         self.modules = {"sasrec": model}
@@ -174,6 +220,7 @@ class SasrecTraining(ResumableTrainable):
         self._windows = training_windows(np.diff(starts), max_length=config.max_length, num_held_out=num_held_out)
         self.num_targets = int(self._windows.lengths.sum())
         self.total_progress = self.num_epochs * self.num_targets + 1
+        self._schedule = self._falling_rate() if is_continued and self.num_targets else None
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Pass once over all windows; returns the mean `train_loss` in nats per target."""
@@ -190,6 +237,8 @@ class SasrecTraining(ResumableTrainable):
             loss = self._model.loss(states, targets.to(device)[exists])
             where = f"SASRec training, epoch {epoch}, step {step}"
             guarded_step([loss], self.optimizer, self._model.parameters(), where=where)
+            if self._schedule is not None:
+                self._schedule.step()
             value = loss.item()
             summed_loss, num_done = summed_loss + value * len(states), num_done + len(states)
             done = (epoch - 1) * self.num_targets + num_done
@@ -215,13 +264,25 @@ class SasrecTraining(ResumableTrainable):
         self._progress(_STAGE, epoch * self.num_targets, self.total_progress, metrics)
 
     def extra_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the states of the two generators."""
-        return {"generator/dropout": self._dropout.get_state()}, {"order": self._order.bit_generator.state}
+        """Return the states of the two generators and of the learning rate."""
+        values: dict[str, Any] = {"order": self._order.bit_generator.state}
+        values |= {} if self._schedule is None else {"schedule": self._schedule.state_dict()}
+        return {"generator/dropout": self._dropout.get_state()}, values
 
     def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
-        """Restore the states of the two generators."""
+        """Restore the states of the two generators and of the learning rate."""
         self._order.bit_generator.state = values["order"]
         self._dropout.set_state(tensors["generator"]["dropout"])
+        if self._schedule is not None:
+            restore_schedule(self._schedule, self.optimizer, values["schedule"])
+
+    def _falling_rate(self) -> torch.optim.lr_scheduler.LambdaLR:
+        # The number of batches does not depend on the generator: windows of equal length are interchangeable.
+        plan = plan_batches(
+            self._windows, targets_per_batch=self._config.batch_size, generator=np.random.default_rng(0)
+        )
+        num_steps = len(plan) * self._config.max_epochs
+        return cosine_schedule(self.optimizer, num_steps=num_steps, warmup_share=_CONTINUED_WARMUP)
 
 
 def plan_batches(windows: Windows, *, targets_per_batch: int, generator: np.random.Generator) -> list[Windows]:

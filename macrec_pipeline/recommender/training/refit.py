@@ -65,20 +65,23 @@ def plan_recommender_refit(
     return RefitPlan("continue", changed, num_epochs, evaluated)
 
 
-def plan_sasrec_refit(evaluated: Path, config: SasrecConfig, refit: RefitConfig) -> RefitPlan[SasrecConfig]:
+def plan_sasrec_refit(
+    evaluated: Path, config: SasrecConfig, refit: RefitConfig, *, warm_started: bool
+) -> RefitPlan[SasrecConfig]:
     """Plan the refit of SASRec.
 
     Args:
         evaluated: what `FittedSasrec.save` wrote.
         config: the present settings; the evaluated model's own take precedence.
         refit: the section `refit`.
+        warm_started: as for `plan_recommender_refit`.
 
     Raises:
         StorageError: the folder cannot be read.
     """
     description, log = _read(evaluated, "sasrec.json")
     trained = type(config).model_validate(config.model_dump() | description["config"])
-    if refit.method == "from_scratch" or not log:
+    if (refit.method == "from_scratch" and not warm_started) or not log:
         return RefitPlan("from_scratch", trained, max(1, description["best_epoch"]), None)
     rate = trained.learning_rate * refit.learning_rate_share
     changed = trained.model_copy(update={"learning_rate": rate})

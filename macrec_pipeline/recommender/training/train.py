@@ -48,6 +48,7 @@ from macrec_pipeline.runtime.training import (
     backward_pass,
     cosine_schedule,
     guarded_step,
+    restore_schedule,
     warn_if_bfloat16_is_emulated,
 )
 
@@ -77,6 +78,7 @@ def fit_recommender(
     checkpoint: Path | None = None,
     start: Path | None = None,
     refit_epochs: int | None = None,
+    continued: RecommenderConfig | None = None,
 ) -> FittedRecommender:
     """Train until the epochs or the patience run out.
 
@@ -96,6 +98,8 @@ def fit_recommender(
         refit_epochs: train on whole histories, including validation and test targets, for exactly this many of the
             epochs of `config`, and keep the weights of the last one. None: hold the targets out and keep the epoch that
             is best on validation.
+        continued: the section `recommender` if training does start from the weights in `start`, with fewer epochs and a
+            lower learning rate; None: `config`.
 
     Raises:
         ConfigError: no task in `config` trains a retrieval route of this catalogue.
@@ -105,15 +109,16 @@ def fit_recommender(
     by_modality = zip(MODALITIES, (text_codes, image_codes), strict=True)
     codes = {modality: values for modality, values in by_modality if values is not None}
     settings = dict(vars(config)) | {"tasks": available_tasks(config.tasks, codes)}
-    identity: dict[str, Any] = {"config": settings, "seed": seed, "codebook_size": codebook_size}
 
     vocabulary = Vocabulary(next(iter(codes.values())).shape[1], codebook_size, config.num_prompt_tokens)
     generator = torch_generator(seed, "recommender/weights")
     model = GenerativeRecommender(vocabulary, ModelSpec.from_settings(settings), generator)
-    warm_start = "none"
-    if start is not None:
-        digest, warm_start = load_starting_weights(model, start)
-        identity |= {} if digest is None else {"start": digest}
+    digest, warm_start = (None, "none") if start is None else load_starting_weights(model, start)
+    if digest is not None and continued is not None:
+        config = continued
+        settings = dict(vars(config)) | {"tasks": settings["tasks"]}
+    identity: dict[str, Any] = {"config": settings, "seed": seed, "codebook_size": codebook_size}
+    identity |= {} if digest is None else {"start": digest}
     identity |= {} if refit_epochs is None else {"refit_epochs": refit_epochs}
 
     resume_from = None
@@ -265,9 +270,7 @@ class RecommenderTraining(ResumableTrainable):
 
     def restore_extra_state(self, tensors: Mapping[str, Mapping[str, torch.Tensor]], values: Mapping[str, Any]) -> None:
         """Restore the moving average and the learning-rate schedule."""
-        self._schedule.load_state_dict(values["schedule"])
-        for settings, rate in zip(self.optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
-            settings["lr"] = rate
+        restore_schedule(self._schedule, self.optimizer, values["schedule"])
         if self._average is not None:
             average = [tensors["average"][str(index)] for index in range(len(tensors["average"]))]
             self._average.load(average, num_steps=len(values["log"]) * self._steps_per_epoch)
