@@ -76,13 +76,8 @@ class Moment:
 
 def moments(interactions: pl.DataFrame, shares: Sequence[float], period: float) -> list[Moment]:
     """Cut a log with `user_id`, `item_index` and `timestamp` at shares of its rows; a period is a share of them too."""
-<<<<<<< HEAD
-    ordered = np.sort(interactions["timestamp"].to_numpy())
-    times = np.append(ordered, ordered[-1] + 1)
-=======
     times = np.sort(interactions["timestamp"].to_numpy())
     times = np.append(times, times[-1] + 1)
->>>>>>> f-refit
     found = []
     for share in shares:
         begin, end = (int(times[int(round(part * (len(times) - 1), 6))]) for part in (share, share + period))
