@@ -15,7 +15,7 @@ continue a chain of kinds and to keep the style. In addition, from week to week,
 - users change their tastes, pause for weeks, and new ones come;
 - some weeks have no interactions, and some deliveries arrive damaged and are replaced the next day.
 
-Nobody chooses the same item twice. Items that left before week 0 are in the log but in no catalogue.
+No user chooses an item twice. Items that left before week 0 are in the log but in no catalogue.
 """
 
 from collections.abc import Sequence
