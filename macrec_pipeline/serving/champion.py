@@ -87,7 +87,10 @@ class Champion:
             _log.info("version %d is in service", wanted.version)
         if current is not None:
             current.stop()
-            shutil.rmtree(self._scratch / f"version-{current.facts.version}", ignore_errors=True)
+            if (
+                current.facts.version != wanted.version
+            ):  # otherwise its process had ended, and the new one needs the files
+                shutil.rmtree(self._scratch / f"version-{current.facts.version}", ignore_errors=True)
 
     def close(self) -> None:
         """End the process of the version in service."""

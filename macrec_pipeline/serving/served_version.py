@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ class ServedVersion:
             TrackingError: the model cannot be loaded, does not answer, or takes longer than `load_seconds`.
         """
         command = [sys.executable, *_ISOLATION, str(Path(model_process.__file__).resolve()), str(folder)]
-        command += ["--limits", json_of(limits), "--threads", str(threads)]
+        command += ["--limits", _json_of(limits), "--threads", str(threads)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         process = subprocess.Popen(  # noqa: S603, the command is this package's own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
@@ -76,7 +78,7 @@ class ServedVersion:
         head: dict[str, Any] = report[0].head if report else {}
         if head.get("state") != model_process.READY:
             process.kill()
-            process.wait()
+            _close(process)
             reason = head.get("error") or f"it did not answer within {load_seconds:g} seconds"
             raise TrackingError(f"Version {version} cannot be served: {reason}")
         canary = head["canary"]
@@ -114,20 +116,22 @@ class ServedVersion:
     def stop(self) -> None:
         """End the process once it has answered the batch at hand."""
         with self._lock:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._process.stdin.close()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process.stdout.close()
+            _close(self._process)
 
 
-def json_of(limits: Limits) -> str:
-    """Return the limits as a JSON object."""
-    import json
-    from dataclasses import asdict
+def _close(process: subprocess.Popen[bytes]) -> None:
+    """Tell a process that there is nothing more to do, wait for its end, and release its pipes."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(OSError):  # it may have ended with a batch unread
+        process.stdin.close()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
+
+def _json_of(limits: Limits) -> str:
     return json.dumps(asdict(limits))

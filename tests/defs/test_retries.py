@@ -78,12 +78,12 @@ class Reader:
         self._read, self._error, self._left = read, error, times
         self.attempts = 0
 
-    def __call__(self, spec: DatasetSpec, data: Path) -> pl.DataFrame:
+    def __call__(self, spec: DatasetSpec, data: Path, **options: Any) -> pl.DataFrame:
         self.attempts += 1
         self._left -= 1
         if self._left >= 0:
             raise self._error
-        return self._read(spec, data)
+        return self._read(spec, data, **options)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def test_an_interrupted_refit_ends_with_the_bytes_of_an_uninterrupted_one(
     """The checkpoint of a refit belongs to its starting weights and to its epochs."""
     histories = cyclic_histories(NUM_USERS)
     saved_files(train(histories), tmp_path / "start")
-    arguments = {"refit_epochs": 2, "start": tmp_path / "start" if continued else None}
+    start = "start" if train is fit else "refit_start"
+    arguments = {"refit_epochs": 2, start: tmp_path / "start" if continued else None}
     expected = saved_files(train(histories, **arguments), tmp_path / "expected")
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(InterruptedTrainingError):

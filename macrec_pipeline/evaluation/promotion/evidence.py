@@ -174,7 +174,9 @@ class Evidence:
             return cls()
         try:
             content = json.loads(state.read_text(encoding="utf-8"))
-            targets = pl.read_parquet(path).select(pl.col(name).cast(dtype) for name, dtype in _COLUMNS.items())
+            targets = pl.read_parquet(path, glob=False).select(
+                pl.col(name).cast(dtype) for name, dtype in _COLUMNS.items()
+            )
             return cls(
                 content["champion"], targets, {str(key): int(value) for key, value in content["origins"].items()}
             )
