@@ -47,6 +47,8 @@ _DATASET_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _SQLITE, _QUOTED_SQLITE = "sqlite:///", "sqlite+pysqlite:///"
 _LOCK_SECONDS = 300.0
 _UI_PORT_FILE = "ui-port"
+# How the lines begin that SQLAlchemy puts around the cause of an error.
+_HINTS = ("(raised as a result of Query-invoked autoflush", "(Background on this error")
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,8 @@ def one_line_errors(what: str) -> Iterator[None]:
 
         if not isinstance(error, MlflowException | SQLAlchemyError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line for line in lines if line and not line.startswith(_HINTS)]
         status = ERROR_CODE_TO_HTTP_STATUS.get(error.error_code) if isinstance(error, MlflowException) else None
         kind = TrackingError if status in _PERMANENT_ERRORS else StoreUnavailableError
         raise kind(without_password(f"{what}: {lines[0] if lines else type(error).__name__}")) from error

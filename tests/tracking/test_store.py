@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import StoreUnavailableError, TrackingError
 from macrec_pipeline.tracking import open_tracking, server, server_command, training_run_links
-from macrec_pipeline.tracking.store import connect
+from macrec_pipeline.tracking.store import connect, one_line_errors
 
 
 def run_python(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
@@ -223,6 +224,15 @@ def test_links_to_the_runs_of_each_data_set(home: Path) -> None:
         name: f"http://127.0.0.1:5055/#/experiments/{identifiers[name]}/runs?workflowType=machine_learning"
         for name in ("demo", "shop")
     }
+
+
+def test_an_error_of_the_database_names_its_cause() -> None:
+    """SQLAlchemy puts a hint before the cause if a query flushed the session; the message is the cause."""
+    error = OperationalError("INSERT INTO runs", {}, sqlite3.OperationalError("database is locked"))
+    error.add_detail("raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block")
+    cause = r"^saving: \(sqlite3\.OperationalError\) database is locked$"
+    with pytest.raises(StoreUnavailableError, match=cause), one_line_errors("saving"):
+        raise error
 
 
 def test_the_ui_address(home: Path) -> None:
