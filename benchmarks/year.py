@@ -239,7 +239,8 @@ class _Simulation:
 
     def _judge_full_retrain(self, week: int, seconds: dict[str, float]) -> float:
         """NDCG@10 of a model that is trained from scratch in a copy of the home."""
-        copy = self.folder / "copy"
+        # A path of its own per week: MLflow keeps connections to the databases that a process has opened, by path.
+        copy = self.folder / f"copy-{week}"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.home, copy, symlinks=True)
         errors: list[str] = []
