@@ -257,7 +257,7 @@ def test_swaps_under_load_fail_no_request_and_mix_no_versions(home: Path, client
             answer = client.post("/recommend", json={"history": ["item-3"], "k": 3})
             seen.append((answer.status_code, answer.headers.get("X-Model-Version", ""), answer.json().get("fallback")))
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
