@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Body, FastAPI, Request
@@ -21,7 +22,8 @@ from macrec_pipeline.serving.metrics import ServiceMetrics
 from macrec_pipeline.serving.model_process import INVOCATIONS, RECOMMEND, Message
 from macrec_pipeline.serving.settings import ServiceSettings
 
-_access_log = logging.getLogger("macrec_pipeline.access")
+access_log = logging.getLogger("macrec_pipeline.access")
+"""One entry per request: method, path, status, milliseconds, and of an answer the version, the batch and the users."""
 _RETRY_AFTER_SECONDS = "1"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ENDPOINTS = ("/recommend", "/invocations", "/health", "/ready", "/metrics")
@@ -103,11 +105,18 @@ def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
         path = request.url.path if request.url.path in _ENDPOINTS else "other"
         metrics.count_request(path, response.status_code, seconds)
         answered: Answered | None = getattr(request.state, "answered", None)
-        entry = {"method": request.method, "path": path, "status": response.status_code, "ms": round(seconds * 1000, 2)}
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = {
+            "time": now,
+            "method": request.method,
+            "path": path,
+            "status": response.status_code,
+            "ms": round(seconds * 1000, 2),
+        }
         if answered is not None:
             head = answered.response.head
             entry |= {"version": answered.version, "batch": answered.batch_size, "rows": head.get("rows", 0)}
-        _access_log.info(json.dumps(entry))
+        access_log.info(json.dumps(entry))
         return response
 
     async def answer(request: Request, kind: str, body: bytes) -> Response:

@@ -63,6 +63,7 @@ class ServedVersion:
         command = [sys.executable, *_ISOLATION, str(Path(model_process.__file__).resolve()), str(folder)]
         command += ["--limits", _json_of(limits), "--threads", str(threads)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         process = subprocess.Popen(  # noqa: S603, the command is this package's own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )

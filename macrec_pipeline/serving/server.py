@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
-from macrec_pipeline.serving.app import create_app
+from macrec_pipeline.serving.app import access_log, create_app
 from macrec_pipeline.serving.champion import Champion, RegisteredModel
 from macrec_pipeline.serving.model_process import Limits
 from macrec_pipeline.serving.served_version import ServedVersion
@@ -33,8 +34,17 @@ def serve(uri: str, home: Path, settings: ServiceSettings, *, host: str, port: i
     with tempfile.TemporaryDirectory(prefix="macrec-serve-") as scratch:
         champion = registered_champion(uri, home, settings, scratch=Path(scratch))
         app = create_app(champion, settings)
-        logging.getLogger("macrec_pipeline.access").setLevel(logging.INFO)
+        _print_access_log()
         uvicorn.run(app, host=host, port=port, access_log=False, log_level="warning")
+
+
+def _print_access_log() -> None:
+    """Write the access log, one JSON object per line, to standard output."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access_log.addHandler(handler)
+    access_log.setLevel(logging.INFO)
+    access_log.propagate = False
 
 
 def registered_champion(uri: str, home: Path, settings: ServiceSettings, *, scratch: Path) -> Champion:

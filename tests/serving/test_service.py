@@ -315,7 +315,7 @@ def test_metrics_and_the_access_log_name_no_ids(client: TestClient, caplog: pyte
     assert 'macrec_request_seconds_bucket{endpoint="/recommend",le="0.1"}' in text
     assert "secret" not in text + caplog.text
     entry = json.loads(caplog.records[0].getMessage())
-    assert entry.keys() == {"method", "path", "status", "ms", "version", "batch", "rows"}
+    assert entry.keys() == {"time", "method", "path", "status", "ms", "version", "batch", "rows"}
 
 
 def test_a_full_queue_answers_503(champion: Champion) -> None:
