@@ -173,12 +173,9 @@ def _behaviors(block: LineBlock) -> pl.DataFrame:
     lists = cells.with_columns(
         pl.int_range(block.first_line, block.first_line + pl.len(), dtype=pl.Int64).alias("line"),
         pl.col("time").str.strip_chars().str.to_datetime(_TIME_FORMAT, time_unit="ms", strict=False).cast(pl.Int64),
-        pl.col("history", "impressions")
-        .str.strip_chars()
-        .str.split(" ")
-        .list.eval(pl.element().filter(pl.element() != "")),
+        pl.col("history", "impressions").str.strip_chars().str.split(" ").list.filter(pl.element() != ""),
     ).with_columns(id_cells(cells["user_id"]).alias("user_id"))
-    unlabelled = pl.col("impressions").list.eval(pl.element().filter(~pl.element().str.contains(_SHOWN))).list.first()
+    unlabelled = pl.col("impressions").list.filter(~pl.element().str.contains(_SHOWN)).list.first()
     wrong = pl.format(
         "wrong_type: the impression '{}' has no 0 or 1 at its end", unlabelled.str.slice(0, _MAX_QUOTED_CHARACTERS)
     )
