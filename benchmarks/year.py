@@ -6,9 +6,10 @@ Question: does the scheduled pipeline run week after week without a person, and 
 
 The shop is `macrec_pipeline/data/demo/changing_shop.py`. Each week brings a delivery (log and catalogue). The jobs that
 schedules launch then run one after another: `refresh` (in week 0 `full_pipeline`), which also promotes the new model if
-the rules permit it, `batch_recommendations` and `prune`. A damaged delivery is refreshed from too, which should be
-refused, and replaced the next day. Every few weeks, the home is copied and `full_pipeline` trains everything from
-scratch in the copy, for comparison.
+the rules permit it and otherwise refits the champion, `batch_recommendations` and `prune`. A damaged delivery is
+refreshed from too, which should be refused, and replaced the next day. In one week the processes of the refresh are
+killed while they train, and the refresh is resumed. Every few weeks, the home is copied and `full_pipeline` trains
+everything from scratch in the copy, for comparison.
 
 What was recommended in a week is compared with what the shop's users chose in the next one. A user counts if the log
 knew the user and the user chose at least one item that was sold when the recommendations were made; NDCG@10 has all of
@@ -24,12 +25,15 @@ import csv
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -37,8 +41,14 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.data.demo.changing_shop import ChangingShop, ShopPlan
 
+if TYPE_CHECKING:
+    from macrec_pipeline.recommender import BundleContents
+
 WEEKS = 52
 CUTOFF = 10
+KILLED_WEEK = 7
+"""The week in which the refresh is killed and resumed."""
+_KILL_SECONDS = 600.0
 SMALL = ShopPlan(
     num_items=100, num_users=120, num_kinds=7, num_styles=4, new_items=3, leaving_items=3, new_users=2, weeks_before=20
 )
@@ -76,7 +86,7 @@ class Week:
 
     Attributes:
         week: its number, from 0.
-        delivery: "as usual", "no interactions" or how the first delivery was damaged.
+        delivery: "as usual", "no interactions", "refresh killed" or how the first delivery was damaged.
         stops: runs that failed although their delivery was in order.
         refused: refreshes of a damaged delivery that stopped, as they should.
         errors: the messages of failed runs.
@@ -84,7 +94,8 @@ class Week:
         sold: items in the catalogue of this week.
         not_sold: recommended items that are not in that catalogue, counted per user.
         users, without_row: users of the log, and how many of them have no recommendations.
-        moved_ids: items whose semantic ID differs from the last one that they had.
+        moved_ids: items whose semantic ID differs from the last one that they had, in the table of the home or in the
+            served model.
         too_short: interactions of this week that cleaning left out because their user has fewer than three.
         learnt: share of this week's other interactions that the served model was trained on; None if there were none.
         served, registered: the version that recommended, and the newest version.
@@ -117,7 +128,9 @@ class Week:
     num_judged: int
 
 
-def run_year(folder: Path, *, num_weeks: int, plan: ShopPlan, retrain_every: int) -> list[Week]:
+def run_year(
+    folder: Path, *, num_weeks: int, plan: ShopPlan, retrain_every: int, killed_week: int | None = KILLED_WEEK
+) -> list[Week]:
     """Run the weeks that are not finished yet, and return all of them.
 
     Args:
@@ -126,9 +139,10 @@ def run_year(folder: Path, *, num_weeks: int, plan: ShopPlan, retrain_every: int
         plan: the shop.
         retrain_every: weeks between two trainings from scratch, for comparison, of which the first is not in week 0,
             because that week trains from scratch anyway; 0 for none.
+        killed_week: the week in which the refresh is killed and resumed; None for none.
     """
     shop = ChangingShop(plan, num_weeks=num_weeks + 1)  # the choices of the week after the last one are compared
-    simulation = _Simulation(folder, shop, retrain_every=retrain_every)
+    simulation = _Simulation(folder, shop, retrain_every=retrain_every, killed_week=killed_week)
     record = folder / "weeks.jsonl"
     weeks = read_weeks(record)
     for week in range(len(weeks), num_weeks):
@@ -153,10 +167,10 @@ def read_weeks(record: Path) -> list[Week]:
 class _Simulation:
     """Delivers a week to the pipeline, launches its jobs and measures what they did."""
 
-    def __init__(self, folder: Path, shop: ChangingShop, *, retrain_every: int) -> None:
+    def __init__(self, folder: Path, shop: ChangingShop, *, retrain_every: int, killed_week: int | None) -> None:
         from macrec_pipeline.storage import AssetStore
 
-        self.shop, self.retrain_every = shop, retrain_every
+        self.shop, self.retrain_every, self.killed_week = shop, retrain_every, killed_week
         self.folder, self.home, self.data = folder, folder / "home", folder / "data"
         self.known_ids_file = folder / "ids.json"
         self.store = AssetStore(self.home, _NAME)
@@ -175,8 +189,11 @@ class _Simulation:
         if week == 0 or week not in self.shop.plan.empty_weeks:
             self.shop.write(week, self.data)
         stops = 0
+        is_killed = week == self.killed_week and not first
+        if is_killed:
+            self._kill_refresh()
         for job in ("full_pipeline" if first else "refresh", "batch_recommendations", "prune"):
-            stops += self._launch(job, seconds, errors) is not None
+            stops += self._launch(job, seconds, errors, resume=is_killed and job == "refresh") is not None
         recommended = self._recommendations(self.home)
         sold = self.shop.sold_in(week)
         ndcg, num_judged = self._judge(week, recommended)
@@ -190,7 +207,7 @@ class _Simulation:
             ndcg["full retrain"] = self._judge_full_retrain(week, seconds)
         return Week(
             week,
-            damage or ("no interactions" if rows.is_empty() else "as usual"),
+            damage or ("no interactions" if rows.is_empty() else "refresh killed" if is_killed else "as usual"),
             stops,
             refused,
             tuple(errors),
@@ -199,12 +216,12 @@ class _Simulation:
             int((~recommended["item_ids"].explode().is_in(list(sold))).sum()),
             log["user_id"].n_unique(),
             len(set(log["user_id"]) - set(recommended["user_id"])),
-            self._count_moved_ids(),
+            self._count_moved_ids(served),
             rows.height - to_learn.height,
-            self._learnt_share(to_learn, served=served, registered=registration["uri"]),
+            self._learnt_share(to_learn, served),
             served,
             registration["uri"],
-            registration.get("decision", ""),
+            registration.get("champion_decision", registration.get("decision", "")),
             seconds,
             _size_of(self.home),
             ndcg,
@@ -219,6 +236,7 @@ class _Simulation:
         *,
         home: Path | None = None,
         overrides: Sequence[str] = (),
+        resume: bool = False,
     ) -> str | None:
         """Launch a job and return None, or the message of its error; also add it to `errors`."""
         from macrec_pipeline.definitions import defs
@@ -226,13 +244,30 @@ class _Simulation:
 
         started = time.perf_counter()
         try:
-            launch(LaunchRequest(_NAME, home or self.home, self.data, tuple(overrides), job=job), defs=defs)
+            request = LaunchRequest(_NAME, home or self.home, self.data, tuple(overrides), job=job, resume=resume)
+            launch(request, defs=defs)
         except Exception as error:  # whatever stops a run is what is counted
             errors.append(f"{job}: {type(error).__name__}: {error}")
             return errors[-1]
         finally:
             seconds[job] = round(seconds.get(job, 0.0) + time.perf_counter() - started, 1)
         return None
+
+    def _kill_refresh(self) -> None:
+        """Start a refresh as a command, and kill all of its processes once it trains the recommender."""
+        command = [sys.executable, "-m", "macrec_pipeline.cli", "refresh", _NAME]
+        command += ["--home", str(self.home), "--data", str(self.data)]
+        scratch, log = self.home / _NAME / ".scratch" / "recommender", self.folder / "killed.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            deadline = time.monotonic() + _KILL_SECONDS
+            while not scratch.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            running = process.poll() is None and scratch.exists()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if not running:
+            raise RuntimeError(f"The refresh was not killed in the middle of its training: see {log}.")
 
     def _recommendations(self, home: Path) -> pl.DataFrame:
         return pl.read_parquet(home / _NAME / "recommendations" / "part-*.parquet")
@@ -275,37 +310,40 @@ class _Simulation:
             for system, by_user in lists.items()
         }, len(chosen)
 
-    def _count_moved_ids(self) -> int:
+    def _served_bundle(self, served: str) -> "BundleContents":
+        from macrec_pipeline.recommender import read_contents
+        from macrec_pipeline.tracking import open_tracking
+
+        with open_tracking(self.home).bundle(_NAME, int(served.rsplit("/", 1)[-1])) as folder:
+            return read_contents(folder)
+
+    def _count_moved_ids(self, served: str) -> int:
         """Count the items whose semantic ID differs from the last one that they had, and remember those of today."""
         known = json.loads(self.known_ids_file.read_text("utf-8")) if self.known_ids_file.exists() else {}
         table = self.store.read_table("semantic_ids").select("item_id", "text_codes", "image_codes")
         today = {item: [text, image] for item, text, image in table.iter_rows()}
-        moved = [item for item, codes in today.items() if item in known and known[item] != codes]
+        bundle = self._served_bundle(served)
+        by_modality = zip(*(bundle.codes[modality].tolist() for modality in ("text", "image")), strict=True)
+        in_service = {item: list(codes) for item, codes in zip(bundle.item_ids, by_modality, strict=True)}
+        moved = {
+            item
+            for ids in (today, in_service)
+            for item, codes in ids.items()
+            if known.get(item, today.get(item, codes)) != codes
+        }
         self.known_ids_file.write_text(json.dumps(known | today), encoding="utf-8")
         return len(moved)
 
-    def _learnt_share(self, rows: pl.DataFrame, *, served: str, registered: str) -> float | None:
+    def _learnt_share(self, rows: pl.DataFrame, served: str) -> float | None:
         """Share of interactions of this week that the served model was trained on."""
         if rows.is_empty():
             return None
-        if served != registered:
-            return 0.0  # an older version has not seen this week
-        learnt = self._pairs_learnt_by_the_newest_version()
+        made_from = self._served_bundle(served).description["provenance"]
+        interactions = self.store.manifest("interactions").digest
+        if "refit" not in made_from or made_from["inputs"]["interactions"] != interactions:
+            return 0.0  # only a refit to today's interactions has learnt this week
+        learnt = set(self.store.read_table("interactions").select("user_id", "item_id").iter_rows())
         return sum(pair in learnt for pair in rows.select("user_id", "item_id").iter_rows()) / rows.height
-
-    def _pairs_learnt_by_the_newest_version(self) -> set[tuple[str, str]]:
-        """The user and the item of every interaction that the newest version was trained on."""
-        from macrec_pipeline.defs.manifest_keys import SKIPPED
-
-        if SKIPPED not in self.store.manifest("refitted_recommender").details:
-            return set(self.store.read_table("interactions").select("user_id", "item_id").iter_rows())
-        items = self.store.read_table("items")["item_id"]
-        histories = self.store.read_table("histories").select("user_id", "item_indices", "tested")
-        return {
-            (user, items[index])
-            for user, indices, tested in histories.iter_rows()
-            for index in indices[: len(indices) - (2 if tested else 1)]
-        }
 
 
 def baseline_lists(log: pl.DataFrame, sold: set[str], users: Sequence[str]) -> dict[str, dict[str, list[str]]]:
@@ -413,7 +451,7 @@ def summarize(weeks: Sequence[Week]) -> dict[str, float]:
         "users without recommendations": sum(week.without_row for week in weeks),
         "IDs of old items that moved": sum(week.moved_ids for week in weeks),
         "share of the newest week learnt, mean": _mean([week.learnt for week in weeks if week.learnt is not None]),
-        "weeks in which the newest model was served": sum(week.served == week.registered for week in weeks),
+        "weeks in which the newest challenger was served": sum(week.served == week.registered for week in weeks),
         "MB of the home, middle of the year": half[0].home_bytes / 1e6,
         "MB of the home, end": weeks[-1].home_bytes / 1e6,
     }
@@ -507,6 +545,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="folder of the state and the results")
     parser.add_argument("--small", action="store_true", help="a third of the users and items, as in the tests")
     parser.add_argument("--retrain-every", type=int, default=4, help="weeks between full retrains; 0 for none")
+    parser.add_argument("--seed", type=int, default=ShopPlan.seed, help="seed of the shop")
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -514,9 +553,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from macrec_pipeline.terminal import quieten_libraries
 
     quieten_libraries()
-    plan = SMALL if options.small else ShopPlan()
+    plan = replace(SMALL if options.small else ShopPlan(), seed=options.seed)
     weeks = run_year(folder, num_weeks=options.weeks, plan=plan, retrain_every=options.retrain_every)
-    given = f"--weeks {options.weeks} --retrain-every {options.retrain_every}{' --small' * options.small}"
+    given = f"--weeks {options.weeks} --retrain-every {options.retrain_every} --seed {options.seed}"
+    given += " --small" * options.small
     write_results(weeks, folder, command=f"python -m benchmarks.year {given}")
     print("\n".join(f"{name}: {value:.4g}" for name, value in summarize(weeks).items()))
 

@@ -4,6 +4,7 @@ import dagster as dg
 
 from macrec_pipeline.defs.assets import (
     champion,
+    champion_refit,
     embeddings,
     evaluation,
     interactions,
@@ -35,6 +36,7 @@ defs = dg.Definitions(
             recommender,
             evaluation,
             champion,
+            champion_refit,
             refit,
             registry,
             recommendations,

@@ -39,6 +39,7 @@ ASSETS = (
     "evaluation_report",
     "champion_comparison",
     "refitted_recommender",
+    "champion_refit",
     "registered_model",
 )
 # Their bytes depend on the run: the report prints its IDs and date, the registration its version.

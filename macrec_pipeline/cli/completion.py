@@ -28,6 +28,7 @@ ASSETS = (
     "evaluation_report",
     "champion_comparison",
     "refitted_recommender",
+    "champion_refit",
     "registered_model",
 )
 """The assets of a full run, upstream before downstream, without the seconds that importing Dagster takes."""

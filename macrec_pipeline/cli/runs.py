@@ -328,6 +328,8 @@ def _show_results(dataset: str, home: Home, *, has_new_metrics: bool) -> None:
         out.print(f"registered model  {escape(version['uri'])} ({aliases})", highlight=False, soft_wrap=True)
         if "decision" in version:
             out.print(f"promotion         {escape(version['decision'])}", highlight=False, soft_wrap=True)
+        if "champion_decision" in version:
+            out.print(f"champion          {escape(version['champion_decision'])}", highlight=False, soft_wrap=True)
     out.print("To look at all of it, run `macrec ui`.", highlight=False)
 
 

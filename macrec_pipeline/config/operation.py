@@ -73,6 +73,11 @@ class PromotionConfig(Section):
         description="Promote a challenger that satisfies every rule below. false only reports the verdict, for "
         "`macrec promote`.",
     )
+    refit_champion: bool = Field(
+        True,
+        description="If the challenger is refused, train the champion's evaluated weights on all interactions, and let "
+        "this refit take the champion's place. Only with automatic and refit.enabled.",
+    )
     confidence: float = Field(
         0.95,
         gt=0.5,

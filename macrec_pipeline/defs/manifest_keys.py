@@ -37,6 +37,12 @@ WARM_STARTED = "warm_started"
 REFIT_OF = "refit_of"
 """On `refitted_recommender`: the digest of the `recommender` that was refitted."""
 
+CHAMPION = "champion"
+"""On `champion_refit`: the version of the champion that was refitted."""
+
+CHALLENGER = "challenger"
+"""On `champion_refit`: the digest of the evaluated bundle that was refused."""
+
 TRAINED_ON = "trained_on"
 """On `sasrec` and `recommender`: how many interactions and items there were, and the time of the newest one."""
 

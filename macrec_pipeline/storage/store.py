@@ -36,6 +36,7 @@ FOLDER_ASSETS = (
     "evaluation_report",
     "champion_comparison",
     "champion_evaluation",
+    "champion_refit",
     "registered_model",
     "recommendations",
 )

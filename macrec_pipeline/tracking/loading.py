@@ -109,6 +109,11 @@ def champion_version(store: TrackingStore, dataset: str) -> int | None:
     return None if found is None else int(found.version)
 
 
+def version_tags(store: TrackingStore, dataset: str, version: int) -> dict[str, str]:
+    """Return the tags of a version; see `Tracker.version_tags`."""
+    return dict(_require_version(store, dataset, version).tags)
+
+
 @dataclass(frozen=True)
 class RegisteredBundle:
     """The bundle of a registered version.
@@ -156,10 +161,7 @@ def registered_bundle(uri: str, home: Path, *, within: Path | None = None) -> It
 @contextmanager
 def version_bundle(store: TrackingStore, dataset: str, version: int, *, evaluated: bool = False) -> Iterator[Path]:
     """Provide a copy of the bundle of a version; see `Tracker.bundle`."""
-    name = model_name(dataset)
-    found = _find(store, name, alias=None, version=str(version))
-    if found is None:
-        raise TrackingError(f"{name} has no version {version} in {store.printable_uri}.")
+    found = _require_version(store, dataset, version)
     with _downloaded(store, found) as bundle:
         if evaluated and EVALUATED_DIGEST_TAG in found.tags:
             _restore_evaluated(store, found, bundle.folder)
@@ -222,6 +224,14 @@ def _require(uri: str, home: Path) -> tuple[TrackingStore, ModelVersion]:
             f"{uri} does not exist in {store.printable_uri}. Registered models: {_registered_models(store)}."
         )
     return store, found
+
+
+def _require_version(store: TrackingStore, dataset: str, version: int) -> ModelVersion:
+    name = model_name(dataset)
+    found = _find(store, name, alias=None, version=str(version))
+    if found is None:
+        raise TrackingError(f"{name} has no version {version} in {store.printable_uri}.")
+    return found
 
 
 def _find(store: TrackingStore, name: str, *, alias: str | None, version: str | None) -> ModelVersion | None:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 
 from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.runtime.text_sanitizing import as_markdown
-from macrec_pipeline.tracking.registry import CHALLENGER, CHAMPION, METRIC_TAG, model_name
+from macrec_pipeline.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    DIGEST_TAG,
+    EVALUATED_DIGEST_TAG,
+    METRIC_TAG,
+    model_name,
+)
 from macrec_pipeline.tracking.store import TrackingStore, one_line_errors
 
 if TYPE_CHECKING:
@@ -70,10 +77,21 @@ def promote(
             raise TrackingError(f"{name} has no challenger. Name a version with --version N.")
         _require_version(store, name, chosen)
         current = _version_with_alias(model, CHAMPION)
-        if over is not None and current != over:
-            raise ChampionMovedError(f"The champion of {name} is now {_version_text(current)}, not version {over}.")
+        _require_champion(name, current, over)
         decision = f"promoted over {_version_text(current)}"
         return _set_champion(store, model, [*champion_history(model), chosen], decision=decision, reason=reason)
+
+
+def replace_by_refit(store: TrackingStore, dataset: str, *, version: int, over: int, reason: str) -> ChampionChange:
+    """Make a refit of the champion's evaluated model the champion; see `Tracker.promote_refit`."""
+    name = model_name(dataset)
+    with one_line_errors(f"registered model {name}"), store.lock("aliases"):
+        model = _registered_model(store, name)
+        _require_champion(name, _version_with_alias(model, CHAMPION), over)
+        evaluated = {int(found.version): _evaluated_digest(found) for found in _versions(store, name)}
+        others = [number for number in champion_history(model) if evaluated.get(number) != evaluated[version]]
+        decision = f"champion as the refit of {_version_text(over)}"
+        return _set_champion(store, model, [*others, over, version], decision=decision, reason=reason)
 
 
 def rollback(store: TrackingStore, dataset: str, *, reason: str) -> ChampionChange:
@@ -181,6 +199,16 @@ def _summary(store: TrackingStore, name: str, number: int) -> VersionSummary:
         number,
         {key.removeprefix(METRIC_TAG): float(value) for key, value in tags.items() if key.startswith(METRIC_TAG)},
     )
+
+
+def _require_champion(name: str, current: int | None, over: int | None) -> None:
+    if over is not None and current != over:
+        raise ChampionMovedError(f"The champion of {name} is now {_version_text(current)}, not version {over}.")
+
+
+def _evaluated_digest(version: ModelVersion) -> str | None:
+    """Return the digest of the bundle that a version's metrics belong to."""
+    return version.tags.get(EVALUATED_DIGEST_TAG, version.tags.get(DIGEST_TAG))
 
 
 def _version_with_alias(model: RegisteredModel, alias: str) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from macrec_pipeline.errors import ChampionMovedError
-from macrec_pipeline.tracking.promotion import promote, write_decision
+from macrec_pipeline.tracking.promotion import ChampionChange, promote, replace_by_refit, write_decision
 from macrec_pipeline.tracking.registry import CHAMPION
 from macrec_pipeline.tracking.store import one_line_errors
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from macrec_pipeline.tracking.store import TrackingStore
 
 Status = Literal["first version", "promoted", "advised", "refused", "not compared", "champion moved"]
+_REFIT_STATUS = "refit of the champion"
 # Tags of a version: the status of its promotion, the version that it was compared with, and a prefix of its figures.
 STATUS_TAG, COMPARED_TAG, FIGURE_TAG = "macrec.promotion", "macrec.compared_with", "compare."
 
@@ -83,6 +84,18 @@ def decide_promotion(
         store.client.set_model_version_tag(version.name, number, STATUS_TAG, status)
     new_aliases = (CHAMPION,) if status == "promoted" else ()
     return PromotionOutcome(status, f"{decision}. {proposal.reason}".strip(), version.aliases + new_aliases)
+
+
+def promote_refit(
+    store: TrackingStore, version: RegisteredVersion, dataset: str, *, over: int, card: str, reason: str
+) -> ChampionChange:
+    """Make a refit of the champion the champion, and record it; see `Tracker.promote_refit`."""
+    number = str(version.version)
+    with one_line_errors(f"registered model {version.name}"):
+        store.client.update_model_version(version.name, number, description=card)
+        change = replace_by_refit(store, dataset, version=version.version, over=over, reason=reason)
+        store.client.set_model_version_tag(version.name, number, STATUS_TAG, _REFIT_STATUS)
+    return change
 
 
 def _decide(

@@ -65,6 +65,7 @@ def register(
     run_id: str,
     tags: Mapping[str, str],
     evaluated_folder: Path | None = None,
+    as_challenger: bool = True,
 ) -> RegisteredVersion:
     """Register a bundle; see `Tracker.register`."""
     if not bundle_folder.is_dir():
@@ -91,7 +92,7 @@ def register(
     with one_line_errors(f"registered model {name}"):
         _log_model_metrics(store, model, finite, run_id=run_id)
         number = _new_version(store, model, name=name, run_id=run_id, tags=all_tags)
-        aliases = _set_aliases(store, name, number)
+        aliases = _set_aliases(store, name, number) if as_challenger else ()
     url = f"{store.ui_url}/#/models/{name}/versions/{number}"
     return RegisteredVersion(name, number, f"models:/{name}/{number}", aliases, digest, url)
 

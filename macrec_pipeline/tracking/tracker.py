@@ -111,6 +111,7 @@ class Tracker:
         run_id: str,
         tags: Mapping[str, str] | None = None,
         evaluated_folder: Path | None = None,
+        as_challenger: bool = True,
     ) -> RegisteredVersion:
         """Register a recommender bundle as the next version of the model `macrec-<dataset>`.
 
@@ -125,6 +126,7 @@ class Tracker:
             tags: additional tags of the version.
             evaluated_folder: the bundle that the metrics belong to, if `bundle_folder` is its refit. Those of its files
                 that differ are stored in the version, for `bundle(..., evaluated=True)`.
+            as_challenger: false leaves all aliases as they are, for `promote_refit`.
 
         Raises:
             StorageError: the parts of the bundle do not belong together.
@@ -139,6 +141,7 @@ class Tracker:
             run_id=run_id,
             tags=tags or {},
             evaluated_folder=evaluated_folder,
+            as_challenger=as_challenger,
         )
 
     def champion(self, dataset: str) -> int | None:
@@ -192,6 +195,31 @@ class Tracker:
             TrackingError: the model or version does not exist, or the store rejects a request.
         """
         return promotion.promote(self._store, dataset, version=version, reason=reason, over=over)
+
+    def promote_refit(
+        self, version: RegisteredVersion, dataset: str, *, over: int, card: str, reason: str
+    ) -> ChampionChange:
+        """Make a new refit of the champion's evaluated model `@champion`. The challenger keeps its alias.
+
+        Of the earlier versions of the same evaluated model, a rollback goes back to the last one only, so that weekly
+        refits do not displace the other models that it can go back to.
+
+        Args:
+            version: the result of `register(..., as_challenger=False)`.
+            dataset: name of the data set.
+            over: the champion that was refitted.
+            card: Markdown, which becomes the description of the version; the decision is appended to it.
+            reason: recorded on the version, in the tag `macrec.decision`.
+
+        Raises:
+            ChampionMovedError: another version than `over` is the champion by now.
+            TrackingError: the store rejects a request.
+        """
+        return promotion_outcome.promote_refit(self._store, version, dataset, over=over, card=card, reason=reason)
+
+    def version_tags(self, dataset: str, version: int) -> dict[str, str]:
+        """Return the tags of a version of a data set's model. Raise `TrackingError`."""
+        return loading.version_tags(self._store, dataset, version)
 
     def rollback(self, dataset: str, *, reason: str = "") -> ChampionChange:
         """Restore the previous `@champion`. Repeated rollbacks go further back.

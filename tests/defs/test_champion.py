@@ -83,8 +83,9 @@ def make_bundle(
             provenance={"note": note},
         )
     details = {REFIT_OF: shop.store(partition).manifest("recommender").digest, SKIPPED: "this test needs no refit"}
-    with shop.store(partition).new_folder("refitted_recommender", details=details) as folder:
-        (folder / "skipped.json").write_text("{}", encoding="utf-8")
+    for asset in ("refitted_recommender", "champion_refit"):
+        with shop.store(partition).new_folder(asset, details=details) as folder:
+            (folder / "skipped.json").write_text("{}", encoding="utf-8")
 
 
 def materialize(asset: dg.AssetsDefinition, shop: Settings, partition: str, *overrides: str) -> dict[str, Any]:

@@ -53,9 +53,22 @@ GRAPH = {
         "recommender",
         {"interactions", "items", "quantizer", "semantic_ids", "sasrec", "recommender", "evaluation_report"},
     ),
+    "champion_refit": (
+        "recommender",
+        {
+            "interactions",
+            "items",
+            "histories",
+            "text_embeddings",
+            "image_embeddings",
+            "sasrec",
+            "semantic_ids",
+            "champion_comparison",
+        },
+    ),
     "registered_model": (
         "registry",
-        {"recommender", "refitted_recommender", "evaluation_report", "champion_comparison"},
+        {"recommender", "refitted_recommender", "evaluation_report", "champion_comparison", "champion_refit"},
     ),
     "recommendations": ("recommendations", {"registered_model"}),
 }
@@ -120,7 +133,7 @@ def test_bad_data_is_stopped_by_blocking_checks() -> None:
 def test_assets_that_fill_the_machine_share_a_pool() -> None:
     """Each of these assets fills the GPU or all cores, so they share a pool that the instance limits to one."""
     pools = {asset.op.name: asset.op.pool for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)}
-    trained = {"sasrec", "quantizer", "recommender", "refitted_recommender"}
+    trained = {"sasrec", "quantizer", "recommender", "refitted_recommender", "champion_refit"}
     decoded = {"text_embeddings", "image_embeddings", "predictions", "recommendations"}
     decoded |= {"champion_comparison", "champion_evaluation"}
     assert {name for name, pool in pools.items() if pool == "gpu"} == trained | decoded

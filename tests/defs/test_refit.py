@@ -17,7 +17,7 @@ from macrec_pipeline.tracking.registry import EVALUATED_DIGEST_TAG, bundle_diges
 from macrec_pipeline.tracking.store import connect
 from tests.defs.test_continuity import APPEND, TRAINING, Week, _error
 
-SERVING = ["champion_comparison", "refitted_recommender", "registered_model"]
+SERVING = ["champion_comparison", "refitted_recommender", "champion_refit", "registered_model"]
 COLLABORATIVE = (
     "decoding={fusion: calibrated, collaborative_route: true, beam_width: 4, top_k: 10}",
     "evaluation.bootstrap_samples=20",
@@ -151,7 +151,8 @@ def test_the_champion_is_compared_as_it_was_evaluated(week: Week) -> None:
 def test_a_refit_of_an_earlier_recommender_is_not_registered(week: Week) -> None:
     """The message names both and says what to do."""
     assert week.run("refitted_recommender", overrides=COLLABORATIVE).success
-    assert week.run("recommender", "champion_comparison", overrides=(*COLLABORATIVE, "seed=4")).success
+    again = ("recommender", "champion_comparison", "champion_refit")
+    assert week.run(*again, overrides=(*COLLABORATIVE, "seed=4")).success
     message = _error(week.run("registered_model", overrides=COLLABORATIVE))
     assert "is not a refit of the present recommender" in message
     assert "Materialize `refitted_recommender` again" in message

@@ -39,6 +39,7 @@ KILLS: dict[str, tuple[str, float]] = {
     "predictions": (NOT_REPORTED, 0),
     "evaluation_report": (HALF_WRITTEN, 0),
     "refitted_recommender": (HALF_WRITTEN, 0),
+    "champion_refit": (HALF_WRITTEN, 0),
     "registered_model": (HALF_WRITTEN, 0),  # MLflow already has the model version
 }
 

@@ -8,9 +8,10 @@ import pytest
 from mlflow import MlflowClient
 
 from macrec_pipeline import cli
-from macrec_pipeline.errors import TrackingError
+from macrec_pipeline.errors import ChampionMovedError, TrackingError
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.tracking import Tracker
+from macrec_pipeline.tracking.registry import EVALUATED_DIGEST_TAG, RegisteredVersion
 from macrec_pipeline.tracking.store import connect
 
 
@@ -237,3 +238,24 @@ def test_the_commands_report_the_change(
     assert status == 2
     assert "There is no MLflow store in" in err
     assert not (tmp_path / "nothing").exists()
+
+
+def test_refits_of_the_champion_do_not_displace_other_models(
+    tracker: Tracker, client: MlflowClient, versions: list[int]
+) -> None:
+    """Versions 2, 3 and 4 are refits of one evaluated model. Rollbacks go back one refit, then to the other model."""
+    for number in (2, 3, 4):
+        client.set_model_version_tag("macrec-demo", str(number), EVALUATED_DIGEST_TAG, "abc")
+    tracker.promote("demo", version=2)
+    for number in (3, 4):
+        version = RegisteredVersion("macrec-demo", number, f"models:/macrec-demo/{number}", (), "", "")
+        change = tracker.promote_refit(version, "demo", over=number - 1, card="The card", reason="It was refused.")
+        assert (change.champion.version, champion(client)) == (number, number)
+    assert client.get_registered_model("macrec-demo").tags["macrec.champions"] == "[1, 3, 4]"
+    found = client.get_model_version("macrec-demo", "4")
+    assert found.tags["macrec.promotion"] == "refit of the champion"
+    assert found.tags["macrec.decision"].endswith(": champion as the refit of version 3. It was refused.")
+    assert found.description.startswith("The card\n")
+    with pytest.raises(ChampionMovedError, match="The champion of macrec-demo is now version 4, not version 2"):
+        tracker.promote_refit(version, "demo", over=2, card="", reason="")
+    assert [tracker.rollback("demo").champion.version for _ in range(2)] == [3, 1]

@@ -277,6 +277,8 @@ def write_serving_bundle(
     learned: "list[np.ndarray]",
     inputs: "Sequence[str]",
     provenance: "Mapping[str, Any] | None" = None,
+    codes: "Mapping[str, np.ndarray] | None" = None,
+    decoding: "Mapping[str, Any] | None" = None,
 ) -> None:
     """Write a bundle of the data set's catalogue and semantic IDs.
 
@@ -290,10 +292,13 @@ def write_serving_bundle(
         learned: the sequences that the model was trained on, int64 [T] item indices each; they count for popularity.
         inputs: assets whose digests are stored in the bundle.
         provenance: further entries of the bundle's `provenance`.
+        codes: modality -> int64 [N, L]; None: those in `semantic_ids`.
+        decoding: fields of `DecodingConfig`; None: today's settings.
     """
     from macrec_pipeline.recommender import RecommenderBundle
 
-    items, codes = asset.read_table("items"), codes_by_modality(asset.read_table("semantic_ids"))
+    items = asset.read_table("items")
+    codes = codes_by_modality(asset.read_table("semantic_ids")) if codes is None else codes
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
@@ -304,7 +309,7 @@ def write_serving_bundle(
         text_codes=codes.get("text"),
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
-        decoding=asset.config.decoding.model_dump(mode="json"),
+        decoding=asset.config.decoding.model_dump(mode="json") if decoding is None else decoding,
         catalogue=items.select(
             "title", "image_path", "categories", listed=~pl.col("item_index").is_in(unlisted_items(asset).tolist())
         ).to_dicts(),

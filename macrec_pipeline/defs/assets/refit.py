@@ -50,7 +50,7 @@ def refitted_recommender(context: dg.AssetExecutionContext, settings: Settings) 
             return asset.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)
         with asset.store.scratch("refitted_recommender") as scratch, asset.new_folder(details=details) as folder:
             scratch.mkdir(parents=True, exist_ok=True)
-            learned = _all_interactions(asset)
+            learned = all_interactions(asset)
             sasrec = _refit_sasrec(asset, scratch, learned) if asset.config.decoding.collaborative_route else None
             plan, fitted = _refit_recommender(context, asset, scratch, learned)
             facts = {"method": plan.method, "epochs": plan.num_epochs, "interactions": sum(map(len, learned))}
@@ -81,7 +81,7 @@ def refitted_bundle(asset: AssetContext) -> tuple[Path, dict[str, Any]] | None:
     return folder / "bundle", facts
 
 
-def _all_interactions(asset: AssetContext) -> list[np.ndarray]:
+def all_interactions(asset: AssetContext) -> list[np.ndarray]:
     """Return every user's items, int64 [T], oldest first, whatever the split holds out or leaves out."""
     from macrec_pipeline.data.histories.build import build_histories
 
@@ -105,7 +105,7 @@ def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndar
         config=plan.config,
         seed=asset.config.seed,
         device=prepare_device(asset.config.runtime),
-        progress=_refit_progress(asset),
+        progress=refit_progress(asset),
         checkpoint=scratch / "sasrec.safetensors",
         refit_start=plan.start,
         refit_epochs=plan.num_epochs,
@@ -120,8 +120,7 @@ def _refit_recommender(
     context: dg.AssetExecutionContext, asset: AssetContext, scratch: Path, learned: "Sequence[np.ndarray]"
 ) -> "tuple[RefitPlan[RecommenderConfig], FittedRecommender]":
     """Refit the recommender in this process, or in several if the settings say so."""
-    from macrec_pipeline.recommender import FittedRecommender, fit_recommender, plan_recommender_refit
-    from macrec_pipeline.runtime.devices import prepare_device
+    from macrec_pipeline.recommender import plan_recommender_refit
 
     manifest = asset.store.manifest("recommender")
     plan = plan_recommender_refit(
@@ -136,8 +135,36 @@ def _refit_recommender(
             "earlier weights.",
             asset.config.refit.method,
         )
-    codes = codes_by_modality(asset.read_table("semantic_ids"))
-    codebook_size = asset.store.manifest("semantic_ids").details["codebook_size"]
+    fitted = train_refit(
+        context,
+        asset,
+        scratch,
+        learned,
+        codes_by_modality(asset.read_table("semantic_ids")),
+        codebook_size=asset.store.manifest("semantic_ids").details["codebook_size"],
+        config=plan.config,
+        num_epochs=plan.num_epochs,
+        start=plan.start,
+    )
+    return plan, fitted
+
+
+def train_refit(
+    context: dg.AssetExecutionContext,
+    asset: AssetContext,
+    scratch: Path,
+    learned: "Sequence[np.ndarray]",
+    codes: "Mapping[str, np.ndarray]",
+    *,
+    codebook_size: int,
+    config: "RecommenderConfig",
+    num_epochs: int,
+    start: Path | None,
+) -> "FittedRecommender":
+    """Train a recommender on whole histories, in this process or in several; see `fit_recommender`."""
+    from macrec_pipeline.recommender import FittedRecommender, fit_recommender
+    from macrec_pipeline.runtime.devices import prepare_device
+
     checkpoint = scratch / "checkpoint.safetensors"
     if asset.config.runtime.training_processes > 1:
         from macrec_pipeline.defs.torchrun_training import train_with_torchrun
@@ -147,27 +174,26 @@ def _refit_recommender(
             learned,
             codes,
             codebook_size=codebook_size,
-            config=asset.config.model_copy(update={"recommender": plan.config}),
+            config=asset.config.model_copy(update={"recommender": config}),
             checkpoint=checkpoint,
-            start=plan.start,
-            refit_epochs=plan.num_epochs,
+            start=start,
+            refit_epochs=num_epochs,
         )
-        with train_with_torchrun(context, asset, job, scratch, progress=_refit_progress(asset)) as (folder, _):
-            return plan, FittedRecommender.load(folder, device=prepare_device(asset.config.runtime))
-    fitted = fit_recommender(
+        with train_with_torchrun(context, asset, job, scratch, progress=refit_progress(asset)) as (folder, _):
+            return FittedRecommender.load(folder, device=prepare_device(asset.config.runtime))
+    return fit_recommender(
         learned,
         codes.get("text"),
         codes.get("image"),
         codebook_size=codebook_size,
-        config=plan.config,
+        config=config,
         seed=asset.config.seed,
         device=prepare_device(asset.config.runtime),
-        progress=_refit_progress(asset),
+        progress=refit_progress(asset),
         checkpoint=checkpoint,
-        start=plan.start,
-        refit_epochs=plan.num_epochs,
+        start=start,
+        refit_epochs=num_epochs,
     )
-    return plan, fitted
 
 
 def _write(
@@ -207,7 +233,7 @@ def _write(
     )
 
 
-def _refit_progress(asset: AssetContext) -> "Progress":
+def refit_progress(asset: AssetContext) -> "Progress":
     """Report the progress of a training as that of its refit."""
 
     def report(stage: str, done: int, total: int, metrics: "Mapping[str, float] | None" = None) -> None:

@@ -24,12 +24,12 @@ from macrec_pipeline.defs.ids.continuity import Decision
 from macrec_pipeline.defs.ids.quality import flatten_quality_report, measure_quality
 from macrec_pipeline.defs.ids.shards import sharded_quantize
 from macrec_pipeline.defs.ids.tables import anchor_vectors, retired_table, sasrec_anchors, with_all_columns
+from macrec_pipeline.defs.ids.vectors import complete_vectors, item_vectors, read_embeddings
 from macrec_pipeline.defs.manifest_keys import GIVEN
 from macrec_pipeline.defs.presentation import format_metrics, table_metadata
 from macrec_pipeline.defs.resources import DATASETS, GPU_POOL, Settings
 from macrec_pipeline.errors import ConfigError
 from macrec_pipeline.schemas import PSEUDO_LABELS, SEMANTIC_IDS
-from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def pseudo_labels(context: dg.AssetExecutionContext, settings: Settings) -> dg.M
         if continuity.will_keep_quantizer(asset):
             return asset.skip(PSEUDO_LABELS.empty(), QUANTIZER_IS_KEPT)
         prepare_device(asset.config.runtime)
-        tables = _read_embeddings(asset)
-        labels = _fit_clusters(asset, _complete_vectors(tables))
+        tables = read_embeddings(asset)
+        labels = _fit_clusters(asset, complete_vectors(tables))
         clusters = {f"{modality}_cluster": values for modality, values in labels.items()}
         metadata: dict[str, Any] = {f"{name}s": np.unique(values).size for name, values in clusters.items()}
         metadata |= {f"largest_{name}": int(np.bincount(values).max()) for name, values in clusters.items()}
@@ -88,7 +88,7 @@ def quantizer(context: dg.AssetExecutionContext, settings: Settings) -> dg.Mater
     with open_asset(context, settings, "quantizer") as asset:
         if asset.has_given_ids:
             return _skip_quantizer(asset)
-        labels, vectors = asset.read_table("pseudo_labels"), _complete_vectors(_read_embeddings(asset))
+        labels, vectors = asset.read_table("pseudo_labels"), item_vectors(asset)
         device, anchors = prepare_device(asset.config.runtime), sasrec_anchors(asset)
         decision = continuity.decide(asset, vectors, device)
         if decision.append:
@@ -267,7 +267,7 @@ def _assign_ids(asset: AssetContext, scratch: Path) -> _IdOutcome:
     from macrec_pipeline.runtime.devices import prepare_device
     from macrec_pipeline.semantic_ids import FittedQuantizer, assign_semantic_ids
 
-    device, vectors = prepare_device(asset.config.runtime.for_shards()), _complete_vectors(_read_embeddings(asset))
+    device, vectors = prepare_device(asset.config.runtime.for_shards()), item_vectors(asset)
     quantizer = FittedQuantizer.load(asset.folder("quantizer"), device=device)
     decision = continuity.decision_for_ids(asset)
     quantize_modality = sharded_quantize(asset, quantizer, scratch, device=device)
@@ -294,22 +294,6 @@ def _assign_ids(asset: AssetContext, scratch: Path) -> _IdOutcome:
     metadata |= {"new_items": int(appended.is_new.sum()), "returned_items": appended.num_returned}
     metadata |= {"retired_ids": retired.height, **flatten_quality_report(report)}
     return _IdOutcome(appended.assigned, details | {"quality": report}, metadata, {"retired_ids": retired})
-
-
-def _read_embeddings(asset: AssetContext) -> dict[str, pl.DataFrame]:
-    """Read the embeddings of each modality that the catalogue has."""
-    tables = {modality: asset.read_table(f"{modality}_embeddings") for modality in ROUTES}
-    return {modality: table for modality, table in tables.items() if table.height}
-
-
-def _complete_vectors(tables: Mapping[str, pl.DataFrame]) -> dict[str, np.ndarray]:
-    """Return the embeddings of each modality, writable float32 [N, D], with missing ones imputed from neighbours."""
-    from macrec_pipeline.semantic_ids import impute_from_neighbours
-
-    return impute_from_neighbours(
-        {modality: vectors_of(table).copy() for modality, table in tables.items()},
-        {modality: table["imputed"].to_numpy() for modality, table in tables.items()},
-    )
 
 
 def _fit_clusters(asset: AssetContext, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,6 +16,8 @@ from macrec_pipeline.errors import SchemaError, StorageError
 from macrec_pipeline.schemas import RETIRED_IDS, TableSchema
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from macrec_pipeline.semantic_ids import Anchors, FittedQuantizer, IdsByItem, LearnedVectors, RetiredIds
 
 logger = logging.getLogger(__name__)
@@ -77,15 +79,26 @@ def sasrec_anchors(asset: AssetContext) -> "Anchors | None":
 
 
 def anchor_vectors(
-    asset: AssetContext, quantizer: "FittedQuantizer", vectors: Mapping[str, np.ndarray]
+    asset: AssetContext,
+    quantizer: "FittedQuantizer",
+    vectors: Mapping[str, np.ndarray],
+    *,
+    folder: "Path | None" = None,
 ) -> np.ndarray | None:
-    """Return a collaborative vector for every item, float32 [N, F]; None if the quantizer's input has none."""
+    """Return a collaborative vector for every item, float32 [N, F]; None if the quantizer's input has none.
+
+    Args:
+        asset: the asset that needs the vectors.
+        quantizer: the quantizer.
+        vectors: the embeddings of each modality, float32 [N, D].
+        folder: of the quantizer; None: that of the present one.
+    """
     from macrec_pipeline.semantic_ids import Anchors
 
     if not quantizer.collaborative_dim:
         return None
     items = asset.read_table("items")
-    return Anchors.load(asset.store.folder("quantizer")).for_items(
+    return Anchors.load(folder or asset.store.folder("quantizer")).for_items(
         items["item_id"].to_list(), vectors, learned=_learned_vectors(asset, items)
     )
 

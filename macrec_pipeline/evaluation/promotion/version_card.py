@@ -64,6 +64,27 @@ def refit_note(*, method: str, epochs: int, interactions: int, evaluated_bundle:
     )
 
 
+def champion_refit_note(
+    *, method: str, epochs: int, interactions: int, evaluated_bundle: str, evaluated_version: str
+) -> str:
+    """Say which evaluated model a champion is the refit of; the arguments are the facts in its `refit.json`.
+
+    Args:
+        method: "continue"; the refit starts from the evaluated weights.
+        epochs: of the refit.
+        interactions: that the refit was trained on.
+        evaluated_bundle: digest of the evaluated bundle.
+        evaluated_version: the version that was registered with it.
+    """
+    assert method == "continue", method
+    return (
+        f"All metrics are those of the evaluated model, bundle {evaluated_bundle[:12]}, when version "
+        f"{evaluated_version} was registered. This version is a later refit of that model: continued from its weights "
+        f"on all {interactions:,} interactions that there were when this version was made (epochs: {epochs}). So no "
+        "metrics exist for the refit itself, and later challengers are compared with the evaluated model."
+    )
+
+
 def version_card(title: str, figures: str, *, note: str = "") -> str:
     """Build the whole description: the data set's title, escaped, and below it the figures.
 
