@@ -89,7 +89,7 @@ def test_assets_are_listed_upstream_first() -> None:
     names = asset_names(defs)
     assert names[:2] == ["raw_interactions", "raw_items"]
     assert names[-1] == "registered_model"
-    assert len(names) == 18
+    assert len(names) == 19
 
 
 def test_an_unknown_asset_is_refused_with_a_suggestion(settings: Settings, partition: str) -> None:
