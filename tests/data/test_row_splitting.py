@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from macrec_pipeline.data.readers import row_splitting
+from macrec_pipeline.data.readers.quoted_rows import PlainRows
 from macrec_pipeline.data.readers.row_splitting import Quoting, Row, RowSplitter
 from macrec_pipeline.data.readers.text_files import SourceTable, read_delimited, read_delimited_parts
 from macrec_pipeline.errors import DataError, SchemaError
@@ -243,7 +245,7 @@ def test_line_endings_of_old_macs_are_an_error(tmp_path: Path) -> None:
 class _OneByOne(RowSplitter):
     """Splits all text row by row: what the fast way must agree with."""
 
-    def _split_at_once(self, data: bytes, num_columns: int) -> None:
+    def _split_at_once(self, data: bytes, plain: PlainRows, num_columns: int) -> None:
         return None
 
 
@@ -301,15 +303,10 @@ def test_lines_split_at_once_are_the_rows_that_are_split_one_by_one(
     assert fast == _outcome(_OneByOne("log.csv", separator, quoting), blocks, 3)
 
 
-@pytest.mark.parametrize(
-    "odd", ['u,"i,\n1",5', 'u"x,i,5', '"u,1",i', "u,i,5,6"], ids=["line break", "stray quote", "short", "long"]
-)
-def test_one_odd_row_does_not_slow_down_the_others(monkeypatch: pytest.MonkeyPatch, odd: str) -> None:
-    """Of a block of a megabyte, only the lines around the odd row are split one by one."""
-    lines = [f'"u{number}","i{number}",5' for number in range(40_000)]
-    lines.insert(20_000, odd)
-    splitter = RowSplitter("log.csv", ",", Quoting(is_declared=True))
-    seen = []
+@pytest.fixture
+def split_one_by_one(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of each text that was split row by row."""
+    seen: list[int] = []
     rows_of = RowSplitter._split_row_by_row
 
     def counted(self: RowSplitter, text: str, *args: int, is_end: bool) -> list[Row]:
@@ -317,6 +314,34 @@ def test_one_odd_row_does_not_slow_down_the_others(monkeypatch: pytest.MonkeyPat
         return rows_of(self, text, *args, is_end=is_end)
 
     monkeypatch.setattr(RowSplitter, "_split_row_by_row", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "odd", ['u,"i,\n1",5', 'u"x,i,5', '"u,1",i', "u,i,5,6"], ids=["line break", "stray quote", "short", "long"]
+)
+def test_one_odd_row_does_not_slow_down_the_others(split_one_by_one: list[int], odd: str) -> None:
+    """Of a block of a megabyte, only the lines around the odd row are split one by one."""
+    lines = [f'"u{number}","i{number}",5' for number in range(40_000)]
+    lines.insert(20_000, odd)
+    splitter = RowSplitter("log.csv", ",", Quoting(is_declared=True))
     found = splitter.split("\n".join(lines).encode() + b"\n", 1, 3, is_end=True)
     assert sum(cells.height for cells, _ in found.parts) == 40_001
-    assert sum(seen) < 40_000
+    assert sum(split_one_by_one) < 40_000
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_cells_with_line_breaks_are_split_at_once(path: Path, split_one_by_one: list[int], newline: str) -> None:
+    """Megabytes of comments over several lines are read as Python reads them, each with the line it begins on."""
+    rows = [
+        [str(number), f'{newline * (number % 7)}said ""so"", {number}{newline * (number % 3)}' * (number % 5), "x"]
+        for number in range(60_000)
+    ]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator=newline).writerows([_NAMES, *rows])
+    content = stream.getvalue().encode()
+    table = _read(path, content)
+    assert _cells(table) == rows
+    num_breaks = [0, *(sum(cell.count("\n") for cell in row) for row in rows[:-1])]
+    assert table.line_numbers.to_list() == [2 + row + breaks for row, breaks in enumerate(accumulate(num_breaks))]
+    assert sum(split_one_by_one) < len(content) / 20

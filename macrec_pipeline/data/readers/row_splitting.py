@@ -10,17 +10,13 @@ are quoted, the row is an error that asks for the setting `quote`.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from macrec_pipeline.data.readers.quoted_rows import PlainRows, plain_lines, plain_quoted_rows
 from macrec_pipeline.errors import SchemaError
 from macrec_pipeline.runtime.secret_addresses import without_secrets
-
-IntArray: TypeAlias = NDArray[np.int64]
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 OVERFLOW = "overflow"
 """The column that holds the first cell beyond the columns of the file."""
@@ -28,10 +24,10 @@ OVERFLOW = "overflow"
 _UNIT_SEPARATOR = b"\x1f"  # polars splits at a single byte only; this one stands for a longer separator
 _LONGEST_ROW = 64 << 20
 _LONGEST_SHOWN = 4096
-_SEARCHED_BYTES = 1 << 20  # searched at once for lines that are rows beyond doubt
-_WINDOW_BYTES = 1 << 14  # split row by row where a line is in doubt, before the next lines are tried at once
+_SEARCHED_BYTES = 1 << 20  # searched at once for rows beyond doubt, after the first one in doubt
+_WINDOW_BYTES = 1 << 14  # split row by row where one is in doubt, before the next rows are tried at once
 _LONE_CARRIAGE_RETURN = re.compile(rb"\r(?!\n)")
-_LINE_BREAK, _CARRIAGE_RETURN = ord("\n"), ord("\r")
+_LINE_BREAK = ord("\n")
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,6 @@ class RowSplitter:
         self._quoted = re.compile(
             f"{quote}((?:[^{quote}{escape or ''}]++|{quote}{quote}{escaped})*+){quote}", re.DOTALL
         )
-        # Bytes that may stand beside a quote that begins or ends a cell, if quotes are single bytes.
-        self._is_beside_quote = np.zeros(256, dtype=np.bool_)
-        self._is_beside_quote[list(f"\n{quoting.quote or ''}{separator}".encode())] = True
 
     def first_row(self, text: str, *, is_end: bool) -> Row | None:
         """Return the first row; None if it is not complete. Quotes around a column's name prove that quotes count."""
@@ -113,28 +106,28 @@ class RowSplitter:
     def split(self, data: bytes, first_line: int, num_columns: int, *, is_end: bool) -> SplitRows:
         """Split the complete rows at the beginning of `data`, which consists of whole lines.
 
-        Lines that are rows beyond doubt are split at once. Where a line is in doubt, for example because a cell has a
-        line break, rows are split one by one until lines are beyond doubt again.
+        Rows beyond doubt are split at once. Where a row is in doubt, for example because of a quote inside a cell, rows
+        are split one by one until they are beyond doubt again.
         """
-        rows = self._split_at_once(data, num_columns)
-        if rows is not None:
-            return SplitRows([(rows, _count_from(first_line, rows.height))], len(data), first_line + rows.height)
         parts: list[tuple[pl.DataFrame, pl.Series]] = []
-        position, line, window = 0, first_line, _WINDOW_BYTES
+        position, line, window, searched = 0, first_line, _WINDOW_BYTES, len(data)
         while position < len(data):
-            num_plain = self._plain_bytes(data, position)
-            # Short runs of such lines are not worth a call of the parser.
-            is_run = num_plain >= min(window, len(data) - position)
-            rows = self._split_at_once(data[position : position + num_plain], num_columns) if is_run else None
+            searched_end = _end_of_line(data, position + searched)
+            plain = self._plain_rows(data[position:searched_end])
+            # Short runs of such rows are not worth a call of the parser.
+            is_run = plain.num_bytes >= min(window, len(data) - position)
+            plain_data = data[position : position + plain.num_bytes]
+            rows = self._split_at_once(plain_data, plain, num_columns) if is_run else None
             if rows is not None:
-                parts.append((rows, _count_from(line, rows.height)))
-                position, line = position + num_plain, line + rows.height
-                window = max(_WINDOW_BYTES, window // 2)
+                parts.append((rows, _row_lines(plain, line)))
+                position, line = position + plain.num_bytes, line + plain.num_lines
+                window, searched = max(_WINDOW_BYTES, window // 2), _SEARCHED_BYTES
                 continue
             stop = _end_of_line(data, position + window)
-            text = data[position:stop].decode()
+            text, was_certain = data[position:stop].decode(), self._is_quoting_certain
             found = self._split_row_by_row(text, line, num_columns, is_end=is_end and stop == len(data))
             window *= 2
+            searched = _SEARCHED_BYTES if was_certain == self._is_quoting_certain else len(data)
             if found:
                 parts.append(_frame_of_rows(found, num_columns))
                 position += len(text[: found[-1].end].encode())
@@ -143,99 +136,49 @@ class RowSplitter:
                 break
         return SplitRows(parts, position, line)
 
-    def _split_at_once(self, data: bytes, num_columns: int) -> pl.DataFrame | None:
-        """Split whole lines at once if each line is a row beyond doubt; otherwise return None."""
-        quote, escape, separator = self._quoting.quote, self._quoting.escape, self._separator.encode()
-        if escape is not None and escape.encode() in data:
-            return None
-        if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
-            return None  # polars leaves out some of the carriage returns inside of lines
+    def _plain_rows(self, data: bytes) -> PlainRows:
+        """Return the whole rows at the beginning of `data` that are rows beyond doubt."""
+        quote, separator, escape = (self._quoting.quote or "").encode(), self._separator.encode(), self._quoting.escape
+        end = len(data)
+        if escape is not None and (found := data.find(escape.encode())) >= 0:
+            end = data.rfind(b"\n", 0, found) + 1
+        if quote and (len(quote) > 1 or len(separator) > 1) and (found := data.find(quote, 0, end)) >= 0:
+            end = data.rfind(b"\n", 0, found) + 1
+        if quote and data.find(quote, 0, end) >= 0:
+            return plain_quoted_rows(data[:end], quote[0], separator[0], allow_breaks=self._is_quoting_certain)
+        # polars leaves out some of the carriage returns inside of lines.
+        if data.find(b"\r", 0, end) >= 0 and (lone := _LONE_CARRIAGE_RETURN.search(data, 0, end)) is not None:
+            end = data.rfind(b"\n", 0, lone.start()) + 1
+        return plain_lines(data[:end])
+
+    def _split_at_once(self, data: bytes, plain: PlainRows, num_columns: int) -> pl.DataFrame | None:
+        """Split rows beyond doubt at once; return None if the parser finds others, or if quotes may be ordinary."""
+        quote, separator = self._quoting.quote, self._separator.encode()
         is_quoted = quote is not None and quote.encode() in data
-        if is_quoted and not self._has_quotes_around_cells(data):
-            return None
         if len(separator) > 1:
             if _UNIT_SEPARATOR in data:
                 return None
             data, separator = data.replace(separator, _UNIT_SEPARATOR), _UNIT_SEPARATOR
         rows = read_lines(data, num_columns, separator.decode(), quote=quote if is_quoted else None)
-        rows = rows.rechunk() if is_quoted else rows
-        # There are fewer rows if a quoted cell has a line break.
-        if rows.height != data.count(b"\n") + (not data.endswith(b"\n") and bool(data)):
+        if rows.height != plain.num_rows:
             return None
         if is_quoted and not self._is_quoting_certain and rows[str(num_columns - 1)].null_count() > 0:
             # The quotes of a row that is too short may be ordinary text.
             return None if self._may_be_unquoted(data, num_columns) else rows
         return rows
 
-    def _has_quotes_around_cells(self, data: bytes) -> bool:
-        """Return whether the first, third, ... quote begins a cell or is doubled, and each other one ends a cell."""
-        quote = (self._quoting.quote or "").encode()
-        if len(quote) > 1 or len(self._separator.encode()) > 1:
-            return False
-        text = np.frombuffer(data, dtype=np.uint8)
-        quotes = np.flatnonzero(text == quote[0])
-        if len(quotes) % 2:
-            return False
-        begins, ends = quotes[::2], quotes[1::2]
-        is_begin = self._is_beside_quote[text[begins - 1]]  # of the first byte, this looks at the last one
-        is_begin[:1] |= begins[:1] == 0
-        if not is_begin.all():
-            return False
-        is_end = self._is_beside_quote[text[np.minimum(ends + 1, len(text) - 1)]]  # a quote at the end passes by itself
-        others = ends[~is_end]
-        if not len(others):
-            return True
-        if int(others[-1]) + 2 >= len(text):
-            return False
-        return bool(((text[others + 1] == _CARRIAGE_RETURN) & (text[others + 2] == _LINE_BREAK)).all())
-
     def _may_be_unquoted(self, data: bytes, num_columns: int) -> bool:
         """Return whether a line has a separator in a quoted cell, and is a full row if quotes are ordinary text."""
-        _, is_quote, is_break, is_inside = self._marks(data, self._separator.encode()[0])
+        text = np.frombuffer(data, dtype=np.uint8)
+        quote, separator = ord(self._quoting.quote or "\0"), self._separator.encode()[0]
+        found = text[(text == quote) | (text == _LINE_BREAK) | (text == separator)]
+        is_quote, is_break = found == quote, found == _LINE_BREAK
+        is_inside = np.cumsum(is_quote) % 2 == 1
         is_separator = ~is_quote & ~is_break
         line_of = np.cumsum(is_break)[is_separator]
         inside = np.bincount(line_of[is_inside[is_separator]], minlength=1)
         separators = np.bincount(line_of, minlength=len(inside))[: len(inside)]
         return bool(((inside > 0) & (separators == num_columns - 1)).any())
-
-    def _plain_bytes(self, data: bytes, start: int) -> int:
-        """Return how many bytes from `start` on are lines that are rows beyond doubt, among the next ones."""
-        quote, escape = (self._quoting.quote or "").encode(), self._quoting.escape
-        end = _end_of_line(data, start + _SEARCHED_BYTES)
-        if escape is not None and (found := data.find(escape.encode(), start, end)) >= 0:
-            end = data.rfind(b"\n", start, found) + 1 or start
-        if b"\r" in data and (lone := _LONE_CARRIAGE_RETURN.search(data, start, end)) is not None:
-            end = data.rfind(b"\n", start, lone.start()) + 1 or start
-        if len(quote) != 1 or len(self._separator.encode()) > 1:
-            found = data.find(quote, start, end) if quote else -1
-            return end - start if found < 0 else (data.rfind(b"\n", start, found) + 1 or start) - start
-        part = data[start:end]
-        positions, is_quote, _, is_inside = self._marks(part, _LINE_BREAK)
-        text = np.frombuffer(part, dtype=np.uint8)
-        beside = np.where(is_inside, positions - 1, np.minimum(positions + 1, max(len(text) - 1, 0)))
-        is_plain = self._is_beside_quote[text[beside]] | (is_inside & (positions == 0))
-        follows = ~is_inside & (text[beside] == _CARRIAGE_RETURN)
-        is_plain |= follows & (text[np.minimum(beside + 1, max(len(text) - 1, 0))] == _LINE_BREAK)
-        in_doubt = np.flatnonzero(np.where(is_quote, ~is_plain, is_inside))
-        if len(in_doubt):
-            return part.rfind(b"\n", 0, int(positions[in_doubt[0]])) + 1
-        if not is_inside[-1:].any():
-            return len(part)
-        return part.rfind(b"\n", 0, int(positions[-1])) + 1
-
-    def _marks(self, data: bytes, other: int) -> tuple[IntArray, BoolArray, BoolArray, BoolArray]:
-        """Find the quotes, the line breaks and the bytes `other`.
-
-        Returns:
-            Their positions, whether each is a quote, whether it is a line break, and whether it is inside of quotes;
-            a quote that begins a cell counts as inside.
-        """
-        text = np.frombuffer(data, dtype=np.uint8)
-        quote = ord(self._quoting.quote or "\0")
-        positions = np.flatnonzero((text == quote) | (text == _LINE_BREAK) | (text == other))
-        found = text[positions]
-        is_quote = found == quote
-        return positions, is_quote, found == _LINE_BREAK, np.cumsum(is_quote) % 2 == 1
 
     def _split_row_by_row(self, text: str, first_line: int, num_columns: int, *, is_end: bool) -> list[Row]:
         """Return the complete rows of a text; what follows the end of the last one belongs to the next text."""
@@ -360,8 +303,11 @@ def _frame_of_rows(rows: list[Row], num_columns: int) -> tuple[pl.DataFrame, pl.
     return frame, pl.Series("source_row", [row.line_number for row in rows], dtype=pl.Int64)
 
 
-def _count_from(first: int, count: int) -> pl.Series:
-    return pl.int_range(first, first + count, dtype=pl.Int64, eager=True).alias("source_row")
+def _row_lines(rows: PlainRows, first_line: int) -> pl.Series:
+    """Return the line that each row begins on: int64."""
+    if rows.lines is not None:
+        return pl.Series("source_row", rows.lines + first_line)
+    return pl.int_range(first_line, first_line + rows.num_rows, dtype=pl.Int64, eager=True).alias("source_row")
 
 
 def _end_of_line(data: bytes, position: int) -> int:

@@ -25,6 +25,7 @@ from typing import IO, cast
 import polars as pl
 import pyarrow as pa
 
+from macrec_pipeline.data.readers.quoted_rows import count_breaks
 from macrec_pipeline.data.readers.row_splitting import DOUBLE_QUOTES, OVERFLOW, Quoting, RowSplitter, read_lines
 from macrec_pipeline.errors import DataError, MissingFileError, SchemaError
 from macrec_pipeline.runtime.secret_addresses import without_secrets
@@ -211,7 +212,7 @@ def line_blocks(
             while chunk := start + stream.read(block_bytes):
                 start = b""
                 if decoder is not None:
-                    chunk = decoder.as_utf8(chunk)
+                    chunk = decoder.as_utf8(chunk, line=line_number)
                 end = chunk.rfind(b"\n") + 1
                 if not end:
                     rest += chunk
@@ -223,7 +224,7 @@ def line_blocks(
                     continue
                 block = LineBlock(line_number, rest + chunk[:end])
                 rest = chunk[end:]
-                line_number += block.data.count(b"\n")
+                line_number += count_breaks(block.data)
                 yield block
     except SchemaError:
         raise
@@ -232,7 +233,7 @@ def line_blocks(
             f"{error} The file is readable up to line {line_number - 1}, but a partial file is not used."
         ) from None
     if decoder is not None:
-        rest += decoder.as_utf8(b"", final=True)
+        rest += decoder.as_utf8(b"", line=line_number, final=True)
     if rest:
         yield LineBlock(line_number, rest)
 
@@ -244,27 +245,26 @@ class _Decoder:
         self._file, self._encoding = file, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)(errors="strict")
         self._is_utf8 = codecs.lookup(encoding).name == "utf-8"
-        self._line, self._is_start = 1, True
+        self._is_start = True
 
-    def as_utf8(self, chunk: bytes, *, final: bool = False) -> bytes:
+    def as_utf8(self, chunk: bytes, *, line: int, final: bool = False) -> bytes:
+        """Return a chunk as UTF-8. `line` is the number of the line that it begins in."""
         if self._is_utf8 and chunk.isascii() and b"\0" not in chunk and not self._decoder.getstate()[0]:
-            self._line += chunk.count(b"\n")
             self._is_start = self._is_start and not chunk
             return chunk
         try:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:
-            line = self._line + error.object.count(b"\n", 0, error.start)
+            line += error.object.count(b"\n", 0, error.start)
             raise _not_text(
                 self._file, line, self._encoding, _line_around(error.object, error.start, self._encoding)
             ) from None
         if "\0" in text:
-            line = self._line + text.count("\n", 0, text.index("\0"))
+            line += text.count("\n", 0, text.index("\0"))
             raise SchemaError(
                 f"{self._file}: line {line} contains null bytes, so the file is not text in the encoding "
                 f"{self._encoding}. If another program shows it as text, it is probably UTF-16: set `encoding: utf-16`."
             )
-        self._line += text.count("\n")
         if self._is_start and text:
             text, self._is_start = text.removeprefix("\ufeff"), False
         return text.encode()
