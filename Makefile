@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 MANIFESTS := pyproject.toml constraints.txt
 
-.PHONY: help demo ui test test-all docs lint format coverage accuracy-demo bench audit clean
+.PHONY: help demo ui test test-all docs lint format coverage accuracy-demo bench audit lock clean
 
 help: ## List the targets
 	@echo 'make demo           Install into $(VENV), then run the whole pipeline on the built-in data set (about 7 minutes)'
@@ -29,6 +29,7 @@ help: ## List the targets
 	@echo 'make bench          Measure speed and memory of the heavy stages (half an hour, 8 GB of memory, 20 GB of disk)'
 	@echo 'make accuracy-demo  Train every variant and baseline on the built-in data set with three seeds (one to two hours)'
 	@echo 'make audit          Write a bill of materials and look up known vulnerabilities of the installed packages'
+	@echo 'make lock           Write deployment/locked/, from which the container images are built'
 	@echo 'make clean          Remove the virtual environment and the caches; .macrec (runs and models) and data stay'
 
 demo: $(VENV)/.installed-demo
@@ -76,8 +77,15 @@ audit: $(VENV)/.installed-demo
 	$(AUDIT)/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	$(AUDIT)/bin/python deployment/audit.py $(BIN)/python
 
+LOCK := $(VENV)-lock
+
+lock:
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python -m pip install --disable-pip-version-check --quiet uv==0.13.9
+	$(PYTHON) deployment/lock.py $(LOCK)/bin/uv
+
 clean:
-	rm -rf $(VENV) $(AUDIT) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(AUDIT) $(LOCK) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find macrec_pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian ships the venv module as a separate package.

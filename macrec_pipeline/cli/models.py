@@ -1,6 +1,6 @@
 """The commands about registered models: get recommendations, and decide which version is champion."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -82,16 +82,17 @@ def recommend(
     - `macrec recommend --model models:/macrec-demo/3 --history P0001 -k 5 --category Camping`
     """
     quieten_libraries()
+    from macrec_pipeline.recommender import RecommenderBundle
     from macrec_pipeline.recommender.retrieval.eligible_items import Rules
-    from macrec_pipeline.tracking import load_model
+    from macrec_pipeline.tracking import registered_bundle
 
     item_ids = _split_at_commas(history)
     rules = None
     if allow is not None or exclude or category or exclude_category:
         allowed = None if allow is None else _split_at_commas(allow)
         rules = Rules(allowed, _split_at_commas(exclude), category or None, exclude_category or ())
-    loaded: Any = load_model(model, home.folder)
-    bundle = loaded.unwrap_python_model().bundle
+    with registered_bundle(model, home.folder) as registered:
+        bundle = RecommenderBundle.load(registered.folder)
     answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
     out = console()

@@ -8,6 +8,7 @@ If the bundle is a refit, the folder also has those files of the evaluated bundl
 from __future__ import annotations
 
 import filecmp
+import json
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -46,6 +47,8 @@ def save_bundle_model(
     """
     with mlflow_warnings_ignored():
         import mlflow.pyfunc
+
+        from macrec_pipeline.tracking.pyfunc_model import CODE
     example = checked_example(bundle_folder)
     with tempfile.TemporaryDirectory() as scratch, mlflow_warnings_ignored():
         script = Path(scratch, "pyfunc_model.py")  # a copy, because MLflow records the path of the script
@@ -53,14 +56,15 @@ def save_bundle_model(
         # MLflow uses the folder's name inside the model and does not follow links, so the folder is copied.
         bundle_copy = Path(scratch, "bundle")
         shutil.copytree(bundle_folder, bundle_copy)
-        artifacts = {"bundle": str(bundle_copy)}
+        code = copy_code(Path(scratch, "code"))
+        artifacts = {"bundle": str(bundle_copy), CODE: str(write_code_digests(code, Path(scratch, "code.json")))}
         if evaluated_folder is not None:
             artifacts[EVALUATED] = str(copy_differences(evaluated_folder, bundle_folder, Path(scratch, EVALUATED)))
         mlflow.pyfunc.save_model(
             destination,
             python_model=str(script),
             artifacts=artifacts,
-            code_paths=[str(copy_code(Path(scratch, "code")))],
+            code_paths=[str(code)],
             signature=model_signature(),
             input_example=example,
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in _REQUIREMENTS],
@@ -99,6 +103,20 @@ def copy_code(destination: Path) -> Path:
         else:
             shutil.copyfile(source, copy / name)
     return copy
+
+
+def write_code_digests(code: Path, destination: Path) -> Path:
+    """Write the digests of a copy of the code, which the served model compares with the code that runs it.
+
+    Args:
+        code: the result of `copy_code`.
+        destination: the file to write, which is also returned.
+    """
+    from macrec_pipeline.tracking.pyfunc_model import code_digests
+
+    names = sorted(path.relative_to(code).as_posix() for path in code.rglob("*") if path.is_file())
+    destination.write_text(json.dumps(code_digests(code, names), indent=1) + "\n", encoding="utf-8")
+    return destination
 
 
 def model_signature() -> ModelSignature:

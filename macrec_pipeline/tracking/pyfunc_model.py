@@ -21,7 +21,10 @@ recommender (docs/decisions/005-pyfunc-knows-the-recommender.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_STATE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from macrec_pipeline.errors import RequestError
@@ -45,6 +49,9 @@ RULES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
 """The business rules, each a list of strings. They are columns of the input, and keys of the parameter `rules`."""
 UNSEEN = "exclude_seen"
 """A parameter, and a column of the input."""
+CODE = "code"
+"""The artifact with the digests of the version's code: a JSON object of paths in the package and SHA-256 digests."""
+_PACKAGE = "macrec_pipeline"
 
 
 class RecommenderModel(PythonModel):
@@ -57,7 +64,14 @@ class RecommenderModel(PythonModel):
     bundle: RecommenderBundle
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the registered bundle. Raise `StorageError` if its parts do not belong together."""
+        """Load the registered bundle.
+
+        Raises:
+            MlflowException: the package that this process has imported is not the code of this version.
+            StorageError: the parts of the bundle do not belong together.
+        """
+        if CODE in context.artifacts:  # not while a bundle is tried before it is registered
+            check_code(Path(context.artifacts[CODE]))
         from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
 
         self.bundle = RecommenderBundle.load(Path(context.artifacts["bundle"]))
@@ -186,6 +200,43 @@ def _content_of(name: str) -> str:
 
 def _is_null(cell: Any) -> bool:
     return cell is None or cell is pd.NA or (isinstance(cell, float) and bool(np.isnan(cell)))
+
+
+def check_code(manifest: Path) -> None:
+    """Compare the code of a version with the package that this process has imported.
+
+    MLflow puts the code of a version on the import path, but Python keeps using a package that was imported before.
+    Without this check, the second version that a process loads would silently run with the code of the first.
+
+    Args:
+        manifest: the artifact `CODE`.
+
+    Raises:
+        MlflowException: a file of the package is missing or different.
+    """
+    expected: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))
+    imported = Path(sys.modules[_PACKAGE].__file__ or "").parent
+    found = code_digests(imported, expected)
+    if differing := sorted(name for name in expected if found.get(name) != expected[name]):
+        more = f" and {len(differing) - 1} more of its files differ" if len(differing) > 1 else " differs"
+        raise MlflowException(
+            f"This version of the model was registered with other code than the package {_PACKAGE} that this process "
+            f"has imported from {imported}: {differing[0]}{more}. Python keeps the first copy of a package that a "
+            "process imports. Load this version in a new process that has not imported the package, or use "
+            "`macrec serve`, which runs each version in a process of its own.",
+            error_code=INVALID_STATE,
+        )
+
+
+def code_digests(package: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 digests, hexadecimal, of those files of a package that exist.
+
+    Args:
+        package: the folder of the package.
+        names: paths of files within it, with forward slashes.
+    """
+    files = {name: package / name for name in names}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
 mlflow.models.set_model(RecommenderModel())

@@ -17,7 +17,20 @@ Compose = Mapping[str, Any]
 
 def problems(compose: Compose) -> list[str]:
     """Return all problems of a compose file."""
-    checks = (dependencies, references, images, ports, secrets, health, privileges, allowed_hosts)
+    checks = (
+        dependencies,
+        references,
+        images,
+        ports,
+        networks,
+        secrets,
+        database_users,
+        health,
+        limits,
+        privileges,
+        read_only,
+        allowed_hosts,
+    )
     return [line for check in checks for line in check(compose)]
 
 
@@ -75,6 +88,28 @@ def ports(compose: Compose) -> Iterator[str]:
             yield f"{name}: uses the network of the host"
 
 
+def networks(compose: Compose) -> Iterator[str]:
+    """Yield the services that share a network with the champion, which needs none but MLflow."""
+    networks_of = {name: set(service.get("networks", ["default"])) for name, service in compose["services"].items()}
+    for name in sorted(networks_of.keys() - {"champion", "mlflow"}):
+        if networks_of[name] & networks_of["champion"]:
+            yield f"champion: reaches {name}"
+
+
+def database_users(compose: Compose) -> Iterator[str]:
+    """Yield clients of PostgreSQL that connect as its administrator or know the administrator's password."""
+    administrator = compose["services"]["postgres"]["environment"]["POSTGRES_USER"]
+    for name, service in compose["services"].items():
+        for value in service.get("environment", {}).values() if name != "postgres" else ():
+            if f"://{administrator}:" in str(value):
+                yield f"{name}: connects to PostgreSQL as its administrator"
+            if "POSTGRES_PASSWORD" in str(value):
+                yield f"{name}: has the password of PostgreSQL's administrator"
+    for config, content in compose.get("configs", {}).items():
+        if re.search(rf"username: {administrator}\b", content.get("content", "")):
+            yield f"{config}: connects to PostgreSQL as its administrator"
+
+
 def secrets(compose: Compose) -> Iterator[str]:
     """Yield secrets with a default value, in a URL, in a config or on a command line."""
     for name, service in compose["services"].items():
@@ -111,12 +146,39 @@ def health(compose: Compose) -> Iterator[str]:
             yield f"{name}: has no memory limit"
 
 
+def limits(compose: Compose) -> Iterator[str]:
+    """Yield services whose processes, CPUs or log have no limit."""
+    for name, service in compose["services"].items():
+        if "pids_limit" not in service:
+            yield f"{name}: has no limit of processes"
+        if "cpus" not in service:
+            yield f"{name}: has no limit of CPUs"
+        if not {"max-size", "max-file"} <= service.get("logging", {}).get("options", {}).keys():
+            yield f"{name}: its log may fill the disk"
+
+
+def read_only(compose: Compose) -> Iterator[str]:
+    """Yield services that may change files outside their volumes, and mounts that only the code server may write to."""
+    for name, service in compose["services"].items():
+        if service.get("read_only") is not True:
+            yield f"{name}: may change its own files"
+        targets = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[1:] for volume in service.get("volumes", [])]
+        if "/tmp" not in [*service.get("tmpfs", []), *(target[0] for target in targets)]:
+            yield f"{name}: has no folder for temporary files"
+        for target, *options in targets:
+            writer = "code-server" if target == "/data" else None
+            if target in ("/data", "/datasets") and name not in ("s3", writer) and options != ["ro"]:
+                yield f"{name}: may write to {target}"
+
+
 def privileges(compose: Compose) -> Iterator[str]:
-    """Yield services that may gain privileges, and services of images built here that keep any capability."""
+    """Yield services that may gain privileges, keep any capability, or run as root or as whom their image says."""
     for name, service in compose["services"].items():
         if "no-new-privileges:true" not in service.get("security_opt", []) or service.get("privileged"):
             yield f"{name}: may gain privileges"
-        if service["image"].endswith(":local") and service.get("cap_drop") != ["ALL"]:
+        if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", service.get("user", "")):
+            yield f"{name}: runs as the user of its image, or as root"
+        if service.get("cap_drop") != ["ALL"]:
             yield f"{name}: keeps capabilities"
         if "cap_add" in service or service.get("user") in ("root", "0"):
             yield f"{name}: requests privileges"

@@ -7,7 +7,13 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRETS = {"POSTGRES_PASSWORD": "0a1b2c", "S3_ACCESS_KEY": "key", "S3_SECRET_KEY": "hidden"}
+SECRETS = {
+    "POSTGRES_PASSWORD": "0a1b2c",
+    "DAGSTER_DB_PASSWORD": "3d4e5f",
+    "MLFLOW_DB_PASSWORD": "6a7b8c",
+    "S3_ACCESS_KEY": "key",
+    "S3_SECRET_KEY": "hidden",
+}
 _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<operator>:[-?])(?P<rest>[^}]*))?\}")
 
 

@@ -5,8 +5,10 @@ namespace, in which the names of the services resolve to loopback, so ports in u
 other host can be reached. Each service is the first process of a PID namespace, so killing it also kills everything
 that it started, as with a container.
 
-There are three differences from the file: volumes are subfolders of a temporary folder, PostgreSQL is the one installed
-on the host, and moto replaces SeaweedFS. Both use the ports and the secrets of the file.
+As in the file, the services of this project's images can write to their volumes only, and the databases and their users
+are made by the file's own script. There are four differences: volumes are subfolders of a temporary folder, every
+service is root and reaches all others, PostgreSQL is the one installed on the host, and moto replaces SeaweedFS. Both
+use the ports and the secrets of the file.
 """
 
 import json
@@ -36,6 +38,14 @@ data = sys.argv[2].encode() if len(sys.argv) > 2 else None
 request = urllib.request.Request(sys.argv[1], data, {"Content-Type": "application/json"})
 print(urllib.request.urlopen(request, timeout=120).read().decode())
 """
+# Makes all files read-only but some folders, for the rest of a command. The arguments are the folder of the stack, the
+# folders to write to, `--`, and the command.
+_READ_ONLY = """
+stack=$1; shift
+while [ "$1" != -- ]; do mount --bind "$1" "$1" || exit; shift; done
+shift
+mount --rbind "$stack" "$stack" && mount -o remount,bind,ro "$stack" && mount -o remount,bind,ro / && exec "$@"
+"""
 _MAKE_BUCKET = """
 import boto3, os
 boto3.client("s3", endpoint_url=os.environ["MLFLOW_S3_ENDPOINT_URL"]).create_bucket(Bucket="mlflow")
@@ -64,18 +74,22 @@ class Stack:
         anchor: ID of the process that holds the namespaces open.
     """
 
-    model = "models:/macrec-tiny@champion"
+    dataset = "tiny"
 
     def __init__(self, folder: Path, anchor: int) -> None:
         self.folder = folder
-        self.compose = compose_file.substitute(compose_file.read(), compose_file.SECRETS | {"MACREC_MODEL": self.model})
+        self.compose = compose_file.substitute(
+            compose_file.read(), compose_file.SECRETS | {"MACREC_SERVE": self.dataset}
+        )
         self._enter = ["nsenter", f"--net=/proc/{anchor}/ns/net", f"--mount=/proc/{anchor}/ns/mnt"]
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def prepare(self) -> None:
         """Create the folders and configs that the containers would have, and initialize PostgreSQL's data folder."""
-        for name in ("app", "data", "datasets", "opt/dagster/storage", "state", "logs", "home"):
+        for name in ("app", "data", "datasets", "opt/dagster/storage", "state", "logs", "home/.cache"):
             (self.folder / name).mkdir(parents=True)
+        for service in self.compose["services"]:
+            (self.folder / "tmp" / service).mkdir(parents=True)
         shutil.copy(compose_file.ROOT / "deployment" / "probe.py", self.folder / "app")
         for config in self.compose["services"]["code-server"]["configs"]:
             text = self.compose["configs"][config["source"]]["content"]
@@ -102,16 +116,23 @@ class Stack:
 
     def create_stores(self) -> None:
         """Start PostgreSQL and the S3 store, and create the databases and the bucket as the containers do initially."""
+        self.create_databases()
+        self.start("s3")
+        self.execute("mlflow", sys.executable, "-c", _MAKE_BUCKET, check=True)
+
+    def create_databases(self) -> None:
+        """Start PostgreSQL, and let the script of the compose file create the databases and their users."""
         self._launch("postgres")
         deadline = time.monotonic() + START_SECONDS
         while self.execute("postgres", "pg_isready", "-h", "postgres").returncode and time.monotonic() < deadline:
             time.sleep(0.5)
         database = self.compose["services"]["postgres"]["environment"]["POSTGRES_DB"]
-        for statement in (f"CREATE DATABASE {database}", self.compose["configs"]["create-databases"]["content"]):
-            self.psql(statement)
+        self.psql(f"CREATE DATABASE {database}")
+        script = self.folder / "create-databases.sql"
+        script.write_text(self.compose["configs"]["create-databases"]["content"], encoding="utf-8")
+        command = self.client_command("psql", database)
+        self.execute("postgres", *command, "-v", "ON_ERROR_STOP=1", "-f", str(script), check=True)
         self.wait_until_healthy("postgres")
-        self.start("s3")
-        self.execute("mlflow", sys.executable, "-c", _MAKE_BUCKET, check=True)
 
     def psql(self, statement: str, *, database: str = "postgres") -> str:
         """Run one statement as the owner of the databases, and return what it prints."""
@@ -214,7 +235,16 @@ class Stack:
             command = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", "8333"]
         else:
             command = [self._inside(argument) for argument in self.compose["services"][service]["command"]]
+            wrapper = [*wrapper, "sh", "-c", _READ_ONLY, "sh", str(self.folder), *self._writable(service), "--"]
         return [*self._enter, f"--wd={self.folder / 'app'}", *wrapper, *command]
+
+    def _writable(self, service: str) -> list[str]:
+        """Return the folders that a service may write to according to the compose file."""
+        definition = self.compose["services"][service]
+        volumes = [volume.split(":") for volume in definition.get("volumes", [])]
+        targets = [volume[1] for volume in volumes if volume[2:] != ["ro"]] + definition.get("tmpfs", [])
+        places = {"/tmp": f"{self.folder}/tmp/{service}", "/home/macrec/.cache": f"{self.folder}/home/.cache"}
+        return [places.get(target) or self._inside(target) for target in targets]
 
     def _environment(self, service: str) -> dict[str, str]:
         variables = self.compose["services"][service]["environment"]
@@ -222,6 +252,7 @@ class Stack:
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(compose_file.ROOT),
             "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp" / service),
             "OMP_NUM_THREADS": "1",
         }
         return host_environment | {name: self._inside(value) for name, value in variables.items()}

@@ -94,6 +94,24 @@ CHANGES_BY_PROBLEM: dict[str, Change] = {
     "s3: may gain privileges": lambda c: c["services"]["s3"].pop("security_opt"),
     "champion: keeps capabilities": lambda c: c["services"]["champion"].pop("cap_drop"),
     "s3: requests privileges": lambda c: c["services"]["s3"].update(user="root"),
+    "postgres: runs as the user of its image": lambda c: c["services"]["postgres"].pop("user"),
+    "daemon: may change its own files": lambda c: c["services"]["daemon"].pop("read_only"),
+    "mlflow: has no folder for temporary files": lambda c: c["services"]["mlflow"].pop("tmpfs"),
+    "code-server: has no limit of processes": lambda c: c["services"]["code-server"].pop("pids_limit"),
+    "s3-bucket: has no limit of CPUs": lambda c: c["services"]["s3-bucket"].pop("cpus"),
+    "webserver: its log may fill the disk": lambda c: c["services"]["webserver"]["logging"].pop("options"),
+    "champion: reaches code-server": lambda c: c["services"]["champion"]["networks"].append("pipeline"),
+    "champion: reaches s3": lambda c: [c["services"][name].pop("networks") for name in ("champion", "s3")],
+    "mlflow: connects to PostgreSQL as its administrator": lambda c: c["services"]["mlflow"]["environment"].update(
+        MLFLOW_BACKEND_STORE_URI="postgresql://macrec:${POSTGRES_PASSWORD:?set it}@postgres/mlflow"
+    ),
+    "daemon: has the password of PostgreSQL's administrator": lambda c: c["services"]["daemon"]["environment"].update(
+        DAGSTER_POSTGRES_PASSWORD="${POSTGRES_PASSWORD:?set it}"
+    ),
+    "old: connects to PostgreSQL as its administrator": lambda c: c["configs"].update(
+        old={"content": "username: macrec"}
+    ),
+    "daemon: may write to /data": lambda c: c["services"]["daemon"]["volumes"].append("${MACREC_DATA:-./data}:/data"),
     "a host name that MLflow refuses": lambda c: c["services"]["champion"]["environment"].update(
         MLFLOW_TRACKING_URI="http://tracking:5000"
     ),
@@ -146,12 +164,26 @@ def test_images_are_pinned_staged_and_unprivileged() -> None:
     stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", text, flags=re.MULTILINE | re.DOTALL))
     origins = {name: origin for origin, name in re.findall(r"^FROM (\S+) AS (\S+)$", text, flags=re.MULTILINE)}
     assert all(origin in stages or PINNED.fullmatch(origin) for origin in origins.values())
-    for name in ("mlflow", "pipeline"):
+    for name in ("mlflow", "pipeline", "serve"):
         assert origins[name] == "run"
         assert "pip install" not in stages[name] + stages["run"]
     assert re.findall(r"^USER (\S+)", text, flags=re.MULTILINE) == ["macrec"]
     assert stages["run"].rstrip().endswith("USER macrec")
-    assert all("-c constraints.txt" in line for line in text.splitlines() if "pip install" in line)
+
+
+def test_images_install_only_files_with_known_hashes() -> None:
+    """All but this package, and torch from an index whose builds have other hashes; nothing adds dependencies."""
+    text = (compose_file.ROOT / "Dockerfile").read_text(encoding="utf-8")
+    installs = re.findall(r"pip install [^;\n]+", text)
+    assert len(installs) == 9
+    for install in installs:
+        assert "--no-deps" in install
+        locked = re.search(r"--require-hashes -r locked/([\w-]+\.txt)", install)
+        if locked:
+            assert (compose_file.ROOT / "deployment" / "locked" / locked[1]).is_file()
+        else:
+            from_index = '-c constraints.txt --index-url "$TORCH_INDEX_URL" torch' in install
+            assert from_index or install.endswith("--no-build-isolation ."), install
 
 
 def test_copied_files_exist() -> None:
@@ -163,7 +195,7 @@ def test_copied_files_exist() -> None:
     copied = [
         path for paths in re.findall(r"^COPY (?!--)(.*) \S+$", text, flags=re.MULTILINE) for path in paths.split()
     ]
-    assert len(copied) == 7
+    assert len(copied) == 12
     for path in copied:
         assert (compose_file.ROOT / path).exists(), path
         assert path.split("/")[0] in included, path

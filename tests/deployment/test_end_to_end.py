@@ -163,15 +163,14 @@ def test_backup_is_restored_into_empty_stores(stack: Stack, scheduled_run: dict[
     for name in ("dagster", "mlflow"):
         stack.execute("postgres", *stack.client_command("pg_dump", name), "-Fc", "-f", str(backup / name), check=True)
         stack.psql(f"DROP DATABASE {name} WITH (FORCE)")
-        stack.psql(f"CREATE DATABASE {name}")
+        stack.psql(f"CREATE DATABASE {name} OWNER {name}")
     stack.copy_bucket("download", backup / "bucket")
     stack.kill("s3")
     stack.start("s3")
     stack.copy_bucket("upload", backup / "bucket")
     for name in ("dagster", "mlflow"):
-        stack.execute(
-            "postgres", *stack.client_command("pg_restore", name), "--exit-on-error", str(backup / name), check=True
-        )
+        restore = (*stack.client_command("pg_restore", name), "--no-owner", f"--role={name}", "--exit-on-error")
+        stack.execute("postgres", *restore, str(backup / name), check=True)
     stack.execute("mlflow", "sh", "-c", 'mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"', check=True)
     stack.execute("code-server", "dagster", "instance", "migrate", check=True)
     stack.start("mlflow")

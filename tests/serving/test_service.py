@@ -28,6 +28,7 @@ from macrec_pipeline.serving.served_version import ServedVersion
 from macrec_pipeline.serving.server import registered_champion
 from macrec_pipeline.serving.settings import ServiceSettings
 from macrec_pipeline.tracking import Tracker, load_model, open_tracking
+from macrec_pipeline.tracking.packaging import write_code_digests
 from macrec_pipeline.tracking.store import connect
 from tests.tracking.conftest import mlflow, plain_environment
 from tests.tracking.served import ITEM_IDS, write_trained_bundle
@@ -95,10 +96,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         tracker = open_tracking(home)
         assert [register(tracker, bundle) for _ in range(3)] == [1, 2, 3]
         for version, replacement in ((2, '"none by version 2" if len(history)'), (3, "this is not Python")):
-            code = model_folder(home, version) / "code" / "macrec_pipeline" / "recommender" / "bundle" / "bundle.py"
+            folder = model_folder(home, version)
+            package = folder / "code" / "macrec_pipeline"
+            code = package / "recommender" / "bundle" / "bundle.py"
             text = code.read_text(encoding="utf-8")
             assert text.count('"none" if len(history)') == 1
             code.write_text(text.replace('"none" if len(history)', replacement), encoding="utf-8")
+            write_code_digests(package, folder / "artifacts" / "code.json")  # as if registered with this code
         set_champion(home, 1)
         yield home
 

@@ -10,14 +10,15 @@ from packaging.requirements import Requirement
 def link_packages(requirements: list[str], folder: Path) -> Path:
     """Create `folder` and link the packages of `requirements` and all their dependencies into it."""
     folder.mkdir()
-    for package in _needed(requirements).values():
+    for package in needed_packages(requirements).values():
         for top in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(str(package.locate_file(top)))
     return folder
 
 
-def _needed(requirements: list[str]) -> dict[str, Distribution]:
+def needed_packages(requirements: list[str]) -> dict[str, Distribution]:
+    """Return the installed packages that some requirements need, by name; those of other platforms are left out."""
     waiting, found = [Requirement(line) for line in requirements], {}
     while waiting:
         requirement = waiting.pop()
