@@ -14,6 +14,7 @@ exits with status 2. Any other exception is a bug in this package and keeps its 
     ├── SemanticIdError          semantic IDs cannot be assigned, or cannot be made unique
     ├── TrainingError            a loss or gradient is not finite, or a checkpoint belongs to another training
     ├── RequestError             a request to the recommender is invalid
+    │   └── UnknownItemError         the catalogue has no item of this id
     ├── WorkerError              worker processes died repeatedly on the same part of the work
     ├── StorageError             an asset is missing, incomplete or damaged on disk
     └── TrackingError            the MLflow store or the model registry rejected an operation
@@ -63,6 +64,10 @@ class TrainingError(MacrecError):
 
 class RequestError(MacrecError):
     """A request to the recommender is invalid."""
+
+
+class UnknownItemError(RequestError):
+    """The catalogue of the model has no item of this id."""
 
 
 class WorkerError(MacrecError):

@@ -125,6 +125,11 @@ def history_lines(history: Sequence[str], catalogue: Mapping[str, Mapping[str, A
     return "\n".join(["History, oldest first:", *lines])
 
 
+def item_line(item_id: str, catalogue: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the id and the title of an item in the catalogue, as rich markup."""
+    return f"{_as_markup(item_id)} {_as_markup(_title(catalogue[item_id]))}"
+
+
 def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, data: Path) -> Table:
     """Return the recommended items, best first, with titles, scores and paths of their images.
 
@@ -138,6 +143,25 @@ def answer_table(answer: Any, catalogue: Mapping[str, Mapping[str, Any]], *, dat
         item = catalogue[item_id]
         image = str(data / item["image_path"]) if item.get("image_path") else "none"
         table.add_row(str(rank), _as_markup(item_id), _as_markup(_title(item)), f"{score:.4f}", _as_markup(image))
+    return table
+
+
+def explanation_table(answer: Any) -> Table:
+    """Return why each item is recommended: the route that carried it, its score per route, and the codes it shares.
+
+    Args:
+        answer: recommendations for one history, with `item_ids` and `explanations`.
+    """
+    table = Table("rank", "id", "route", "score per route", "shared codes", box=None, pad_edge=False)
+    for rank, (item_id, explanation) in enumerate(zip(answer.item_ids, answer.explanations, strict=True), start=1):
+        scores = [f"{route} {score:.4f}" for route, score in explanation.scores.items()]
+        shared = [
+            f"{modality} {'-'.join(map(str, found.codes))} with {_as_markup(found.item_id)}"
+            for modality, found in explanation.shared_codes.items()
+        ]
+        table.add_row(
+            str(rank), _as_markup(item_id), explanation.route, ", ".join(scores) or "-", ", ".join(shared) or "none"
+        )
     return table
 
 

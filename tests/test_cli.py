@@ -21,6 +21,7 @@ COMMANDS = (
     "refresh",
     "backtest",
     "recommend",
+    "similar",
     "recommend-all",
     "prune",
     "evaluate-champion",

@@ -13,6 +13,7 @@ from macrec_pipeline.terminal import (
     backtest_table,
     champion_change_lines,
     champion_lines,
+    explanation_table,
     failures_table,
     history_lines,
     metrics_table,
@@ -67,6 +68,20 @@ def test_recommendations_show_titles_scores_and_images() -> None:
     assert "/data/images/a.jpg" in output
     assert "-0.2500" in output
     assert "(no title)" in output
+
+
+def test_an_explanation_is_one_line_per_item() -> None:
+    """It has the route, the score of each route, and the shared codes with the item that has them."""
+    shared = {"text": SimpleNamespace(item_id="a[1]", codes=(3, 0))}
+    explanations = [
+        SimpleNamespace(route="image", scores={"text": -1.5, "image": -0.25}, shared_codes=shared),
+        SimpleNamespace(route="popular", scores={}, shared_codes={}),
+    ]
+    first, second = _rendered(
+        explanation_table(SimpleNamespace(item_ids=["b", "c"], explanations=explanations)), 120
+    ).splitlines()[1:3]
+    assert first.split() == ["1", "b", "image", "text", "-1.5000,", "image", "-0.2500", "text", "3-0", "with", "a[1]"]
+    assert second.split() == ["2", "c", "popular", "-", "none"]
 
 
 def test_a_history_marks_unknown_items() -> None:

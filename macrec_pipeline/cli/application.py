@@ -13,7 +13,7 @@ import typer
 from macrec_pipeline import __version__
 from macrec_pipeline.cli.datasets import datasets_app, fetch_app
 from macrec_pipeline.cli.help_formatting import Command, Group
-from macrec_pipeline.cli.models import promote, recommend, rollback
+from macrec_pipeline.cli.models import promote, recommend, rollback, similar
 from macrec_pipeline.cli.runs import backtest, evaluate_champion, prune, recommend_all, refresh, run
 from macrec_pipeline.cli.serve import serve
 from macrec_pipeline.cli.settings import settings
@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 _PANELS = {
     "Run the pipeline": (run, refresh, backtest),
-    "Use a model": (recommend, recommend_all, serve, evaluate_champion, promote, rollback),
+    "Use a model": (recommend, similar, recommend_all, serve, evaluate_champion, promote, rollback),
     "Inspect and prepare": (settings, ui, prune),
 }
 for _panel, _commands in _PANELS.items():

@@ -6,7 +6,15 @@ import typer
 
 from macrec_pipeline.cli.completion import complete_dataset
 from macrec_pipeline.cli.options import DEFAULT_DATA, DEFAULT_HOME, DataOption, HomeOption
-from macrec_pipeline.terminal import answer_table, champion_change_lines, console, history_lines, quieten_libraries
+from macrec_pipeline.terminal import (
+    answer_table,
+    champion_change_lines,
+    console,
+    explanation_table,
+    history_lines,
+    item_line,
+    quieten_libraries,
+)
 
 ModelOfDatasetArgument = Annotated[
     str,
@@ -71,6 +79,10 @@ def recommend(
             help="Recommend no items in this category. Repeat to exclude several.",
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say for each item which route carried it and which codes it shares."),
+    ] = False,
     home: HomeOption = DEFAULT_HOME,
     data: DataOption = DEFAULT_DATA,
 ) -> None:
@@ -93,7 +105,9 @@ def recommend(
         rules = Rules(allowed, _split_at_commas(exclude), category or None, exclude_category or ())
     with registered_bundle(model, home.folder) as registered:
         bundle = RecommenderBundle.load(registered.folder)
-    answer = bundle.recommend_ids([item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules)[0]
+    answer = bundle.recommend_ids(
+        [item_ids], k=k, route=route, exclude_seen=exclude_seen, rules=rules, explain=explain
+    )[0]
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
     out = console()
     out.print(history_lines(item_ids, catalogue))
@@ -101,8 +115,61 @@ def recommend(
         out.print("The model knows no item of this history, so these are its most popular items.")
     if answer.item_ids:
         out.print(answer_table(answer, catalogue, data=data.resolve()))
+        if explain:
+            out.print()
+            out.print(explanation_table(answer))
     else:
         out.print("No item satisfies all of these options.")
+
+
+def similar(
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="ID of the item to compare with.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="MODEL", help="A registered model: models:/NAME@ALIAS or models:/NAME/VERSION."
+        ),
+    ],
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", min=1, max=1000, help="Number of items to find.")] = 10,
+    method: Annotated[
+        Literal["latent", "embedding", "prefix"] | None,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            help="How items are compared: by quantized latent, by embedding, or by the prefix of their semantic IDs.",
+            show_default="the first that the model supports",
+        ),
+    ] = None,
+    modality: Annotated[
+        Literal["text", "image"] | None,
+        typer.Option(
+            "--modality",
+            metavar="MODALITY",
+            help="Compare the texts or the images alone: text or image.",
+            show_default="both",
+        ),
+    ] = None,
+    home: HomeOption = DEFAULT_HOME,
+    data: DataOption = DEFAULT_DATA,
+) -> None:
+    """Find the items that are most similar to one item, with a registered model.
+
+    Examples:
+
+    - `macrec similar P0001 --model models:/macrec-demo@champion`
+    - `macrec similar P0001 --model models:/macrec-demo@champion --modality image -k 5`
+    """
+    quieten_libraries()
+    from macrec_pipeline.recommender import RecommenderBundle
+    from macrec_pipeline.tracking import registered_bundle
+
+    with registered_bundle(model, home.folder) as registered:
+        bundle = RecommenderBundle.load(registered.folder)
+    answer = bundle.similar_items(item, k=k, method=method, modality=modality)
+    catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
+    out = console()
+    out.print(f"Most similar by {answer.method} to {item_line(item, catalogue)}:")
+    out.print(answer_table(answer, catalogue, data=data.resolve()))
 
 
 def promote(

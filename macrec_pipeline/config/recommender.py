@@ -212,6 +212,42 @@ class DecodingConfig(Section):
         False,
         description="Add SASRec as a third route. Requires decoding.fusion=calibrated and sasrec.enabled=true.",
     )
+    store_embeddings: bool = Field(
+        False,
+        description="Store the items' embeddings in the bundle, so that a service finds similar items by embedding. "
+        "They take one byte per number: N times the width of the text vectors, and of the image vectors. The "
+        "methods latent and prefix need nothing more.",
+    )
+
+    diversity: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="How much lists are diversified: 0 gives the items with the highest scores, and 1 the least "
+        "similar ones among four candidates per item (docs/method.md).",
+    )
+    max_per_category: int = Field(
+        0,
+        ge=0,
+        description="Most items of one category in a list; 0 for no limit. An item counts for the smallest of its "
+        "categories.",
+    )
+    max_per_prefix: int = Field(
+        0,
+        ge=0,
+        description="Most items in a list whose semantic IDs start with the same codes; 0 for no limit. Excludes "
+        "max_per_category.",
+    )
+    prefix_length: int = Field(1, ge=1, description="Number of first codes that max_per_prefix compares, at most L.")
+
+    @model_validator(mode="after")
+    def _check_one_limit(self) -> "DecodingConfig":
+        if self.max_per_category and self.max_per_prefix:
+            raise ValueError(
+                "only one of max_per_category and max_per_prefix can limit a list, got "
+                f"{self.max_per_category} and {self.max_per_prefix}; set one of them to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_third_route_is_weighted(self) -> "DecodingConfig":

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from macrec_pipeline.config import EvaluationConfig
 from macrec_pipeline.errors import ConfigError
-from macrec_pipeline.evaluation.baselines import BaselineLists, run_baselines
+from macrec_pipeline.evaluation.baselines import BaselineLists, popularity_counts, run_baselines
+from macrec_pipeline.evaluation.beyond_accuracy import BeyondAccuracy, measure_beyond_accuracy
 from macrec_pipeline.evaluation.flat_histories import FlatHistories, IntArray, flat_histories
 from macrec_pipeline.evaluation.metrics import (
     COVERAGE_DEPTH,
@@ -110,6 +111,7 @@ class Evaluation:
         slices: headline metrics on parts of the test users, for the fused system and the baselines; seen items
             allowed.
         new_items: how often each system recommends items that it was never trained on.
+        beyond_accuracy: diversity, novelty, exposure and popularity-debiased NDCG@10 of each system.
         determined: the metrics of the users whose target the data determine.
         num_test_users: U.
         num_items: N.
@@ -122,6 +124,7 @@ class Evaluation:
     comparisons: tuple[SystemComparison, ...]
     slices: tuple[SliceResult, ...]
     new_items: NewItems
+    beyond_accuracy: BeyondAccuracy
     determined: DeterminedTargets
     num_test_users: int
     num_items: int
@@ -141,6 +144,7 @@ def evaluate(
     baselines: BaselineLists | None = None,
     split: str = LEAVE_ONE_OUT,
     listed: NDArray[np.bool_] | None = None,
+    codes: Mapping[str, IntArray] | None = None,
 ) -> Evaluation:
     """Measure every system on every test user, run popularity and item-kNN, and compute confidence intervals.
 
@@ -160,6 +164,7 @@ def evaluate(
         baselines: the result of `run_baselines` on the same histories at this list length. None: run them here.
         split: how the targets were held out, for the protocol.
         listed: bool [N], the items that may be recommended; None for all. The others have left the catalogue.
+        codes: {modality: int64 [N, L]}, the semantic IDs; None for no intra-list diversity.
 
     Raises:
         DataError: a user is missing, duplicated or unknown in a system, or a list contains an item that it must not.
@@ -192,6 +197,14 @@ def evaluate(
             seed=seed,
         ),
         new_items=measure_new_items(flat, lists, num_items=num_items, config=config, seed=seed, listed=listed),
+        beyond_accuracy=measure_beyond_accuracy(
+            lists,
+            ranks,
+            targets=flat.targets,
+            training_counts=popularity_counts(flat, num_items=num_items),
+            listed=listed,
+            codes=codes,
+        ),
         determined=_measure_determined(
             ranks, (histories["num_at_target_time"] == 1).to_numpy(), list_length=list_length, config=config, seed=seed
         ),
@@ -233,6 +246,7 @@ def metrics_document(
         "determined_targets": asdict(evaluation.determined),
         "slices": slices_document(evaluation.slices),
         "new_items": evaluation.new_items.document(),
+        "beyond_accuracy": evaluation.beyond_accuracy.document(),
         "beam_agreement": {route: dict(shares) for route, shares in (beam_agreement or {}).items()},
         "protocol": evaluation.protocol,
     }

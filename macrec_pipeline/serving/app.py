@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Body, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,14 +19,14 @@ from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.serving.batching import Answered, Batcher, QueueFullError
 from macrec_pipeline.serving.champion import Champion
 from macrec_pipeline.serving.metrics import ServiceMetrics
-from macrec_pipeline.serving.model_process import INVOCATIONS, RECOMMEND, Message
+from macrec_pipeline.serving.model_process import INVOCATIONS, RECOMMEND, SIMILAR, Message
 from macrec_pipeline.serving.settings import ServiceSettings
 
 access_log = logging.getLogger("macrec_pipeline.access")
 """One entry per request: method, path, status, milliseconds, and of an answer the version, the batch and the users."""
 _RETRY_AFTER_SECONDS = "1"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_ENDPOINTS = ("/recommend", "/invocations", "/health", "/ready", "/metrics")
+_ENDPOINTS = ("/recommend", "/similar", "/invocations", "/health", "/ready", "/metrics")
 
 
 class RecommendRequest(BaseModel):
@@ -44,6 +44,35 @@ class RecommendRequest(BaseModel):
     excluded: list[str] | None = Field(None, description="Recommend none of these item IDs.")
     allowed_categories: list[str] | None = Field(None, description="Recommend only items in one of these categories.")
     excluded_categories: list[str] | None = Field(None, description="Recommend no item in these categories.")
+    diversity: float | None = Field(
+        None, ge=0, le=1, description="0 for the highest scores, up to 1 for the least similar items."
+    )
+    max_per_category: int | None = Field(None, ge=0, description="Most items of one category; 0 for no limit.")
+    max_per_prefix: int | None = Field(
+        None, ge=0, description="Most items whose semantic IDs start with the same codes; 0 for no limit."
+    )
+    prefix_length: int | None = Field(None, ge=1, description="How many of these codes `max_per_prefix` compares.")
+    explain: bool | None = Field(None, description="Say for each item why it is recommended. The items do not change.")
+
+
+class SharedCodes(BaseModel):
+    """An item of the history, and the codes with which its semantic ID and that of the recommended item start."""
+
+    item_id: str
+    codes: list[int]
+
+
+class Explanation(BaseModel):
+    """Why one item is recommended."""
+
+    route: str = Field(
+        description='The route that carried the item: text, image, collaborative, or "popular" for a fallback.'
+    )
+    scores: dict[str, float] = Field(description="The item's score by each route alone; empty for a fallback.")
+    shared_codes: dict[str, SharedCodes] = Field(
+        description="For text and image, the item of the history that shares the most leading codes. A modality is "
+        "absent if not even the first code is shared."
+    )
 
 
 class RecommendResponse(BaseModel):
@@ -52,14 +81,50 @@ class RecommendResponse(BaseModel):
     item_ids: list[str] = Field(description="Item IDs, best first.")
     scores: list[float] = Field(description="One score per item, comparable within this response only.")
     fallback: str = Field(description='"none", or "popularity" if the model knows no item of the history.')
+    explanations: list[Explanation] | None = Field(None, description="One per item; absent without `explain`.")
 
 
+class SimilarRequest(BaseModel):
+    """A request for the items that are similar to one item."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: str = Field(description="The item to compare with.")
+    k: int | None = Field(None, ge=1, description="Number of items; 10 if left out.")
+    method: Literal["latent", "embedding", "prefix"] | None = Field(
+        None,
+        description="How items are compared: by their quantized latents, by their embeddings, or by the codes with "
+        "which their semantic IDs start. Null for the first of these that the model supports.",
+    )
+    modality: Literal["text", "image"] | None = Field(
+        None, description="Compare the texts or the images alone; null for both."
+    )
+    allowed: list[str] | None = Field(None, description="Return only these item IDs.")
+    excluded: list[str] | None = Field(None, description="Return none of these item IDs.")
+    allowed_categories: list[str] | None = Field(None, description="Return only items in one of these categories.")
+    excluded_categories: list[str] | None = Field(None, description="Return no item in these categories.")
+
+
+class SimilarResponse(BaseModel):
+    """The items that are similar to one item, most similar first."""
+
+    item_ids: list[str] = Field(description="Item IDs; never the item itself, and only items that may be recommended.")
+    scores: list[float] = Field(description="Similarity, at most 1; comparable within one method and modality.")
+    method: str = Field(description="The method that was used.")
+
+
+_SIMILAR_EXAMPLES = {
+    "default": {"summary": "Five similar items", "value": {"item_id": "P0001", "k": 5}},
+    "images": {"summary": "Items that look alike", "value": {"item_id": "P0001", "k": 5, "modality": "image"}},
+    "prefix": {"summary": "Items with the same first codes", "value": {"item_id": "P0001", "method": "prefix"}},
+}
 _EXAMPLES = {
     "history": {"summary": "Three items for a history", "value": {"history": ["P0001", "P0042"], "k": 3}},
     "stock": {
         "summary": "Only items in stock, none that the user has",
         "value": {"history": ["P0001"], "k": 2, "exclude_seen": True, "allowed": ["P0001", "P0003", "P0004"]},
     },
+    "explained": {"summary": "Why each item is recommended", "value": {"history": ["P0001"], "k": 3, "explain": True}},
     "new user": {"summary": "A user without a history", "value": {"history": [], "k": 3}},
 }
 
@@ -146,6 +211,17 @@ def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
     ) -> Response:
         """Recommend items for one user."""
         return await answer(request, RECOMMEND, wanted.model_dump_json(exclude_none=True).encode())
+
+    @app.post(
+        "/similar",
+        response_model=SimilarResponse,
+        responses={404: {"description": "The catalogue has no such item; `detail` suggests similar IDs."}},
+    )
+    async def similar(
+        request: Request, wanted: Annotated[SimilarRequest, Body(openapi_examples=_SIMILAR_EXAMPLES)]
+    ) -> Response:
+        """Find the items that are most similar to one item."""
+        return await answer(request, SIMILAR, wanted.model_dump_json(exclude_none=True).encode())
 
     @app.get("/health")
     @app.get("/ping")

@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 READY, FAILED = "ready", "failed"
-INVOCATIONS, RECOMMEND = "invocations", "recommend"
+INVOCATIONS, RECOMMEND, SIMILAR = "invocations", "recommend", "similar"
 _LENGTH = struct.Struct(">Q")
 _PACKAGE = "macrec_pipeline"
 _JSON = "application/json"
 _CANARY_ITEMS, _CANARY_K = 3, 10
+_DIVERSITY = ("diversity", "max_per_category", "max_per_prefix", "prefix_length")
 _RULES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
 
 
@@ -148,6 +149,9 @@ class BatchModel:
         responses: dict[int, Message] = {}
         groups: dict[str, list[tuple[int, _Request]]] = {}
         for number, message in enumerate(messages):
+            if message.head["kind"] == SIMILAR:
+                responses[number] = self._similar(message)
+                continue
             parsed = self._parse(message)
             if isinstance(parsed, Message):
                 responses[number] = parsed
@@ -166,8 +170,9 @@ class BatchModel:
             RuntimeError: the model recommends nothing.
         """
         bundle = self._recommender.bundle
-        history = [str(item_id) for item_id in bundle.item_ids[:_CANARY_ITEMS]]
-        body = json.dumps({"history": history, "k": min(_CANARY_K, bundle.num_items)}).encode()
+        # within the limits of the service, which may be small
+        history = [str(item_id) for item_id in bundle.item_ids[: min(_CANARY_ITEMS, self._limits.max_history)]]
+        body = json.dumps({"history": history, "k": min(_CANARY_K, bundle.num_items, self._limits.max_k)}).encode()
         (response,) = self.answer([Message({"kind": RECOMMEND}, body)])
         answer = json.loads(response.body)
         if response.head["status"] != 200 or not answer["item_ids"]:
@@ -216,6 +221,31 @@ class BatchModel:
         }
         return Message(head, text.getvalue().encode())
 
+    def _similar(self, message: Message) -> Message:
+        """Find the items that are similar to an item."""
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+
+        given: dict[str, Any] = json.loads(message.body)
+        similar = getattr(self._recommender, "similar", None)
+        if similar is None:
+            return _text_response(
+                501,
+                "This version was registered by an older version of the package, whose code cannot find similar items. "
+                "Train and promote a new version.",
+            )
+        rules = {name: given.pop(name) for name in _RULES if name in given}
+        row = pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in rules.items()})
+        try:
+            self._check_size(_Request(row, given, SIMILAR))
+            answer = similar(given.pop("item_id"), rules=rules, **given)
+        except _TooLargeError as error:
+            return _text_response(error.status, str(error))
+        except MlflowException as error:
+            status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            return _text_response(404 if status == 404 else 422, error.message)
+        return Message({"status": 200, "content_type": _JSON}, json.dumps(answer).encode())
+
     def _parse(self, message: Message) -> _Request | Message:
         """Check a request: return its rows and parameters, or the response that says what is wrong."""
         try:
@@ -247,7 +277,9 @@ class BatchModel:
         given: dict[str, Any] = json.loads(message.body)
         row = {name: given.get(name) for name in ("history", *_RULES)}
         params = {
-            name: given[name] for name in ("k", "route", "exclude_seen", "beam_width") if given.get(name) is not None
+            name: given[name]
+            for name in ("k", "route", "exclude_seen", "beam_width", "explain", *_DIVERSITY)
+            if given.get(name) is not None
         }
         request = _Request(
             pd.DataFrame({name: pd.Series([value], dtype=object) for name, value in row.items()}), params, RECOMMEND

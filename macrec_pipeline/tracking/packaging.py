@@ -140,6 +140,11 @@ def model_signature() -> ModelSignature:
         "exclude_seen": "boolean",
         "beam_width": "long",
         "rules": rules,
+        "explain": "boolean",
+        "diversity": "double",
+        "max_per_category": "long",
+        "max_per_prefix": "long",
+        "prefix_length": "long",
     }
     return ModelSignature(
         inputs=Schema([*columns]),
@@ -148,6 +153,7 @@ def model_signature() -> ModelSignature:
                 ColSpec(Array(DataType.string), "item_ids"),
                 ColSpec(Array(DataType.double), "scores"),
                 ColSpec(DataType.string, "fallback"),
+                ColSpec(any_type, "explanations", required=False),
             ]
         ),
         params=ParamSchema([ParamSpec(name, types[name], default) for name, default in DEFAULTS.items()]),
@@ -175,7 +181,8 @@ def checked_example(bundle_folder: Path) -> tuple[Any, dict[str, Any]]:
     model.load_context(context)
     rows = pd.DataFrame({"history": [[str(item_id) for item_id in model.bundle.item_ids[:_EXAMPLE_ITEMS]]]})
     params = DEFAULTS | {"k": min(DEFAULTS["k"], model.bundle.num_items)}
-    del params["rules"]  # MLflow cannot infer the type of an empty mapping
+    # MLflow cannot infer the type of an empty mapping or of null
+    params = {name: value for name, value in params.items() if value is not None and value != {}}
     try:
         answer = model.predict(context, rows, params)
     except MlflowException as error:

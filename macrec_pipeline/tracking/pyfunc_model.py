@@ -8,11 +8,12 @@
 - optionally `exclude_seen`: true, false, or null to use the parameter of that name;
 - optionally `user_id`, for the caller's own use.
 
-The parameters are `k`, `route`, `exclude_seen`, `beam_width`, and `rules`, which maps the names of the rule columns to
-rules for all rows.
+The parameters are `k`, `route`, `exclude_seen`, `beam_width`, `rules`, which maps the names of the rule columns to
+rules for all rows, `explain`, and how diverse the lists are: `diversity`, `max_per_category`, `max_per_prefix` and
+`prefix_length`. A limit in a request replaces both limits of the bundle's settings.
 
 It returns one row per input row, with the index preserved: `item_ids` and `scores`, best first, and `fallback`, which
-is "none" or "popularity".
+is "none" or "popularity". With `explain`, it also returns `explanations`, a list with one dictionary per item.
 
 Neither Dagster nor polars is needed to serve the model. This is the only module of the package that acts when it is
 imported, since MLflow's models-from-code requires `set_model`, and the only one in `tracking` that imports the
@@ -25,7 +26,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
+from dataclasses import asdict, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +35,29 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_STATE
+from mlflow.protos.databricks_pb2 import INVALID_STATE, RESOURCE_DOES_NOT_EXIST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from macrec_pipeline.errors import RequestError
+from macrec_pipeline.errors import RequestError, StorageError, UnknownItemError
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
+    from macrec_pipeline.recommender.retrieval.diversity import DiversityOptions
     from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 
-DEFAULTS: dict[str, Any] = {"k": 10, "route": "fused", "exclude_seen": False, "beam_width": 0, "rules": {}}
-"""The default of each parameter. A beam width of 0 stands for the bundle's own setting."""
+DEFAULTS: dict[str, Any] = {
+    "k": 10,
+    "route": "fused",
+    "exclude_seen": False,
+    "beam_width": 0,
+    "rules": {},
+    "explain": False,
+    "diversity": None,
+    "max_per_category": None,
+    "max_per_prefix": None,
+    "prefix_length": None,
+}
+"""The default of each parameter. A beam width of 0 and a null stand for the bundle's own setting."""
 
 RULES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
 """The business rules, each a list of strings. They are columns of the input, and keys of the parameter `rules`."""
@@ -88,16 +102,57 @@ class RecommenderModel(PythonModel):
             routes = ("fused", *self.bundle.routes)
             request = _checked_params(params, num_items=self.bundle.num_items, routes=routes)
             histories = [history or [] for history in _string_lists(model_input, "history")]
+            request["diversity"] = _diversity(request, self.bundle)
             request[UNSEEN] = _exclude_seen_of_rows(model_input, request[UNSEEN])
             results = self.bundle.recommend_ids(histories, **request, rules_of_rows=_rules_of_rows(model_input))
         except RequestError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        columns = {
+        columns: dict[str, list[Any]] = {
             "item_ids": [list(recommendation.item_ids) for recommendation in results],
             "scores": [[float(score) for score in recommendation.scores] for recommendation in results],
             "fallback": [recommendation.fallback for recommendation in results],
         }
+        if request["explain"]:
+            columns["explanations"] = [
+                [asdict(explanation) for explanation in recommendation.explanations or ()] for recommendation in results
+            ]
         return pd.DataFrame(columns, index=model_input.index, dtype=object)
+
+    def similar(
+        self,
+        item_id: str,
+        *,
+        k: int = 10,
+        method: str | None = None,
+        modality: str | None = None,
+        rules: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Find the items that are most similar to an item; see `RecommenderBundle.similar_items`.
+
+        MLflow serves `predict` alone, so call this on `unwrap_python_model()` of the loaded model.
+
+        Args:
+            item_id: of an item in the catalogue.
+            k: number of items.
+            method: "latent", "embedding" or "prefix"; None for the first one that the bundle supports.
+            modality: "text" or "image"; None for both.
+            rules: as the parameter `rules` of `predict`.
+
+        Returns:
+            `item_ids` and `scores`, most similar first, and `method`.
+
+        Raises:
+            MlflowException: the request is invalid; status 404 if the catalogue has no such item, and 400 otherwise.
+        """
+        try:
+            found = self.bundle.similar_items(
+                item_id, k=k, method=method, modality=modality, rules=_shared_rules(rules or {})
+            )
+        except UnknownItemError as error:
+            raise MlflowException(str(error), error_code=RESOURCE_DOES_NOT_EXIST) from error
+        except (RequestError, StorageError) as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return asdict(found)
 
 
 def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +175,26 @@ def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> di
     return checked | {
         UNSEEN: _checked_bool(checked[UNSEEN], what=f"`{UNSEEN}`"),
         "beam_width": checked["beam_width"] or None,
+        "explain": _checked_bool(checked["explain"], what="`explain`"),
         "rules": _shared_rules(checked["rules"]),
     }
+
+
+def _diversity(request: dict[str, Any], bundle: RecommenderBundle) -> DiversityOptions | None:
+    """Take the options of diversity out of a request; None if it has none, so that the bundle's own settings apply."""
+    from macrec_pipeline.recommender.retrieval.diversity import OPTIONS
+
+    given: dict[str, Any] = {name: value for name in OPTIONS if (value := request.pop(name)) is not None}
+    for name, value in given.items():
+        kind: type = Real if name == "diversity" else Integral
+        if not isinstance(value, kind) or isinstance(value, bool):
+            what = "a number from 0 to 1" if kind is Real else "a whole number of at least 0"
+            raise RequestError(f"`{name}` must be {what}, but is {value!r:.80}.")
+        given[name] = float(value) if kind is Real else int(value)
+    if not given:
+        return None
+    limits = {"max_per_category": 0, "max_per_prefix": 0}
+    return replace(bundle.diversity, **{**(limits if limits.keys() & given.keys() else {}), **given})
 
 
 def _shared_rules(value: Any) -> Rules | None:

@@ -2,7 +2,7 @@
 
 from mlflow.utils.validation import _validate_metric_name
 
-from macrec_pipeline.defs.assets.evaluation import special_metrics
+from macrec_pipeline.defs.assets.evaluation import list_metrics, special_metrics
 
 
 def _part(value: float) -> dict[str, object]:
@@ -53,3 +53,16 @@ def test_without_determined_targets_only_their_number_is_logged() -> None:
         "new_items": {"systems": {}},
     }
     assert special_metrics(metrics) == {"undetermined_targets": 10.0, "macrec/ndcg_10_target_trained_3-9": 0.5}
+
+
+def test_mlflow_gets_the_figures_about_lists_that_exist() -> None:
+    """One metric per system and setting; a figure that could not be measured is left out."""
+    quality = {"intra_list_diversity": None, "novelty": 7.5, "exposure_gini": 0.25, "debiased_ndcg_10": 0.125}
+    systems = {"systems": {"macrec": quality}, "systems_excluding_seen": {"sasrec": quality | {"novelty": None}}}
+    assert list_metrics({"beyond_accuracy": {"definitions": {}, **systems}}) == {
+        "macrec/novelty": 7.5,
+        "macrec/exposure_gini": 0.25,
+        "macrec/debiased_ndcg_10": 0.125,
+        "excluding_seen/sasrec/exposure_gini": 0.25,
+        "excluding_seen/sasrec/debiased_ndcg_10": 0.125,
+    }

@@ -72,4 +72,5 @@ def evaluation(histories: pl.DataFrame, predictions: pl.DataFrame, small_config:
         seed=3,
         items_imputed={"image": imputed, "text": np.zeros(NUM_ITEMS, dtype=bool)},
         sasrec_settings=SASREC_SETTINGS,
+        codes={"text": np.stack([np.arange(NUM_ITEMS) // 6, np.arange(NUM_ITEMS) % 6], axis=1)},
     )

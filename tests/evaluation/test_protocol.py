@@ -253,6 +253,7 @@ def test_metrics_document_has_the_agreed_keys(evaluation: Evaluation) -> None:
         "determined_targets",
         "slices",
         "new_items",
+        "beyond_accuracy",
         "beam_agreement",
         "protocol",
     ]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from fastapi.testclient import TestClient
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.serving.app import create_app
 from macrec_pipeline.serving.champion import Champion
+from macrec_pipeline.serving.model_process import Limits, Message
 from macrec_pipeline.serving.served_version import ServedVersion
 from macrec_pipeline.serving.server import registered_champion
 from macrec_pipeline.serving.settings import ServiceSettings
@@ -203,11 +205,96 @@ def test_one_user_by_plain_json(client: TestClient) -> None:
     assert answer.json()["fallback"] == "popularity"
 
 
+def test_an_explanation_is_added_on_request(home: Path, client: TestClient) -> None:
+    """`/recommend` and `/invocations` give the same explanations, and without them the same items and scores."""
+    body = {"history": ["item-3", "item-4"], "k": 5}
+    plain = client.post("/recommend", json=body).json()
+    assert plain == client.post("/recommend", json=body | {"explain": None}).json()
+    explained = client.post("/recommend", json=body | {"explain": True}).json()
+    explanations = explained.pop("explanations")
+    assert explained == plain
+    assert len(explanations) == 5
+    for explanation in explanations:
+        assert explanation["route"] in ("text", "image")
+        assert explanation["scores"].keys() == {"text", "image"}
+        for shared in explanation["shared_codes"].values():
+            assert shared["item_id"] in ("item-3", "item-4")
+            assert 1 <= len(shared["codes"]) <= 2
+    (fallback,) = client.post("/recommend", json={"history": [], "k": 1, "explain": True}).json()["explanations"]
+    assert fallback == {"route": "popular", "scores": {}, "shared_codes": {}}
+    form = {"dataframe_records": [{"history": body["history"]}], "params": {"k": 5, "explain": True}}
+    (by_mlflow,) = client.post("/invocations", json=form).json()["predictions"]
+    assert by_mlflow["explanations"] == explanations
+
+
+def test_lists_are_diverse_on_request(client: TestClient) -> None:
+    """A limit per prefix gives one item for each of the three first codes, and the most for a popular list as well."""
+    for history in (["item-3", "item-4"], []):
+        body = {"history": history, "k": 3, "max_per_prefix": 1, "route": "text" if history else None}
+        items = client.post("/recommend", json=body).json()["item_ids"]
+        assert sorted(int(item.removeprefix("item-")) // 4 for item in items) == [0, 1, 2]
+        form = {
+            "dataframe_records": [{"history": history}],
+            "params": {key: body[key] for key in ("k", "max_per_prefix")},
+        }
+        form["params"] |= {"route": body["route"], "diversity": None}
+        assert client.post("/invocations", json=form).json()["predictions"][0]["item_ids"] == items
+    plain = client.post("/recommend", json={"history": ["item-3"], "k": 6}).json()
+    assert client.post("/recommend", json={"history": ["item-3"], "k": 6, "diversity": 0}).json() == plain
+
+
+def test_similar_items_of_an_item(client: TestClient) -> None:
+    """They are those with the most leading codes in common, under the rules; an unknown item is a 404."""
+    answer = client.post("/similar", json={"item_id": "item-5", "k": 3, "method": None})
+    assert (answer.status_code, answer.headers["X-Model-Version"]) == (200, "1")
+    # item-4, -6 and -7 share the first of two codes with item-5 in both modalities; the more popular one comes first
+    expected = {"item_ids": ["item-7", "item-6", "item-4"], "scores": [0.5, 0.5, 0.5], "method": "prefix"}
+    assert answer.json() == expected
+    ruled = client.post("/similar", json={"item_id": "item-5", "k": 9, "allowed": ["item-5", "item-4", "item-11"]})
+    assert ruled.json()["item_ids"] == ["item-4", "item-11"]
+    assert len(client.post("/similar", json={"item_id": "item-5", "k": 12}).json()["item_ids"]) == 11
+    for body, status, text in (
+        ({"item_id": "item_5"}, 404, "no item 'item_5'. Did you mean `item-5`"),
+        ({"item_id": "item-5", "method": "latent"}, 422, "This version supports prefix."),
+        ({"item_id": "item-5", "method": "taste"}, 422, "latent"),
+        ({"item_id": "item-5", "k": 0}, 422, "greater than or equal to 1"),
+        ({"item_id": "item-5", "k": 13}, 422, "at most 12 (`max_k`)"),
+        ({"item_id": "item-5", "excluded": ["x"] * 21}, 422, "at most 20 (`max_rule_items`)"),
+        ({"item_id": "item-5", "allowed_categories": ["no such"]}, 422, "Unknown category 'no such'"),
+        ({"k": 3}, 422, "item_id"),
+    ):
+        answer = client.post("/similar", json=body)
+        assert (answer.status_code, text in answer.text) == (status, True), answer.text
+    metrics = client.get("/metrics").text
+    assert 'macrec_requests_total{endpoint="/similar",status="404"} 1.0' in metrics
+
+
+def test_a_version_whose_code_is_older_says_that_it_has_no_similar_items(
+    home: Path, tmp_path: Path, champion: Champion
+) -> None:
+    """Its other answers are as before. Limits below the size of the trial request do not keep it from starting."""
+    folder = tmp_path / "version"
+    shutil.copytree(model_folder(home, 1), folder)
+    script = folder / "pyfunc_model.py"
+    script.write_text(script.read_text(encoding="utf-8").replace("def similar(", "def not_yet("), encoding="utf-8")
+    limits = Limits(max_rows=1, max_k=2, max_history=1, max_rule_items=1)
+    version = ServedVersion.start(folder, version=9, digest="", limits=limits, threads=1, load_seconds=300)
+    requests = [Message({"kind": "similar"}, b'{"item_id": "item-5"}'), Message({"kind": "recommend"}, b'{"k": 2}')]
+    similar, recommended = version.answer(requests)
+    version.stop()
+    assert (similar.head["status"], recommended.head["status"]) == (501, 200)
+    assert "Train and promote a new version" in json.loads(similar.body)["detail"]
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "text"),
     [
         ({"history": "item-1"}, 422, "history"),
         ({"hist": ["item-1"]}, 422, "hist"),
+        ({"history": [], "explain": "why"}, 422, "explain"),
+        ({"history": [], "diversity": 1.5}, 422, "less than or equal to 1"),
+        ({"history": [], "max_per_category": 1, "max_per_prefix": 1}, 422, "Only one of `max_per_category`"),
+        ({"history": [], "max_per_prefix": 1, "prefix_length": 3}, 422, "semantic IDs have only 2 codes"),
         ({"history": [], "k": 0}, 422, "greater than or equal to 1"),
         ({"history": [], "k": 13}, 422, "at most 12 (`max_k`)"),
         ({"history": [], "route": "audio"}, 422, "`route` must be one of fused, text, image"),

@@ -19,6 +19,7 @@ with warnings.catch_warnings():
 
 import macrec_pipeline.recommender.retrieval.eligible_items  # noqa: F401, before the package is replaced
 from macrec_pipeline.errors import RequestError
+from macrec_pipeline.recommender.retrieval.diversity import DiversityOptions
 from macrec_pipeline.tracking import Tracker, open_tracking
 
 
@@ -77,6 +78,7 @@ class FakeBundle:
         self.item_ids, self._answers = item_ids, answers
         self.num_items, self.routes = len(item_ids), ["text", "image"]
         self.last_request: dict = {}
+        self.diversity = DiversityOptions(0.25, max_per_prefix=2, prefix_length=3)
 
     @classmethod
     def load(cls, folder: Path, *, device: str | None = None) -> "FakeBundle":
@@ -93,6 +95,8 @@ class FakeBundle:
         beam_width=None,
         rules=None,
         rules_of_rows=None,
+        explain=False,
+        diversity=None,
     ):
         self.last_request = {
             "histories": histories,
@@ -102,6 +106,7 @@ class FakeBundle:
             "beam": beam_width,
         }
         self.rules = rules, rules_of_rows
+        self.requested_diversity = diversity
         if not self._answers:
             raise RequestError("the fake bundle rejects every request")
         fallbacks = ["none" if set(history) & set(self.item_ids) else "popularity" for history in histories]

@@ -10,6 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModelContext
 
+from macrec_pipeline.recommender.retrieval.diversity import DiversityOptions
 from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 from macrec_pipeline.tracking.pyfunc_model import RecommenderModel
 
@@ -109,6 +110,19 @@ def test_parameters_reach_the_bundle(model: RecommenderModel) -> None:
     assert (model.bundle.last_request["k"], model.bundle.last_request["route"]) == (10, "fused")
 
 
+def test_diversity_options_replace_the_bundles_settings(model: RecommenderModel) -> None:
+    """Null leaves a setting in force; a limit in the request replaces whichever limit the settings have."""
+    for params, expected in (
+        ({}, None),
+        ({"diversity": None, "prefix_length": None}, None),
+        ({"diversity": 1}, DiversityOptions(1.0, 0, 2, 3)),
+        ({"max_per_category": np.int64(4)}, DiversityOptions(0.25, 4, 0, 3)),
+        ({"max_per_prefix": 0}, DiversityOptions(0.25, 0, 0, 3)),
+    ):
+        predict(model, [["item-1"]], params)
+        assert model.bundle.requested_diversity == expected
+
+
 @pytest.mark.parametrize(
     ("params", "problem"),
     [
@@ -120,6 +134,13 @@ def test_parameters_reach_the_bundle(model: RecommenderModel) -> None:
         ({"k": 13}, "`k` is 13, but the catalogue has only 12 items"),
         ({"beam_width": -1}, "`beam_width` must be a whole number of at least 0, but is -1"),
         ({"route": "audio"}, "`route` must be one of fused, text, image, but is 'audio'"),
+        ({"diversity": "much"}, "`diversity` must be a number from 0 to 1, but is 'much'"),
+        ({"diversity": 1.5}, "`diversity` must be a number from 0 to 1, but is 1.5"),
+        ({"max_per_category": 2.5}, "`max_per_category` must be a whole number of at least 0, but is 2.5"),
+        ({"max_per_prefix": -1}, "`max_per_prefix` must be a whole number of at least 0, but is -1"),
+        ({"prefix_length": 0}, "`prefix_length` must be a whole number of at least 1, but is 0"),
+        ({"max_per_prefix": 1, "max_per_category": 2}, "Only one of .* but they are 2 and 1"),
+        ({"explain": "yes"}, "`explain` must be true or false, but is 'yes'"),
         ({"exclude_seen": "no"}, "`exclude_seen` must be true or false, but is 'no'"),
         ({"rules": ["item-1"]}, r"must map any of allowed, .*, excluded_categories to lists, but is \['item-1'\]"),
         ({"rules": {"alowed": []}}, "`rules` must map any of allowed, excluded, .* to lists, but is {'alowed'"),
@@ -130,7 +151,7 @@ def test_parameters_reach_the_bundle(model: RecommenderModel) -> None:
         ({"rules": {"allowed": "item-1"}}, "`allowed` in `rules` must be a list of item ids, but is str 'item-1'"),
         ({"rules": {"excluded": ["item-1", 2]}}, "`excluded` in `rules` contains 2 at position 1"),
         ({"route": np.array(["text", "image"])}, "`route` must be one of fused, text, image, but is array"),
-        ({"top": 3}, "Unknown parameter 'top'. The parameters are k, route, exclude_seen, beam_width, rules"),
+        ({"top": 3}, "Unknown parameter 'top'. The parameters are k, route, exclude_seen, beam_width, rules, explain"),
     ],
 )
 def test_invalid_parameters(model: RecommenderModel, params: dict[str, Any], problem: str) -> None:

@@ -46,7 +46,7 @@ HEADLINE = ("hr_1", "hr_5", "hr_10", "ndcg_10", "mrr", "coverage")
     partitions_def=DATASETS,
     group_name="evaluation",
     kinds={"polars", "html"},
-    code_version="5",
+    code_version="6",
     description="How well every system ranks the held-out items among the full catalogue, with confidence intervals "
     "and baselines. The folder holds `metrics.json`, `report.html` and `per_user.parquet`. Open `report.html` first, "
     "or look at `ndcg_10` and the table `systems`.",
@@ -70,6 +70,7 @@ def evaluation_report(context: dg.AssetExecutionContext, settings: Settings) -> 
             sasrec_settings=details.get("sasrec"),
             split=_describe_split(asset),
             listed=listed_mask(asset, num_items=tables["items"].height),
+            codes=codes_by_modality(tables["semantic_ids"]),
         )
         metrics = metrics_document(
             evaluation,
@@ -103,6 +104,7 @@ def _report_evaluation(asset: AssetContext, metrics: Mapping[str, Any]) -> dg.Ma
             numbers = {name: value for name, value in values.items() if isinstance(value, float)}
             asset.mlflow_run.log_metrics({f"{prefix}{system}/{name}": value for name, value in numbers.items()})
     asset.mlflow_run.log_metrics(special_metrics(metrics))
+    asset.mlflow_run.log_metrics(list_metrics(metrics))
     model = metrics["systems"]["macrec"]
     return asset.report(
         summary=f"HR@10 {model['hr_10']:.4f}, NDCG@10 {model['ndcg_10']:.4f} for {metrics['num_test_users']:,} users",
@@ -141,6 +143,22 @@ def special_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     # If the data determine every target, these are the metrics of all users, which are logged already.
     undetermined = {"undetermined_targets": float(num_undetermined), **(of_determined if num_undetermined else {})}
     return {**shares, **by_training, **undetermined}
+
+
+def list_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures for MLflow about diversity, novelty, exposure and popularity bias.
+
+    Args:
+        metrics: the content of `metrics.json`.
+    """
+    found = metrics["beyond_accuracy"]
+    return {
+        f"{prefix}{system}/{name}": value
+        for prefix, setting in (("", "systems"), ("excluding_seen/", "systems_excluding_seen"))
+        for system, values in found[setting].items()
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _report_input(

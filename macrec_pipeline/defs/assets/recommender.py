@@ -20,7 +20,7 @@ from macrec_pipeline.schemas import PREDICTIONS
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -310,6 +310,7 @@ def write_serving_bundle(
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
         decoding=asset.config.decoding.model_dump(mode="json") if decoding is None else decoding,
+        embeddings=_stored_embeddings(asset, codes) if asset.config.decoding.store_embeddings else None,
         catalogue=items.select(
             "title", "image_path", "categories", listed=~pl.col("item_index").is_in(unlisted_items(asset).tolist())
         ).to_dicts(),
@@ -322,6 +323,12 @@ def write_serving_bundle(
             **(provenance or {}),
         },
     )
+
+
+def _stored_embeddings(asset: AssetContext, modalities: "Iterable[str]") -> "dict[str, np.ndarray]":
+    """Read the items' vectors of some modalities, float32 [N, D] each."""
+    tables = {modality: asset.read_table(f"{modality}_embeddings") for modality in modalities}
+    return {modality: table["embedding"].to_numpy() for modality, table in tables.items()}
 
 
 def _prediction_table(ranked: "Mapping[tuple[str, bool], list[Ranked]]", users: pl.Series) -> pl.DataFrame:

@@ -26,6 +26,7 @@ from macrec_pipeline.evaluation.report.tables import (
     headline_plots,
     metric_table,
     new_item_rows,
+    quality_table,
     slice_table,
 )
 from macrec_pipeline.evaluation.report.thumbnails import Thumbnail, thumbnails
@@ -143,6 +144,8 @@ def render_report(report: ReportInput) -> str:
         "comparisons_excluding_seen": comparison_plot(evaluation, exclude_seen=True),
         "slices": slice_table(evaluation),
         "new_item_rows": new_item_rows(evaluation),
+        "qualities": quality_table(evaluation.beyond_accuracy.systems),
+        "qualities_excluding_seen": quality_table(evaluation.beyond_accuracy.systems_excluding_seen),
         "usage": {modality: usage_strips(counts) for modality, counts in report.code_usage.items()},
         "quantizer_charts": _charts(report.quantizer_log, _QUANTIZER_CURVES),
         "recommender_charts": _charts(report.recommender_log, _RECOMMENDER_CURVES),

@@ -6,6 +6,7 @@ The input is metrics as numbers. The output is records whose texts the template 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from macrec_pipeline.evaluation.beyond_accuracy import DEFINITIONS, ListQuality
 from macrec_pipeline.evaluation.new_items import RecommendedNewItems
 from macrec_pipeline.evaluation.predictions import BASELINES, FUSED_SYSTEM, ITEM_KNN, POPULARITY, SASREC
 from macrec_pipeline.evaluation.protocol import Evaluation, Metrics, SystemComparison
@@ -27,6 +28,12 @@ _SYSTEM_NAMES = {
     SASREC: "SASRec",
 }
 _NAMES_IN_SENTENCES = {"macrec_text": "its text route alone", "macrec_image": "its image route alone"}
+_QUALITY_NAMES = {
+    "intra_list_diversity": "Intra-list diversity",
+    "novelty": "Novelty (bits)",
+    "exposure_gini": "Exposure Gini",
+    "debiased_ndcg_10": "Popularity-debiased NDCG@10",
+}
 _HEADLINES = ("hr_10", "ndcg_10")
 _SLICE_GROUPS = {
     TARGET_TRAINING: "Times that the next item was trained on (training interactions)",
@@ -100,6 +107,24 @@ class NewItemRow:
     is_baseline: bool
     shares: tuple[Cell, Cell]
     numbers: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """The row of one system in a table of diversity, novelty, exposure and popularity bias: one text per column."""
+
+    name: str
+    is_fused: bool
+    is_baseline: bool
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QualityTable:
+    """A table with one row per system and one column per metric, and the definition of each metric."""
+
+    definitions: dict[str, str]
+    rows: tuple[QualityRow, ...]
 
 
 @dataclass(frozen=True)
@@ -222,6 +247,20 @@ def new_item_rows(evaluation: Evaluation) -> list[NewItemRow]:
     ]
 
 
+def quality_table(systems: Mapping[str, ListQuality]) -> QualityTable:
+    """Build the table of diversity, novelty, exposure and popularity bias; a figure that does not exist is a dash."""
+    rows = tuple(
+        QualityRow(
+            name=system_name(system),
+            is_fused=system == FUSED_SYSTEM,
+            is_baseline=system in BASELINES,
+            cells=tuple(_quality_text(name, getattr(found, name)) for name in DEFINITIONS),
+        )
+        for system, found in systems.items()
+    )
+    return QualityTable({_QUALITY_NAMES[name]: text for name, text in DEFINITIONS.items()}, rows)
+
+
 def value_of(values: Metrics, metric: str) -> float:
     """Return the mean, which is stored under the metric's own name."""
     value = values[metric]
@@ -249,6 +288,12 @@ def _slice_row(result: SliceResult) -> SliceRow:
     if result.num_items is not None:
         name += f": {result.num_items:,} item{'' if result.num_items == 1 else 's'}"
     return SliceRow(name=name, num_users=result.num_users, cells=tuple(cells))
+
+
+def _quality_text(metric: str, value: float | None) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    return f"{value:.2f}" if metric == "novelty" else _four_decimals(value)
 
 
 def _share_cell(found: RecommendedNewItems) -> Cell:

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from macrec_pipeline.errors import RequestError, StorageError
+from macrec_pipeline.errors import RequestError, StorageError, UnknownItemError
 from macrec_pipeline.recommender.bundle.format import (
+    EMBEDDINGS_PART,
     QUANTIZER,
     quantizer_parts,
     read_description,
@@ -31,8 +32,29 @@ from macrec_pipeline.recommender.bundle.format import (
     write_bundle,
 )
 from macrec_pipeline.recommender.model.history_encoding import MODALITIES, ItemCodes
+from macrec_pipeline.recommender.retrieval.beam_search import Beams
+from macrec_pipeline.recommender.retrieval.diversity import (
+    OPTIONS,
+    Diversity,
+    DiversityOptions,
+    groups_by_category,
+    groups_by_prefix,
+    select_diverse,
+)
 from macrec_pipeline.recommender.retrieval.eligible_items import EligibleItems, Rules
-from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, Ranked
+from macrec_pipeline.recommender.retrieval.explanations import Explanation, explanations
+from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, Ranked, as_ranked
+from macrec_pipeline.recommender.retrieval.similar_items import (
+    METHODS,
+    Method,
+    cosine_similarities,
+    most_similar,
+    prefix_similarities,
+    quantized_latents,
+    read_codebooks,
+    similar_ids,
+    unsupported_message,
+)
 
 if TYPE_CHECKING:
     from macrec_pipeline.runtime.progress import Progress
@@ -46,11 +68,29 @@ class Recommendation:
         item_ids: at most k.
         scores: one per item; comparable only within one recommendation.
         fallback: "none", or "popularity" if the catalogue has no item of the history.
+        explanations: one per item; None unless they were requested.
     """
 
     item_ids: list[str]
     scores: list[float]
     fallback: str
+    explanations: list[Explanation] | None = None
+
+
+@dataclass(frozen=True)
+class SimilarItems:
+    """The items that are most similar to one item, most similar first.
+
+    Attributes:
+        item_ids: at most k.
+        scores: the similarity of each item, at most 1: the cosine of the latents or embeddings, or the share of leading
+            codes in common; the mean over the modalities.
+        method: how they were compared.
+    """
+
+    item_ids: list[str]
+    scores: list[float]
+    method: Method
 
 
 class RecommenderBundle:
@@ -63,6 +103,8 @@ class RecommenderBundle:
         listed: bool [N], the items that may be recommended; None if all may. The others have left the catalogue: they
             are understood in histories and never recommended.
         description: the content of `bundle.json`.
+        diversity: the bundle's own settings of how diverse lists are.
+        embeddings_file: the items' embeddings; None if the bundle has none.
         quantizer_folder: input of `FittedQuantizer.load`, to assign IDs to new items. None if the data set brought the
             semantic IDs, or an older version wrote the bundle.
     """
@@ -75,15 +117,24 @@ class RecommenderBundle:
         description: dict[str, Any],
         *,
         quantizer_folder: Path | None = None,
+        embeddings_file: Path | None = None,
     ) -> None:
         self._retriever = retriever
+        self.embeddings_file = embeddings_file
         self.quantizer_folder = quantizer_folder
         self.catalogue = catalogue
         self.description = description
+        decoding = description["decoding"]
+        self.diversity = DiversityOptions(**{name: decoding[name] for name in OPTIONS if name in decoding})
         self.item_ids: list[str] = [item["item_id"] for item in catalogue]
         self._index_of = {item_id: index for index, item_id in enumerate(self.item_ids)}
         listed = np.array([item.get("listed", True) for item in catalogue], dtype=bool)
         self.listed: np.ndarray | None = None if listed.all() else listed
+        self._codes = {name: codes.cpu().numpy() for name, codes in retriever.items.codes.items()}
+        # the groups of the items by category (None), or by the first codes in a modality; filled on first use
+        self._groups_of: dict[tuple[str, int] | None, torch.Tensor] = {}
+        self._vectors_of: dict[tuple[Method, str], np.ndarray] = {}
+        self._popularity = popularity
         self._by_popularity = np.lexsort((np.arange(len(popularity)), -popularity))
         self._popularity_share = popularity / max(1, popularity.sum())
 
@@ -109,7 +160,7 @@ class RecommenderBundle:
     @property
     def codes(self) -> dict[str, np.ndarray]:
         """The semantic IDs, int64 [N, L] per modality that the catalogue has."""
-        return {modality: codes.cpu().numpy().copy() for modality, codes in self._retriever.items.codes.items()}
+        return {modality: codes.copy() for modality, codes in self._codes.items()}
 
     @property
     def semantic_ids(self) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -148,7 +199,14 @@ class RecommenderBundle:
         retriever = MultiRouteRetriever(model.to(device).eval(), ItemCodes(codes), sasrec=sasrec)
         retriever.fusion = read_fusion(folder, description, routes=retriever.routes)
         quantizer_folder = folder / QUANTIZER if quantizer_parts(description["parts"]) else None
-        return cls(retriever, catalogue, tensors["popularity"].numpy(), description, quantizer_folder=quantizer_folder)
+        return cls(
+            retriever,
+            catalogue,
+            tensors["popularity"].numpy(),
+            description,
+            quantizer_folder=quantizer_folder,
+            embeddings_file=folder / EMBEDDINGS_PART if EMBEDDINGS_PART in description["parts"] else None,
+        )
 
     def recommend(
         self,
@@ -159,6 +217,8 @@ class RecommenderBundle:
         exclude_seen: bool = False,
         beam_width: int | None = None,
         eligible: EligibleItems | None = None,
+        explain: bool = False,
+        diversity: DiversityOptions | None = None,
         progress: Progress | None = None,
     ) -> dict[str, list[Ranked]]:
         """Rank items for histories of item indices.
@@ -170,15 +230,19 @@ class RecommenderBundle:
             exclude_seen: leave out every item of the history.
             beam_width: None for the bundle's own setting.
             eligible: the items that business rules permit; None for all items of the catalogue.
+            explain: add to each list what every route says about its items. The lists do not change.
+            diversity: how diverse the lists are; None for the bundle's own settings.
             progress: receives the number of decoded histories; None to report nothing.
 
         Returns:
             For each route one `Ranked` per history.
 
         Raises:
-            RequestError: a route is unknown, or `k` or `beam_width` is out of range.
+            RequestError: a route is unknown, or `k`, `beam_width` or the length of a prefix is out of range.
         """
         self._check_request(routes, k, beam_width)
+        options = self.diversity if diversity is None else diversity
+        diversity_of = {route: self._diversity(options, route) for route in routes} if options.is_active else None
         decoding = self.description["decoding"]
         eligible = self._eligible(None, ()) if eligible is None else eligible
         return self._retriever.rank(
@@ -189,6 +253,8 @@ class RecommenderBundle:
             batch_size=decoding["batch_size"],
             exclude_seen=exclude_seen,
             eligible=eligible,
+            explain=explain,
+            diversity=diversity_of,
             progress=progress,
         )
 
@@ -206,6 +272,8 @@ class RecommenderBundle:
         beam_width: int | None = None,
         rules: Rules | None = None,
         rules_of_rows: Sequence[Rules | None] | None = None,
+        explain: bool = False,
+        diversity: DiversityOptions | None = None,
     ) -> list[Recommendation]:
         """Recommend items for histories of item ids, oldest first. Ids that the catalogue lacks are skipped.
 
@@ -220,12 +288,15 @@ class RecommenderBundle:
             beam_width: None for the bundle's own setting.
             rules: rules for all histories.
             rules_of_rows: further rules for each history; None for a history without rules of its own.
+            explain: say for each item why it was recommended. Items and scores do not change.
+            diversity: how diverse the lists are; None for the bundle's own settings.
 
         Raises:
             RequestError: `k`, `route` or `beam_width` is out of range, a category is unknown, or `rules_of_rows` or
                 `exclude_seen` has another length than `histories`.
         """
         self._check_request((route,), k, beam_width)
+        options = self.diversity if diversity is None else diversity
         row_rules = [None] * len(histories) if rules_of_rows is None else rules_of_rows
         row_exclude_seen = exclude_seen if isinstance(exclude_seen, Sequence) else [bool(exclude_seen)] * len(histories)
         for name, values in (("rules_of_rows", row_rules), ("exclude_seen", row_exclude_seen)):
@@ -243,7 +314,9 @@ class RecommenderBundle:
             groups[bool(row_exclude_seen[row]) if len(history) else None].append(row)
         # all rules are checked before anything is decoded
         eligible = {key: self._eligible(rules, [row_rules[row] for row in rows]) for key, rows in groups.items()}
-        ranked = dict(zip(groups[None], self._most_popular(k, len(groups[None]), eligible[None]), strict=True))
+        diversity_of_popular = self._diversity(options, "fused") if options.is_active else None
+        popular = self._most_popular(k, len(groups[None]), eligible[None], diversity_of_popular)
+        ranked = dict(zip(groups[None], popular, strict=True))
         for key in (False, True):
             results = self.recommend(
                 [known_items[row] for row in groups[key]],
@@ -252,6 +325,8 @@ class RecommenderBundle:
                 exclude_seen=key,
                 beam_width=beam_width,
                 eligible=eligible[key],
+                explain=explain,
+                diversity=options,
             )
             ranked |= zip(groups[key], results[route], strict=True)
         return [
@@ -259,9 +334,95 @@ class RecommenderBundle:
                 [self.item_ids[index] for index in ranked[row].item_indices],
                 ranked[row].scores.tolist(),
                 "none" if len(history) else "popularity",
+                self._explained(ranked[row], history) if explain else None,
             )
             for row, history in enumerate(known_items)
         ]
+
+    @property
+    def similarity_methods(self) -> list[Method]:
+        """The methods of `similar_items` that this bundle supports, the preferred one first."""
+        folder = self.quantizer_folder
+        has_codebooks = folder is not None and all((folder / f"{name}.safetensors").is_file() for name in self._codes)
+        supported = {"latent": has_codebooks, "embedding": self.embeddings_file is not None, "prefix": True}
+        return [method for method in METHODS if supported[method]]
+
+    def similar_items(
+        self,
+        item_id: str,
+        *,
+        k: int = 10,
+        method: str | None = None,
+        modality: str | None = None,
+        rules: Rules | None = None,
+    ) -> SimilarItems:
+        """Find the items that are most similar to an item. The item itself and unlisted items are never among them.
+
+        Args:
+            item_id: of an item in the catalogue; it may have left the shop.
+            k: number of items; fewer come back only if fewer are permitted.
+            method: one of `METHODS`; None for the first one that the bundle supports.
+            modality: "text" or "image" to compare these alone; None for all that the catalogue has.
+            rules: conditions that every item must meet.
+
+        Raises:
+            UnknownItemError: the catalogue has no such item. The message suggests similar ids.
+            RequestError: `k` is below 1, the method or modality is unknown or missing, or a category is unknown.
+            StorageError: the codebooks of the bundle do not fit its semantic IDs.
+        """
+        item = self._index_of.get(item_id)
+        if item is None:
+            raise UnknownItemError(f"The catalogue has no item {item_id!r:.80}.{similar_ids(item_id, self.item_ids)}")
+        if k < 1:
+            raise RequestError(f"`k` is {k}, but must be at least 1.")
+        supported = self.similarity_methods
+        chosen = next((name for name in METHODS if name == (method or supported[0])), None)
+        if chosen is None:
+            raise RequestError(f"`method` must be one of {', '.join(METHODS)}, but is {method!r:.80}.")
+        if chosen not in supported:
+            raise RequestError(unsupported_message(chosen, supported))
+        if modality is not None and modality not in self._codes:
+            raise RequestError(f"`modality` must be one of {', '.join(self._codes)}, but is {modality!r:.80}.")
+        modalities = list(self._codes) if modality is None else [modality]
+        eligible = self._eligible(rules, ())
+        mask = np.ones(self.num_items, dtype=bool) if eligible is None else eligible.mask(np.array([0]))[0].numpy()
+        best, scores = most_similar(
+            [self._similarities(item, chosen, name) for name in modalities],
+            item,
+            k=k,
+            eligible=mask,
+            popularity=self._popularity,
+        )
+        return SimilarItems([self.item_ids[index] for index in best], scores.tolist(), chosen)
+
+    def _similarities(self, item: int, method: Method, modality: str) -> np.ndarray:
+        """Compare an item with all N items: float64 [N]."""
+        if method == "prefix":
+            return prefix_similarities(self._codes[modality], item)
+        return cosine_similarities(self._vectors(method, modality), item)
+
+    def _vectors(self, method: Method, modality: str) -> np.ndarray:
+        """Return the vectors that a method compares, [N, width]; read on first use, so that serving need not."""
+        key = method, modality
+        if key not in self._vectors_of:
+            if method == "embedding":
+                assert self.embeddings_file is not None
+                self._vectors_of[key] = load_file(self.embeddings_file)[modality].numpy()
+            else:
+                assert self.quantizer_folder is not None
+                codes = self._codes[modality]
+                codebooks = read_codebooks(
+                    self.quantizer_folder,
+                    modality,
+                    num_levels=codes.shape[1],
+                    codebook_size=self.description["codebook_size"],
+                )
+                self._vectors_of[key] = quantized_latents(codes, codebooks)
+        return self._vectors_of[key]
+
+    def _explained(self, ranked: Ranked, history: np.ndarray) -> list[Explanation]:
+        items, evidence = ranked.item_indices, ranked.evidence
+        return explanations(items, evidence, history=history, codes=self._codes, item_ids=self.item_ids)
 
     def _eligible(self, rules: Rules | None, rules_of_rows: Sequence[Rules | None]) -> EligibleItems | None:
         if rules is None and not any(rules_of_rows) and self.listed is None:
@@ -270,8 +431,33 @@ class RecommenderBundle:
             self._index_of, rules, rules_of_rows, items_by_category=self.items_by_category, listed=self.listed
         )
 
-    def _most_popular(self, k: int, num_rows: int, eligible: EligibleItems | None) -> list[Ranked]:
+    def _diversity(self, options: DiversityOptions, route: str) -> Diversity:
+        """Return how diverse the lists of a route are; prefixes are those of the route's own semantic IDs, if any."""
+        limit = options.max_per_category or options.max_per_prefix
+        if not limit:
+            return Diversity(options.diversity)
+        modality = route if route in self._codes else next(iter(self._codes))
+        num_levels = self._codes[modality].shape[1]
+        if options.max_per_prefix and options.prefix_length > num_levels:
+            raise RequestError(
+                f"`prefix_length` is {options.prefix_length}, but semantic IDs have only {num_levels} codes."
+            )
+        key = None if options.max_per_category else (modality, options.prefix_length)
+        if key not in self._groups_of:
+            groups = (
+                groups_by_category(self.items_by_category, num_items=self.num_items)
+                if key is None
+                else groups_by_prefix(self._codes[modality], length=options.prefix_length)
+            )
+            self._groups_of[key] = torch.from_numpy(groups).to(self._retriever.model.t5.device)
+        return Diversity(options.diversity, limit, self._groups_of[key])
+
+    def _most_popular(
+        self, k: int, num_rows: int, eligible: EligibleItems | None, diversity: Diversity | None
+    ) -> list[Ranked]:
         """Rank the eligible items of each row by popularity; the score is the share of all interactions."""
+        if diversity is not None and num_rows:
+            return self._most_popular_diverse(k, num_rows, eligible, diversity)
         results = []
         for row in range(num_rows):
             best = self._by_popularity
@@ -279,6 +465,26 @@ class RecommenderBundle:
                 best = best[eligible.mask(np.array([row]))[0].numpy()[best]]
             results.append(Ranked(best[:k], self._popularity_share[best[:k]]))
         return results
+
+    def _most_popular_diverse(
+        self, k: int, num_rows: int, eligible: EligibleItems | None, diversity: Diversity
+    ) -> list[Ranked]:
+        device = self._retriever.model.t5.device
+        order = torch.from_numpy(self._by_popularity).to(device)
+        share = torch.from_numpy(self._popularity_share).to(device)
+        size = min(self.num_items, diversity.num_candidates(k))
+
+        def search(_: torch.Tensor, mask: torch.Tensor) -> Beams:
+            of_row = mask[:, order]  # [B, N], by popularity
+            first = of_row.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :size]
+            items = order[first].masked_fill(~of_row.gather(1, first), -1)
+            return Beams(items, share[items.clamp(min=0)].masked_fill(items < 0, float("-inf")))
+
+        mask = torch.ones(num_rows, self.num_items, dtype=torch.bool)
+        if eligible is not None:
+            mask &= eligible.mask(np.arange(num_rows))
+        codes = self._retriever.items.codes
+        return as_ranked(select_diverse([search], eligible=mask.to(device), codes=codes, diversity=diversity, k=k), k)
 
     def _check_request(self, routes: Sequence[str], k: int, beam_width: int | None) -> None:
         available = ("fused", *self._retriever.routes)

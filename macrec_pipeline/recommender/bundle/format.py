@@ -5,6 +5,7 @@
     semantic_ids.safetensors   semantic IDs in each modality, and how popular each item was in the training data
     catalogue.json             item ids, titles, image paths and categories, in the order of the item index
     sasrec.safetensors         weights of SASRec; only if it is a retrieval route
+    embeddings.safetensors     the items' embeddings, int8 [N, D] per modality; only with `decoding.store_embeddings`
     quantizer/                 what assigned the semantic IDs; absent if the data set brought them. Serving ignores it.
 
 `write_bundle` writes such a folder from the results of training. `read_description` verifies one, and the functions
@@ -33,6 +34,7 @@ from macrec_pipeline.recommender.model.generative_recommender import GenerativeR
 from macrec_pipeline.recommender.model.history_encoding import MODALITIES, Vocabulary
 from macrec_pipeline.recommender.retrieval.fusion import CalibratedFusion
 from macrec_pipeline.recommender.retrieval.fusion_fitting import load_fusion
+from macrec_pipeline.recommender.retrieval.similar_items import compressed_embeddings
 from macrec_pipeline.recommender.sasrec.fitted import DESCRIPTION_FILE, WEIGHTS_FILE, FittedSasrec, load_sasrec
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ _VERSION_WITHOUT_DIGEST = 1
 _DIGEST_KEY = "digest"
 PARTS = ("model.safetensors", "semantic_ids.safetensors", "catalogue.json")
 SASREC_PART = "sasrec.safetensors"
+EMBEDDINGS_PART = "embeddings.safetensors"
 QUANTIZER = "quantizer"
 _QUANTIZER_PART = re.compile(rf"{QUANTIZER}/\w+\.(?:json|safetensors)")
 _REMEDY = "Materialize `recommender` again, or load another version."
@@ -63,6 +66,7 @@ def write_bundle(
     decoding: Mapping[str, Any],
     catalogue: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, Any],
+    embeddings: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a bundle into an existing, empty folder. Equal arguments give equal bytes.
 
@@ -82,6 +86,10 @@ def write_bundle(
         catalogue: "title" and "image_path" of each item, "categories", a list or None, if they are known, and "listed",
             false for an item that has left the catalogue and must not be recommended.
         provenance: data set and input digests of the bundle; stored unchanged.
+        embeddings: {modality: float [N, D]}; needed, and read, only if `decoding` has `store_embeddings`.
+
+    Raises:
+        StorageError: the bundle needs a SASRec or embeddings, but got none.
     """
     shutil.copyfile(recommender_folder / "model.safetensors", folder / "model.safetensors")
     codes_of = zip(MODALITIES, (text_codes, image_codes), strict=True)
@@ -110,6 +118,8 @@ def write_bundle(
     parts = _required_parts(decoding)
     if SASREC_PART in parts:
         description["sasrec"] = _copy_sasrec(sasrec_folder, folder)
+    if EMBEDDINGS_PART in parts:
+        _write_embeddings({} if embeddings is None else embeddings, folder, modalities=list(codes))
     if quantizer_files:
         (folder / QUANTIZER).mkdir()
     for path in quantizer_files:
@@ -240,7 +250,19 @@ def file_digest(path: Path) -> str:
 
 def _required_parts(decoding: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the files that a bundle with these `DecodingConfig` fields has, apart from the quantizer."""
-    return (*PARTS, SASREC_PART) if decoding.get("collaborative_route", False) else PARTS
+    optional = {SASREC_PART: "collaborative_route", EMBEDDINGS_PART: "store_embeddings"}
+    return (*PARTS, *(part for part, setting in optional.items() if decoding.get(setting, False)))
+
+
+def _write_embeddings(embeddings: Mapping[str, np.ndarray], folder: Path, *, modalities: Sequence[str]) -> None:
+    """Write the embeddings of the modalities that have semantic IDs. Raise `StorageError` if one is missing."""
+    if missing := [modality for modality in modalities if modality not in embeddings]:
+        raise StorageError(
+            f"The bundle needs the {' and '.join(missing)} embeddings of the items, but got none. Pass `embeddings`, "
+            "or set `decoding.store_embeddings` to false."
+        )
+    stored = {modality: torch.from_numpy(compressed_embeddings(embeddings[modality])) for modality in modalities}
+    save_file(stored, folder / EMBEDDINGS_PART)
 
 
 def _copy_sasrec(sasrec_folder: Path | None, folder: Path) -> dict[str, Any]:

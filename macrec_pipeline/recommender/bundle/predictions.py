@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from macrec_pipeline.recommender.retrieval.diversity import DiversityOptions
 from macrec_pipeline.recommender.retrieval.fusion import COLLABORATIVE
 from macrec_pipeline.recommender.retrieval.retriever import Ranked, rank_catalogue
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
@@ -93,7 +94,7 @@ def beam_agreement(bundle: RecommenderBundle, histories: Sequence[np.ndarray]) -
     results = {}
     for route in (route for route in bundle.routes if route != COLLABORATIVE):
         k = max(cutoff, bundle.description["decoding"]["top_k"])
-        by_beam = bundle.recommend(inputs, routes=(route,), k=k)[route]
+        by_beam = bundle.recommend(inputs, routes=(route,), k=k, diversity=DiversityOptions())[route]
         exact: list[Ranked] = []
         for begin in range(0, len(inputs), _EXACT_BATCH):
             scores = bundle.exact_scores(inputs[begin : begin + _EXACT_BATCH], route=route)

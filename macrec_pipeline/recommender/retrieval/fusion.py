@@ -102,12 +102,12 @@ def fuse_published(first: Beams, second: Beams) -> Beams:
     Returns:
         [B, 2 W], best first; equal scores are ordered by item index.
     """
-    place = _places_in(second.items, first.items)  # [B, W]
+    place = places_in(second.items, first.items)  # [B, W]
     agreed = place >= 0
     partner_score = second.scores.gather(1, place.clamp(min=0))
     scores = torch.where(agreed, (first.scores + partner_score) / 2 + AGREEMENT_BONUS, first.scores)
     # agreed items count with the first route
-    remaining = torch.where(_places_in(first.items, second.items) >= 0, float("-inf"), second.scores)
+    remaining = torch.where(places_in(first.items, second.items) >= 0, float("-inf"), second.scores)
     return _sorted_by_score(torch.cat([first.items, second.items], dim=1), torch.cat([scores, remaining], dim=1))
 
 
@@ -163,7 +163,7 @@ def best_items(log_probabilities: torch.Tensor, *, width: int) -> Beams:
     return _sorted_by_score(best.indices, best.values)
 
 
-def _places_in(items: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def places_in(items: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Find the column of each wanted item: int64 [B, W] and [B, W'] -> int64 [B, W'], -1 where a row lacks the item.
 
     Rows list an item at most once; -1 in `wanted` is padding and has no place. Memory is linear in W and W'.

@@ -12,8 +12,8 @@ Shapes (docs/notation.md): B batch rows, C candidate items per row, N items, T i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
@@ -27,6 +27,8 @@ from macrec_pipeline.recommender.retrieval.beam_search import (
     score_catalogue,
     score_items,
 )
+from macrec_pipeline.recommender.retrieval.diversity import Diversity, Search, select_diverse
+from macrec_pipeline.recommender.retrieval.explanations import RouteEvidence
 from macrec_pipeline.recommender.retrieval.fusion import (
     COLLABORATIVE,
     CalibratedFusion,
@@ -36,6 +38,7 @@ from macrec_pipeline.recommender.retrieval.fusion import (
     distinct_candidates,
     fuse_calibrated,
     fuse_published,
+    places_in,
 )
 from macrec_pipeline.recommender.sasrec.model import CELLS_AT_ONCE, next_item_scores
 from macrec_pipeline.runtime.progress import Progress, quiet_progress
@@ -56,10 +59,12 @@ class Ranked:
     Attributes:
         item_indices: int64 [at most k].
         scores: float64, of the same length; comparable only within one history.
+        evidence: what each route says about the items; None unless an explanation was requested.
     """
 
     item_indices: np.ndarray
     scores: np.ndarray
+    evidence: RouteEvidence | None = None
 
 
 class MultiRouteRetriever:
@@ -102,6 +107,8 @@ class MultiRouteRetriever:
         batch_size: int,
         exclude_seen: bool = False,
         eligible: EligibleItems | None = None,
+        explain: bool = False,
+        diversity: Mapping[str, Diversity] | None = None,
         progress: Progress | None = None,
     ) -> dict[str, list[Ranked]]:
         """Rank items for every history.
@@ -116,6 +123,8 @@ class MultiRouteRetriever:
                 them out.
             eligible: the items that business rules permit, with rules for each history or shared by all; None for all
                 items. The rules change no item's score, and min(k, number of eligible items) items come back.
+            explain: add the `evidence` of each list. The lists do not change.
+            diversity: route -> how diverse its lists are; None for the k items with the highest scores.
             progress: receives the number of decoded histories; None to report nothing.
 
         Returns:
@@ -124,17 +133,25 @@ class MultiRouteRetriever:
         results: dict[str, list[Ranked]] = {
             route: [Ranked(np.empty(0), np.empty(0))] * len(histories) for route in routes
         }
-        width, num_done = max(beam_width, top_k), 0
+        num_candidates = max([top_k, *(each.num_candidates(top_k) for each in (diversity or {}).values())])
+        width, num_done = max(beam_width, min(num_candidates, self.items.num_items)), 0
         width = width if eligible is None else eligible.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
             mask = None if eligible is None else eligible.mask(chosen).to(self.model.t5.device)
             batch = RetrievalBatch(self, [histories[index] for index in chosen], eligible=mask)
             for route in routes:
-                if route == "fused":
+                if diversity is not None:
+                    beams = self._diverse(
+                        batch, route, diversity[route], top_k=top_k, width=width, exclude_seen=exclude_seen
+                    )
+                elif route == "fused":
                     beams = self._fused(batch, top_k=top_k, width=width, exclude_seen=exclude_seen)
                 else:
                     beams = batch.beams(route, width=width, exclude_seen=exclude_seen)
-                for index, ranked in zip(chosen, as_ranked(beams, top_k), strict=True):
+                ranked_rows = as_ranked(beams, top_k)
+                if explain:
+                    ranked_rows = self._with_evidence(batch, route, ranked_rows, beams.items[:, :top_k])
+                for index, ranked in zip(chosen, ranked_rows, strict=True):
                     results[route][index] = ranked
             num_done += len(chosen)
             if progress is not None:
@@ -155,11 +172,69 @@ class MultiRouteRetriever:
         """
         return RetrievalBatch(self, histories).catalogue_scores(route)
 
+    def _diverse(
+        self, batch: RetrievalBatch, route: str, diversity: Diversity, *, top_k: int, width: int, exclude_seen: bool
+    ) -> Beams:
+        """Select diverse lists from what a route finds: [B, k]."""
+        leave_out_seen = exclude_seen or (
+            route == "fused" and self.fusion is not None and not self.fusion.recommend_seen
+        )
+        unsearched = [batch]  # the first search is that of the batch itself, whose beams the explanations look at
+
+        def find(part: RetrievalBatch, *, leave_out: bool) -> Beams:
+            if route != "fused":
+                return part.beams(route, width=width, exclude_seen=leave_out)
+            if self.fusion is None:
+                return self._published(part, width=width, exclude_seen=leave_out)
+            return self._calibrated(part, self.fusion, width=width, exclude_seen=leave_out)
+
+        def search_with(leave_out: bool) -> Search:
+            def search(rows: torch.Tensor, eligible: torch.Tensor) -> Beams:
+                found = find(
+                    unsearched.pop() if unsearched else batch.part(rows, eligible=eligible), leave_out=leave_out
+                )
+                size = diversity.num_candidates(top_k) if diversity.strength > 0 else found.items.shape[1]
+                return Beams(found.items[:, :size], found.scores[:, :size])
+
+            return search
+
+        searches = [search_with(leave_out_seen)]
+        if leave_out_seen != exclude_seen and (batch.has_rules() or diversity.max_per_group is not None):
+            searches.append(search_with(False))  # seen items follow if there are too few others
+        return select_diverse(
+            searches, eligible=batch.eligible_of_rows(), codes=self.items.codes, diversity=diversity, k=top_k
+        )
+
+    def _with_evidence(
+        self, batch: RetrievalBatch, route: str, ranked: Sequence[Ranked], items: torch.Tensor
+    ) -> list[Ranked]:
+        """Add what each route says about the items of a batch, int64 [B, k] with -1 for none, to its lists."""
+        weights = {name: 1.0 if route in ("fused", name) else 0.0 for name in self.routes}
+        if route == "fused" and self.fusion is not None:
+            weights = {name: self.fusion.weights.get(name, 0.0) for name in self.routes}
+        elif route == "fused":
+            weights[COLLABORATIVE] = 0.0  # the published rule ignores this route
+        evidence = batch.evidence(items)
+        found = {name: mask.cpu().numpy() for name, mask in evidence.found.items()}
+        scores = {name: values.double().cpu().numpy() for name, values in evidence.scores.items()}
+        num_codes = {name: self.trees[name].num_levels if name in self.trees else 1 for name in self.routes}
+        return [
+            replace(
+                row,
+                evidence=RouteEvidence(
+                    weights={name: weights[name] for name in self.routes},
+                    scores={name: values[number, : len(row.item_indices)] for name, values in scores.items()},
+                    found={name: mask[number, : len(row.item_indices)] for name, mask in found.items()},
+                    num_codes=num_codes,
+                ),
+            )
+            for number, row in enumerate(ranked)
+        ]
+
     def _fused(self, batch: RetrievalBatch, *, top_k: int, width: int, exclude_seen: bool) -> Beams:
         """Fuse all routes by the calibrated rule if there is one, and by the published rule otherwise."""
         if self.fusion is None:
-            routes = [batch.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative_routes]
-            return routes[0] if len(routes) == 1 else fuse_published(*routes)
+            return self._published(batch, width=width, exclude_seen=exclude_seen)
         leave_out_seen = exclude_seen or not self.fusion.recommend_seen
         beams = self._calibrated(batch, self.fusion, width=width, exclude_seen=leave_out_seen)
         if batch.has_rules() and leave_out_seen != exclude_seen and _fewest_items(beams) < top_k:
@@ -168,10 +243,28 @@ class MultiRouteRetriever:
             return append_missing(beams, with_seen)
         return beams
 
+    def _published(self, batch: RetrievalBatch, *, width: int, exclude_seen: bool) -> Beams:
+        routes = [batch.beams(route, width=width, exclude_seen=exclude_seen) for route in self.generative_routes]
+        return routes[0] if len(routes) == 1 else fuse_published(*routes)
+
     def _calibrated(self, batch: RetrievalBatch, fusion: CalibratedFusion, *, width: int, exclude_seen: bool) -> Beams:
         # routes without weight do not change the result, so they do not score the candidates
         weighted = [route for route in self.routes if fusion.weights.get(route, 0) > 0]
         return fuse_calibrated(batch.candidates(weighted, width=width, exclude_seen=exclude_seen), fusion)
+
+
+@dataclass(frozen=True)
+class BatchEvidence:
+    """What the routes say about some items of a batch.
+
+    Attributes:
+        found: route -> bool [B, C], whether the beams of the route contain the item.
+        scores: route -> float [B, C], mean log-probability per code of a generative route and log-probability of the
+            collaborative one, in nats; arbitrary where there is no item.
+    """
+
+    found: dict[str, torch.Tensor]
+    scores: dict[str, torch.Tensor]
 
 
 class RetrievalBatch:
@@ -227,6 +320,42 @@ class RetrievalBatch:
         scores = {route: self._candidate_scores(route, items, exclude_seen=exclude_seen) for route in routes}
         num_generative = sum(found.shape[1] for found in items_of_routes[: len(generative)])
         return Candidates(items, scores, num_generative)
+
+    def evidence(self, items: torch.Tensor) -> BatchEvidence:
+        """Say which routes have found the items so far, and score each item by each route.
+
+        Call it after the lists are made: finding looks at the beams that were searched for them.
+
+        Args:
+            items: int64 [B, C], -1 for no item.
+        """
+        excluding = any(key[0] == "beams" and key[3] for key in self._cache)
+        found, scores = {}, {}
+        for route in self._retriever.routes:
+            found[route] = torch.zeros_like(items, dtype=torch.bool)
+            for key, beams in self._cache.items():
+                if key[:2] == ("beams", route):
+                    found[route] |= places_in(cast("Beams", beams).items, items) >= 0
+            log_probability = self._candidate_scores(route, items, exclude_seen=excluding)
+            if excluding:  # items of the history may follow the others, and then have no probability among them
+                among_all = self._candidate_scores(route, items, exclude_seen=False)
+                log_probability = torch.where(log_probability.isfinite(), log_probability, among_all)
+            is_generative = route in self._retriever.trees
+            scores[route] = (
+                log_probability / self._retriever.trees[route].num_levels if is_generative else log_probability
+            )
+        return BatchEvidence(found, scores)
+
+    def part(self, rows: torch.Tensor, *, eligible: torch.Tensor) -> RetrievalBatch:
+        """Return a batch of some rows, int64 [B'], with other eligible items, bool [B', N]."""
+        return RetrievalBatch(self._retriever, [self._histories[row] for row in rows.tolist()], eligible=eligible)
+
+    def eligible_of_rows(self) -> torch.Tensor:
+        """Return the items that each row may receive, bool [B, N], as far as the rules decide it."""
+        shape = len(self._histories), self._retriever.items.num_items
+        if self._eligible is None:
+            return torch.ones(shape, dtype=torch.bool, device=self._retriever.model.t5.device)
+        return self._eligible.expand(shape)
 
     def has_rules(self) -> bool:
         """Tell whether business rules apply to this batch."""
