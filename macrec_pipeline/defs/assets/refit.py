@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
+import polars as pl
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.assets.recommender import stored_quantizer_files, write_serving_bundle
@@ -29,11 +30,20 @@ _SKIPPED_FILE, _REFIT_FILE = "skipped.json", "refit.json"
 
 
 @dg.asset(
-    deps=["interactions", "items", "quantizer", "semantic_ids", "sasrec", "recommender", "evaluation_report"],
+    deps=[
+        "interactions",
+        "histories",
+        "items",
+        "quantizer",
+        "semantic_ids",
+        "sasrec",
+        "recommender",
+        "evaluation_report",
+    ],
     partitions_def=DATASETS,
     group_name="recommender",
     kinds={"torch", "safetensors"},
-    code_version="1",
+    code_version="2",
     pool=GPU_POOL,
     description="The evaluated recommender, trained on all interactions with the validation and test targets, which it "
     "had not seen so far. Epochs and fusion weights stay as validation chose them, and no metrics exist for it: those "
@@ -50,13 +60,18 @@ def refitted_recommender(context: dg.AssetExecutionContext, settings: Settings) 
             return asset.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)
         with asset.store.scratch("refitted_recommender") as scratch, asset.new_folder(details=details) as folder:
             scratch.mkdir(parents=True, exist_ok=True)
-            learned = _all_interactions(asset)
+            learned, num_learned_before = _all_interactions(asset)
             sasrec = _refit_sasrec(asset, scratch, learned) if asset.config.decoding.collaborative_route else None
-            plan, fitted = _refit_recommender(context, asset, scratch, learned)
-            facts = {"method": plan.method, "epochs": plan.num_epochs, "interactions": sum(map(len, learned))}
+            plan, fitted = _refit_recommender(context, asset, scratch, learned, num_learned_before)
+            interactions = sum(map(len, learned))
+            new = interactions - int(num_learned_before.sum())
+            facts = {"method": plan.method, "epochs": plan.num_epochs, "interactions": interactions}
             _write(asset, folder, fitted, scratch, sasrec=sasrec, learned=learned, facts=facts)
         return asset.report(
-            summary=f"{plan.method}, epochs: {plan.num_epochs}, on all {facts['interactions']:,} interactions", **facts
+            summary=f"{plan.method}, epochs: {plan.num_epochs}, on all {interactions:,} interactions, of which {new:,} "
+            "are new to the model",
+            new_interactions=new,
+            **facts,
         )
 
 
@@ -81,11 +96,20 @@ def refitted_bundle(asset: AssetContext) -> tuple[Path, dict[str, Any]] | None:
     return folder / "bundle", facts
 
 
-def _all_interactions(asset: AssetContext) -> list[np.ndarray]:
-    """Return every user's items, int64 [T], oldest first, whatever the split holds out or leaves out."""
+def _all_interactions(asset: AssetContext) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return every user's items, whatever the split holds out or leaves out.
+
+    Returns:
+        int64 [T] per user, oldest first; and how many of them at the beginning the evaluated model has learned, int64
+        [U].
+    """
     from macrec_pipeline.data.histories.build import build_histories
 
-    return item_sequences(build_histories(asset.scan_table("interactions"), asset.read_table("items")))
+    everything = build_histories(asset.scan_table("interactions"), asset.read_table("items"))
+    held_out = 1 + pl.col("tested").cast(pl.Int64)  # the validation target, and the test target if there is one
+    trained = asset.read_table("histories").select("user_id", learned=pl.col("item_indices").list.len() - held_out)
+    joined = everything.select("user_id").join(trained, on="user_id", how="left", maintain_order="left")
+    return item_sequences(everything), joined["learned"].fill_null(0).to_numpy()
 
 
 def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndarray]") -> Path:
@@ -117,7 +141,11 @@ def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndar
 
 
 def _refit_recommender(
-    context: dg.AssetExecutionContext, asset: AssetContext, scratch: Path, learned: "Sequence[np.ndarray]"
+    context: dg.AssetExecutionContext,
+    asset: AssetContext,
+    scratch: Path,
+    learned: "Sequence[np.ndarray]",
+    num_learned_before: np.ndarray,
 ) -> "tuple[RefitPlan[RecommenderConfig], FittedRecommender]":
     """Refit the recommender in this process, or in several if the settings say so."""
     from macrec_pipeline.recommender import FittedRecommender, fit_recommender, plan_recommender_refit
@@ -139,6 +167,7 @@ def _refit_recommender(
     codes = codes_by_modality(asset.read_table("semantic_ids"))
     codebook_size = asset.store.manifest("semantic_ids").details["codebook_size"]
     checkpoint = scratch / "checkpoint.safetensors"
+    target_weights = plan.target_weights(num_learned_before, np.array([len(items) for items in learned]))
     if asset.config.runtime.training_processes > 1:
         from macrec_pipeline.defs.torchrun_training import train_with_torchrun
         from macrec_pipeline.torchrun.jobs import recommender_job
@@ -151,6 +180,7 @@ def _refit_recommender(
             checkpoint=checkpoint,
             start=plan.start,
             refit_epochs=plan.num_epochs,
+            target_weights=target_weights,
         )
         with train_with_torchrun(context, asset, job, scratch, progress=_refit_progress(asset)) as (folder, _):
             return plan, FittedRecommender.load(folder, device=prepare_device(asset.config.runtime))
@@ -166,6 +196,7 @@ def _refit_recommender(
         checkpoint=checkpoint,
         start=plan.start,
         refit_epochs=plan.num_epochs,
+        target_weights=target_weights,
     )
     return plan, fitted
 
