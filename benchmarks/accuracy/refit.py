@@ -1,6 +1,7 @@
 """Compare the evaluated model with its refit on the period after the log, at several moments of a log.
 
-    python -m benchmarks.accuracy.refit DATASET [--home HOME] [--data DATA] [--shares 0.7 0.8 0.9] [--set NAME=VALUE]
+    python -m benchmarks.accuracy.refit DATASET [--home HOME] [--data DATA] [--shares 0.7 0.8 0.9] [--methods METHOD]
+        [--set NAME=VALUE]
 
 At each moment the log is cut, as if the moment were the present. The evaluated model is trained on that log without
 each user's last two items, and refitted on all of it in both ways. Then every user with an interaction in the next
@@ -110,10 +111,17 @@ def read_log(
     return log.select("user_id", "item_index", "timestamp"), items.height, codes
 
 
-def measure(moment: Moment, num_items: int, codes: Mapping[str, np.ndarray], config: PipelineConfig) -> dict[str, Any]:
-    """Train, refit in both ways, and compare on the next period."""
+def measure(
+    moment: Moment,
+    num_items: int,
+    codes: Mapping[str, np.ndarray],
+    config: PipelineConfig,
+    methods: Sequence[str] = METHODS,
+) -> dict[str, Any]:
+    """Train, refit the recommender and SASRec in each way, and compare on the next period."""
     seconds: dict[str, float] = {}
     epochs: dict[str, Any] = {}
+    lengths = np.array([len(history) for history in moment.histories])
     blinded = [np.append(history[:-1], 0) for history in moment.histories]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,9 +139,9 @@ def measure(moment: Moment, num_items: int, codes: Mapping[str, np.ndarray], con
                 model.model, blinded, codes, config=config.decoding, sasrec=sasrec.model if sasrec else None
             )
         systems = {"evaluated": _recommend(model, sasrec, codes, fusion, config)}
-        for method in METHODS:
+        for method in methods:
             started = time.process_time()
-            refit = config.refit.model_copy(update={"method": method})
+            refit = config.refit.model_copy(update={"method": method, "sasrec_method": method})
             new_sasrec = new_model = None
             if sasrec is not None:
                 plan = plan_sasrec_refit(folder / "sasrec", config.sasrec, refit, warm_started=False)
@@ -153,6 +161,7 @@ def measure(moment: Moment, num_items: int, codes: Mapping[str, np.ndarray], con
                     config.model_copy(update={"recommender": planned.config}),
                     start=planned.start,
                     refit_epochs=planned.num_epochs,
+                    target_weights=planned.target_weights(lengths - 2, lengths),
                 )
                 epochs[f"recommender, {method}"] = planned.num_epochs
             seconds[method] = time.process_time() - started
@@ -168,7 +177,7 @@ def measure(moment: Moment, num_items: int, codes: Mapping[str, np.ndarray], con
             system: {"ndcg_10": float(value[:, 0].mean()), "hr_10": float(value[:, 1].mean())}
             for system, value in values.items()
         },
-        "gains": {method: _gain(values[method], values["evaluated"], config) for method in METHODS},
+        "gains": {method: _gain(values[method], values["evaluated"], config) for method in methods},
     }
 
 
@@ -249,7 +258,7 @@ def table(document: Mapping[str, Any]) -> str:
     ]
     rows = []
     for moment in document["moments"]:
-        for method in METHODS:
+        for method in moment["gains"]:
             gain = moment["gains"][method]["ndcg_10"]
             ratio = moment["seconds"][method] / moment["seconds"]["training"]
             rows.append(
@@ -268,6 +277,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="data folder, if there is no home")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.8, 0.9], help="of the log, per moment")
     parser.add_argument("--period", type=float, default=0.1, help="share of the log that is predicted after a moment")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="ways of refitting")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args()
@@ -286,7 +296,9 @@ def main() -> None:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"moments": []}
         is_same_study = {name: value for name, value in stored.items() if name != "moments"} == about
         kept = [other for other in stored["moments"] if is_same_study and other["share"] != moment.share]
-        found = sorted([*kept, measure(moment, num_items, codes, config)], key=lambda each: each["share"])
+        found = sorted(
+            [*kept, measure(moment, num_items, codes, config, arguments.methods)], key=lambda each: each["share"]
+        )
         path.write_text(json.dumps(about | {"moments": found}, indent=1) + "\n", encoding="utf-8")
         print(table(about | {"moments": found}), flush=True)
 

@@ -57,8 +57,14 @@ class RefitConfig(Section):
     )
     method: Literal["continue", "from_scratch"] = Field(
         "continue",
-        description="continue trains on from the evaluated weights for a few epochs. from_scratch repeats the training "
-        "from random weights, up to the epoch that validation chose; after a warm start it continues instead.",
+        description="How the recommender is refitted. continue trains on from the evaluated weights for a few epochs. "
+        "from_scratch repeats the training from random weights, up to the epoch that validation chose; after a warm "
+        "start it continues instead.",
+    )
+    sasrec_method: Literal["continue", "from_scratch"] = Field(
+        "from_scratch",
+        description="How SASRec is refitted, if it is a retrieval route; the choices are those of method. Its training "
+        "takes a small part of the recommender's time, so from_scratch costs little.",
     )
     epoch_share: float = Field(
         0.25,
@@ -72,6 +78,13 @@ class RefitConfig(Section):
         gt=0,
         le=1,
         description="Peak learning rate of method continue, as a share of the learning rate of the training.",
+    )
+    new_interaction_weight: float = Field(
+        4.0,
+        ge=1,
+        le=100,
+        description="What an interaction that the evaluated recommender has not learned counts in the loss of method "
+        "continue, compared with one that it has learned.",
     )
 
 

@@ -89,6 +89,7 @@ class TrainingJob:
                 checkpoint=Path(self.arguments["checkpoint"]),
                 start=Path(self.arguments["start"]) if self.arguments["start"] else None,
                 refit_epochs=self.arguments["refit_epochs"],
+                target_weights=self.arrays.get("target_weights"),
                 continued=RecommenderConfig.model_validate(continued) if continued else None,
             )
         return fit_quantizer(
@@ -140,6 +141,7 @@ def recommender_job(
     checkpoint: Path,
     start: Path | None,
     refit_epochs: int | None = None,
+    target_weights: np.ndarray | None = None,
     continued: RecommenderConfig | None = None,
 ) -> TrainingJob:
     """Return a call of `fit_recommender` as a job.
@@ -151,10 +153,11 @@ def recommender_job(
         config: all settings.
         checkpoint: as there.
         start: as there.
-        refit_epochs: as there.
+        refit_epochs, target_weights: as there.
         continued: as there.
     """
     arrays = {"items": np.concatenate(histories), "lengths": np.array([len(history) for history in histories])}
+    arrays |= {} if target_weights is None else {"target_weights": target_weights}
     arguments = {
         "codebook_size": codebook_size,
         "checkpoint": str(checkpoint.absolute()),

@@ -51,7 +51,16 @@ GRAPH = {
     "champion_evaluation": ("monitoring", {"histories", "items"}),
     "refitted_recommender": (
         "recommender",
-        {"interactions", "items", "quantizer", "semantic_ids", "sasrec", "recommender", "evaluation_report"},
+        {
+            "interactions",
+            "histories",
+            "items",
+            "quantizer",
+            "semantic_ids",
+            "sasrec",
+            "recommender",
+            "evaluation_report",
+        },
     ),
     "champion_refit": (
         "recommender",

@@ -23,7 +23,7 @@ COLLABORATIVE = (
     "evaluation.bootstrap_samples=20",
 )
 # A refit that memorizes the targets within a second.
-STRONG = ("refit={method: continue, epoch_share: 1.0, learning_rate_share: 1.0}",)
+STRONG = ("refit={method: continue, sasrec_method: continue, epoch_share: 1.0, learning_rate_share: 1.0}",)
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_the_registered_bundle_is_the_refit_and_keeps_what_was_evaluated(week: W
     assert week.store.manifest("recommender").files == honest
     interactions = week.store.read_table("interactions").height
     num_users = week.store.read_table("histories").height
+    assert week.metadata(result, "refitted_recommender")["new_interactions"] == 2 * num_users
     assert _counts(served(week)).sum() == interactions
     assert _counts(evaluated(week)).sum() == interactions - 2 * num_users
     before, after = (RecommenderBundle.load(folder(week)).description for folder in (evaluated, served))
@@ -187,4 +188,6 @@ def test_a_split_by_time_does_not_limit_what_is_learned(
     assert _counts(served(week)).sum() == interactions
     about: dict[str, Any] = json.loads((week.store.folder("refitted_recommender") / "refit.json").read_text())
     assert about["interactions"] == interactions
+    new = week.metadata(result, "refitted_recommender")["new_interactions"]
+    assert new == interactions - _counts(evaluated(week)).sum()
     assert RecommenderBundle.load(served(week)).routes == ["text"]

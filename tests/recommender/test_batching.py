@@ -45,6 +45,21 @@ def test_every_item_after_the_first_is_a_target_exactly_once(
     assert windows.num_targets == len(seen)
 
 
+@settings(max_examples=30, deadline=None)
+@given(histories=HISTORIES, encoding=st.sampled_from(["exact", "item_causal"]))
+def test_each_target_has_its_own_weight(histories: list[np.ndarray], encoding: str) -> None:
+    """Items that are only context or padding have none."""
+    items = np.concatenate(histories)
+    windows = training_windows(histories, spec_of(encoding), (items + 0.5).astype(np.float32))
+    seen = []
+    for chosen in plan_batches(windows, targets_per_batch=50, generator=np.random.default_rng(0)):
+        batch = windows.batch(chosen, only_last=encoding == "exact")
+        is_target = batch.target_mask > 0
+        np.testing.assert_array_equal(batch.target_mask[is_target], batch.targets[is_target] + 0.5)
+        seen += batch.targets[is_target].tolist()
+    assert sorted(seen) == sorted(item for history in histories for item in history[1:])
+
+
 def test_an_exact_window_is_the_published_sample() -> None:
     """At most `history_length` items, then the target."""
     windows = training_windows([np.arange(6)], spec_of("exact", 3))

@@ -107,13 +107,60 @@ def test_the_plan_continues_for_a_share_of_the_epochs(share: float, epochs: int,
         fit_small_sasrec(cyclic_histories(4), SASREC.model_copy(update={"max_epochs": 10, "patience": 10})),
         tmp_path / "sasrec",
     )
-    refit = RefitConfig(method="continue", epoch_share=share, learning_rate_share=0.5)
+    refit = RefitConfig(method="continue", sasrec_method="continue", epoch_share=share, learning_rate_share=0.5)
     plan = plan_recommender_refit(tmp_path / "recommender", CONFIG, refit, warm_started=False)
     assert (plan.method, plan.num_epochs, plan.start) == ("continue", epochs, tmp_path / "recommender")
     assert (plan.config.num_epochs, plan.config.learning_rate) == (epochs, CONFIG.learning_rate / 2)
     sasrec = plan_sasrec_refit(tmp_path / "sasrec", SASREC, refit, warm_started=False)
     assert (sasrec.method, sasrec.num_epochs, sasrec.start) == ("continue", epochs, tmp_path / "sasrec")
     assert sasrec.config.learning_rate == SASREC.learning_rate / 2
+
+
+def test_new_interactions_have_more_weight_in_a_continued_refit(tmp_path: Path) -> None:
+    """The mean over all targets stays 1, so that the loss has the same scale; the first items are no targets."""
+    saved_files(fit(cyclic_histories(4)), tmp_path / "evaluated")
+    num_learned, lengths = np.array([3, 0, 1]), np.array([5, 3, 1])
+
+    def weights(**settings: Any) -> np.ndarray | None:
+        plan = plan_recommender_refit(tmp_path / "evaluated", CONFIG, RefitConfig(**settings), warm_started=False)
+        return plan.target_weights(num_learned, lengths)
+
+    found = weights(method="continue", new_interaction_weight=4)
+    assert found is not None
+    assert found.dtype == np.float32
+    mean = (1 + 1 + 4 + 4 + 4 + 4) / 6
+    np.testing.assert_allclose(found, np.array([1, 1, 1, 4, 4, 4, 4, 4, 1]) / mean, rtol=1e-6)
+    assert weights(method="continue", new_interaction_weight=1) is None
+    assert weights(method="from_scratch", new_interaction_weight=4) is None, "it learns everything equally often"
+
+
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+def test_targets_with_weights_are_learned_as_much_as_they_count(encoding: str) -> None:
+    """Weights of 1 change no byte, and what counts 0 is not learned at all."""
+    config = CONFIG.model_copy(update={"encoding": encoding})
+    histories = cyclic_histories(NUM_USERS)
+
+    def trained(histories: list[np.ndarray], **arguments: Any) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = fit(histories, config, refit_epochs=1, **arguments).model.state_dict()
+        return state
+
+    lengths = [len(history) for history in histories]
+    plain = trained(histories)
+    with_ones = trained(histories, target_weights=np.ones(sum(lengths), dtype=np.float32))
+    assert all(torch.equal(with_ones[name], weights) for name, weights in plain.items())
+    without_last = np.concatenate([np.arange(length) < length - 1 for length in lengths]).astype(np.float32)
+    other_ends = [np.append(history[:-1], (history[-1] + 3) % NUM_ITEMS) for history in histories]
+    first, second = (trained(each, target_weights=without_last) for each in (histories, other_ends))
+    assert all(torch.equal(second[name], weights) for name, weights in first.items())
+    assert any(not torch.equal(first[name], weights) for name, weights in plain.items())
+
+
+def test_sasrec_is_refitted_from_scratch_by_default(tmp_path: Path) -> None:
+    """It costs little, unlike the recommender, which continues; after a warm start both continue."""
+    saved_files(fit_small_sasrec(cyclic_histories(4)), tmp_path / "sasrec")
+    plan = plan_sasrec_refit(tmp_path / "sasrec", SASREC, RefitConfig(), warm_started=False)
+    assert (plan.method, plan.start) == ("from_scratch", None)
+    assert plan_sasrec_refit(tmp_path / "sasrec", SASREC, RefitConfig(), warm_started=True).method == "continue"
 
 
 def test_a_model_that_cannot_be_read_cannot_be_refitted(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from macrec_pipeline.presets import resolve_config
 from macrec_pipeline.recommender import FittedRecommender, fit_recommender
 from macrec_pipeline.runtime.progress import quiet_progress
@@ -29,6 +31,7 @@ def test_a_refit_is_the_same_through_the_files_of_a_job(tmp_path: Path) -> None:
         )
 
     saved_files(fit(), start)
+    weights = np.linspace(0.5, 1.5, sum(map(len, histories)), dtype=np.float32)
     job = recommender_job(
         histories,
         modalities,
@@ -37,8 +40,10 @@ def test_a_refit_is_the_same_through_the_files_of_a_job(tmp_path: Path) -> None:
         checkpoint=tmp_path / "checkpoint.safetensors",
         start=start,
         refit_epochs=1,
+        target_weights=weights,
     )
     job.write(tmp_path)
     fitted = TrainingJob.read(tmp_path).fit(CPU, quiet_progress)
     assert isinstance(fitted, FittedRecommender)
-    assert saved_files(fitted, tmp_path / "job") == saved_files(fit(start=start, refit_epochs=1), tmp_path / "direct")
+    direct = fit(start=start, refit_epochs=1, target_weights=weights)
+    assert saved_files(fitted, tmp_path / "job") == saved_files(direct, tmp_path / "direct")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import numpy as np
+import polars as pl
 
 from macrec_pipeline.defs.asset_context import AssetContext, open_asset
 from macrec_pipeline.defs.assets.recommender import stored_quantizer_files, write_serving_bundle
@@ -29,11 +30,20 @@ _SKIPPED_FILE, _REFIT_FILE = "skipped.json", "refit.json"
 
 
 @dg.asset(
-    deps=["interactions", "items", "quantizer", "semantic_ids", "sasrec", "recommender", "evaluation_report"],
+    deps=[
+        "interactions",
+        "histories",
+        "items",
+        "quantizer",
+        "semantic_ids",
+        "sasrec",
+        "recommender",
+        "evaluation_report",
+    ],
     partitions_def=DATASETS,
     group_name="recommender",
     kinds={"torch", "safetensors"},
-    code_version="1",
+    code_version="2",
     pool=GPU_POOL,
     description="The evaluated recommender, trained on all interactions with the validation and test targets, which it "
     "had not seen so far. Epochs and fusion weights stay as validation chose them, and no metrics exist for it: those "
@@ -51,12 +61,18 @@ def refitted_recommender(context: dg.AssetExecutionContext, settings: Settings) 
         with asset.store.scratch("refitted_recommender") as scratch, asset.new_folder(details=details) as folder:
             scratch.mkdir(parents=True, exist_ok=True)
             learned = all_interactions(asset)
+            num_learned_before = _num_learned_before(asset)
             sasrec = _refit_sasrec(asset, scratch, learned) if asset.config.decoding.collaborative_route else None
-            plan, fitted = _refit_recommender(context, asset, scratch, learned)
-            facts = {"method": plan.method, "epochs": plan.num_epochs, "interactions": sum(map(len, learned))}
+            plan, fitted = _refit_recommender(context, asset, scratch, learned, num_learned_before)
+            interactions = sum(map(len, learned))
+            new = interactions - int(num_learned_before.sum())
+            facts = {"method": plan.method, "epochs": plan.num_epochs, "interactions": interactions}
             _write(asset, folder, fitted, scratch, sasrec=sasrec, learned=learned, facts=facts)
         return asset.report(
-            summary=f"{plan.method}, epochs: {plan.num_epochs}, on all {facts['interactions']:,} interactions", **facts
+            summary=f"{plan.method}, epochs: {plan.num_epochs}, on all {interactions:,} interactions, of which {new:,} "
+            "are new to the model",
+            new_interactions=new,
+            **facts,
         )
 
 
@@ -83,9 +99,21 @@ def refitted_bundle(asset: AssetContext) -> tuple[Path, dict[str, Any]] | None:
 
 def all_interactions(asset: AssetContext) -> list[np.ndarray]:
     """Return every user's items, int64 [T], oldest first, whatever the split holds out or leaves out."""
+    return item_sequences(_all_histories(asset))
+
+
+def _num_learned_before(asset: AssetContext) -> np.ndarray:
+    """Return how many of each user's first interactions the evaluated model has learned, int64 [U]."""
+    held_out = 1 + pl.col("tested").cast(pl.Int64)  # the validation target, and the test target if there is one
+    trained = asset.read_table("histories").select("user_id", learned=pl.col("item_indices").list.len() - held_out)
+    joined = _all_histories(asset).select("user_id").join(trained, on="user_id", how="left", maintain_order="left")
+    return joined["learned"].fill_null(0).to_numpy()
+
+
+def _all_histories(asset: AssetContext) -> pl.DataFrame:
     from macrec_pipeline.data.histories.build import build_histories
 
-    return item_sequences(build_histories(asset.scan_table("interactions"), asset.read_table("items")))
+    return build_histories(asset.scan_table("interactions"), asset.read_table("items"))
 
 
 def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndarray]") -> Path:
@@ -117,7 +145,11 @@ def _refit_sasrec(asset: AssetContext, scratch: Path, learned: "Sequence[np.ndar
 
 
 def _refit_recommender(
-    context: dg.AssetExecutionContext, asset: AssetContext, scratch: Path, learned: "Sequence[np.ndarray]"
+    context: dg.AssetExecutionContext,
+    asset: AssetContext,
+    scratch: Path,
+    learned: "Sequence[np.ndarray]",
+    num_learned_before: np.ndarray,
 ) -> "tuple[RefitPlan[RecommenderConfig], FittedRecommender]":
     """Refit the recommender in this process, or in several if the settings say so."""
     from macrec_pipeline.recommender import plan_recommender_refit
@@ -145,6 +177,7 @@ def _refit_recommender(
         config=plan.config,
         num_epochs=plan.num_epochs,
         start=plan.start,
+        target_weights=plan.target_weights(num_learned_before, np.array([len(items) for items in learned])),
     )
     return plan, fitted
 
@@ -160,6 +193,7 @@ def train_refit(
     config: "RecommenderConfig",
     num_epochs: int,
     start: Path | None,
+    target_weights: np.ndarray | None = None,
 ) -> "FittedRecommender":
     """Train a recommender on whole histories, in this process or in several; see `fit_recommender`."""
     from macrec_pipeline.recommender import FittedRecommender, fit_recommender
@@ -178,6 +212,7 @@ def train_refit(
             checkpoint=checkpoint,
             start=start,
             refit_epochs=num_epochs,
+            target_weights=target_weights,
         )
         with train_with_torchrun(context, asset, job, scratch, progress=refit_progress(asset)) as (folder, _):
             return FittedRecommender.load(folder, device=prepare_device(asset.config.runtime))
@@ -193,6 +228,7 @@ def train_refit(
         checkpoint=checkpoint,
         start=start,
         refit_epochs=num_epochs,
+        target_weights=target_weights,
     )
 
 

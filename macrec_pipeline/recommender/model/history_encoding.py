@@ -149,7 +149,8 @@ class HistoryBatch:
         history: int64 [B, T] item indices; 0 where a history has ended.
         lengths: int64 [B], items of each history.
         targets: int64 [B, J] item indices.
-        target_mask: bool [B, J], False for padding and for items that are only context.
+        target_mask: bool [B, J], False for padding and for items that are only context. If targets have weights in the
+            loss, float32 [B, J]: the weight, and 0 instead of False.
         target_offset: target j follows the history item at position `target_offset + j`. Unused if `only_last`.
         only_last: J is 1, and the target is the item after the last one of each history, wherever that history ends.
         padded: whether some history has fewer than T items.

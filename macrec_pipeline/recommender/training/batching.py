@@ -12,7 +12,7 @@ Shapes (docs/notation.md): B batch rows, J targets per row, R training windows, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,12 +37,14 @@ class HistoryWindows:
         items: int64 [sum of T], all histories laid end to end.
         start, stop: int64 [R]; a window is `items[start:stop]`.
         first_target: int64 [R], position in the window of its first target, at least 1. All later items are targets.
+        weights: float32 [sum of T], what each item counts in the loss if it is a target; None counts all of them once.
     """
 
     items: np.ndarray
     start: np.ndarray
     stop: np.ndarray
     first_target: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.start)
@@ -82,22 +84,30 @@ class HistoryWindows:
         if only_last:
             targets = torch.from_numpy(self.items[self.stop[chosen] - 1])[:, None]
             target_mask = torch.ones_like(targets, dtype=torch.bool)
+            if self.weights is not None:
+                target_mask = torch.from_numpy(self.weights[self.stop[chosen] - 1])[:, None]
             return HistoryBatch(history, history_lengths, targets, target_mask, 0, True, padded)
         is_target = inside & (positions >= self.first_target[chosen, None])
+        if self.weights is not None:
+            is_target = np.where(is_target, self.weights[flat_positions], np.float32(0))
         first = int(self.first_target[chosen].min())
         targets, target_mask = torch.from_numpy(items[:, first:]), torch.from_numpy(is_target[:, first:])
         return HistoryBatch(history, history_lengths, targets, target_mask, first - 1, False, padded)
 
 
-def training_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> HistoryWindows:
+def training_windows(
+    histories: Sequence[np.ndarray], spec: ModelSpec, weights: np.ndarray | None = None
+) -> HistoryWindows:
     """Return windows in which every item after the first of a history is a target exactly once.
 
     Args:
         histories: training parts, int64 [T] item indices each, oldest first.
         spec: gives the encoding and the history length.
+        weights: as for `HistoryWindows`.
     """
     num_targets = 1 if spec.encoding == "exact" else TARGETS_PER_WINDOW
-    return _cut(histories, num_targets=num_targets, num_context=spec.history_length)
+    windows = _cut(histories, num_targets=num_targets, num_context=spec.history_length)
+    return windows if weights is None else replace(windows, weights=weights)
 
 
 def last_target_windows(histories: Sequence[np.ndarray], spec: ModelSpec) -> HistoryWindows:

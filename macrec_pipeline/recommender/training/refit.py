@@ -5,7 +5,10 @@ same model on whole histories, with the validation and test targets that the eva
 chosen here: the number of epochs comes from the evaluated model's training, and the settings are those it had.
 
 There are two ways. "from_scratch" repeats the training from random weights, up to the epoch that validation chose.
-"continue" starts from the evaluated weights and trains for a share of the epochs, with a lower learning rate.
+"continue" starts from the evaluated weights and trains for a share of the epochs. In these, the recommender gives more
+weight to what it has not learned yet, since the training showed it everything else in every epoch.
+
+Shapes (docs/notation.md): T history items, U users.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
 
 from macrec_pipeline.errors import StorageError
 
@@ -32,12 +37,33 @@ class RefitPlan(Generic[SectionT]):
         config: the settings to train with.
         num_epochs: the epochs to train for; `refit_epochs` of the training.
         start: the folder of the starting weights; None for random ones.
+        new_interaction_weight: what an interaction counts that the evaluated model has not learned, compared with one
+            that it has.
     """
 
     method: str
     config: SectionT
     num_epochs: int
     start: Path | None
+    new_interaction_weight: float = 1.0
+
+    def target_weights(self, num_learned: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+        """Return what each item counts as a target; see `fit_recommender`.
+
+        Args:
+            num_learned: int64 [U], the items at the beginning of each history that the evaluated model was trained on.
+            lengths: int64 [U], the items of each whole history.
+
+        Returns:
+            float32 [sum of T], with a mean of 1 over the targets, which are all items but the first of each history.
+            None if everything counts the same.
+        """
+        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        is_new, is_target = positions >= np.repeat(num_learned, lengths), positions > 0
+        if self.new_interaction_weight == 1 or not is_target.any():
+            return None
+        weights = np.where(is_new, self.new_interaction_weight, 1.0)
+        return (weights / weights[is_target].mean()).astype(np.float32)
 
 
 def plan_recommender_refit(
@@ -62,7 +88,7 @@ def plan_recommender_refit(
     num_epochs = _share_of_epochs(len(log), refit)
     rate = trained.learning_rate * refit.learning_rate_share
     changed = trained.model_copy(update={"num_epochs": num_epochs, "learning_rate": rate})
-    return RefitPlan("continue", changed, num_epochs, evaluated)
+    return RefitPlan("continue", changed, num_epochs, evaluated, refit.new_interaction_weight)
 
 
 def plan_sasrec_refit(
@@ -81,7 +107,7 @@ def plan_sasrec_refit(
     """
     description, log = _read(evaluated, "sasrec.json")
     trained = type(config).model_validate(config.model_dump() | description["config"])
-    if (refit.method == "from_scratch" and not warm_started) or not log:
+    if (refit.sasrec_method == "from_scratch" and not warm_started) or not log:
         return RefitPlan("from_scratch", trained, max(1, description["best_epoch"]), None)
     rate = trained.learning_rate * refit.learning_rate_share
     changed = trained.model_copy(update={"learning_rate": rate})

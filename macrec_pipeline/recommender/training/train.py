@@ -78,6 +78,7 @@ def fit_recommender(
     checkpoint: Path | None = None,
     start: Path | None = None,
     refit_epochs: int | None = None,
+    target_weights: np.ndarray | None = None,
     continued: RecommenderConfig | None = None,
 ) -> FittedRecommender:
     """Train until the epochs or the patience run out.
@@ -98,6 +99,8 @@ def fit_recommender(
         refit_epochs: train on whole histories, including validation and test targets, for exactly this many of the
             epochs of `config`, and keep the weights of the last one. None: hold the targets out and keep the epoch that
             is best on validation.
+        target_weights: for a refit, float32 [sum of T]: what each item, of all histories laid end to end, counts in the
+            loss as a target. None counts all of them once.
         continued: the section `recommender` if training does start from the weights in `start`, with fewer epochs and a
             lower learning rate; None: `config`.
 
@@ -124,16 +127,24 @@ def fit_recommender(
     resume_from = None
     if checkpoint is not None:
         lengths = np.array([len(history) for history in histories])
+        weights = [] if target_weights is None else [target_weights]
         resume_from = Checkpoint(
             checkpoint,
-            training_identity(identity, [np.concatenate(histories), lengths, *codes.values()]),
+            training_identity(identity, [np.concatenate(histories), lengths, *codes.values(), *weights]),
             min_seconds=CHECKPOINT_SECONDS[device.type],
         )
     warn_if_bfloat16_is_emulated(config.precision, device)
     items = ItemCodes({modality: torch.from_numpy(values).to(device) for modality, values in codes.items()})
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         training = RecommenderTraining(
-            model.to(device), items, histories, config, seed=seed, progress=progress, refit_epochs=refit_epochs
+            model.to(device),
+            items,
+            histories,
+            config,
+            seed=seed,
+            progress=progress,
+            refit_epochs=refit_epochs,
+            target_weights=target_weights,
         )
         patience = config.patience if refit_epochs is None else None
         trainer = Trainer(training, num_epochs=training.num_epochs, patience=patience)
@@ -164,7 +175,7 @@ class RecommenderTraining(ResumableTrainable):
         config: the training settings; the tasks are those of the model.
         seed: root seed.
         progress: called after every optimizer step.
-        refit_epochs: as for `fit_recommender`.
+        refit_epochs, target_weights: as for `fit_recommender`.
 
     Attributes:
         num_epochs: the largest number of epochs to train for.
@@ -180,6 +191,7 @@ class RecommenderTraining(ResumableTrainable):
         seed: int,
         progress: Progress,
         refit_epochs: int | None = None,
+        target_weights: np.ndarray | None = None,
     ) -> None:
         self.modules = {"recommender": model}
         self.num_epochs = config.num_epochs if refit_epochs is None else refit_epochs
@@ -189,7 +201,7 @@ class RecommenderTraining(ResumableTrainable):
         self._alignment_tasks = [task for task in model.spec.tasks if task in ALIGNMENT_TASKS]
         self._is_refit = refit_epochs is not None
         learned = histories if self._is_refit else [history[:-2] for history in histories]
-        self._windows = training_windows(learned, model.spec)
+        self._windows = training_windows(learned, model.spec, target_weights)
         self._validation_histories = [] if self._is_refit else [history[:-1] for history in histories]
         self._steps_per_epoch = len(self._plan(np.random.default_rng(0)))  # independent of the generator
         distributed.broadcast_tensors(model.parameters())
