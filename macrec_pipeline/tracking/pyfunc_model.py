@@ -186,7 +186,7 @@ def _diversity(request: dict[str, Any], bundle: RecommenderBundle) -> DiversityO
 
     given: dict[str, Any] = {name: value for name in OPTIONS if (value := request.pop(name)) is not None}
     for name, value in given.items():
-        kind: type = Real if name == "diversity" else Integral
+        kind: type[Any] = Real if name == "diversity" else Integral
         if not isinstance(value, kind) or isinstance(value, bool):
             what = "a number from 0 to 1" if kind is Real else "a whole number of at least 0"
             raise RequestError(f"`{name}` must be {what}, but is {value!r:.80}.")

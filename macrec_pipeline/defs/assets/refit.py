@@ -60,8 +60,9 @@ def refitted_recommender(context: dg.AssetExecutionContext, settings: Settings) 
             return asset.report(summary=f"skipped, {DISABLED}", skipped=DISABLED)
         with asset.store.scratch("refitted_recommender") as scratch, asset.new_folder(details=details) as folder:
             scratch.mkdir(parents=True, exist_ok=True)
-            learned = all_interactions(asset)
-            num_learned_before = _num_learned_before(asset)
+            everything = _all_histories(asset)
+            learned = item_sequences(everything)
+            num_learned_before = _num_learned_before(asset, everything["user_id"])
             sasrec = _refit_sasrec(asset, scratch, learned) if asset.config.decoding.collaborative_route else None
             plan, fitted = _refit_recommender(context, asset, scratch, learned, num_learned_before)
             interactions = sum(map(len, learned))
@@ -102,11 +103,11 @@ def all_interactions(asset: AssetContext) -> list[np.ndarray]:
     return item_sequences(_all_histories(asset))
 
 
-def _num_learned_before(asset: AssetContext) -> np.ndarray:
+def _num_learned_before(asset: AssetContext, users: pl.Series) -> np.ndarray:
     """Return how many of each user's first interactions the evaluated model has learned, int64 [U]."""
     held_out = 1 + pl.col("tested").cast(pl.Int64)  # the validation target, and the test target if there is one
     trained = asset.read_table("histories").select("user_id", learned=pl.col("item_indices").list.len() - held_out)
-    joined = _all_histories(asset).select("user_id").join(trained, on="user_id", how="left", maintain_order="left")
+    joined = users.to_frame("user_id").join(trained, on="user_id", how="left", maintain_order="left")
     return joined["learned"].fill_null(0).to_numpy()
 
 
