@@ -26,7 +26,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,6 @@ from macrec_pipeline.errors import RequestError, StorageError, UnknownItemError
 
 if TYPE_CHECKING:
     from macrec_pipeline.recommender.bundle.bundle import RecommenderBundle
-    from macrec_pipeline.recommender.retrieval.diversity import DiversityOptions
     from macrec_pipeline.recommender.retrieval.eligible_items import Rules
 
 DEFAULTS: dict[str, Any] = {
@@ -58,6 +57,9 @@ DEFAULTS: dict[str, Any] = {
     "prefix_length": None,
 }
 """The default of each parameter. A beam width of 0 and a null stand for the bundle's own setting."""
+
+DIVERSITY = ("diversity", "max_per_category", "max_per_prefix", "prefix_length")
+"""The parameters that say how diverse the lists are."""
 
 RULES = ("allowed", "excluded", "allowed_categories", "excluded_categories")
 """The business rules, each a list of strings. They are columns of the input, and keys of the parameter `rules`."""
@@ -102,7 +104,7 @@ class RecommenderModel(PythonModel):
             routes = ("fused", *self.bundle.routes)
             request = _checked_params(params, num_items=self.bundle.num_items, routes=routes)
             histories = [history or [] for history in _string_lists(model_input, "history")]
-            request["diversity"] = _diversity(request, self.bundle)
+            request["diversity"] = self.bundle.diversity.replaced(_diversity(request))
             request[UNSEEN] = _exclude_seen_of_rows(model_input, request[UNSEEN])
             results = self.bundle.recommend_ids(histories, **request, rules_of_rows=_rules_of_rows(model_input))
         except RequestError as error:
@@ -180,21 +182,16 @@ def _checked_params(params: Any, *, num_items: int, routes: Sequence[str]) -> di
     }
 
 
-def _diversity(request: dict[str, Any], bundle: RecommenderBundle) -> DiversityOptions | None:
-    """Take the options of diversity out of a request; None if it has none, so that the bundle's own settings apply."""
-    from macrec_pipeline.recommender.retrieval.diversity import OPTIONS
-
-    given: dict[str, Any] = {name: value for name in OPTIONS if (value := request.pop(name)) is not None}
+def _diversity(request: dict[str, Any]) -> dict[str, float]:
+    """Take the options of diversity out of a request, without those that are null."""
+    given: dict[str, Any] = {name: value for name in DIVERSITY if (value := request.pop(name)) is not None}
     for name, value in given.items():
         kind: type[Any] = Real if name == "diversity" else Integral
         if not isinstance(value, kind) or isinstance(value, bool):
             what = "a number from 0 to 1" if kind is Real else "a whole number of at least 0"
             raise RequestError(f"`{name}` must be {what}, but is {value!r:.80}.")
         given[name] = float(value) if kind is Real else int(value)
-    if not given:
-        return None
-    limits = {"max_per_category": 0, "max_per_prefix": 0}
-    return replace(bundle.diversity, **{**(limits if limits.keys() & given.keys() else {}), **given})
+    return given
 
 
 def _shared_rules(value: Any) -> Rules | None:

@@ -144,7 +144,8 @@ def test_a_bundle_without_codebooks_or_embeddings_supports_prefixes(
 
 def test_codebooks_of_another_shape_are_rejected(bundle: RecommenderBundle, tmp_path: Path) -> None:
     """They would give latents of other items without a warning."""
-    save_file({"quantizer.codebooks": torch.zeros(3, 5, WIDTH)}, tmp_path / "text.safetensors")
+    for modality in ("text", "image"):
+        save_file({"quantizer.codebooks": torch.zeros(3, 5, WIDTH)}, tmp_path / f"{modality}.safetensors")
     other = RecommenderBundle(
         bundle._retriever, bundle.catalogue, np.ones(NUM_ITEMS), bundle.description, quantizer_folder=tmp_path
     )

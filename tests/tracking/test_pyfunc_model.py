@@ -113,8 +113,8 @@ def test_parameters_reach_the_bundle(model: RecommenderModel) -> None:
 def test_diversity_options_replace_the_bundles_settings(model: RecommenderModel) -> None:
     """Null leaves a setting in force; a limit in the request replaces whichever limit the settings have."""
     for params, expected in (
-        ({}, None),
-        ({"diversity": None, "prefix_length": None}, None),
+        ({}, model.bundle.diversity),
+        ({"diversity": None, "prefix_length": None}, model.bundle.diversity),
         ({"diversity": 1}, DiversityOptions(1.0, 0, 2, 3)),
         ({"max_per_category": np.int64(4)}, DiversityOptions(0.25, 4, 0, 3)),
         ({"max_per_prefix": 0}, DiversityOptions(0.25, 0, 0, 3)),

@@ -16,7 +16,8 @@ Shapes (docs/notation.md): B batch rows, C candidate items per row, L levels, N 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,16 @@ class DiversityOptions:
                 f"Only one of `max_per_category` and `max_per_prefix` can limit a list, but they are "
                 f"{self.max_per_category} and {self.max_per_prefix}. Set one of them to 0."
             )
+
+    def replaced(self, given: Mapping[str, float]) -> DiversityOptions:
+        """Return the options with the values that a request gives; a limit in it replaces both limits of these.
+
+        Raises:
+            RequestError: a value is out of range, or there are two limits.
+        """
+        limits = {"max_per_category": 0, "max_per_prefix": 0}
+        options: dict[str, Any] = {**(limits if limits.keys() & given.keys() else {}), **given}
+        return replace(self, **options)
 
     @property
     def is_active(self) -> bool:
