@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from macrec_pipeline.config import CleaningConfig
-from macrec_pipeline.data.cleaning import clean as clean_module
+from macrec_pipeline.data.cleaning import duplicates as duplicates_module
 from macrec_pipeline.data.cleaning import encoded_log, k_core
 from macrec_pipeline.data.cleaning.clean import clean, clean_log
 from macrec_pipeline.data.histories.build import build_histories
@@ -64,7 +64,7 @@ def test_the_batch_size_does_not_change_the_result(
         (encoded_log, "_BATCH_ROWS"),
         (encoded_log, "_SLICE_ROWS"),
         (k_core, "_CHUNK_ROWS"),
-        (clean_module, "_CHUNK_ROWS"),
+        (duplicates_module, "_CHUNK_ROWS"),
     ):
         monkeypatch.setattr(module, name, batch_rows)
     for source in (raw, raw.lazy()):

@@ -10,7 +10,8 @@ from macrec_pipeline.data.readers.quoted_rows import count_breaks, plain_lines, 
 
 def _byte_by_byte(text: str, *, allow_breaks: bool) -> tuple[int, list[int], int]:
     """Return the end of the last row beyond doubt, the line that each row begins on, and the number of lines."""
-    rows, row_start, line, row_line, is_inside = [], 0, 0, 0, False
+    rows: list[int] = []
+    row_start, line, row_line, is_inside = 0, 0, 0, False
     for position, sign in enumerate(text):
         before, after = text[position - 1 : position] or "\n", text[position + 1 : position + 3]
         if sign == '"':

@@ -34,6 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from macrec_pipeline.config import CleaningConfig
+from macrec_pipeline.data.cleaning.duplicates import duplicate_key, duplicate_rows, rows_with_repeated_sides
 from macrec_pipeline.data.cleaning.encoded_log import (
     KEPT,
     EncodedLog,
@@ -41,7 +42,6 @@ from macrec_pipeline.data.cleaning.encoded_log import (
     Rule,
     encode_log,
     iterate_user_slices,
-    read_batches,
     renumber_in_id_order,
     sort_by_user_and_time,
     source_positions,
@@ -74,8 +74,6 @@ from macrec_pipeline.schemas import (
     UNLISTED_ITEMS,
 )
 
-# Duplicates are searched in chunks of this size. It limits the memory for temporary arrays, and changes no result.
-_CHUNK_ROWS = 16_000_000
 _SOURCE = ("source_file", "source_row")
 _NO_DETAIL = pl.lit(None, dtype=pl.String)
 
@@ -164,7 +162,13 @@ def clean_log(
     require_listed_interactions(
         raw_interactions, log, rules, catalogue_ids=known_ids, max_share=config.max_unlisted_share
     )
-    log.reasons[_duplicate_rows(raw_interactions, log, config)] = reason_number["duplicate"]
+    positions = source_positions(raw_interactions, log) if config.ties == "position" else None
+    candidates = rows_with_repeated_sides(log)
+    if candidates.any():
+        order = positions if positions is not None else source_positions(raw_interactions, log)
+        for rows in duplicate_rows(log, candidates, order, config):
+            log.reasons[rows] = reason_number["duplicate"]
+        del order
     active = log.reasons == KEPT
     counts_before_k_core = _count_by_item(log, active, "num_before")
     k_core_rounds = []
@@ -186,7 +190,6 @@ def clean_log(
             "recommended. Check that raw_items was read from the right file, and that it is complete."
         )
     quarantined_items = pl.concat(catalogue.quarantined).sort("table", *_SOURCE)
-    positions = source_positions(raw_interactions, log) if config.ties == "position" else None
     tie_hash = TieHash(log, seed=derived_seed(seed, "cleaning.ties")) if config.ties == "hash" else None
     return CleaningResult(
         raw_interactions,
@@ -317,7 +320,7 @@ def _rules_applied_to_the_log(config: CleaningConfig) -> list[Rule]:
     kept_row = "last" if config.duplicates == "last" else "first"
     details = {
         UNKNOWN_ITEM: pl.lit("not in raw_items"),
-        "duplicate": pl.lit(f"the {kept_row} row of {', '.join(_duplicate_key(config))} stays"),
+        "duplicate": pl.lit(f"the {kept_row} row of {', '.join(duplicate_key(config))} stays"),
         "k_core": k_core_detail(config.k_core),
         "too_short": k_core_detail(config.k_core),
     }
@@ -338,79 +341,6 @@ def _count_by_item(log: EncodedLog, active: NDArray[np.bool_], name: str) -> pl.
     return pl.DataFrame(
         {"item_id": log.item_ids.gather(numbers), name: counts[numbers]}, schema={"item_id": pl.String, name: pl.Int64}
     )
-
-
-def _duplicate_key(config: CleaningConfig) -> list[str]:
-    """Return the columns in which duplicates agree; with `duplicates: keep` the timestamp is one of them."""
-    return ["user_id", "item_id"] if config.duplicates != "keep" else ["user_id", "item_id", "timestamp"]
-
-
-def _duplicate_rows(raw: RawLog, log: EncodedLog, config: CleaningConfig) -> NDArray[np.int64]:
-    """Return the duplicates to drop: of each group of rows with the same key, all but the one that is kept.
-
-    Args:
-        raw: the log as it was read, for the source of each row.
-        log: the same rows, encoded; rows that already break a rule are ignored.
-        config: whether the first or the last row is kept. Rows are ordered by time, and at the same time by rating and
-            then source, or by source alone with `ties: position`.
-    """
-    rows = _rows_of_repeated_pairs(log)
-    if not len(rows):
-        return rows
-    repeated = _read_rows(raw, rows, *_SOURCE).with_columns(
-        pl.Series("row", rows),
-        pl.Series("user_id", log.users[rows]),
-        pl.Series("item_id", log.items[rows]),
-        pl.Series("timestamp", log.timestamps[rows]),
-        pl.Series("rating", log.ratings[rows], nan_to_null=True),
-    )
-    # Only the repeated rows are sorted: sorting the whole log would cost more than the rest of this function.
-    ties = _SOURCE if config.ties == "position" else ("rating", *_SOURCE)
-    ordered = repeated.sort("timestamp", *ties, nulls_last=True, descending=config.duplicates == "last")
-    return ordered.filter(~pl.struct(_duplicate_key(config)).is_first_distinct())["row"].to_numpy()
-
-
-def _rows_of_repeated_pairs(log: EncodedLog) -> NDArray[np.int64]:
-    """Return the kept rows, ascending, whose (user, item) pair occurs in another kept row too."""
-    pairs = np.full(len(log), -1, dtype=np.int64)
-    for chunk in _chunks(len(log)):
-        pairs[chunk] = np.where(log.reasons[chunk] == KEPT, _pair_numbers(log, chunk), -1)
-    pairs.sort()
-    repeated = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
-    del pairs
-    repeated = repeated[repeated >= 0]
-    if not len(repeated):
-        return repeated
-    # Most rows are ruled out by their user or their item alone, which is cheaper than looking up the pair.
-    has_repeat_user, has_repeat_item = (np.zeros(len(ids), dtype=bool) for ids in (log.user_ids, log.item_ids))
-    has_repeat_user[repeated // len(log.item_ids)] = has_repeat_item[repeated % len(log.item_ids)] = True
-    repeated_set = pl.Series(repeated).implode()
-    found = []
-    for chunk in _chunks(len(log)):
-        candidates = np.flatnonzero(
-            has_repeat_user[log.users[chunk]] & has_repeat_item[log.items[chunk]] & (log.reasons[chunk] == KEPT)
-        )
-        candidate_pairs = pl.Series(_pair_numbers(log, chunk)[candidates])
-        found.append(candidates[candidate_pairs.is_in(repeated_set).to_numpy()] + chunk.start)
-    return np.concatenate(found)
-
-
-def _pair_numbers(log: EncodedLog, chunk: slice) -> NDArray[np.int64]:
-    """Return one number per row of a chunk that stands for its (user, item) pair."""
-    return log.users[chunk].astype(np.int64) * len(log.item_ids) + log.items[chunk]
-
-
-def _read_rows(raw: RawLog, rows: NDArray[np.int64], *columns: str) -> pl.DataFrame:
-    """Read some columns of some rows, which must ascend."""
-    found = []
-    for start, batch in read_batches(raw, *columns):
-        first, end = np.searchsorted(rows, [start, start + batch.height])
-        found.append(batch[rows[first:end] - start])
-    return pl.concat(found)
-
-
-def _chunks(num_rows: int) -> list[slice]:
-    return [slice(start, min(start + _CHUNK_ROWS, num_rows)) for start in range(0, num_rows, _CHUNK_ROWS)]
 
 
 class _ItemRows:

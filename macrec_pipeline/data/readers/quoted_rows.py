@@ -106,8 +106,8 @@ def _first_lines(row_ends: _Mask, inner_breaks: _Mask, num_rows: int) -> IntArra
     below = (np.uint64(1) << bit.astype(np.uint64)) - np.uint64(1)
     row_of_break = rows_before_word[words][word] + np.bitwise_count(row_ends[words][word] & below)
     breaks_up_to_row = np.cumsum(np.bincount(row_of_break, minlength=num_rows)[: num_rows - 1])
-    first_lines: IntArray = np.arange(num_rows) + np.append(0, breaks_up_to_row)
-    return first_lines
+    lines: IntArray = np.arange(num_rows) + np.append(0, breaks_up_to_row)
+    return lines
 
 
 def _masks(text: NDArray[np.uint8], *signs: int) -> list[_Mask]:
