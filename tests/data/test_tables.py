@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from macrec_pipeline.data.readers import tables
+from macrec_pipeline.data.readers import mapped_files
 from macrec_pipeline.data.readers.tables import TablesReader
 from macrec_pipeline.datasets import InteractionsTable, ItemsTable, TablesSource
 from macrec_pipeline.errors import ConfigError, MissingFileError, SchemaError
@@ -136,7 +136,8 @@ def test_a_parquet_file_read_in_parts_has_all_rows(tmp_path: Path, monkeypatch: 
     mapping = _LOG.model_copy(update={"file": "log.parquet"})
     whole = _interactions(mapping, tmp_path)
     assert whole["user_id"].to_list() == frame["u"].to_list()
-    monkeypatch.setattr(tables, "_PARQUET_ROWS", 10)
+    monkeypatch.setattr(mapped_files, "_PARQUET_ROWS", 10)
+    assert [part.height for part in _reader(tmp_path, interactions=mapping).interaction_parts()] == [10, 10, 5]
     assert _interactions(mapping, tmp_path).equals(whole)
     assert whole["source_row"].to_list() == list(range(1, 26))
 

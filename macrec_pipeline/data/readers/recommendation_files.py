@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.readers.column_checks import ColumnReader
-from macrec_pipeline.data.readers.tables import table_parts, table_problems
+from macrec_pipeline.data.readers.mapped_files import table_parts, table_problems
 from macrec_pipeline.datasets import RULE_NAMES, RecommendationFiles, RulesTable, StockTable
 
 logger = logging.getLogger(__name__)

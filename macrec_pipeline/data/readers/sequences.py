@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.readers.column_checks import LostCells
+from macrec_pipeline.data.readers.mapped_files import files_of
 from macrec_pipeline.data.readers.reader import Reader, SourceSample, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
 from macrec_pipeline.data.readers.tables import (
-    files_of,
     image_notices,
     image_template_of_items,
     item_problems,
