@@ -58,7 +58,7 @@ overrides:
   quantizer: {codebook_size: 8, projection_dim: 32, hidden_dims: [32], latent_dim: 8, num_epochs: 20, batch_size: 64}
   recommender:
     {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_encoder_layers: 1, num_decoder_layers: 1, num_epochs: 3,
-     batch_size: 64}
+     batch_size: 512}
   decoding: {beam_width: 10}
   evaluation: {bootstrap_samples: 50, num_sample_users: 3}
 """
