@@ -33,6 +33,7 @@ from macrec_pipeline.recommender.bundle.format import (
 from macrec_pipeline.recommender.model.history_encoding import MODALITIES, ItemCodes
 from macrec_pipeline.recommender.retrieval.eligible_items import EligibleItems, Rules
 from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, Ranked
+from macrec_pipeline.runtime.fast_layers import pack_weights
 
 if TYPE_CHECKING:
     from macrec_pipeline.runtime.progress import Progress
@@ -145,7 +146,7 @@ class RecommenderBundle:
         model = read_model(folder, description)
         codes = {name: tensors[f"{name}_codes"].to(device) for name in MODALITIES if f"{name}_codes" in tensors}
         sasrec = read_sasrec(folder, description, device=device)
-        retriever = MultiRouteRetriever(model.to(device).eval(), ItemCodes(codes), sasrec=sasrec)
+        retriever = MultiRouteRetriever(pack_weights(model.to(device).eval()), ItemCodes(codes), sasrec=sasrec)
         retriever.fusion = read_fusion(folder, description, routes=retriever.routes)
         quantizer_folder = folder / QUANTIZER if quantizer_parts(description["parts"]) else None
         return cls(retriever, catalogue, tensors["popularity"].numpy(), description, quantizer_folder=quantizer_folder)
