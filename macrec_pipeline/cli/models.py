@@ -165,7 +165,7 @@ def similar(
 
     with registered_bundle(model, home.folder) as registered:
         bundle = RecommenderBundle.load(registered.folder)
-    answer = bundle.similar_items(item, k=k, method=method, modality=modality)
+        answer = bundle.similar_items(item, k=k, method=method, modality=modality)  # may read a file of the folder
     catalogue = dict(zip(bundle.item_ids, bundle.catalogue, strict=True))
     out = console()
     out.print(f"Most similar by {answer.method} to {item_line(item, catalogue)}:")

@@ -19,13 +19,21 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 Module = TypeVar("Module", bound=nn.Module)
+# oneDNN chooses the layout of a packed weight for a number of rows; the packed weight serves any number.
+_PACKED_FOR_ROWS = 32
 
 
 class Linear(nn.Linear):
     """torch's linear layer, computed by `linear`."""
 
+    _packed: torch.Tensor | None = None  # the weight in the layout that oneDNN reads fastest; see `pack_weights`
+
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """float [..., D] -> [..., O]."""
+        if self._packed is not None and _by_onednn(states, self.weight) and not torch.is_grad_enabled():
+            # oneDNN sums a single row in another order if the weight is packed
+            weight = self.weight if states.numel() == states.shape[-1] else self._packed
+            return _onednn_linear(states, weight, self.bias)
         return linear(states, self.weight, self.bias)
 
 
@@ -43,14 +51,35 @@ def use_fast_linear(module: Module) -> Module:
     return module
 
 
+def pack_weights(module: Module) -> Module:
+    """Keep a copy of the weights of every `Linear` inside a module in the layout that oneDNN reads fastest, in place.
+
+    Otherwise each product of a few rows first copies the weight, which takes longer than the product if the weight is
+    not in the processor's cache. The numbers are the same. Only for a module on the CPU whose weights never change from
+    now on. Where oneDNN is not used, nothing happens.
+
+    Returns:
+        The same module.
+    """
+    for layer in module.modules():
+        weight = layer.weight if type(layer) is Linear else None
+        if weight is not None and weight.device.type == "cpu" and weight.dtype == torch.float32 and _onednn_is_faster():
+            layer._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _PACKED_FOR_ROWS)
+    return module
+
+
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear`, up to the order of its sums: float [..., D], [O, D] and [O] -> [..., O]."""
-    is_cpu_float32 = states.device.type == "cpu" and states.dtype == weight.dtype == torch.float32 and states.dim() > 1
-    if not (is_cpu_float32 and states.numel()) or torch.is_autocast_enabled("cpu") or not _onednn_is_faster():
+    if not _by_onednn(states, weight):
         return F.linear(states, weight, bias)
     if torch.is_grad_enabled():
         return cast(torch.Tensor, _OneDnnLinear.apply(states, weight, bias))
     return _onednn_linear(states, weight, bias)
+
+
+def _by_onednn(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    is_cpu_float32 = states.device.type == "cpu" and states.dtype == weight.dtype == torch.float32 and states.dim() > 1
+    return is_cpu_float32 and states.numel() > 0 and not torch.is_autocast_enabled("cpu") and _onednn_is_faster()
 
 
 class ByteDropout(nn.Module):

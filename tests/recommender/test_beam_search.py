@@ -17,7 +17,13 @@ from macrec_pipeline.recommender.model.generative_recommender import (
     SelfAttentionCache,
 )
 from macrec_pipeline.recommender.model.history_encoding import ItemCodes
-from macrec_pipeline.recommender.retrieval.beam_search import PrefixTree, beam_search, score_catalogue, score_items
+from macrec_pipeline.recommender.retrieval.beam_search import (
+    PrefixTree,
+    beam_search,
+    beam_searches,
+    score_catalogue,
+    score_items,
+)
 from macrec_pipeline.recommender.retrieval.retriever import MultiRouteRetriever, Ranked
 from tests.recommender.random_retriever import LEVELS, SIZE, distinct_codes, exhaustive_scores, random_retriever
 
@@ -100,6 +106,33 @@ def test_a_beam_as_wide_as_the_catalogue_is_exhaustive(excluded: list[int]) -> N
     assert (beams.items[0, len(included) :] == -1).all()
     torch.testing.assert_close(beams.scores[0, : len(included)], torch.tensor([expected[item] for item in order]))
     assert sum(np.exp(np.array(list(expected.values())) * LEVELS)) == pytest.approx(1.0), "a distribution over items"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("excluded", [[], [0, 1, 2, 5, 8, 13]])
+def test_searches_that_share_the_decoder_find_what_they_find_alone(excluded: list[int]) -> None:
+    """The routes' trees differ in the number of undecided prefixes per level, and one of them ends early."""
+    retriever = random_retriever(num_items=16)
+    item = torch.arange(16)
+    early = torch.stack([item % 4, torch.div(item, 4, rounding_mode="floor"), item * 0], dim=1)  # two codes identify it
+    trees = retriever.trees | {"image": PrefixTree(early, codebook_size=4)}
+    states = encoder_states(retriever, [[7, 9], [3, 10], [11, 12], [1, 2]])
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[1, excluded] = True
+    together = beam_searches(
+        retriever.model, retriever.model.cross_attention_cache(states), trees, beam_width=8, excluded=mask
+    )
+    for number, (modality, beams) in enumerate(zip(trees, together, strict=True)):
+        alone = beam_search(
+            retriever.model,
+            retriever.model.cross_attention_cache(states[2 * number : 2 * number + 2]),
+            trees[modality],
+            modality=modality,
+            beam_width=8,
+            excluded=mask,
+        )
+        assert torch.equal(beams.items, alone.items)
+        torch.testing.assert_close(beams.scores, alone.scores)
 
 
 @torch.no_grad()
@@ -196,10 +229,14 @@ class TableModel:
         return F.pad(codes, (1, 0))[..., -1]
 
     def decode_next(
-        self, tokens: torch.Tensor, cross_cache: CrossAttentionCache, self_caches: list[SelfAttentionCache]
+        self,
+        tokens: torch.Tensor,
+        rows: torch.Tensor,
+        cross_cache: CrossAttentionCache,
+        self_caches: list[SelfAttentionCache],
     ) -> tuple[torch.Tensor, SelfAttentionCache]:
         self.num_decoded += tokens.numel()
-        return cross_cache.keys[0].expand(*tokens.shape, 1), SelfAttentionCache([], [])
+        return cross_cache.keys[0][rows, 0], SelfAttentionCache([], [])
 
     def code_logits(self, states: torch.Tensor, *, modality: str, first_level: int) -> torch.Tensor:
         probability = states if first_level == 0 else torch.full_like(states, 0.55)

@@ -1,6 +1,7 @@
 """The model computes the numbers of transformers' own T5, and its masks hide what they should."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.recommender.model.generative_recommender import (
+    CrossAttentionCache,
     GenerativeRecommender,
     ModelSpec,
     SelfAttentionCache,
 )
-from macrec_pipeline.recommender.model.history_encoding import ItemCodes, Vocabulary
+from macrec_pipeline.recommender.model.history_encoding import HistoryBatch, ItemCodes, Vocabulary
 from macrec_pipeline.recommender.training.batching import last_target_windows, training_windows
 from macrec_pipeline.recommender.training.losses import history_loss
 
@@ -82,10 +84,52 @@ def test_decoding_position_by_position_equals_decoding_all_at_once() -> None:
     for length in range(1, 5):
         order = torch.randperm(3, generator=torch.Generator().manual_seed(length)).expand(2, -1)
         inputs = inputs.gather(1, order[..., None].expand_as(inputs))
-        self_caches = [cache.select(order) for cache in self_caches]
-        states, new_cache = model.decode_next(inputs[..., length - 1], cross_cache, self_caches)
+        first_of_row = torch.tensor([[0], [3]])
+        self_caches = [cache.select((order + first_of_row).flatten()) for cache in self_caches]
+        rows = torch.arange(2).repeat_interleave(3)
+        states, new_cache = model.decode_next(inputs[..., length - 1].flatten(), rows, cross_cache, self_caches)
         self_caches.append(new_cache)
-        torch.testing.assert_close(states, model.decode(inputs[..., :length], cross_cache)[:, :, -1])
+        torch.testing.assert_close(states.view(2, 3, -1), model.decode(inputs[..., :length], cross_cache)[:, :, -1])
+
+
+@torch.no_grad()
+def test_rows_with_different_numbers_of_targets_are_decoded_together() -> None:
+    """Three targets of the first history, none of the second and one of the third have their states in full tables."""
+    model, items = small_model("exact"), random_codes()
+    history = items.codes["image"][torch.tensor([[1, 2], [8, 3], [4, 4]])]
+    cross_cache = model.cross_attention_cache(
+        model.encode(model.vocabulary.item_tokens(history, modality="image").flatten(1))
+    )
+    inputs = model.decoder_inputs(items.codes["image"][torch.arange(9).view(3, 3)], modality="image")[..., :1]
+    expected = model.decode(inputs, cross_cache)[:, :, 0]
+    rows, columns = torch.tensor([0, 0, 0, 2]), torch.tensor([0, 1, 2, 0])
+    states, _ = model.decode_next(inputs[rows, columns, 0], rows, cross_cache, [])
+    torch.testing.assert_close(states, expected[rows, columns])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoding", ["exact", "item_causal"])
+def test_padding_is_left_out_of_the_layers_without_effect(encoding: Literal["exact", "item_causal"]) -> None:
+    """In a padded batch, every target sees the keys, values and bias of its history alone."""
+    model, items = small_model(encoding).eval(), random_codes()
+    lengths = [1, 4, 2]
+    history = torch.zeros(3, 4, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        history[row, :length] = torch.arange(length) + 3 * row
+    targets = torch.zeros(3, 1, dtype=torch.int64)
+
+    def encoded(rows: torch.Tensor, lengths: list[int]) -> CrossAttentionCache:
+        is_padded = rows.shape[1] > min(lengths)
+        batch = HistoryBatch(
+            rows, torch.tensor(lengths), targets[: len(rows)], targets[: len(rows)].bool(), 0, True, is_padded
+        )
+        return model.encode_histories(items, batch, tasks=["image_to_image"])
+
+    together = encoded(history, lengths)
+    for row, length in enumerate(lengths):
+        alone, own = encoded(history[row : row + 1, :length], [length]), together.rows(slice(row, row + 1))
+        inputs = model.decoder_inputs(items.codes["image"][torch.tensor([[5, 6]])], modality="image")
+        torch.testing.assert_close(model.decode(inputs, own), model.decode(inputs, alone))
 
 
 def test_an_item_causal_target_sees_neither_itself_nor_later_items() -> None:

@@ -11,7 +11,7 @@ from macrec_pipeline.config import RecommenderConfig
 from macrec_pipeline.recommender.model.generative_recommender import GenerativeRecommender, ModelSpec
 from macrec_pipeline.recommender.model.history_encoding import Vocabulary
 from macrec_pipeline.runtime import fast_layers
-from macrec_pipeline.runtime.fast_layers import ByteDropout, Linear, linear, use_fast_linear
+from macrec_pipeline.runtime.fast_layers import ByteDropout, Linear, linear, pack_weights, use_fast_linear
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
@@ -144,6 +144,31 @@ def test_the_recommender_uses_fast_layers_and_its_embedding_stays_tied(monkeypat
         results.append([states, *(parameter.grad for parameter in model.t5.encoder.block[0].parameters())])
     for fast_result, plain_result in zip(*results, strict=True):
         torch.testing.assert_close(fast_result, plain_result)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("by_onednn")
+@pytest.mark.parametrize("num_rows", [1, 7, 32, 300])
+def test_packed_weights_change_no_number_in_inference(num_rows: int) -> None:
+    """With a gradient, the layer computes with its parameters, as before."""
+    torch.manual_seed(3)
+    plain = use_fast_linear(nn.Sequential(nn.Linear(128, 96)))
+    packed = pack_weights(copy.deepcopy(plain))
+    states = torch.randn(num_rows, 128)
+    with torch.no_grad():
+        assert torch.equal(packed(states), plain(states))
+        packed[0].weight.zero_()
+        if num_rows > 1:
+            assert torch.equal(packed(states), plain(states)), "the packed copy is used"
+    assert torch.equal(packed(states), packed[0].bias.expand(num_rows, -1))
+
+
+def test_nothing_is_packed_where_onednn_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast_layers, "_onednn_is_faster", lambda: False)
+    layer = pack_weights(use_fast_linear(nn.Sequential(nn.Linear(4, 3))))
+    with torch.no_grad():
+        layer[0].weight.zero_()
+        assert torch.equal(layer(torch.ones(2, 4)), layer[0].bias.expand(2, -1))
 
 
 def test_dropout_drops_its_share_and_keeps_the_expectation() -> None:

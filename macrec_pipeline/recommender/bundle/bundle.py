@@ -55,6 +55,7 @@ from macrec_pipeline.recommender.retrieval.similar_items import (
     similar_ids,
     unsupported_message,
 )
+from macrec_pipeline.runtime.fast_layers import pack_weights
 
 if TYPE_CHECKING:
     from macrec_pipeline.runtime.progress import Progress
@@ -196,7 +197,7 @@ class RecommenderBundle:
         model = read_model(folder, description)
         codes = {name: tensors[f"{name}_codes"].to(device) for name in MODALITIES if f"{name}_codes" in tensors}
         sasrec = read_sasrec(folder, description, device=device)
-        retriever = MultiRouteRetriever(model.to(device).eval(), ItemCodes(codes), sasrec=sasrec)
+        retriever = MultiRouteRetriever(pack_weights(model.to(device).eval()), ItemCodes(codes), sasrec=sasrec)
         retriever.fusion = read_fusion(folder, description, routes=retriever.routes)
         quantizer_folder = folder / QUANTIZER if quantizer_parts(description["parts"]) else None
         return cls(

@@ -7,7 +7,7 @@ layers itself. A test checks that the numbers equal those of transformers' own f
 adds one table of parameters, the recency bias.
 
 Shapes (docs/notation.md): A heads, B batch rows, D hidden width, J targets per row, K codes, L levels, L' decoder
-positions (at most L), Q query vectors, S encoder tokens, T history items. `d_kv` is the width of one head.
+positions (at most L), M entries of all rows without padding, Q query vectors, S encoder tokens, T history items. `d_kv` is the width of one head.
 """
 
 from __future__ import annotations
@@ -115,24 +115,63 @@ class CrossAttentionCache:
 
 @dataclass(frozen=True)
 class SelfAttentionCache:
-    """Keys and values of one decoder position of J targets per row, for the positions after it.
+    """Keys and values of one decoder position of M targets, for the positions after it.
 
     Attributes:
-        keys, values: float [B, J, A * d_kv], one per decoder layer.
+        keys, values: float [M, A * d_kv], one per decoder layer.
     """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
 
     def select(self, targets: torch.Tensor) -> SelfAttentionCache:
-        """Return the cache of other targets, given as int64 [B, J'] indices into the J targets of each row."""
-        row = torch.arange(len(targets), device=targets.device)[:, None]
+        """Return the cache of other targets, given as indices into the M targets."""
+        return SelfAttentionCache(
+            [each.index_select(0, targets) for each in self.keys],
+            [each.index_select(0, targets) for each in self.values],
+        )
 
-        def selected(each: torch.Tensor) -> torch.Tensor:
-            flat_indices = (row * each.shape[1] + targets).flatten()
-            return each.flatten(0, 1).index_select(0, flat_indices).view(*targets.shape, -1)
 
-        return SelfAttentionCache([selected(each) for each in self.keys], [selected(each) for each in self.values])
+@dataclass(frozen=True)
+class PackedRows:
+    """Where the entries of a list stand in a table of B rows and J columns, whose other cells are padding.
+
+    Attributes:
+        num_rows, num_columns: B and J.
+        cells: int64 [M], the number of each entry's cell, row by row; None if the table has no padding.
+    """
+
+    num_rows: int
+    num_columns: int
+    cells: torch.Tensor | None
+
+    @staticmethod
+    def of_mask(mask: torch.Tensor) -> PackedRows:
+        """Pack the cells where a mask, bool [B, J], is True."""
+        num_rows, num_columns = mask.shape
+        cells = None if bool(mask.all()) else torch.nonzero(mask.flatten()).flatten()
+        return PackedRows(num_rows, num_columns, cells)
+
+    @staticmethod
+    def of_rows(rows: torch.Tensor, *, num_rows: int) -> PackedRows:
+        """Let each row have its entries in its first columns, given the row of each entry, int64 [M], ascending."""
+        count = torch.bincount(rows, minlength=num_rows)  # [B]
+        num_columns = int(count.max())
+        if num_columns * num_rows == len(rows):
+            return PackedRows(num_rows, num_columns, None)
+        column = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+        return PackedRows(num_rows, num_columns, rows * num_columns + column)
+
+    def table(self, entries: torch.Tensor) -> torch.Tensor:
+        """Lay out float [M, D] as [B, J, D], with zeros as padding."""
+        shape = self.num_rows, self.num_columns, entries.shape[-1]
+        if self.cells is None:
+            return entries.view(shape)
+        return entries.new_zeros(shape).flatten(0, 1).index_copy_(0, self.cells, entries).view(shape)
+
+    def entries(self, table: torch.Tensor) -> torch.Tensor:
+        """Collect [M, D] from float [B, J, D]."""
+        return table.flatten(0, 1) if self.cells is None else table.flatten(0, 1).index_select(0, self.cells)
 
 
 class GenerativeRecommender(nn.Module):
@@ -214,14 +253,21 @@ class GenerativeRecommender(nn.Module):
             is_token = padding_mask(
                 batch.lengths, num_items=num_items, num_levels=num_levels, num_prompts=num_prompts
             )  # [B, S]
-            states = self.encode(tokens, is_token[:, None, None, :])
-            return self.cross_attention_cache(states, _mask_to_bias(is_token)[:, None, None, :])
+            bias = _mask_to_bias(is_token)[:, None, None, :]
+            if self.training:
+                return self.cross_attention_cache(self.encode(tokens, is_token[:, None, None, :]), bias)
+            return self._packed_cache(tokens, is_token[:, None, None, :], is_token, bias)
         mask, lags = item_causal_mask_and_lags(
             num_items, num_levels=num_levels, num_prompts=num_prompts, history_length=self.spec.history_length
         )
         lags = lags.to(tokens.device)  # [T, S]
         # a batch whose only target is the last item has rows that end at different positions
         lags = lags[batch.lengths - 1][:, None, :] if batch.only_last else lags[batch.target_offset :]
+        if batch.padded and batch.only_last and not self.training:
+            is_token = padding_mask(
+                batch.lengths, num_items=num_items, num_levels=num_levels, num_prompts=num_prompts
+            )  # [B, S]
+            return self._packed_cache(tokens, mask.to(tokens.device), is_token, self.recency_bias(lags))
         return self.cross_attention_cache(self.encode(tokens, mask.to(tokens.device)), self.recency_bias(lags))
 
     def encode(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -242,6 +288,22 @@ class GenerativeRecommender(nn.Module):
             states = _feed_forward(block, states)
         return cast(torch.Tensor, stack.dropout(_norm(stack.final_layer_norm, states)))
 
+    def _packed_cache(
+        self, tokens: torch.Tensor, mask: torch.Tensor, is_token: torch.Tensor, bias: torch.Tensor
+    ) -> CrossAttentionCache:
+        """Compute `cross_attention_cache(encode(tokens, mask), bias)` without work for padding; in evaluation mode.
+
+        All layers but attention see only the tokens where `is_token`, bool [B, S], is True. Keys and values of the
+        others, which no target attends to, are zero.
+        """
+        packed, stack = PackedRows.of_mask(is_token), cast(Any, self.t5.encoder)
+        states = packed.entries(self.t5.shared(tokens))  # [M, D]
+        position_bias = _position_bias(stack, tokens.shape[1], mask)
+        for block in stack.block:
+            states = _self_attention(block, states, position_bias, packed)
+            states = _feed_forward(block, states)
+        return self.cross_attention_cache(_norm(stack.final_layer_norm, states), bias, packed)
+
     def recency_bias(self, lags: torch.Tensor) -> torch.Tensor:
         """Return the bias that item-causal cross-attention adds for the lag of each token.
 
@@ -259,13 +321,21 @@ class GenerativeRecommender(nn.Module):
         bias = F.embedding(lags, self.recency).masked_fill((lags == HIDDEN_LAG)[..., None], float("-inf"))
         return bias.movedim(-1, -3)
 
-    def cross_attention_cache(self, states: torch.Tensor, bias: torch.Tensor | None = None) -> CrossAttentionCache:
-        """Compute the decoder's cross-attention keys and values of float [B, S, D] from `encode`."""
+    def cross_attention_cache(
+        self, states: torch.Tensor, bias: torch.Tensor | None = None, packed: PackedRows | None = None
+    ) -> CrossAttentionCache:
+        """Compute the decoder's cross-attention keys and values.
+
+        Args:
+            states: float [B, S, D] from `encode`, or [M, D] with `packed`.
+            bias: of the cache.
+            packed: where the M states stand in [B, S].
+        """
         layers = [block.layer[1].EncDecAttention for block in cast(Any, self.t5.decoder).block]
         # contiguous, so that the matrix products of each level need not copy them again
         return CrossAttentionCache(
-            [_split_heads(attention, attention.k(states)).contiguous() for attention in layers],
-            [_split_heads(attention, attention.v(states)).contiguous() for attention in layers],
+            [_split_heads(attention, _table(attention.k(states), packed)).contiguous() for attention in layers],
+            [_split_heads(attention, _table(attention.v(states), packed)).contiguous() for attention in layers],
             bias,
         )
 
@@ -294,20 +364,28 @@ class GenerativeRecommender(nn.Module):
         return cast(torch.Tensor, states.view(num_rows, num_targets, length, -1))
 
     def decode_next(
-        self, tokens: torch.Tensor, cross_cache: CrossAttentionCache, self_caches: list[SelfAttentionCache]
+        self,
+        tokens: torch.Tensor,
+        rows: torch.Tensor,
+        cross_cache: CrossAttentionCache,
+        self_caches: list[SelfAttentionCache],
     ) -> tuple[torch.Tensor, SelfAttentionCache]:
         """Decode one more position of each target, given the cache of those before; for evaluation mode.
 
+        Rows may have different numbers of targets. Only cross-attention pads them to the same number.
+
         Args:
-            tokens: int64 [B, J], the newest decoder input of each target.
+            tokens: int64 [M], the newest decoder input of each target.
+            rows: int64 [M], ascending, the row of each target.
             cross_cache: of the B histories.
             self_caches: one per earlier position of the same targets, first position first.
 
         Returns:
-            float [B, J, D], which equals the last position of `decode`, and the cache of this position.
+            float [M, D], which equals the last position of `decode`, and the cache of this position.
         """
         stack: Any = self.t5.decoder
-        states = self.t5.shared(tokens)  # [B, J, D]
+        packed = PackedRows.of_rows(rows, num_rows=cross_cache.num_rows)
+        states = self.t5.shared(tokens)  # [M, D]
         # bias of the newest position over itself and those before it: [L', A]
         self_bias = _position_bias(stack, len(self_caches) + 1, None)[0, :, -1].T
         new_cache = SelfAttentionCache([], [])
@@ -318,17 +396,17 @@ class GenerativeRecommender(nn.Module):
             query, key, value = (project(normed) for project in (attention.q, attention.k, attention.v))
             new_cache.keys.append(key)
             new_cache.values.append(value)
-            keys = [*(cache.keys[layer] for cache in self_caches), key]  # L' of [B, J, A * d_kv]
+            keys = [*(cache.keys[layer] for cache in self_caches), key]  # L' of [M, A * d_kv]
             values = [*(cache.values[layer] for cache in self_caches), value]
             # elementwise: L' is at most L, and a matrix product this small costs more than its arithmetic
             scores = [(each * query).unflatten(-1, (attention.n_heads, -1)).sum(dim=-1) for each in keys]
-            weights = (torch.stack(scores, dim=2) + self_bias).softmax(dim=2)[..., None]  # [B, J, L', A, 1]
+            weights = (torch.stack(scores, dim=1) + self_bias).softmax(dim=1)[..., None]  # [M, L', A, 1]
             mixed = sum(
                 weight * each.unflatten(-1, (attention.n_heads, -1))
-                for weight, each in zip(weights.unbind(dim=2), values, strict=True)
+                for weight, each in zip(weights.unbind(dim=1), values, strict=True)
             )
-            states = states + attention.o(mixed.flatten(2))
-            states = _cross_attention(block, states, cross_keys, cross_values, cross_cache.bias)
+            states = states + attention.o(mixed.flatten(1))
+            states = _cross_attention(block, states, cross_keys, cross_values, cross_cache.bias, packed)
             states = _feed_forward(block, states)
         states = _norm(stack.final_layer_norm, states)
         if self.t5.config.scale_decoder_outputs:
@@ -393,33 +471,55 @@ def _mask_to_bias(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(layer: Any, states: torch.Tensor) -> torch.Tensor:
-    """Apply T5's root-mean-square norm; on a GPU as one kernel instead of six."""
-    if states.device.type == "cpu":
+    """Apply T5's root-mean-square norm; in inference and on a GPU by one call instead of six."""
+    if states.device.type == "cpu" and torch.is_grad_enabled():
         return cast(torch.Tensor, layer(states))
     return F.rms_norm(states, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
-def _self_attention(block: Any, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Let the positions of float [B, S, D] attend to each other, with a bias broadcastable to [B, A, S, S]."""
+def _self_attention(
+    block: Any, states: torch.Tensor, bias: torch.Tensor, packed: PackedRows | None = None
+) -> torch.Tensor:
+    """Let the positions of float [B, S, D] attend to each other, with a bias broadcastable to [B, A, S, S].
+
+    With `packed`, the states are [M, D], without padding.
+    """
     layer = block.layer[0]
     attention = layer.SelfAttention
     normed = _norm(layer.layer_norm, states)
     query, key, value = (
-        _split_heads(attention, project(normed)) for project in (attention.q, attention.k, attention.v)
+        _split_heads(attention, _table(project(normed), packed)) for project in (attention.q, attention.k, attention.v)
     )
-    return cast(torch.Tensor, states + layer.dropout(attention.o(_attend(query, key, value, bias))))
+    mixed = _attend(query, key, value, bias)
+    return cast(torch.Tensor, states + layer.dropout(attention.o(mixed if packed is None else packed.entries(mixed))))
 
 
 def _cross_attention(
-    block: Any, states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    block: Any,
+    states: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    packed: PackedRows | None = None,
 ) -> torch.Tensor:
-    """Let the targets' positions [B * J, L', D] attend to their row's history, as one long query per row."""
+    """Let the targets' positions [B * J, L', D] attend to their row's history, as one long query per row.
+
+    With `packed`, the states are those of single positions, [M, D].
+    """
     layer = block.layer[1]
     attention = layer.EncDecAttention
-    normed = _norm(layer.layer_norm, states).view(len(keys), -1, states.shape[-1])  # [B, J * L', D]
-    query = _split_heads(attention, attention.q(normed))
-    mixed = attention.o(_attend(query, keys, values, bias)).view_as(states)
+    normed = _norm(layer.layer_norm, states)
+    if packed is None:
+        normed = normed.view(len(keys), -1, states.shape[-1])  # [B, J * L', D]
+    query = _split_heads(attention, _table(attention.q(normed), packed))
+    mixed = _attend(query, keys, values, bias)
+    mixed = attention.o(mixed if packed is None else packed.entries(mixed)).view_as(states)
     return cast(torch.Tensor, states + layer.dropout(mixed))
+
+
+def _table(entries: torch.Tensor, packed: PackedRows | None) -> torch.Tensor:
+    """Lay out packed entries as a table; leave a table as it is."""
+    return entries if packed is None else packed.table(entries)
 
 
 def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:

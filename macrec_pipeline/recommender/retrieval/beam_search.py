@@ -8,16 +8,18 @@ At each step, the model's distribution covers only the codes that can follow a p
 log-probability under the model restricted to the catalogue, divided by L. A prefix with a single item below it is
 certain to the end, and the model is not run for it; on the last levels this holds for most prefixes. The remaining
 prefixes are packed per row, and only their last code is decoded: keys and values of the earlier codes are cached. The
-only Python loop is over the L levels.
+only Python loop is over the L levels. Walks of several modalities can share one pass of the decoder per level.
 
-Shapes (docs/notation.md): B batch rows, C candidate items per row, D hidden width, E children, J decoded targets per
-row, K codes per level, L levels, N items, P prefixes per row, W beams.
+Shapes (docs/notation.md): B batch rows, C candidate items per row, D hidden width, E children, K codes per level, L
+levels, M decoded targets of all rows, N items, P prefixes per row, W beams.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -76,13 +78,64 @@ def beam_search(
         eligible: bool [B, N], or [1, N] for all rows, the items that business rules permit. The others are not
             returned, but keep their probability, so the rules change no item's score.
     """
-    walk = _PrefixTreeWalk(model, cross_cache, tree, modality=modality, excluded=excluded, eligible=eligible)
-    nodes = torch.zeros(cross_cache.num_rows, 1, dtype=torch.int64, device=cross_cache.device)
-    scores, parents = torch.zeros(nodes.shape, device=cross_cache.device), None
-    for _ in range(tree.num_levels):
-        nodes, scores, parents = _best_children(walk.step(nodes, parents), scores, beam_width=beam_width)
-    items = tree.items(nodes.clamp(min=0)).masked_fill(nodes < 0, -1)
-    return Beams(items, scores / tree.num_levels)
+    (beams,) = beam_searches(
+        model, cross_cache, {modality: tree}, beam_width=beam_width, excluded=excluded, eligible=eligible
+    )
+    return beams
+
+
+@torch.no_grad()
+def beam_searches(
+    model: GenerativeRecommender,
+    cross_cache: CrossAttentionCache,
+    trees: Mapping[str, PrefixTree],
+    *,
+    beam_width: int,
+    excluded: torch.Tensor | None = None,
+    eligible: torch.Tensor | None = None,
+) -> list[Beams]:
+    """Run `beam_search` for several modalities at once, with one decoder pass per level for all of them.
+
+    The result is that of separate searches. For few histories it takes about half the time, because each pass reads all
+    weights of the decoder.
+
+    Args:
+        model: in evaluation mode.
+        cross_cache: the B histories as encoded for the first modality, followed by those for the second, and so on.
+        trees: the existing IDs of each modality.
+        beam_width: W.
+        excluded: bool [B, N], as in `beam_search`.
+        eligible: bool [B, N] or [1, N], as in `beam_search`.
+
+    Returns:
+        The beams of each modality, in the order of `trees`.
+    """
+    num_rows = cross_cache.num_rows // len(trees)
+    walks = [
+        _PrefixTreeWalk(
+            model,
+            tree,
+            modality=modality,
+            num_rows=num_rows,
+            device=cross_cache.device,
+            excluded=excluded,
+            eligible=eligible,
+        )
+        for modality, tree in trees.items()
+    ]
+    searches = [_search(walk, beam_width=beam_width) for walk in walks]
+    return _run_together(model, cross_cache, searches)
+
+
+def _search(walk: _PrefixTreeWalk, *, beam_width: int) -> _Walking[Beams]:
+    """Keep the best W prefixes of each level."""
+    nodes = torch.zeros(walk.num_rows, 1, dtype=torch.int64, device=walk.device)
+    scores, parents = torch.zeros(nodes.shape, device=walk.device), None
+    for _ in range(walk.num_levels):
+        children = yield from walk.step(nodes, parents)
+        nodes, scores, parents = _best_children(children, scores, beam_width=beam_width)
+    items = walk.tree.items(nodes.clamp(min=0)).masked_fill(nodes < 0, -1)
+    return Beams(items, scores / walk.num_levels)
 
 
 @torch.no_grad()
@@ -110,10 +163,18 @@ def score_items(
     Returns:
         float [B, C], mean log-probability per code in nats; minus infinity where there is no item.
     """
-    valid_items = items.clamp(min=0)
+    walk = _PrefixTreeWalk(
+        model, tree, modality=modality, num_rows=len(items), device=cross_cache.device, excluded=excluded
+    )
+    (scores,) = _run_together(model, cross_cache, [_score(walk, items)])
+    return scores
+
+
+def _score(walk: _PrefixTreeWalk, items: torch.Tensor) -> _Walking[torch.Tensor]:
+    """Follow the prefixes of the items of each row."""
+    tree, valid_items = walk.tree, items.clamp(min=0)
     row = torch.arange(len(items), device=items.device)[:, None]
     totals = torch.zeros(items.shape, device=items.device)
-    walk = _PrefixTreeWalk(model, cross_cache, tree, modality=modality, excluded=excluded)
     prefixes, parents = torch.zeros(len(items), 1, dtype=torch.int64, device=items.device), None
     for depth in range(tree.num_levels):
         if depth > 0:
@@ -123,7 +184,7 @@ def score_items(
             ascending = prefixes.masked_fill(prefixes < 0, _NO_NODE)
             parents = torch.searchsorted(ascending, parent_nodes).clamp(max=prefixes.shape[1] - 1)
             prefixes = longer
-        children = walk.step(prefixes, parents)
+        children = yield from walk.step(prefixes, parents)
         num_nodes = tree.num_nodes(depth=depth + 1)
         keys = children.row * num_nodes + children.node  # ascending
         if not len(keys):
@@ -315,14 +376,77 @@ class _Children:
         return _Children(self.row[mask], self.prefix[mask], self.node[mask], self.log_probability[mask])
 
 
+@dataclass(frozen=True)
+class _Targets:
+    """What a walk needs decoded at a level, ordered by row, then by prefix.
+
+    Attributes:
+        tokens: int64 [M], the newest decoder input of each target.
+        rows: int64 [M], the batch row of each target.
+        parents: int64 [M], which target of the level before each extends; None at the first level.
+    """
+
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    parents: torch.Tensor | None
+
+
+T = TypeVar("T")
+# A walk yields once per level: its targets, or None if nothing has to be decoded. It gets their states, float [M, D].
+_Walking: TypeAlias = Generator[_Targets | None, torch.Tensor | None, T]
+
+
+def _run_together(
+    model: GenerativeRecommender, cross_cache: CrossAttentionCache, walkings: Sequence[_Walking[T]]
+) -> list[T]:
+    """Run walks level by level, with one decoder pass per level for all of them, and return their results.
+
+    Args:
+        model: in evaluation mode.
+        cross_cache: the rows of the first walk, then those of the second, and so on.
+        walkings: walks of B rows each.
+    """
+    num_rows = cross_cache.num_rows // len(walkings)
+    caches: list[SelfAttentionCache] = []  # one per earlier level
+    first_target = dict.fromkeys(range(len(walkings)), 0)  # where each walk's targets of the level before begin
+    results: dict[int, T] = {}
+    waiting = {number: next(walking) for number, walking in enumerate(walkings)}
+    while waiting:
+        decoded = {number: targets for number, targets in waiting.items() if targets is not None}
+        states: dict[int, torch.Tensor] = {}
+        if decoded:
+            tokens = torch.cat([targets.tokens for targets in decoded.values()])
+            rows = torch.cat([targets.rows + number * num_rows for number, targets in decoded.items()])
+            if caches:
+                extended = [
+                    targets.parents + first_target[number]
+                    for number, targets in decoded.items()
+                    if targets.parents is not None
+                ]
+                caches = [cache.select(torch.cat(extended)) for cache in caches]
+            together, new_cache = model.decode_next(tokens, rows, cross_cache, caches)
+            caches.append(new_cache)
+            counts = [len(targets.tokens) for targets in decoded.values()]
+            first_target = dict(zip(decoded, itertools.accumulate(counts, initial=0), strict=False))
+            states = dict(zip(decoded, torch.split(together, counts), strict=True))
+        for number in list(waiting):
+            try:
+                waiting[number] = walkings[number].send(states.get(number))
+            except StopIteration as finished:
+                results[number] = finished.value
+                del waiting[number]
+    return [results[number] for number in range(len(walkings))]
+
+
 class _PrefixTreeWalk:
     """One walk from the root of the tree to its leaves; each `step` goes one level down.
 
     Args:
         model: in evaluation mode.
-        cross_cache: the B encoded histories.
         tree: the existing IDs of `modality`.
         modality: "text" or "image".
+        num_rows: B.
+        device: of the model.
         excluded: bool [B, N], items removed from a row's distribution.
         eligible: bool [B, N], or [1, N] for all rows. A prefix without an eligible item is not followed, but keeps its
             share of the distribution.
@@ -331,36 +455,36 @@ class _PrefixTreeWalk:
     def __init__(
         self,
         model: GenerativeRecommender,
-        cross_cache: CrossAttentionCache,
         tree: PrefixTree,
         *,
         modality: str,
+        num_rows: int,
+        device: torch.device,
         excluded: torch.Tensor | None = None,
         eligible: torch.Tensor | None = None,
     ) -> None:
-        self._model, self._cross_cache, self._tree, self._modality = model, cross_cache, tree, modality
+        self.tree, self.num_rows, self.device, self.num_levels = tree, num_rows, device, tree.num_levels
+        self._model, self._modality = model, modality
         self._included_counts = None if excluded is None else tree.cumulative_leaf_counts(~excluded)
         self._eligible_counts = None
         if eligible is not None:
             mask = eligible if excluded is None else eligible & ~excluded
             self._eligible_counts = tree.cumulative_leaf_counts(mask)
         self._depth = 0
-        # for each prefix of the previous step, its position among the targets that were decoded in that step
-        self._target = torch.zeros(cross_cache.num_rows, 1, dtype=torch.int64, device=cross_cache.device)
-        self._self_caches: list[SelfAttentionCache] = []  # one per earlier level
+        # for each prefix of the previous step, its position among the targets of that step
+        self._target = torch.zeros(num_rows, 1, dtype=torch.int64, device=device)
 
-    @torch.no_grad()
-    def step(self, nodes: torch.Tensor, parents: torch.Tensor | None = None) -> _Children:
+    def step(self, nodes: torch.Tensor, parents: torch.Tensor | None = None) -> _Walking[_Children]:
         """Extend each prefix by every code that can follow it.
 
         Args:
             nodes: int64 [B, P], -1 where a row has fewer prefixes; the root, [B, 1], in the first step.
             parents: int64 [B, P], which prefix of the previous step each prefix extends; None in the first step.
         """
-        depth, tree = self._depth, self._tree
+        depth, tree = self._depth, self.tree
         num_prefixes = nodes.shape[1]
         undecided = (nodes >= 0) & (tree.num_items_below(nodes.clamp(min=0), depth=depth) > 1)
-        logits = self._logits(nodes, parents, undecided)  # [number of undecided prefixes, K]
+        logits = yield from self._logits(nodes, parents, undecided)  # [number of undecided prefixes, K]
         flat = nodes.flatten()
         present = torch.nonzero(flat >= 0).flatten()
         position, child = tree.children(flat[present], depth=depth)
@@ -382,27 +506,24 @@ class _PrefixTreeWalk:
             return children
         return children.select(tree.has_leaf_below(self._eligible_counts, row, child, depth=depth + 1))
 
-    def _logits(self, nodes: torch.Tensor, parents: torch.Tensor | None, undecided: torch.Tensor) -> torch.Tensor:
+    def _logits(
+        self, nodes: torch.Tensor, parents: torch.Tensor | None, undecided: torch.Tensor
+    ) -> _Walking[torch.Tensor]:
         """Decode the next code of the undecided prefixes, bool [B, P].
 
         Returns:
             float [number of undecided prefixes, K], ordered by row, then by prefix.
         """
-        count = undecided.sum(dim=1)  # [B]
-        if not count.any():  # then no longer prefix is undecided either, so no cache is needed
-            return torch.empty(0, self._tree.codebook_size, device=nodes.device)
-        chosen = undecided.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]  # [B, J]
-        is_target = torch.arange(chosen.shape[1], device=nodes.device) < count[:, None]  # the rest is padding
-        if parents is not None:
-            targets = self._target.gather(1, parents.gather(1, chosen).clamp(min=0)).clamp(min=0)  # [B, J]
-            self._self_caches = [cache.select(targets) for cache in self._self_caches]
-        packed = nodes.gather(1, chosen).clamp(min=0)
-        tokens = self._model.last_tokens(self._tree.prefixes(packed, depth=self._depth), modality=self._modality)
-        states, new_cache = self._model.decode_next(tokens, self._cross_cache, self._self_caches)  # [B, J, D]
-        self._self_caches = [*self._self_caches, new_cache]
-        self._target = undecided.cumsum(dim=1) - 1
-        states = states[is_target][:, None]
-        return self._model.code_logits(states, modality=self._modality, first_level=self._depth)[:, 0]
+        rows, prefixes = torch.nonzero(undecided, as_tuple=True)  # [M] each, by row, then by prefix
+        if not len(rows):  # then no longer prefix is undecided either, so no cache is needed
+            yield None
+            return torch.empty(0, self.tree.codebook_size, device=nodes.device)
+        extended = None if parents is None else self._target[rows, parents[rows, prefixes]]
+        codes = self.tree.prefixes(nodes[rows, prefixes], depth=self._depth)
+        states = yield _Targets(self._model.last_tokens(codes, modality=self._modality), rows, extended)  # [M, D]
+        assert states is not None
+        self._target = (undecided.flatten().cumsum(0) - 1).view(undecided.shape)
+        return self._model.code_logits(states[:, None], modality=self._modality, first_level=self._depth)[:, 0]
 
 
 def _best_children(

@@ -23,7 +23,7 @@ from macrec_pipeline.recommender.model.history_encoding import HistoryBatch, Ite
 from macrec_pipeline.recommender.retrieval.beam_search import (
     Beams,
     PrefixTree,
-    beam_search,
+    beam_searches,
     score_catalogue,
     score_items,
 )
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from macrec_pipeline.recommender.sasrec.model import Sasrec
 
 T = TypeVar("T")
+# The most histories whose routes are decoded together. Each pass reads all weights of the model, which costs more than
+# the arithmetic of a few rows. Of more rows, the states of all routes no longer fit into the cache of a core.
+MAX_ROWS_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ class MultiRouteRetriever:
         width = width if eligible is None else eligible.widened(width)
         for chosen in self.batches(histories, batch_size=batch_size):
             mask = None if eligible is None else eligible.mask(chosen).to(self.model.t5.device)
-            batch = RetrievalBatch(self, [histories[index] for index in chosen], eligible=mask)
+            needed = self.generative_routes if "fused" in routes else routes
+            batch = RetrievalBatch(self, [histories[index] for index in chosen], needed=needed, eligible=mask)
             for route in routes:
                 if diversity is not None:
                     beams = self._diverse(
@@ -273,15 +277,23 @@ class RetrievalBatch:
     Args:
         retriever: holds the models and the prefix trees.
         histories: int64 [T] item indices each, T >= 1, oldest first.
+        needed: the routes whose beams will be read. A small batch decodes the generative ones of them together.
         eligible: bool [B, N], or [1, N] for all rows, on the model's device: the items that beams and candidates may
             contain; None for all items.
     """
 
     def __init__(
-        self, retriever: MultiRouteRetriever, histories: Sequence[np.ndarray], *, eligible: torch.Tensor | None = None
+        self,
+        retriever: MultiRouteRetriever,
+        histories: Sequence[np.ndarray],
+        *,
+        needed: Sequence[str] = (),
+        eligible: torch.Tensor | None = None,
     ) -> None:
         self._retriever, self._histories, self._eligible = retriever, histories, eligible
         self._cache: dict[tuple[object, ...], object] = {}
+        together = [route for route in retriever.generative_routes if route in needed]
+        self._together = together if len(histories) <= MAX_ROWS_TOGETHER else []
 
     def beams(self, route: str, *, width: int, exclude_seen: bool) -> Beams:
         """Find the best items of one route, [B, W]: exactly for the collaborative one, otherwise by beam search."""
@@ -292,15 +304,18 @@ class RetrievalBatch:
                 if self._eligible is not None:
                     scores = scores.masked_fill(~self._eligible, float("-inf"))
                 return best_items(scores, width=width)
-            return beam_search(
+            routes = self._together if route in self._together else [route]
+            found = beam_searches(
                 self._retriever.model,
-                self._cross_cache(route),
-                self._retriever.trees[route],
-                modality=route,
+                self._joint_cross_cache(routes),
+                {name: self._retriever.trees[name] for name in routes},
                 beam_width=width,
                 excluded=self._excluded(exclude_seen),
                 eligible=self._eligible,
             )
+            for name, beams in zip(routes, found, strict=True):
+                self._cache["beams", name, width, exclude_seen] = beams
+            return found[routes.index(route)]
 
         return self._cached(("beams", route, width, exclude_seen), find)
 
@@ -397,12 +412,20 @@ class RetrievalBatch:
             lambda: log_probabilities(sasrec, self._histories, excluded=self._excluded(exclude_seen)),
         )
 
-    @torch.no_grad()
     def _cross_cache(self, route: str) -> CrossAttentionCache:
+        """Return the histories as encoded for one route."""
+        routes = self._together if route in self._together else [route]
+        begin, num_rows = routes.index(route) * len(self._histories), len(self._histories)
+        return self._joint_cross_cache(routes).rows(slice(begin, begin + num_rows))
+
+    @torch.no_grad()
+    def _joint_cross_cache(self, routes: Sequence[str]) -> CrossAttentionCache:
+        """Return the histories as encoded for each of some routes, one route after the other."""
         model, items = self._retriever.model, self._retriever.items
+        tasks = [cast("Task", f"{route}_to_{route}") for route in routes]
         return self._cached(
-            ("cross_cache", route),
-            lambda: model.encode_histories(items, self._history_batch(), tasks=[cast("Task", f"{route}_to_{route}")]),
+            ("cross_cache", *routes),
+            lambda: model.encode_histories(items, self._history_batch(num_copies=len(routes)), tasks=tasks),
         )
 
     def _excluded(self, exclude_seen: bool) -> torch.Tensor | None:
@@ -411,10 +434,13 @@ class RetrievalBatch:
         num_items, device = self._retriever.items.num_items, self._retriever.model.t5.device
         return self._cached(("seen",), lambda: _seen_items(self._histories, num_items=num_items).to(device))
 
-    def _history_batch(self) -> HistoryBatch:
-        """Pad the recent items of each history, as far back as the model looks; the target is a placeholder."""
+    def _history_batch(self, *, num_copies: int) -> HistoryBatch:
+        """Pad the recent items of each history, as far back as the model looks; the target is a placeholder.
+
+        The rows are the B histories, `num_copies` times.
+        """
         model = self._retriever.model
-        recent = [history[-model.spec.receptive_field :] for history in self._histories]
+        recent = [history[-model.spec.receptive_field :] for history in self._histories] * num_copies
         lengths = torch.tensor([len(history) for history in recent])
         padded_histories = torch.zeros(len(recent), int(lengths.max()), dtype=torch.int64)
         is_item = torch.arange(padded_histories.shape[1]) < lengths[:, None]
