@@ -18,7 +18,7 @@ from macrec_pipeline.defs.assets import (
 from macrec_pipeline.defs.automation import CHANGE_SENSOR, NEW_DATA_SENSORS, ON_CHANGE, PRUNE_SCHEDULES, SCHEDULES
 from macrec_pipeline.defs.checks import CHECKS
 from macrec_pipeline.defs.jobs import EXECUTOR, JOBS, prune_job
-from macrec_pipeline.defs.resources import Settings
+from macrec_pipeline.defs.launchpad import settings_resource
 from macrec_pipeline.defs.runs.run_sensors import SENSORS
 from macrec_pipeline.home import use_private_umask
 from macrec_pipeline.runtime.openmp import spin_briefly
@@ -47,6 +47,6 @@ defs = dg.Definitions(
     jobs=[*JOBS, prune_job],
     schedules=[*SCHEDULES, *PRUNE_SCHEDULES],
     sensors=[*SENSORS, *NEW_DATA_SENSORS, CHANGE_SENSOR],
-    resources={"settings": Settings()},
+    resources={"settings": settings_resource},
     executor=EXECUTOR,
 )

@@ -111,7 +111,7 @@ def resolve_config(preset: str, *layers: Mapping[str, Any]) -> PipelineConfig:
         raise ConfigError(f"Unknown preset `{preset}`.{did_you_mean(preset, PRESETS)} The presets are {known}.")
     merged: dict[str, Any] = {"preset": preset}
     for layer in (PRESETS[preset], *layers):
-        merged = _merge(merged, layer)
+        merged = merge_layers(merged, layer)
     try:
         return PipelineConfig.model_validate(merged)
     except ValidationError as error:
@@ -167,8 +167,20 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
         nested: Any = value
         for key in reversed(keys):
             nested = {key: nested}
-        overrides = _merge(overrides, nested)
+        overrides = merge_layers(overrides, nested)
     return overrides
+
+
+def common_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the full names of the settings, or whole sections, that two layers both assign, sorted."""
+    names = []
+    for key in sorted(one.keys() & other.keys()):
+        below = (one[key], other[key])
+        if all(isinstance(value, Mapping) for value in below):
+            names += [f"{key}.{name}" for name in common_settings(*below)]
+        else:
+            names.append(key)
+    return names
 
 
 def _preset_source(preset: str) -> str:
@@ -197,9 +209,10 @@ def _assigns(values: Mapping[str, Any], keys: Sequence[str]) -> bool:
     return True
 
 
-def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def merge_layers(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer on top of another; neither changes."""
     merged = dict(base)
     for key, value in layer.items():
         below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge_layers(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged

@@ -40,15 +40,23 @@ class _Step:
     is_named: bool
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+def describe_validation_error(
+    error: ValidationError, model: type[BaseModel], *, with_combined_rules: bool = True
+) -> str:
     """Return one sentence per wrong setting: its full name, what was given and what is allowed.
 
     Args:
         error: what `model.model_validate` raised.
         model: the model that was validated.
+        with_combined_rules: False leaves out the rules that combine several settings, because some of these settings
+            may still come from elsewhere. The result is then "" if nothing else is wrong.
     """
     schema = Schema(model)
-    problems = [(_locate(schema, problem["loc"], problem["type"]), problem) for problem in error.errors()]
+    problems = [
+        (_locate(schema, problem["loc"], problem["type"]), problem)
+        for problem in error.errors()
+        if with_combined_rules or problem["type"] != "value_error"
+    ]
     sentences: list[str] = []
     for place, problem in problems:
         # pydantic reports every alternative that a setting allows. An error inside one says more.

@@ -12,6 +12,8 @@ Why each name is needed:
 - `DagsterSqliteStorage` and the modules that put a path into a database URL: `dagster_sqlite` quotes the path.
 - `InstanceRef` and the no-op compute log manager: the only way to open an instance folder with one setting replaced.
 - `JobFailureData` and `RunFailureReason`: the daemon retries a failed run only if the failure event says why it failed.
+- `PostProcessingError`: how a config type refuses a value, so that a run with a wrong setting is not launched. Dagster
+  calls it part of the formal API of config types, but it has no public name.
 - `SqliteEventLogStorage`: it keeps a file for each run, which it empties but does not remove when the run is deleted.
 - `SqlEventLogStorage` and `AssetCheckExecutionsTable`: the results of checks are not deleted with their run.
 - `DagsterGrpcClient` and `DagsterUserCodeUnreachableError`: whether a code server answers. The public command for it,
@@ -28,6 +30,7 @@ import dagster as dg
 import dagster._core.storage.event_log.sqlite.sqlite_event_log as _event_log
 import dagster._core.storage.runs.sqlite.sqlite_run_storage as _run_storage
 import dagster._core.storage.schedules.sqlite.sqlite_schedule_storage as _schedule_storage
+from dagster._config.errors import PostProcessingError
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.errors import DagsterPipesExecutionError, DagsterUserCodeUnreachableError
 from dagster._core.events import JobFailureData, RunFailureReason
@@ -53,6 +56,7 @@ __all__ = [
     "DagsterPipesExecutionError",
     "DagsterSqliteStorage",
     "DagsterUserCodeUnreachableError",
+    "PostProcessingError",
     "delete_check_results",
     "event_files",
     "open_instance_without_output_capture",

@@ -30,9 +30,9 @@ def settings_from_run_config(run_config: Mapping[str, Any], *, home: Path | None
         run_config: the run's config.
         home: the home if the run config has none; None: the environment of this process.
     """
-    configured = run_config.get("resources", {}).get("settings", {}).get("config", {})
-    values = {name: value for name, value in configured.items() if value is not None}
-    return Settings(**({"home": str(home)} if home else {}) | values)
+    configured = run_config.get("resources", {}).get("settings", {}).get("config") or {}
+    given = {name: value for name, value in configured.items() if name != "home" or value is not None}
+    return Settings.from_run_config(({"home": str(home)} if home else {}) | given)
 
 
 def close_mlflow_runs(run: dg.DagsterRun, settings: Settings) -> int:
