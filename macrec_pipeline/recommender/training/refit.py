@@ -62,8 +62,9 @@ class RefitPlan(Generic[SectionT]):
         is_new, is_target = positions >= np.repeat(num_learned, lengths), positions > 0
         if self.new_interaction_weight == 1 or not is_target.any():
             return None
-        weights = np.where(is_new, self.new_interaction_weight, 1.0)
-        return (weights / weights[is_target].mean()).astype(np.float32)
+        weights: np.ndarray = np.where(is_new, self.new_interaction_weight, 1.0)
+        weights /= weights[is_target].mean()
+        return weights.astype(np.float32)
 
 
 def plan_recommender_refit(
