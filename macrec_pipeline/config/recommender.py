@@ -74,7 +74,7 @@ class RefitConfig(Section):
         "down and at least 1.",
     )
     learning_rate_share: float = Field(
-        0.3,
+        1.0,
         gt=0,
         le=1,
         description="Peak learning rate of method continue, as a share of the learning rate of the training.",

@@ -63,8 +63,8 @@ class RefitPlan(Generic[SectionT]):
         if self.new_interaction_weight == 1 or not is_target.any():
             return None
         weights: np.ndarray = np.where(is_new, self.new_interaction_weight, 1.0)
-        scaled: np.ndarray = (weights / weights[is_target].mean()).astype(np.float32)
-        return scaled
+        weights /= weights[is_target].mean()
+        return weights.astype(np.float32)
 
 
 def plan_recommender_refit(
