@@ -7,8 +7,8 @@ layers itself. A test checks that the numbers equal those of transformers' own f
 adds one table of parameters, the recency bias.
 
 Shapes (docs/notation.md): A heads, B batch rows, D hidden width, J targets per row, K codes, L levels, L' decoder
-positions (at most L), M entries of all rows without padding, Q query vectors, S encoder tokens, T history items. `d_kv`
-is the width of one head.
+positions (at most L), M entries of all rows without padding, Q query vectors, S encoder tokens, T history items.
+`d_kv` is the width of one head.
 """
 
 from __future__ import annotations
