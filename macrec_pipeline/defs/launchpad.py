@@ -63,7 +63,7 @@ def _resource_config() -> dg.Field:
     types: Mapping[str, Any] = {"home": dg.Noneable(str), "data": dg.Noneable(str), "overrides": [str]}
     fields = {name: dg.Field(types[name], description=about, is_required=False) for name, about in own.items()}
     fields |= _fields(schema, schema.root)
-    return dg.Field(_CheckedNoneable(dg.Shape(fields)), is_required=False, description=Settings.__doc__)
+    return dg.Field(_CheckedNoneable(fields), is_required=False, description=Settings.__doc__)
 
 
 def _fields(schema: Schema, section: Mapping[str, Any]) -> dict[str, dg.Field]:
@@ -85,7 +85,7 @@ def _type(schema: Schema, name: str, node: Mapping[str, Any]) -> Any:
 
 def _type_of_branch(schema: Schema, name: str, branch: Mapping[str, Any]) -> Any:
     if "properties" in branch:
-        return dg.Shape(_fields(schema, branch))
+        return _fields(schema, branch)
     if "enum" in branch:
         choices = branch["enum"]
         # Dagster tells enumerations apart by their name alone.
