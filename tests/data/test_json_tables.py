@@ -83,3 +83,16 @@ def test_validation_names_missing_fields(data: Path) -> None:
     (data / "log.jsonl").write_text("u,i,t\n")
     (problem,) = validate_source(_spec(), data)
     assert "holds a JSON object" in problem
+
+
+def test_ids_that_are_not_unicode_stay_apart(data: Path) -> None:
+    """Half of a character is replaced in a title, but two different ids never become one."""
+    halves = [{"user": {"id": half}, "items": [{"sku": "A"}], "at": 10} for half in ("\ud800", "\ud801")]
+    (data / "log.jsonl").write_text(_lines(*halves))
+    log = read_raw_interactions(_spec(), data)
+    assert log["user_id"].to_list() == [None, None]
+    assert log["problem"].to_list() == [
+        f'wrong_type: user.id is "\\u{code}", expected valid Unicode' for code in ("d800", "d801")
+    ]
+    (data / "items.ndjson.gz").write_bytes(gzip.compress(_lines({"sku": "A", "name": "Ball \ud83d"}).encode()))
+    assert read_raw_items(_spec(), data).select("title", "problem").rows() == [("Ball ?", None)]

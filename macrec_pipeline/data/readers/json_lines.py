@@ -127,9 +127,12 @@ class JsonFields:
                 return None
         return value
 
-    def single_text(self, path: str) -> str | None:
-        """Return a text, a number or a truth value as text."""
+    def single_text(self, path: str, *, is_id: bool = False) -> str | None:
+        """Return a text, a number or a truth value as text. In an id, no character may be replaced."""
         value = self.value(path)
+        if is_id and isinstance(value, str) and not _is_unicode(value):
+            self._report(path, value, "valid Unicode")
+            return None
         if isinstance(value, dict | list):
             self._report(path, value, "a single value")
             return None

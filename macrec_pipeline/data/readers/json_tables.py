@@ -4,7 +4,7 @@ A column is the name of a field, or a path with dots to a nested field: `item.id
 element of a list. A field whose own name contains the dots takes precedence.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -47,6 +47,7 @@ def json_table_parts(
     columns: Sequence[str | int],
     lists: Mapping[str | int, str | None],
     *,
+    ids: Collection[str | int] = (),
     block_bytes: int = BLOCK_BYTES,
     encoding: str = _UTF_8,
 ) -> Iterator[JsonTable]:
@@ -57,6 +58,7 @@ def json_table_parts(
         file: its path below the data folder.
         columns: fields that hold one value; a list or an object is a problem of the row.
         lists: fields that may hold a list, with the text at which a single text is split; None: it is not split.
+        ids: those of `columns` that are ids; a text that is not valid Unicode is a problem of the row.
         block_bytes: number of unpacked bytes to read at once.
         encoding: the encoding of the file.
 
@@ -67,7 +69,7 @@ def json_table_parts(
     scalars = [_field_name(column, file) for column in dict.fromkeys(columns) if column not in lists]
     separators = {_field_name(column, file): separator for column, separator in lists.items()}
     schema: dict[str, Any] = dict.fromkeys(scalars, pl.String) | dict.fromkeys(separators, pl.List(pl.String))
-    parse = partial(_cells, scalars=scalars, separators=separators)
+    parse = partial(_cells, scalars=scalars, separators=separators, ids=frozenset(ids))
     for table in json_line_tables(
         path, file, parse, schema, block_bytes=block_bytes, encoding=_other_encoding(encoding)
     ):
@@ -122,9 +124,11 @@ def _remedy(start: bytes) -> str:
     return ""
 
 
-def _cells(fields: JsonFields, *, scalars: Sequence[str], separators: Mapping[str, str | None]) -> Cells:
+def _cells(
+    fields: JsonFields, *, scalars: Sequence[str], separators: Mapping[str, str | None], ids: Collection[str | int]
+) -> Cells:
     return (
-        *(fields.single_text(name) for name in scalars),
+        *(fields.single_text(name, is_id=name in ids) for name in scalars),
         *(fields.several_texts(name, separator) for name, separator in separators.items()),
     )
 

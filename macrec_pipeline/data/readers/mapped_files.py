@@ -79,6 +79,7 @@ def table_parts(
                 each.file,
                 fields,
                 _lists(each, fields),
+                ids=[ref for ref, meaning in _meanings(each) if meaning == "id"],
                 block_bytes=block_bytes,
                 encoding=each.encoding,
             )

@@ -21,6 +21,7 @@ from macrec_pipeline.data.readers.column_parsing import (
 )
 from macrec_pipeline.data.readers.html_text import plain_text_cells
 from macrec_pipeline.data.readers.image_files import existing_images, tried_images
+from macrec_pipeline.data.readers.items_of_log import items_of_log
 from macrec_pipeline.data.readers.reader import Reader, SourceSample, raw_table
 from macrec_pipeline.data.readers.row_splitting import OVERFLOW
 from macrec_pipeline.data.readers.text_files import (
@@ -95,7 +96,7 @@ class RecboleReader(Reader):
             SchemaError: a header is not that of an atomic file, or a field is missing.
         """
         if self._item_file() is None:
-            return self._items_of_log()
+            return items_of_log(self.interaction_parts(), self._find("inter")[1])
         path, file = self._find("item")
         fields = _fields(path, file)
         for name in self._item_fields():
@@ -155,13 +156,6 @@ class RecboleReader(Reader):
         if source.image is not None:
             columns.append(existing_images(item_ids, source.image, self.data_dir).alias("image_path"))
         return raw_table(RAW_ITEMS, cells.select(*columns, "problem"), file=part.file, first_row=first_row)
-
-    def _items_of_log(self) -> pl.DataFrame:
-        empty = RAW_INTERACTIONS.empty().select("item_id", "source_row")
-        seen = [part.select("item_id", "source_row").drop_nulls() for part in self.interaction_parts()]
-        rows = pl.concat([empty, *seen]).unique("item_id", keep="first", maintain_order=True)
-        columns = rows.select("item_id", "source_row", pl.col("item_id").alias("title"))
-        return raw_table(RAW_ITEMS, columns, file=self._find("inter")[1])
 
     def _item_fields(self) -> list[str]:
         source = self.source

@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from macrec_pipeline.data.readers.column_checks import LostCells
+from macrec_pipeline.data.readers.items_of_log import items_of_log
 from macrec_pipeline.data.readers.mapped_files import files_of
 from macrec_pipeline.data.readers.reader import Reader, SourceSample, raw_table
 from macrec_pipeline.data.readers.sequence_times import made_up_times
@@ -29,7 +30,7 @@ from macrec_pipeline.data.readers.tables import (
 from macrec_pipeline.data.readers.text_files import LineBlock, line_blocks, require_file_or_gz
 from macrec_pipeline.datasets import SequencesSource
 from macrec_pipeline.errors import MissingFileError, SchemaError
-from macrec_pipeline.schemas import RAW_INTERACTIONS, RAW_ITEMS
+from macrec_pipeline.schemas import RAW_INTERACTIONS
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,7 @@ class SequencesReader(Reader):
         """
         if self.source.items is not None:
             return read_items(self.source.items, self.data_dir, self._lost)
-        seen = [part.select("item_id", "source_row").drop_nulls() for part in self.interaction_parts()]
-        empty = RAW_INTERACTIONS.empty().select("item_id", "source_row")
-        rows = pl.concat([empty, *seen]).unique("item_id", keep="first", maintain_order=True)
-        columns = rows.select("item_id", "source_row", pl.col("item_id").alias("title"))
-        return raw_table(RAW_ITEMS, columns, file=self._find()[1])
+        return items_of_log(self.interaction_parts(), self._find()[1])
 
     def lost_cells(self) -> list[LostCells]:
         """Return which cells of the catalogue the last complete reading turned into missing values, per column."""
