@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import Body, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from macrec_pipeline.errors import TrackingError
 from macrec_pipeline.serving.batching import Answered, Batcher, QueueFullError
 from macrec_pipeline.serving.champion import Champion
+from macrec_pipeline.serving.docs_page import CONTENT_POLICY, docs_page
 from macrec_pipeline.serving.metrics import ServiceMetrics
 from macrec_pipeline.serving.model_process import INVOCATIONS, RECOMMEND, SIMILAR, Message
 from macrec_pipeline.serving.settings import ServiceSettings
@@ -128,6 +129,17 @@ _EXAMPLES = {
     "new user": {"summary": "A user without a history", "value": {"history": [], "k": 3}},
 }
 
+_INVOCATIONS_EXAMPLES = {
+    "two users": {
+        "summary": "Two users, and an item that nobody gets",
+        "value": {
+            "dataframe_records": [{"history": ["P0001", "P0042"]}, {"history": None}],
+            "params": {"k": 3, "rules": {"excluded": ["P0005"]}},
+        },
+    }
+}
+_INVOCATIONS_BODY = {"requestBody": {"content": {"application/json": {"examples": _INVOCATIONS_EXAMPLES}}}}
+
 
 def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
     """Build the application.
@@ -155,7 +167,13 @@ def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
                 await task
         await asyncio.to_thread(champion.close)
 
-    app = FastAPI(title="macrec_pipeline", summary="Recommendations of the champion.", lifespan=lifespan)
+    app = FastAPI(
+        title="macrec_pipeline",
+        summary="Recommendations of the champion.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from a public server
+        redoc_url=None,
+    )
 
     @app.middleware("http")
     async def observe(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -200,7 +218,7 @@ def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
         headers = {"X-Model-Version": str(answered.version)}
         return Response(response.body, response.head["status"], headers, response.head["content_type"])
 
-    @app.post("/invocations")
+    @app.post("/invocations", openapi_extra=_INVOCATIONS_BODY)
     async def invocations(request: Request) -> Response:
         """Answer a request in one of MLflow's forms, as `mlflow models serve` does."""
         return await answer(request, INVOCATIONS, await request.body())
@@ -246,6 +264,12 @@ def create_app(champion: Champion, settings: ServiceSettings) -> FastAPI:
     async def read_metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(metrics.text(champion, num_waiting=batcher.num_waiting), media_type=_METRICS_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        """Return the page that describes the API."""
+        page = docs_page(app.openapi(), base_url=str(request.base_url))
+        return HTMLResponse(page, headers={"Content-Security-Policy": CONTENT_POLICY})
 
     return app
 

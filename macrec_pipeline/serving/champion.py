@@ -77,9 +77,11 @@ class Champion:
                 return
             if self._failed_recently(wanted.version):
                 return
+            folder = self._scratch / f"version-{wanted.version}"
             try:
-                loaded = self._load(wanted, self._scratch / f"version-{wanted.version}")
+                loaded = self._load(wanted, folder)
             except (MacrecError, OSError) as error:
+                shutil.rmtree(folder, ignore_errors=True)
                 self._report(wanted.version, str(error))
                 return
             self.current, self.loaded_at, self.failure = loaded, time.time(), None

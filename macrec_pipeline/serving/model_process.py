@@ -262,7 +262,8 @@ class BatchModel:
         try:
             # Without a content type, MLflow's server fails with status 500. JSON is what such a client means.
             content_type = message.head.get("content_type") or _JSON
-            result = invocations(message.body, content_type, called, self._schema)  # type: ignore[no-untyped-call]
+            body = _without_null_rules(message.body)
+            result = invocations(body, content_type, called, self._schema)  # type: ignore[no-untyped-call]
         except _Parsed as parsed:
             request = _Request(parsed.rows, parsed.params or {}, INVOCATIONS, called.data)
             self._check_size(request)
@@ -313,6 +314,24 @@ class _TooLargeError(Exception):
             f"The request has {found} {what}; the service accepts at most {largest} (`{setting}`). {advice}"
         )
         self.status = status
+
+
+def _without_null_rules(body: bytes) -> bytes:
+    """Leave out the parameter `rules` if it is null, which MLflow refuses for this parameter alone.
+
+    Null stands for the default of every parameter. Another body, right or wrong, is returned as it is.
+    """
+    if b'"rules"' not in body or b"null" not in body:
+        return body
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return body
+    params = content.get("params") if isinstance(content, dict) else None
+    if not isinstance(params, dict) or params.get("rules", ...) is not None:
+        return body
+    del params["rules"]
+    return json.dumps(content).encode()
 
 
 def _is_list(cell: Any) -> bool:
