@@ -92,7 +92,7 @@ class Week:
         errors: the messages of failed runs.
         rows: interactions of this week.
         sold: items in the catalogue of this week.
-        not_sold: recommended items that are not in that catalogue, counted per user.
+        not_sold: recommended items that are not in the newest catalogue that was delivered, counted per user.
         users, without_row: users of the log, and how many of them have no recommendations.
         moved_ids: items whose semantic ID differs from the last one that they had, in the table of the home or in the
             served model.
@@ -196,6 +196,8 @@ class _Simulation:
             stops += self._launch(job, seconds, errors, resume=is_killed and job == "refresh") is not None
         recommended = self._recommendations(self.home)
         sold = self.shop.sold_in(week)
+        is_delivered = week == 0 or week not in self.shop.plan.empty_weeks
+        delivered = sold if is_delivered else self.shop.sold_in(week - 1)
         ndcg, num_judged = self._judge(week, recommended)
         registration = json.loads((self.store.folder("registered_model") / "registration.json").read_text("utf-8"))
         log = self.shop.log(week)
@@ -213,7 +215,7 @@ class _Simulation:
             tuple(errors),
             rows.height,
             len(sold),
-            int((~recommended["item_ids"].explode().is_in(list(sold))).sum()),
+            int((~recommended["item_ids"].explode().is_in(list(delivered))).sum()),
             log["user_id"].n_unique(),
             len(set(log["user_id"]) - set(recommended["user_id"])),
             self._count_moved_ids(served),

@@ -131,7 +131,7 @@ def test_run_resumes_after_each_service_is_killed(finished_runs: list[dict[str, 
     assert finished_runs[-1]["status"] == "SUCCESS", stack.log("code-server")[-4000:]
     assets = [{_asset(each) for each in run["assetMaterializations"]} for run in finished_runs]
     assert len(assets[0]) >= 2
-    assert len(set().union(*assets)) == 18
+    assert len(set().union(*assets)) == 19
     steps = [step["stepKey"] for run in finished_runs for step in run["stepStats"] if step["status"] == "SUCCESS"]
     assert len(steps) == len(set(steps)) > 10
 
