@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 MANIFESTS := pyproject.toml constraints.txt
 
-.PHONY: help demo ui test test-all lint format coverage accuracy-demo bench audit lock clean
+.PHONY: help demo ui test test-all docs lint format coverage accuracy-demo bench audit lock clean
 
 help: ## List the targets
 	@echo 'make demo           Install into $(VENV), then run the whole pipeline on the built-in data set (about 7 minutes)'
@@ -25,6 +25,7 @@ help: ## List the targets
 	@echo 'make lint           Run ruff, mypy and import-linter only'
 	@echo 'make format         Let ruff reformat the code'
 	@echo 'make coverage       Run the tests of `make test` and show which lines they do not reach'
+	@echo 'make docs           Build the documentation site in build/site, with a search and without access to the network'
 	@echo 'make bench          Measure speed and memory of the heavy stages (half an hour, 8 GB of memory, 20 GB of disk)'
 	@echo 'make accuracy-demo  Train every variant and baseline on the built-in data set with three seeds (one to two hours)'
 	@echo 'make audit          Write a bill of materials and look up known vulnerabilities of the installed packages'
@@ -54,6 +55,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev ## Warnings and broken links are errors
+	$(BIN)/python docs/site/build.py build/site
 
 ui: $(VENV)/.installed-demo
 	$(BIN)/macrec ui
