@@ -25,12 +25,20 @@ LONGEST_FIRST = (
     "tests/deployment/test_end_to_end.py",
     "tests/benchmarks/test_demo_ordering.py",
     "tests/test_pipeline.py",
-    "tests/faults/test_killed_everywhere.py",
+    "tests/serving/test_service.py",
     "tests/test_drivers.py",
+    "tests/faults/test_killed_everywhere.py",
     "tests/ui/",
-    "tests/recommender/test_fit.py",
+    "tests/test_noise.py",
     "tests/test_one_route.py",
-    "tests/faults/test_at_once.py",
+    "tests/faults/test_concurrent_runs.py",
+    "tests/torchrun/",
+    "tests/recommender/test_train.py",
+    "tests/recommender/test_fitted_recommender.py",
+    "tests/data/test_cleaning_result.py",
+    "tests/data/test_row_splitting.py",
+    "tests/benchmarks/",
+    "tests/runtime/test_sharding.py",
 )
 
 

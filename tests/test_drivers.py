@@ -46,6 +46,7 @@ NEEDS_RAY = pytest.mark.skipif(
 )
 TEXTS = [f"{'A guitar string of nickel, gauge ' * (number % 4 + 1)}{number}." for number in range(40)]
 BROKEN_IMAGE = 5
+NUM_VECTORS = 30_000  # four shards of nearest codes, the last one smaller
 # A program that embeds the texts in worker processes and kills itself when two shards are finished.
 SELF_KILLING = """
 import os, signal, sys, torch
@@ -157,7 +158,7 @@ def nearest_codes(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, pro
         config=config, input_digests={"quantizer": "1"}, folder=lambda _: inputs.quantizer, progress=progress
     )
     quantize_modality = shards.sharded_quantize(cast(AssetContext, asset), fitted(), scratch, device=CPU)
-    return as_bytes(quantize_modality("text", two_modalities(50_000)[0]))
+    return as_bytes(quantize_modality("text", two_modalities(NUM_VECTORS)[0]))
 
 
 def recommendations(inputs: StageInputs, scratch: Path, driver: RuntimeConfig, progress: Progress) -> bytes:
@@ -197,6 +198,24 @@ def run_stage(inputs: StageInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return run
 
 
+@pytest.fixture(scope="module")
+def single_process_results() -> dict[str, bytes]:
+    """The bytes of the stages that have run in a single process."""
+    return {}
+
+
+@pytest.fixture
+def expected(run_stage: Callable[..., bytes], single_process_results: dict[str, bytes]) -> Callable[[str], bytes]:
+    """Return a function that gives the bytes of a stage in a single process, and runs each stage only once."""
+
+    def expect(stage: str) -> bytes:
+        if stage not in single_process_results:
+            single_process_results[stage] = run_stage(stage, "in_process", 1)
+        return single_process_results[stage]
+
+    return expect
+
+
 class KillOneWorker:
     """A `Progress` that kills one worker process when the first shard is finished."""
 
@@ -216,12 +235,16 @@ class KillOneWorker:
     [("texts", 2), ("images", 3), *(("nearest_codes", count) for count in (1, 2, 3)), ("recommendations", 2)],
 )
 def test_worker_processes_give_the_bytes_of_a_single_process(
-    stage: str, workers: int, run_stage: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    stage: str,
+    workers: int,
+    run_stage: Callable[..., bytes],
+    expected: Callable[[str], bytes],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The number of workers does not matter, and one of them is killed when the first shard is finished."""
-    expected, kill_one = run_stage(stage, "in_process", 1), KillOneWorker()
+    kill_one = KillOneWorker()
     with caplog.at_level(logging.WARNING):
-        assert run_stage(stage, "processes", workers, kill_one) == expected
+        assert run_stage(stage, "processes", workers, kill_one) == expected(stage)
     assert kill_one.killed is not None
     assert "A worker process died over shard" in caplog.text
 
@@ -230,7 +253,9 @@ def test_worker_processes_give_the_bytes_of_a_single_process(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_local_ray")
 @pytest.mark.parametrize("stage", ["images", "nearest_codes", "recommendations"])
-def test_ray_gives_the_bytes_of_a_single_process(stage: str, run_stage: Callable[..., bytes]) -> None:
+def test_ray_gives_the_bytes_of_a_single_process(
+    stage: str, run_stage: Callable[..., bytes], expected: Callable[[str], bytes]
+) -> None:
     """One of the workers of a local Ray is killed when the first shard is finished."""
     import psutil  # Ray contains a copy of it
 
@@ -244,14 +269,14 @@ def test_ray_gives_the_bytes_of_a_single_process(stage: str, run_stage: Callable
             worker.kill()
             killed.append(worker.pid)
 
-    assert run_stage(stage, "ray", 2, progress) == run_stage(stage, "in_process", 1)
+    assert run_stage(stage, "ray", 2, progress) == expected(stage)
     assert len(killed) == 1
 
 
-def test_quantizing_in_shards_gives_the_same_bytes(run_stage: Callable[..., bytes]) -> None:
+def test_quantizing_in_shards_gives_the_same_bytes(expected: Callable[[str], bytes]) -> None:
     """Nearest codes and the inputs of the last levels are those of quantizing the catalogue at once."""
-    whole = quantize(fitted().modules["text"], two_modalities(50_000)[0], device=CPU)
-    assert run_stage("nearest_codes", "in_process", 1) == as_bytes(whole)
+    whole = quantize(fitted().modules["text"], two_modalities(NUM_VECTORS)[0], device=CPU)
+    assert expected("nearest_codes") == as_bytes(whole)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ overrides:
   pseudo_labels: {num_clusters: 8}
   sasrec: {d_model: 16, max_epochs: 1}
   quantizer: {codebook_size: 8, projection_dim: 16, hidden_dims: [16], latent_dim: 8, num_epochs: 10, batch_size: 64}
-  recommender: {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_epochs: 2, batch_size: 64}
+  recommender: {d_model: 16, d_ff: 32, d_kv: 8, num_heads: 2, num_epochs: 2, batch_size: 256}
   decoding: {beam_width: 10}
   evaluation: {bootstrap_samples: 50, num_sample_users: 2}
 """

@@ -6,9 +6,9 @@ other host can be reached. Each service is the first process of a PID namespace,
 that it started, as with a container.
 
 As in the file, the services of this project's images can write to their volumes only, and the databases and their users
-are made by the file's own script. There are four differences: volumes are subfolders of a temporary folder, every
-service is root and reaches all others, PostgreSQL is the one installed on the host, and moto replaces SeaweedFS. Both
-use the ports and the secrets of the file.
+are made by the file's own script. There are five differences: volumes are subfolders of a temporary folder, every
+service is root and reaches all others, PostgreSQL is the one installed on the host, moto replaces SeaweedFS, and Dagster
+looks for dead runs more often, so that a test waits less. Both stores use the ports and the secrets of the file.
 """
 
 import json
@@ -32,6 +32,8 @@ from tests.deployment import compose_file
 PATHS = re.compile(r"(?<![\w/.])/(opt/dagster|state|datasets|data|app)\b")
 NAMES = ("postgres", "s3", "mlflow", "code-server", "webserver", "daemon", "champion")
 START_SECONDS = 240
+# How often Dagster looks for dead runs: in the file, and here.
+POLL_INTERVALS = ("poll_interval_seconds: 30", "poll_interval_seconds: 5")
 _REQUEST = """
 import sys, urllib.request
 data = sys.argv[2].encode() if len(sys.argv) > 2 else None
@@ -92,7 +94,7 @@ class Stack:
             (self.folder / "tmp" / service).mkdir(parents=True)
         shutil.copy(compose_file.ROOT / "deployment" / "probe.py", self.folder / "app")
         for config in self.compose["services"]["code-server"]["configs"]:
-            text = self.compose["configs"][config["source"]]["content"]
+            text = self.compose["configs"][config["source"]]["content"].replace(*POLL_INTERVALS)
             Path(self._inside(config["target"])).write_text(text, encoding="utf-8")
         data = self.folder / "postgres"
         data.mkdir()
@@ -188,7 +190,7 @@ class Stack:
             status = self._processes[service].poll()
             if status is not None or time.monotonic() > deadline:
                 pytest.fail(f"{service} ({status=}): {check.stdout}{check.stderr}\n{self.log(service)[-3000:]}")
-            time.sleep(3)  # some checks import Dagster, so checking more often would slow the start down
+            time.sleep(1)  # some checks import Dagster, so checking more often would slow the start down
 
     def health(self, service: str) -> "subprocess.CompletedProcess[str]":
         """Run the health check of the compose file once."""

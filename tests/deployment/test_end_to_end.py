@@ -88,12 +88,18 @@ def finished_runs(stack: Stack) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def scheduled_run(stack: Stack, finished_runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """A run that the daemon launched at the time in the data set's file, after it has ended."""
-    for _ in range(4):  # a busy machine may read the file only after that time
-        due = datetime.now(UTC).replace(second=0) + timedelta(minutes=2)
+    """A run that the daemon launched at the time in the data set's file, after it has ended.
+
+    The champion starts while the time is awaited.
+    """
+    for attempt in range(4):  # a busy machine may read the file only after that time
+        # the first minute that the restarted code server can be ready for
+        due = (datetime.now(UTC) + timedelta(seconds=40 + 60 * bool(attempt))).replace(second=0) + timedelta(minutes=1)
         schedule = f'schedule: {{cron: "{due.minute} {due.hour} * * *", job: batch_recommendations}}\n'
         (stack.folder / "datasets" / "tiny.yaml").write_text(DATASET + schedule, encoding="utf-8")
         stack.restart("code-server")
+        if not attempt:
+            stack.start("champion")
         while len(_runs(stack)) == len(finished_runs) and datetime.now(UTC) < due + timedelta(seconds=60):
             time.sleep(2)
         if len(_runs(stack)) > len(finished_runs):
@@ -102,9 +108,8 @@ def scheduled_run(stack: Stack, finished_runs: list[dict[str, Any]]) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def response(stack: Stack, finished_runs: list[dict[str, Any]]) -> Any:
+def response(stack: Stack, scheduled_run: dict[str, Any]) -> Any:
     """The served champion's recommendations for two users, one of them without a history."""
-    stack.start("champion")
     return _recommendations(stack)
 
 
