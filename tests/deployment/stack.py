@@ -8,7 +8,8 @@ that it started, as with a container.
 As in the file, the services of this project's images can write to their volumes only, and the databases and their users
 are made by the file's own script. There are five differences: volumes are subfolders of a temporary folder, every
 service is root and reaches all others, PostgreSQL is the one installed on the host, moto replaces SeaweedFS, and
-Dagster looks for dead runs more often, so that a test waits less. Both stores use the ports and the secrets of the file.
+Dagster looks for dead runs more often, so that a test waits less. Both stores use the ports and the secrets of the
+file.
 """
 
 import json
