@@ -131,7 +131,7 @@ _EXAMPLES = {
 
 _INVOCATIONS_EXAMPLES = {
     "two users": {
-        "summary": "Two users, and an item that nobody gets",
+        "summary": "Two users, and an item that no user gets",
         "value": {
             "dataframe_records": [{"history": ["P0001", "P0042"]}, {"history": None}],
             "params": {"k": 3, "rules": {"excluded": ["P0005"]}},
