@@ -35,16 +35,17 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo
 	$(BIN)/macrec run demo
 
-PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: lint ## What must pass before a commit
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow'
 
+# Slow tests often wait for the services that they start, so one worker more keeps the cores busy.
 test-all: test ## What must pass before a change lands; .ci/run calls it
-	$(PYTEST) -m slow
+	$(PYTEST) -n $$(( $(TEST_WORKERS) + 1 )) -m slow
 
 coverage: $(VENV)/.installed-dev
-	$(PYTEST) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=html
+	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=html
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # The files that take longest come first, so that no worker is left with one of them while the others have finished.
 LONGEST_FIRST = (
     "tests/deployment/test_end_to_end.py",
+    "tests/benchmarks/test_twelve_weeks.py",
     "tests/benchmarks/test_demo_ordering.py",
     "tests/test_pipeline.py",
     "tests/serving/test_service.py",

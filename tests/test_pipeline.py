@@ -307,7 +307,7 @@ def test_tables_and_models_on_s3(
 
     second = _finish(shop.start(state, "--resume"), state)
     assert second.status == 0, second.err[-3000:]
-    assert "Assets left to materialize: 6" in second.err
+    assert "Assets left to materialize: 7" in second.err
     assert f"{url}/tiny" in second.out
     remote = Run(tmp_path / "remote", 0, "", "", url=url)
     _assert_same_bytes(finished, remote)
