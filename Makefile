@@ -21,7 +21,7 @@ help: ## List the targets
 	@echo 'make demo           Install into $(VENV), then run the whole pipeline on the built-in data set (about 7 minutes)'
 	@echo 'make ui             Open the Dagster UI and the MLflow UI on this machine'
 	@echo 'make test           Lint, check types and layers, and run all tests but the slow ones (at most 8 minutes on 2 cores)'
-	@echo 'make test-all       The same, then the slow tests: deployment, kills in every stage, browser (at most 20 minutes)'
+	@echo 'make test-all       The same, then the slow tests: deployment, kills in every stage, browser, a simulated quarter (about 30 minutes)'
 	@echo 'make lint           Run ruff, mypy and import-linter only'
 	@echo 'make format         Let ruff reformat the code'
 	@echo 'make coverage       Run the tests of `make test` and show which lines they do not reach'
@@ -35,17 +35,16 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo
 	$(BIN)/macrec run demo
 
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint ## What must pass before a commit
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
-# Slow tests often wait for the services that they start, so one worker more keeps the cores busy.
 test-all: test ## What must pass before a change lands; .ci/run calls it
-	$(PYTEST) -n $$(( $(TEST_WORKERS) + 1 )) -m slow
+	$(PYTEST) -m slow
 
 coverage: $(VENV)/.installed-dev
-	$(PYTEST) -n $(TEST_WORKERS) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=html
+	$(PYTEST) -m 'not slow' --cov --cov-report=term:skip-covered --cov-report=html
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
