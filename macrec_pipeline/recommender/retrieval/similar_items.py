@@ -54,7 +54,8 @@ def cosine_similarities(vectors: np.ndarray, item: int) -> np.ndarray:
     """
     wanted = _unit_rows(vectors[item : item + 1])[0]
     starts = range(0, len(vectors), _ROWS_AT_ONCE)
-    products = [_unit_rows(vectors[start : start + _ROWS_AT_ONCE]) @ wanted for start in starts]
+    # einsum, because a matrix product of finite rows with few numbers has been seen to warn of invalid values
+    products = [np.einsum("nh,h->n", _unit_rows(vectors[start : start + _ROWS_AT_ONCE]), wanted) for start in starts]
     similarities: np.ndarray = np.concatenate(products).astype(np.float64)
     return similarities
 
