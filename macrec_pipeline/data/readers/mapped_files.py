@@ -7,6 +7,7 @@ data set states, and its parts hold the mapped columns. Nothing is interpreted h
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -259,15 +260,7 @@ def _parts_of_file(
 ) -> Iterator[SourceTable]:
     path = data_dir / mapping.file
     if not _is_parquet(mapping):
-        yield from read_delimited_parts(
-            path,
-            mapping.file,
-            separator=_separator(mapping),
-            header=mapping.header,
-            quoting=_quoting(mapping),
-            encoding=mapping.encoding,
-            block_bytes=block_bytes,
-        )
+        yield from read_delimited_parts(path, mapping.file, **_text_format(mapping), block_bytes=block_bytes)
         return
     problems = _type_problems(mapping, path)
     if problems:
@@ -288,17 +281,20 @@ def _parts_of_file(
         raise unreadable_parquet(mapping.file, error) from None
 
 
+def _text_format(mapping: TableFile) -> dict[str, Any]:
+    """Return how a delimited file is to be understood, as the functions that open one take it."""
+    return {
+        "separator": _separator(mapping),
+        "header": mapping.header,
+        "quoting": _quoting(mapping),
+        "encoding": mapping.encoding,
+    }
+
+
 def _header(path: Path, mapping: TableFile) -> tuple[tuple[str, ...] | None, int]:
     """Return the column names, None without header, and the number of columns."""
     if not _is_parquet(mapping):
-        names, num_columns, _ = read_header(
-            path,
-            mapping.file,
-            separator=_separator(mapping),
-            header=mapping.header,
-            quoting=_quoting(mapping),
-            encoding=mapping.encoding,
-        )
+        names, num_columns, _ = read_header(path, mapping.file, **_text_format(mapping))
         return names, num_columns
     columns = tuple(parquet_columns(path, mapping.file))
     return columns, len(columns)

@@ -17,6 +17,7 @@ from macrec_pipeline.defs.table_conversion import codes_by_modality, item_sequen
 from macrec_pipeline.defs.unlisted_items import evaluation_histories, unlisted_items
 from macrec_pipeline.errors import StorageError
 from macrec_pipeline.schemas import PREDICTIONS
+from macrec_pipeline.storage import vectors_of
 from macrec_pipeline.storage.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
@@ -299,6 +300,7 @@ def write_serving_bundle(
 
     items = asset.read_table("items")
     codes = codes_by_modality(asset.read_table("semantic_ids")) if codes is None else codes
+    decoding = asset.config.decoding.model_dump(mode="json") if decoding is None else decoding
     RecommenderBundle.write(
         folder,
         recommender_folder=weights,
@@ -309,8 +311,9 @@ def write_serving_bundle(
         text_codes=codes.get("text"),
         image_codes=codes.get("image"),
         codebook_size=codebook_size,
-        decoding=asset.config.decoding.model_dump(mode="json") if decoding is None else decoding,
-        embeddings=_stored_embeddings(asset, codes) if asset.config.decoding.store_embeddings else None,
+        decoding=decoding,
+        # the champion's refit keeps the champion's decoding, whatever today's settings say
+        embeddings=_stored_embeddings(asset, codes) if decoding.get("store_embeddings", False) else None,
         catalogue=items.select(
             "title", "image_path", "categories", listed=~pl.col("item_index").is_in(unlisted_items(asset).tolist())
         ).to_dicts(),
@@ -327,8 +330,7 @@ def write_serving_bundle(
 
 def _stored_embeddings(asset: AssetContext, modalities: "Iterable[str]") -> "dict[str, np.ndarray]":
     """Read the items' vectors of some modalities, float32 [N, D] each."""
-    tables = {modality: asset.read_table(f"{modality}_embeddings") for modality in modalities}
-    return {modality: table["embedding"].to_numpy() for modality, table in tables.items()}
+    return {modality: vectors_of(asset.read_table(f"{modality}_embeddings")) for modality in modalities}
 
 
 def _prediction_table(ranked: "Mapping[tuple[str, bool], list[Ranked]]", users: pl.Series) -> pl.DataFrame:
